@@ -1,0 +1,39 @@
+"""One class for each kind of mistake a user can make; every message names the value, the accepted range and the reason.
+
+All derive from `IclLabError` and from the built-in exception that fits, so `except ValueError` works as expected. What is
+known only after running (did the flow converge?) is never raised: it is a verdict, see `training.stopping`.
+"""
+
+from __future__ import annotations
+
+
+class IclLabError(Exception):
+    """Base of every error the lab raises on purpose; the command line turns it into one sentence and exit status 2."""
+
+
+class InvalidValueError(IclLabError, ValueError):
+    """A number, shape or name outside the accepted range. Remedy: the range is in the message."""
+
+
+class NotPositiveDefiniteError(InvalidValueError):
+    """A covariance that is not symmetric positive definite. Remedy: symmetrise it, or raise its smallest eigenvalue."""
+
+
+class UnsupportedProblemError(IclLabError, ValueError):
+    """A closed form was asked for outside the conditions under which it is proved. Remedy: sample instead."""
+
+
+class AssumptionError(IclLabError, ValueError):
+    """An initialisation or a setting outside a theorem's assumption, which the message names."""
+
+
+class MemoryBudgetError(IclLabError, MemoryError):
+    """A computation would need more memory than allowed; raised before anything is allocated, with both numbers."""
+
+
+class NonFiniteError(IclLabError, ValueError):
+    """A NaN or an infinity in a prompt or in weights that must be finite."""
+
+
+class PrecisionError(IclLabError, RuntimeError):
+    """The computation needs float64 and would run in a lower precision. Remedy: open `precision.float64()`."""

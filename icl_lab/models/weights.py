@@ -1,0 +1,51 @@
+"""The weights of linear self-attention, as plain immutable dataclasses in the papers' names.
+
+Conventions (tokens are rows e_j, D = token width):
+
+    e_j <- e_j + (1/rho) sum_i W_PV e_i (e_i^* W_KQ e_j)
+
+so `w_pv` maps the attended token to the update and `w_kq` scores key e_i against query e_j. Any weights class may carry a
+leading head axis on every matrix; heads add. A model of several layers takes a tuple of weights, one a layer.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Inexact
+
+from icl_lab.typing import Array
+
+
+class LSAWeights(eqx.Module):
+    """Merged parametrisation (Zhang, Frei, Bartlett, arXiv 2306.09927, eq. for LSA).
+
+    Attributes:
+      w_pv: (D, D) or (H, D, D), projection times value, W_PV = P V.
+      w_kq: (D, D) or (H, D, D), key-query, W_KQ = W_K^T W_Q.
+    """
+
+    w_pv: Inexact[Array, "*H D D"]
+    w_kq: Inexact[Array, "*H D D"]
+
+    def merged(self) -> LSAWeights:
+        """Itself."""
+        return self
+
+
+class SeparateWeights(eqx.Module):
+    """Separate parametrisation (von Oswald et al., arXiv 2212.07677): same functions, another gradient flow.
+
+    Attributes:
+      w_p: (D, v) or (H, D, v), projection.  w_v: (v, D) or (H, v, D), value.
+      w_k: (r, D) or (H, r, D), key.  w_q: (r, D) or (H, r, D), query; r is the rank of a head.
+    """
+
+    w_p: Inexact[Array, "*H D v"]
+    w_v: Inexact[Array, "*H v D"]
+    w_k: Inexact[Array, "*H r D"]
+    w_q: Inexact[Array, "*H r D"]
+
+    def merged(self) -> LSAWeights:
+        """The merged weights of the same function: W_PV = P V, W_KQ = W_K^* W_Q."""
+        return LSAWeights(w_pv=self.w_p @ self.w_v, w_kq=jnp.conj(jnp.swapaxes(self.w_k, -1, -2)) @ self.w_q)

@@ -1,0 +1,59 @@
+"""Float64 as a scope, never as a global flag.
+
+Importing icl_lab changes no JAX setting. Exact flows and claims open `float64()` round their outermost call, outside jit (a
+scope opened inside a jitted function fails) and once per thread (the scope is thread-local). Results leave the scope as
+numpy arrays, because a float64 `jax.Array` silently drops to float32 at its next arithmetic operation outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+from icl_lab.errors import PrecisionError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Scope in which JAX computes in float64 with full-precision matrix products (they are bf16 or tf32 by default on
+    TPU and recent GPUs)."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        yield
+
+
+def to_numpy(tree: T) -> T:
+    """`tree` with every jax array replaced by the numpy array of the same dtype (random keys are left alone)."""
+
+    def leaf(x):
+        is_key = isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.asarray(x) if isinstance(x, jax.Array) and not is_key else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def in_float64(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: run `function` inside `float64()` and hand its result out as numpy."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with float64():
+            return to_numpy(function(*args, **kwargs))
+
+    return wrapped
+
+
+def require_float64(dtype: np.dtype | type, purpose: str) -> None:
+    """Raise `PrecisionError` unless `dtype` is float64 or complex128; `purpose` says in a clause what needs it."""
+    if np.dtype(dtype) not in (np.dtype(np.float64), np.dtype(np.complex128)):
+        raise PrecisionError(
+            f"{purpose} needs float64, but the computation is in {np.dtype(dtype)}; open `icl_lab.precision.float64()` "
+            "round the call and pass float64 weights."
+        )

@@ -1,0 +1,90 @@
+"""`Prompt`: one in-context problem, the only thing that estimators and models see of a task."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Inexact
+
+from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.typing import Array, Key
+
+
+class Prompt(eqx.Module):
+    """N labelled examples, a query, and what should be answered.
+
+    Library functions take one prompt; `jax.vmap` adds the batch. Tokens and examples are rows.
+
+    Attributes:
+      inputs: (N, d) covariates. AR(p): lag windows in time order, oldest first. x_{t+1} = W x_t: x_1 .. x_N.
+      labels: (N, k) responses. Sequences: the value that follows each input.
+      query: (d,) the input whose label is asked for.
+      target: (k,) the answer the loss compares with: the *noiseless* response for regression tasks (query noise adds
+        a constant to every risk and variance to every estimate), the actual next value for sequences.
+      latent: the task parameter that generated the prompt (task vector, AR coefficients, W, ...).
+    """
+
+    inputs: Inexact[Array, "N d"]
+    labels: Inexact[Array, "N k"]
+    query: Inexact[Array, "d"]
+    target: Inexact[Array, "k"]
+    latent: Any = None
+
+
+class Task(eqx.Module):
+    """A law of prompts. Subclasses are immutable pytrees: arrays are leaves, sizes are static.
+
+    `sample` is a pure function of a key and safe under `jit` and `vmap`.
+    """
+
+    dim: eqx.AbstractVar[int]
+    label_dim: eqx.AbstractVar[int]
+    context_length: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def sample(self, key: Key) -> Prompt:
+        """One prompt."""
+
+    def sample_batch(self, key: Key, count: int) -> Prompt:
+        """`count` independent prompts, stacked along a new first axis; the first prompts do not depend on `count`."""
+        return jax.vmap(self.sample)(jax.random.split(key, count))
+
+
+def check_finite(prompt: Prompt) -> None:
+    """Raise `NonFiniteError` if a prompt (or a batch of prompts) holds a NaN or an infinity; says where and how many."""
+    for name in ("inputs", "labels", "query", "target"):
+        bad = int(np.sum(~np.isfinite(np.asarray(getattr(prompt, name)))))
+        if bad:
+            raise NonFiniteError(
+                f"`prompt.{name}` holds {bad} NaN or infinite value(s); every entry of a prompt must be finite. "
+                "Check the task's covariance and noise, or the stability of its recursion."
+            )
+
+
+def check_count(value: int, name: str, minimum: int, reason: str) -> None:
+    """Raise `InvalidValueError` unless the integer `value` is at least `minimum`; `reason` says why in a clause."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise InvalidValueError(f"`{name}` must be an integer >= {minimum}; got {value!r}. {reason}")
+
+
+def check_nonnegative(value: Any, name: str) -> None:
+    """Raise `InvalidValueError` unless the concrete scalar `value` is finite and >= 0; traced values are not checked."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not (np.isfinite(value) and value >= 0):
+        raise InvalidValueError(f"`{name}` must be a finite number >= 0; got {value!r}.")
+
+
+def as_float64(x: Any) -> Any:
+    """`x` as a float64 numpy array, or unchanged if it is a jax array (traced or not): the converter of array fields."""
+    return x if isinstance(x, jax.Array) else np.asarray(x, dtype=np.float64)
+
+
+def as_default_float(x: Any) -> Array:
+    """`x` as a jax array of the default float type of the scope in force (float64 inside `precision.float64()`)."""
+    return jnp.asarray(x, dtype=jnp.result_type(float))

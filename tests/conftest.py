@@ -1,0 +1,40 @@
+"""Settings every test shares: strict dtypes and ranks, float64 inside a scope (as the library's users do), no windows."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from icl_lab import precision
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Compilation trips hypothesis's default deadline; the seed is fixed so that a red test can be run again.
+hypothesis.settings.register_profile("icl_lab", deadline=None, derandomize=True, max_examples=20)
+hypothesis.settings.load_profile("icl_lab")
+
+
+@pytest.fixture(autouse=True)
+def _float64_scope(request):
+    """Every test runs in the float64 scope, except those marked `default_precision`."""
+    if request.node.get_closest_marker("default_precision"):
+        yield
+    else:
+        with precision.float64():
+            yield
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
