@@ -1,0 +1,99 @@
+"""Linear self-attention: one layer adds to token e_j
+
+    (1/rho) sum_i W_PV e_i (e_i^* W_KQ e_j),   summed over heads, i over the tokens that j attends to.
+
+Because the sum over i is a D x D matrix, the Gram G = (1/rho) sum_i e_i e_i^*, a layer costs O(T D^2) time and the answer to
+one query O(D^2) memory beside its tokens: no array with two token axes exists. Causal layers carry the Gram of the prefix.
+
+The normaliser, in the papers' own versions:
+
+    paper                                      rho                     query in the sum   answer
+    Zhang, Frei, Bartlett   arXiv 2306.09927   N, though N+1 are summed  yes               + label slot
+    von Oswald et al.       arXiv 2212.07677   N (P holds eta/N)         no                - label slot
+    Mahankali et al.        arXiv 2307.03576   1                         no                + label slot
+    Zheng et al.            arXiv 2405.16845   t - 1 at position t       yes, causal       + first block
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Inexact
+
+from icl_lab.errors import InvalidValueError
+from icl_lab.models.attention import SelfAttention
+from icl_lab.models.weights import LSAWeights
+from icl_lab.typing import Array
+
+Normaliser = Literal["context_length", "none"]
+
+
+class LinearSelfAttention(SelfAttention):
+    """Linear self-attention, as a static description that is applied to weights.
+
+    Attributes:
+      query_in_sum: whether a token may attend to the query token (causal: to itself).
+      normaliser: "context_length", rho = T - 1, the number of tokens before the query (causal: max(t - 1, 1) at
+        position t = 1, 2, ...; with tokens of two slots an example, "interleaved", T - 1 is twice the number of
+        examples), or "none", rho = 1.
+      causal: token t attends to the tokens up to t only.
+      loops: how often the same weights are applied.
+      readout_sign: 1 or -1, multiplies the label block that is read.
+      embedding: name of the map from prompt to tokens, see `tasks.embeddings`.
+    """
+
+    query_in_sum: bool = eqx.field(static=True, default=True)
+    normaliser: Normaliser = eqx.field(static=True, default="context_length")
+    causal: bool = eqx.field(static=True, default=False)
+    loops: int = eqx.field(static=True, default=1)
+    readout_sign: float = eqx.field(static=True, default=1.0)
+    embedding: str = eqx.field(static=True, default="merged")
+
+    def __check_init__(self):
+        if self.normaliser not in get_args(Normaliser):
+            raise InvalidValueError(f"`normaliser` must be one of {get_args(Normaliser)}; got {self.normaliser!r}.")
+
+    def rho(self, token_count: int) -> int:
+        """The normaliser of the query token among `token_count` tokens; never below 1."""
+        return max(token_count - 1, 1) if self.normaliser == "context_length" else 1
+
+    def gram(self, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "D D"]:
+        """The Gram matrix that the query token sees, (1/rho) sum_i e_i e_i^* over the tokens it attends to.
+
+        One layer answers readout_sign * (label block of q + W_PV G W_KQ q), q the query token.
+
+        Args:
+          tokens: (T, D), the query token last.
+
+        Returns:
+          (D, D), Hermitian positive semidefinite.
+        """
+        attended = tokens if self.query_in_sum else tokens[:-1]
+        return attended.T @ jnp.conj(attended) / self.rho(tokens.shape[0])
+
+    def query_update(self, weights: LSAWeights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "D"]:
+        """W_PV G W_KQ q, summed over heads: O(T D^2) time, O(D^2) memory."""
+        keyed = jnp.einsum("hbc,c->hb", weights.w_kq, tokens[-1])
+        return jnp.einsum("hab,hb->a", weights.w_pv, keyed @ self.gram(tokens).T)
+
+    def updates(self, weights: LSAWeights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T D"]:
+        """W_PV G W_KQ e_j for every token e_j, summed over heads; the causal G is that of the prefix."""
+        keyed = jnp.einsum("hbc,tc->thb", weights.w_kq, tokens)
+        seen = self._causal_mix(keyed, tokens) if self.causal else keyed @ self.gram(tokens).T
+        return jnp.einsum("hab,thb->ta", weights.w_pv, seen)
+
+    def _causal_mix(self, keyed: Inexact[Array, "T H D"], tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T H D"]:
+        """G_t applied to the vectors of position t, G_t the normalised Gram of the tokens before (and at) t."""
+
+        def step(before, inputs):
+            token, vectors = inputs
+            through = before + jnp.outer(token, jnp.conj(token))
+            return through, vectors @ (through if self.query_in_sum else before).T
+
+        count, width = tokens.shape
+        _, mixed = jax.lax.scan(step, jnp.zeros((width, width), tokens.dtype), (tokens, keyed))
+        rho = jnp.asarray([self.rho(t + 1) for t in range(count)], dtype=tokens.dtype)
+        return mixed / rho[:, None, None]
