@@ -45,7 +45,7 @@ class SelfAttention(eqx.Module):
         check_count(self.loops, "loops", 1, "The weights are applied that many times.")
         if self.readout_sign not in (1.0, -1.0):
             raise InvalidValueError(
-                f"`readout_sign` must be 1 or -1; got {self.readout_sign!r}. A scale belongs to the weights."
+                f"`readout_sign` must be 1 or -1; got {self.readout_sign!r}. A scale belongs in the weights."
             )
         _embedding(self.embedding)
 
@@ -138,8 +138,8 @@ def _prepare(weights: Weights, tokens: Array) -> tuple[tuple[LSAWeights, ...], A
         for name, matrix in (("w_pv", layer.w_pv), ("w_kq", layer.w_kq)):
             if matrix.ndim not in (2, 3) or matrix.shape[-2:] != (width, width):
                 raise InvalidValueError(
-                    f"`{name}` of layer {number} must be ({width}, {width}), with an optional head axis first, because the "
-                    f"tokens are {width} wide; got shape {tuple(matrix.shape)}."
+                    f"`{name}` of layer {number} must be ({width}, {width}), with an optional head axis first, because "
+                    f"the tokens are {width} wide; got shape {tuple(matrix.shape)}."
                 )
     # Real prompts meet complex weights, and float32 weights float64 prompts: that promotion is meant.
     with jax.numpy_dtype_promotion("standard"):

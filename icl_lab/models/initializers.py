@@ -1,15 +1,14 @@
 """Starts of training: the theorems' structured ones and Gaussian ones, and what gradient flow conserves from each.
 
-All are float64 numpy arrays. Gradient flow on *any* loss that is a function of a linear-attention layer's output conserves,
-layer by layer (G_ab for heads a, b; a single head is the 1 x 1 case):
+All are float64 numpy arrays. Gradient flow on *any* loss that is a function of a linear-attention layer's output
+conserves, layer by layer (a, b number heads; a single head is the 1 x 1 case):
 
     merged     <W_PV^a, W_PV^b> - <W_KQ^a, W_KQ^b>                        an H x H matrix
     separate   W_K W_K^T - W_Q W_Q^T  and  W_P^T W_P - W_V W_V^T          a head each
                ||W_P||^2 - ||W_K||^2                                      a head each (Frobenius norms)
 
-because the layer only depends on sum_h W_PV^h (x) W_KQ^h, on W_K^T W_Q and on W_P W_V. Softmax attention keeps the second
-line only. Discrete gradient descent conserves none of them. With `normaliser="context_length"` the scales are those of
-the papers; nothing is divided by the token width.
+because the layer depends only on sum_h W_PV^h (x) W_KQ^h, and that on W_K^T W_Q and W_P W_V. Softmax attention keeps
+the second line only, and discrete gradient descent none of them exactly. No scale is divided by the token width.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def zhang(dim: int, scale: float, theta: Float[Array, "d d"] | None = None) -> L
     check_count(dim, "dim", 1, "It is the number of input coordinates.")
     if not (np.isfinite(scale) and scale > 0):
         raise AssumptionError(
-            f"`scale` must be > 0; got {scale!r}. Assumption 3.3 of arXiv 2306.09927 needs it: zero weights are a saddle."
+            f"`scale` must be > 0; got {scale!r}. Assumption 3.3 of arXiv 2306.09927 asks it: zero weights are a saddle."
         )
     product = np.eye(dim) if theta is None else _outer_square(theta, dim)
     w_pv, w_kq = np.zeros((dim + 1, dim + 1)), np.zeros((dim + 1, dim + 1))
@@ -152,8 +151,8 @@ def balanced(weights: LSAWeights, rank: int | None = None, value_rank: int | Non
     r"""The balanced separate weights of the same function as `weights`, from singular value decompositions.
 
     With W_KQ = L S R^T: W_K = S^{1/2} L^T and W_Q = S^{1/2} R^T, and likewise W_P, W_V from W_PV, so that gradient flow
-    conserves W_K W_K^T - W_Q W_Q^T = 0 and W_P^T W_P - W_V W_V^T = 0. `balanced(zhang(d, scale))` is the structured start
-    of the separate parametrisation.
+    conserves W_K W_K^T - W_Q W_Q^T = 0 and W_P^T W_P - W_V W_V^T = 0. `balanced(zhang(d, scale))` is the structured
+    start of the separate parametrisation.
 
     Args:
       weights: merged weights, (D, D) or (H, D, D), real.
@@ -174,10 +173,11 @@ def balanced(weights: LSAWeights, rank: int | None = None, value_rank: int | Non
 def _balanced_factors(matrix: Array, rank: int | None, name: str) -> tuple[np.ndarray, np.ndarray]:
     left, values, right = np.linalg.svd(np.asarray(matrix, dtype=np.float64))
     needed = int(np.max(np.sum(values > 1e-12 * np.max(values, axis=-1, keepdims=True), axis=-1)))
-    rank = values.shape[-1] if rank is None else rank
-    if not needed <= rank <= values.shape[-1]:
+    width = int(values.shape[-1])
+    rank = width if rank is None else rank
+    if not needed <= rank <= width:
         raise InvalidValueError(
-            f"`{name}` must be between {needed}, the rank of the matrix it factors, and {values.shape[-1]}; got {rank}."
+            f"`{name}` must be between {needed}, the rank of the matrix it factors, and {width}; got {rank}."
         )
     root = np.sqrt(values[..., :rank])
     return left[..., :rank] * root[..., None, :], root[..., None] * right[..., :rank, :]
@@ -187,9 +187,7 @@ def _check_gaussian(token_dim: int, scale: float, heads: int | None) -> tuple[in
     """Raise on a bad argument; the head axis as a shape."""
     check_count(token_dim, "token_dim", 1, "It is the width of a token.")
     if not (np.isfinite(scale) and scale > 0):
-        raise InvalidValueError(
-            f"`scale` must be a finite number > 0; got {scale!r}. Zero weights are a saddle and stay there."
-        )
+        raise InvalidValueError(f"`scale` must be a finite number > 0; got {scale!r}. Zero weights are a saddle.")
     if heads is None:
         return ()
     check_count(heads, "heads", 1, "It is the number of heads.")

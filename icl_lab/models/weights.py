@@ -4,8 +4,8 @@ Conventions (tokens are rows e_j, D = token width):
 
     e_j <- e_j + (1/rho) sum_i W_PV e_i (e_i^* W_KQ e_j)
 
-so `w_pv` maps the attended token to the update and `w_kq` scores key e_i against query e_j. Any weights class may carry a
-leading head axis on every matrix; heads add. A model of several layers takes a tuple of weights, one a layer.
+so `w_pv` maps the attended token to the update and `w_kq` scores key e_i against query e_j. Any weights class may carry
+a leading head axis on every matrix; heads add. A model of several layers takes a tuple of weights, one a layer.
 """
 
 from __future__ import annotations
