@@ -1,0 +1,201 @@
+"""`icl-lab`: the command line. Exit status 0, 1 (a claim failed, a run failed or did not converge), 2 (misuse).
+
+Every verb imports what it needs when it is called, so that `icl-lab --help` answers without loading JAX. A mistake of the user
+(an `IclLabError`, or a configuration that Hydra refuses) is one sentence on stderr, not a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import icl_lab
+from icl_lab.errors import IclLabError, InvalidValueError
+
+MISUSE = 2
+
+_RUN_HELP = "one training run, compared with theory; `run -m key=a,b,c` is a sweep (arguments: key=value, see `run --help`)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+      argv: arguments after the program's name; None takes those of the process.
+
+    Returns:
+      The exit status.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["run"]:
+            return _run(arguments[1:])
+        options = _parser().parse_args(arguments)
+        return options.command(options)
+    except IclLabError as error:
+        return _misuse(str(error))
+    except KeyboardInterrupt:
+        print("icl-lab: interrupted; no unfinished run was kept.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `icl-lab claims | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="icl-lab", description="The theory lab for in-context learning.")
+    parser.add_argument("--version", action="version", version=f"icl-lab {icl_lab.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verbs.add_parser("run", help=_RUN_HELP, add_help=False)
+
+    claims = verbs.add_parser("claims", help="list the executable theorems: id, paper, statement, parameters")
+    claims.add_argument("--json", action="store_true", help="as JSON on stdout")
+    claims.set_defaults(command=_claims)
+
+    verify = verbs.add_parser("verify", help="run claims and print every check, measured beside expected")
+    verify.add_argument("patterns", nargs="*", metavar="ID", help="claim ids or globs (default: all)")
+    verify.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="override a parameter; YAML syntax, may be repeated"
+    )
+    verify.add_argument("--json", metavar="PATH", help="write the results as JSON; - is stdout")
+    verify.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
+    verify.set_defaults(command=_verify)
+
+    table = verbs.add_parser("table", help="many run folders as one table")
+    table.add_argument("root", type=Path, metavar="RUN_ROOT")
+    table.add_argument("-o", "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.parquet (default: a summary here)")
+    table.set_defaults(command=_table)
+
+    doctor = verbs.add_parser("doctor", help="versions, devices and precision that a run would use")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    from icl_lab.runs.launch import launch
+
+    return launch(arguments)
+
+
+def _claims(options: argparse.Namespace) -> int:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from icl_lab.claims import registry
+
+    claims = registry.listing()
+    if options.json:
+        print(json.dumps(claims, indent=2))
+        return 0
+    table = Table(title=f"{len(claims)} claims", show_lines=True)
+    for name in ("id", "paper", "statement", "parameters"):
+        table.add_column(name, overflow="fold")
+    for claim in claims:
+        parameters = ", ".join(f"{name}={entry['default']}" for name, entry in claim["parameters"].items())
+        table.add_row(claim["id"], claim["paper"], claim["statement"], parameters)
+    Console().print(table)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from icl_lab.claims import verify
+    from icl_lab.runs.progress import progress_bar
+
+    with progress_bar("verifying claims") as advance:
+        entries = verify.run(options.patterns, _settings(options.set), options.jobs, advance)
+    _write_entries(entries, options.json)
+    return 0 if verify.all_passed(entries) else 1
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`--set name=value` pairs as a dict; values in YAML syntax."""
+    import yaml
+
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise InvalidValueError(f"`--set` takes NAME=VALUE; got {pair!r}.")
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InvalidValueError(f"`--set {name}` takes a value in YAML syntax; got {value!r}.") from None
+    return settings
+
+
+def _write_entries(entries: list[dict[str, Any]], json_path: str | None) -> None:
+    """The results as JSON on stdout (and nothing else there), or as a table, with the JSON in a file if a path is given."""
+    import json
+
+    if json_path == "-":
+        print(json.dumps(entries, indent=2, allow_nan=False))
+        return
+    if json_path is not None:
+        Path(json_path).write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    _print_checks(entries)
+
+
+def _print_checks(entries: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in ("claim", "check", "measured", "expected", "error", "tolerance", "passed"):
+        table.add_column(name, overflow="fold")
+    for entry in entries:
+        for check in entry["checks"]:
+            verdict = "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
+            numbers = (_short(check[name]) for name in ("measured", "expected", "error", "tolerance"))
+            table.add_row(entry["id"], check["name"], *numbers, verdict)
+        table.add_section()
+    console = Console()
+    console.print(table)
+    for entry in entries:
+        if "reason" in entry:
+            console.print(f"[red]{entry['id']} failed:[/] {entry['reason']}", highlight=False)
+    passed = sum(entry["passed"] for entry in entries)
+    console.print(f"{passed} of {len(entries)} claims passed in {sum(entry['seconds'] for entry in entries):.1f} s")
+
+
+def _short(value: Any) -> str:
+    """A number to six digits; the first entries of a list."""
+    if isinstance(value, list):
+        return ", ".join(_short(x) for x in value[:4]) + (f", ... ({len(value)})" if len(value) > 4 else "")
+    return "not finite" if value is None else f"{value:.6g}"
+
+
+def _table(options: argparse.Namespace) -> int:
+    from icl_lab.runs import table
+
+    rows = table.collect(options.root)
+    if options.output is None:
+        table.show(rows)
+    else:
+        table.write(rows, options.output)
+        print(f"{len(rows)} runs written to {options.output}")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    import json
+
+    from icl_lab import precision
+    from icl_lab.config.paths import config_dir
+    from icl_lab.runs import provenance
+
+    with precision.float64():
+        report = provenance.describe()
+    print(json.dumps({**report, "configs": str(config_dir())}, indent=2))
+    return 0
+
+
+def _misuse(sentence: str) -> int:
+    print(f"icl-lab: {sentence}", file=sys.stderr)
+    return MISUSE

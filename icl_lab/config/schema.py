@@ -1,0 +1,246 @@
+"""The types of every configuration key; the values are in the YAML groups.
+
+One dataclass a choice (`task=sphere` has other keys than `task=autoregressive`), registered with Hydra under `schema/<group>`
+and named in the first line of each YAML file, so that an unknown key or a value of the wrong type is refused while the
+configuration is composed. Ranges (N >= 1, a positive definite covariance, ...) are checked where they are known, by the
+classes of `tasks`, `models`, `objectives` and `training`. `kind` picks the builder in `config.build` and is set by the YAML file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, Optional
+
+from omegaconf import DictConfig, OmegaConf
+
+from icl_lab.errors import InvalidValueError
+
+
+class Precision(Enum):
+    """Floating-point precision of a run."""
+
+    float64 = "float64"
+    float32 = "float32"
+
+
+# OmegaConf reads these annotations at run time; it knows Optional[X], and X | None only from later versions on.
+
+
+@dataclass
+class Task:
+    """Keys of every task."""
+
+    kind: str
+    context_length: int
+    noise_std: float
+
+
+@dataclass
+class Regression(Task):
+    """Keys of every regression task with vector inputs."""
+
+    dim: int
+
+
+@dataclass
+class GaussianRegression(Regression):
+    """Gaussian inputs; `config.covariance` says what a covariance may be. `rotate` is the seed of a random rotation of it."""
+
+    covariance: Any
+    rotate: Optional[int]  # noqa: UP045
+    task_covariance: Any
+
+
+@dataclass
+class UniformRegression(Regression):
+    """Inputs uniform on [-half_width, half_width]^d."""
+
+    half_width: float
+    task_covariance: Any
+
+
+@dataclass
+class SphereRegression(Regression):
+    """Inputs uniform on a sphere."""
+
+    radius: float
+    task_covariance: Any
+
+
+@dataclass
+class RandomDiagonalRegression(Regression):
+    """A diagonal covariance drawn for every prompt: coordinate i takes values[i][j] with probability probabilities[i][j]."""
+
+    values: list[list[float]]
+    probabilities: list[list[float]]
+
+
+@dataclass
+class ExponentialDiagonalRegression(Regression):
+    """A diagonal covariance with independent exponential entries of mean `scale`, drawn for every prompt."""
+
+    scale: float
+
+
+@dataclass
+class RotatedSpectrumRegression(Regression):
+    """A covariance with Haar eigenvectors, drawn for every prompt."""
+
+    values: Any
+    probabilities: Any
+
+
+@dataclass
+class NonlinearRegression(GaussianRegression):
+    """Responses that are a nonlinear function of the inputs."""
+
+    response: dict[str, Any]
+
+
+@dataclass
+class Autoregressive(Task):
+    """One AR(p) law with fixed coefficients."""
+
+    coefficients: list[float]
+
+
+@dataclass
+class RandomAutoregressive(Task):
+    """AR(p) with coefficients drawn for every prompt."""
+
+    order: int
+
+
+@dataclass
+class LinearDynamics(Task):
+    """x_{t+1} = W x_t with W drawn for every prompt."""
+
+    dim: int
+    law: str
+
+
+@dataclass
+class LinearAttention:
+    """Linear self-attention: its static description, its size and its parametrisation."""
+
+    kind: str
+    embedding: str
+    query_in_sum: bool
+    normaliser: str
+    causal: bool
+    layers: int
+    loops: int
+    heads: Optional[int]  # noqa: UP045
+    parametrisation: str
+    readout_sign: float
+
+
+@dataclass
+class PopulationObjective:
+    """The exact loss where it is known, else the one on sampled moments of `prompts` prompts."""
+
+    kind: str
+    prompts: int
+
+
+@dataclass
+class StreamedObjective:
+    """`batch` fresh prompts at every step."""
+
+    kind: str
+    batch: int
+
+
+@dataclass
+class Trainer:
+    """Keys of every trainer: where training starts."""
+
+    kind: str
+    init: str
+    init_scale: float
+
+
+@dataclass
+class GradientFlow(Trainer):
+    """Continuous-time training to the limit."""
+
+    weight_tolerance: float
+    max_steps: int
+
+
+@dataclass
+class Descent(Trainer):
+    """Discrete training by an optax optimiser, named as in optax."""
+
+    optimiser: str
+    learning_rate: float
+    steps: int
+
+
+@dataclass
+class Analysis:
+    """How the comparison with the estimators is made."""
+
+    prompts: int
+    context_lengths: Any
+    figures: bool
+
+
+@dataclass
+class Run:
+    """The primary configuration."""
+
+    seed: int
+    run_root: str
+    experiment: str
+    precision: Precision
+    task: Any
+    model: Any
+    objective: Any
+    trainer: Any
+    analysis: Any
+
+
+GROUPS = ("task", "model", "objective", "trainer", "analysis")
+"""The configuration groups that describe a run."""
+
+SCHEMAS: dict[str, type] = {
+    "schema/run": Run,
+    "schema/task/gaussian_regression": GaussianRegression,
+    "schema/task/uniform_regression": UniformRegression,
+    "schema/task/sphere_regression": SphereRegression,
+    "schema/task/random_diagonal_regression": RandomDiagonalRegression,
+    "schema/task/exponential_diagonal_regression": ExponentialDiagonalRegression,
+    "schema/task/rotated_spectrum_regression": RotatedSpectrumRegression,
+    "schema/task/nonlinear_regression": NonlinearRegression,
+    "schema/task/autoregressive": Autoregressive,
+    "schema/task/random_autoregressive": RandomAutoregressive,
+    "schema/task/linear_dynamics": LinearDynamics,
+    "schema/model/linear_attention": LinearAttention,
+    "schema/objective/population": PopulationObjective,
+    "schema/objective/streamed": StreamedObjective,
+    "schema/trainer/gradient_flow": GradientFlow,
+    "schema/trainer/descent": Descent,
+    "schema/analysis/analysis": Analysis,
+}
+
+
+def check_keys(config: DictConfig) -> None:
+    """Raise `InvalidValueError` for a key that no schema knows, as `+task.foo=1` would add one."""
+    for node in (config, *(config[group] for group in GROUPS)):
+        accepted = {field.name for field in fields(OmegaConf.get_type(node))}
+        unknown = sorted(set(node) - accepted)
+        if unknown:
+            path = node._get_full_key(unknown[0])
+            raise InvalidValueError(f"Unknown configuration key `{path}`; accepted here: {', '.join(sorted(accepted))}.")
+
+
+def register() -> None:
+    """Put every schema into Hydra's ConfigStore under the name the YAML files use."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for path, schema in SCHEMAS.items():
+        group, name = path.rsplit("/", 1)
+        store.store(group=group, name=name, node=schema, provider="icl_lab")

@@ -1,0 +1,114 @@
+"""`icl-lab run`: Hydra composes the configuration and calls the job once, or once for every point of a sweep.
+
+Hydra's own error report prints a traceback and exits with 1, so its errors are let through here (with the variable it reads for
+that) and turned into one sentence and exit status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from icl_lab.config import paths, schema
+from icl_lab.errors import IclLabError, InvalidValueError
+
+_RAISE = "HYDRA_FULL_ERROR"
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Run the job with Hydra's command-line arguments.
+
+    Args:
+      arguments: overrides and Hydra's options, as they follow `icl-lab run`.
+
+    Returns:
+      0; 1 if a run of this process raised or ended short of convergence; 2 if one describes no valid problem.
+
+    Raises:
+      InvalidValueError: a configuration that cannot be composed.
+    """
+    schema.register()
+    _name_plain_experiments(arguments)
+    statuses: list[int] = []
+    launcher = os.getpid()
+
+    def job(config: DictConfig) -> None:
+        from icl_lab.runs.execute import execute
+
+        try:
+            statuses.append(0 if execute(config).converged else 1)
+        except Exception as error:
+            # A launcher with processes of its own has to see the error. Here it is reported once, and a sweep goes on.
+            if os.getpid() != launcher or before_raise:
+                raise
+            statuses.append(_report(error))
+
+    before_argv, before_raise = sys.argv, os.environ.get(_RAISE)
+    sys.argv = ["icl-lab run", *arguments]
+    os.environ[_RAISE] = "1"
+    try:
+        hydra.main(config_path=str(paths.config_dir()), config_name="run", version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InvalidValueError(one_sentence(error)) from error
+    except Exception as error:
+        if before_raise:
+            raise
+        return _report(error)
+    finally:
+        sys.argv = before_argv
+        if before_raise is None:
+            del os.environ[_RAISE]
+        else:
+            os.environ[_RAISE] = before_raise
+    return max(statuses, default=0)
+
+
+def _report(error: Exception) -> int:
+    """Say on stderr why a run failed; the exit status, 2 if the user can mend it and 1 if not."""
+    if isinstance(error, IclLabError):
+        print(f"icl-lab: {error}", file=sys.stderr)
+        return 2
+    print(f"icl-lab: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+    return 1
+
+
+def one_sentence(error: Exception) -> str:
+    """What Hydra or OmegaConf has to say about a configuration, on one line, with the accepted keys or choices."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, ConfigKeyError | AttributeError) and getattr(cause, "parent_node", None) is not None:
+        accepted = ", ".join(sorted(str(key) for key in cause.parent_node))  # pyright: ignore
+        return f"unknown configuration key `{cause.full_key}`; accepted here: {accepted}."  # pyright: ignore
+    if isinstance(cause, OmegaConfBaseException):
+        key = f"`{cause.full_key}`: " if cause.full_key else ""
+        return f"{key}{str(cause).splitlines()[0]}."
+    text = str(error).split("Config search path")[0]
+    return re.sub(r"\s+", " ", re.sub(r"\n\t", ", ", text.replace(":\n\t", ": "))).strip()
+
+
+def _name_plain_experiments(arguments: Sequence[str]) -> None:
+    """Let `experiment=NAME` be a plain name for a series of runs where no overlay of that name exists.
+
+    Hydra reads it as a choice of the group, so an overlay that only sets the name is made up for it.
+    """
+    folders = [paths.config_dir() / "experiment"]
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(value) / "experiment")
+        elif flag.startswith("--config-dir="):
+            folders.append(Path(flag.partition("=")[2]) / "experiment")
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key.lstrip("+") != "experiment":
+            continue
+        for name in filter(None, value.split(",")):
+            if re.fullmatch(r"\w[\w.-]*", name) and not any((folder / f"{name}.yaml").is_file() for folder in folders):
+                ConfigStore.instance().store(group="experiment", name=name, node={"experiment": name}, package="_global_")
