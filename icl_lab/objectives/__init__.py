@@ -1,0 +1,37 @@
+"""Population losses: exact moments, sampled moments, streamed prompts, all the same kind of callable."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+
+from icl_lab.models.linear_attention import LinearSelfAttention
+from icl_lab.objectives.curvature import Curvature as Curvature
+from icl_lab.objectives.curvature import curvature as curvature
+from icl_lab.objectives.objective import Objective as Objective
+from icl_lab.objectives.population import RegressionLoss as RegressionLoss
+from icl_lab.objectives.population import StructuredLoss as StructuredLoss
+from icl_lab.objectives.population import StructuredWeights as StructuredWeights
+from icl_lab.objectives.sampled import Features as Features
+from icl_lab.objectives.sampled import SampledLoss as SampledLoss
+from icl_lab.objectives.streamed import StreamedLoss as StreamedLoss
+from icl_lab.tasks.prompt import Task
+from icl_lab.typing import Key
+
+
+def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: int = 100_000, layers: int = 1) -> Objective:
+    """The best available loss of a model on a task: exact if known, else from sampled moments, else on streamed prompts.
+
+    Args:
+      task: the law of the prompts.
+      model: the architecture.
+      key: for sampling; seed 0 if omitted.
+      prompts: how many prompts the moments are sampled from, where they are sampled.
+      layers: number of layers of the weights; more than one is no polynomial.
+    """
+    key = jax.random.key(0) if key is None else key
+    if layers == 1 and RegressionLoss.supports(task, model):
+        return RegressionLoss.build(task, model)
+    if layers == 1 and isinstance(model, LinearSelfAttention) and model.loops == 1:
+        return SampledLoss.build(task, model, key, prompts)
+    return StreamedLoss.build(task, model, key)

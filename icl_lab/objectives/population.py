@@ -1,0 +1,316 @@
+r"""The exact population loss of one layer of linear self-attention on Gaussian linear regression, O(d^3) and no sampling.
+
+The prediction is :math:`\hat y = \sum_h p_h^T (E E^T/\rho) K_h x_q` where p = (p1, p2) is the label row of W_PV and
+K = [K1; k2^T] the first d columns of W_KQ; no other entry matters. Under (w, noise) -> -(w, noise) it splits into an odd part
+:math:`x_q^T B b/\rho` with the effective preconditioner :math:`B = \sum_h p_{2h} K_{1h}^T + k_{2h} p_{1h}^T` and
+:math:`b = \sum_i y_i x_i`, and an even part uncorrelated with the target. Both second moments are Wick sums over Gaussian
+covariates, written below with matrix products only. With a random covariance of finite support the loss is the average.
+
+Here tau = tr(Lambda Omega) + s2 is the variance of a label, s2 that of its noise, rho the model's normaliser.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from icl_lab import precision
+from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.models.linear_attention import LinearSelfAttention
+from icl_lab.models.weights import LSAWeights
+from icl_lab.objectives.objective import Objective
+from icl_lab.tasks.covariates import FiniteDiagonal, Gaussian
+from icl_lab.tasks.linear import LinearRegression
+from icl_lab.tasks.prompt import Task
+from icl_lab.typing import Array, Key, Weights
+
+
+class LiveWeights(eqx.Module):
+    """The entries of H heads that one layer's prediction depends on, readout sign included."""
+
+    p1: Float[Array, "H d"]
+    p2: Float[Array, "H"]
+    k1: Float[Array, "H d d"]
+    k2: Float[Array, "H d"]
+
+    @staticmethod
+    def of(weights: Weights, readout_sign: float) -> LiveWeights:
+        """The live entries of merged or separate weights, with or without a head axis."""
+        merged = _only_layer(weights).merged()
+        w_pv = merged.w_pv if merged.w_pv.ndim == 3 else merged.w_pv[None]
+        w_kq = merged.w_kq if merged.w_kq.ndim == 3 else merged.w_kq[None]
+        last = readout_sign * w_pv[:, -1, :]
+        return LiveWeights(p1=last[:, :-1], p2=last[:, -1], k1=w_kq[:, :-1, :-1], k2=w_kq[:, -1, :-1])
+
+
+def _only_layer(weights: Weights):
+    if isinstance(weights, tuple):
+        if len(weights) != 1:
+            raise UnsupportedProblemError(
+                f"the exact loss is known for one layer; got weights of {len(weights)} layers. Use `StreamedLoss`."
+            )
+        return weights[0]
+    return weights
+
+
+def mean_squared_error(
+    live: LiveWeights,
+    covariance: Float[Array, "d d"],
+    task_covariance: Float[Array, "d d"],
+    noise_variance: Float[Array, ""],
+    context_length: float,
+    normaliser: float,
+    query_in_sum: bool,
+) -> Float[Array, ""]:
+    r"""E (yhat - w.x_q)^2 for x ~ N(0, Lambda), w ~ N(0, Omega), label noise of variance s2, any weights of H heads.
+
+    Args:
+      live: live weights.
+      covariance: (d, d), Lambda.
+      task_covariance: (d, d), Omega, positive semidefinite.
+      noise_variance: s2 >= 0 of the context labels; the query's target is noiseless.
+      context_length: N.
+      normaliser: rho, by which the attention sum is divided.
+      query_in_sum: whether the query token (x_q, 0) is among the attended tokens.
+
+    Source: derived from Wick's theorem; checked against tensor Gauss-Hermite quadrature and conditional Wishart moments.
+    """
+    n, rho = context_length, normaliser
+    lam, om = covariance, task_covariance
+    p1, p2, k1, k2 = live.p1, live.p2, live.k1, live.k2
+
+    d_mat = lam @ om @ lam
+    tau = jnp.trace(lam @ om) + noise_variance
+    m = p2 @ k2  # sum_h p2_h k2_h
+
+    # Odd part: signal against x_q' B b / rho.
+    b = jnp.einsum("h,hij->ji", p2, k1) + k2.T @ p1
+    ebb = n * (n + 1) * d_mat + n * tau * lam
+    lb = lam @ b
+    odd = jnp.trace(lam @ om) - (2 * n / rho) * jnp.sum(b * d_mat) + jnp.sum((lb @ ebb) * b) / rho**2
+
+    # Even part; L_h = Lambda p1_h, overlaps[h, g] = p1_h' Lambda p1_g, c[h, g] = K1_g' L_h.
+    lp = p1 @ lam
+    overlaps = lp @ p1.T
+    c = jnp.einsum("gij,hi->hgj", k1, lp)
+    own = jnp.einsum("hhj->j", c)  # sum_h K1_h' L_h
+    traces = jnp.einsum("hij,gij->hg", lam @ k1 @ lam, k1)  # tr(K1_h Lambda K1_g' Lambda)
+    t2 = jnp.sum((om @ d_mat) * lam.T)
+    even = n**2 * own @ lam @ own + n * jnp.einsum("hgi,ij,ghj->", c, lam, c) + n * jnp.sum(traces * overlaps)
+    label_row = n**2 * tau * lp + 2 * n * (p1 @ d_mat)
+    even += 2 * jnp.einsum("hi,hij,j->", label_row, k1, lam @ m)
+    even += n * (n + 2) * (tau**2 + 2 * t2) * (m @ lam @ m)
+    if query_in_sum:
+        ks = 0.5 * (k1 + jnp.swapaxes(k1, 1, 2))
+        beta = jnp.einsum("hij,ji->h", ks, lam)
+        kl = jnp.einsum("gij,hj->hgi", ks, lp)  # Ks_g L_h
+        own_s = jnp.einsum("hhi->hi", kl)
+        total = jnp.einsum("hhi->i", kl)
+        even += 2 * (n * own + n * tau * m) @ (beta @ lp + 2 * lam @ total)
+        traces_s = jnp.einsum("hij,gij->hg", lam @ ks @ lam, ks)
+        even += jnp.sum(overlaps * (jnp.outer(beta, beta) + 2 * traces_s))
+        even += 4 * (beta @ lp) @ total
+        # L_g' Ks_h Lambda Ks_g L_h pairs (Ks_h L_g) with (Ks_g L_h).
+        even += 4 * (total @ lam @ total + jnp.einsum("ghi,ij,hgj->", kl, lam, kl))
+    return odd + even / rho**2
+
+
+class RegressionLoss(Objective):
+    """Exact half loss of one layer of linear self-attention on Gaussian linear regression.
+
+    Attributes:
+      covariances: (S, d, d) support of the covariate covariance, S = 1 if it is fixed.
+      probabilities: (S,) of the support.
+    """
+
+    task: LinearRegression
+    model: LinearSelfAttention
+    covariances: Float[Array, "S d d"]
+    probabilities: Float[Array, "S"]
+
+    @staticmethod
+    def supports(task: Task, model: eqx.Module) -> bool:
+        """Whether the loss of this pair is known exactly."""
+        return (
+            isinstance(task, LinearRegression)
+            and isinstance(task.covariates, Gaussian | FiniteDiagonal)
+            and isinstance(model, LinearSelfAttention)
+            and model.embedding == "merged"
+            and not model.causal
+            and model.loops == 1
+        )
+
+    @staticmethod
+    def build(task: Task, model: eqx.Module) -> RegressionLoss:
+        """The exact loss.
+
+        Raises:
+          UnsupportedProblemError: not Gaussian linear regression with a fixed or finitely supported covariance, or not one
+            non-causal layer on merged tokens.
+        """
+        if not RegressionLoss.supports(task, model):
+            raise UnsupportedProblemError(
+                f"no exact loss is known for {type(model).__name__} on {type(task).__name__} in this configuration; it needs "
+                "Gaussian linear regression with a fixed or finitely supported covariance and one non-causal linear layer on "
+                "merged tokens. Use `objectives.population`, which falls back to sampling."
+            )
+        assert isinstance(task, LinearRegression) and isinstance(model, LinearSelfAttention)
+        if isinstance(task.covariates, FiniteDiagonal):
+            spectra, probabilities = task.covariates.support()
+            covariances = np.asarray(spectra)[:, :, None] * np.eye(task.dim)
+        else:
+            covariances, probabilities = task.covariance[None], np.ones(1)
+        return RegressionLoss(task, model, covariances, probabilities)
+
+    @property
+    def normaliser(self) -> float:
+        """rho of the model on prompts of the task's length."""
+        return float(self.task.context_length) if self.model.normaliser == "context_length" else 1.0
+
+    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
+        live = LiveWeights.of(weights, self.model.readout_sign)
+        dim, width = self.task.dim, live.p1.shape[-1]
+        if width != dim:
+            raise InvalidValueError(
+                f"weights act on tokens of width {width + 1}, but the task's merged tokens have width d + 1 = {dim + 1}."
+            )
+        dtype = live.p1.dtype
+
+        def given(covariance):
+            return mean_squared_error(
+                live,
+                jnp.asarray(covariance, dtype),
+                jnp.asarray(self.task.task_covariance, dtype),
+                jnp.asarray(self.task.noise_std, dtype) ** 2,
+                float(self.task.context_length),
+                self.normaliser,
+                self.model.query_in_sum,
+            )
+
+        if self.covariances.shape[0] == 1:
+            return 0.5 * given(self.covariances[0])
+        return 0.5 * jnp.asarray(self.probabilities, dtype) @ jax.vmap(given)(jnp.asarray(self.covariances, dtype))
+
+    def risk(self, weights: Weights) -> float:
+        with precision.float64():
+            return 2.0 * float(_evaluate(self, jax.tree.map(lambda w: np.asarray(w, np.float64), weights)))
+
+    def standard_error(self, weights: Weights) -> float:
+        return 0.0
+
+    @property
+    def rate_spread(self) -> float:
+        covariance = np.einsum("s,sij->ij", self.probabilities, self.covariances)
+        second = covariance_of_mean(
+            covariance,
+            np.asarray(self.task.task_covariance),
+            float(self.task.noise_std) ** 2,
+            self.task.context_length,
+        )
+        return float(np.linalg.cond(covariance) * np.linalg.cond(second))
+
+
+@eqx.filter_jit
+def _evaluate(objective: RegressionLoss, weights: Weights) -> Float[Array, ""]:
+    return objective(weights)
+
+
+def covariance_of_mean(
+    covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"], noise_variance: float, context_length: int
+) -> Float[np.ndarray, "d d"]:
+    """E[b b^T]/N^2 with b = sum_i y_i x_i: the curvature of the loss in the left index of U."""
+    d_mat = covariance @ task_covariance @ covariance
+    tau = np.trace(covariance @ task_covariance) + noise_variance
+    return (1 + 1 / context_length) * d_mat + (tau / context_length) * covariance
+
+
+class StructuredWeights(eqx.Module):
+    """Coordinates of the subspace p1 = k2 = 0 in the eigenbases that make the flow elementwise.
+
+    Attributes:
+      value: u, the bottom-right entry of W_PV.
+      key_query: (d, d), V = Q^T U P where U is the top-left block of W_KQ, Q the eigenvectors of E[b b^T], P those of Lambda.
+    """
+
+    value: Float[Array, ""]
+    key_query: Float[Array, "d d"]
+
+
+class StructuredLoss(Objective):
+    r"""The exact loss on the invariant subspace p1 = k2 = 0, O(d^2) per evaluation, for any pair of covariances.
+
+    .. math:: L = \tfrac12\Big(\operatorname{tr}\Lambda\Omega - 2u\langle V,\tilde D\rangle + u^2\sum_{ij} c_i l_j V_{ij}^2\Big)
+
+    with c and l the eigenvalues of E[b b^T]/rho^2 and Lambda. The change of coordinates is orthogonal, so gradient flow in
+    these coordinates *is* gradient flow in the weights; nothing has to commute. The Hessian is an arrow matrix.
+
+    Source: the reduced dynamics of arXiv 2306.09927, Lemma 5.2, in the general (Lambda, Omega, s2) case.
+    """
+
+    task: LinearRegression
+    model: LinearSelfAttention
+    frozen: LSAWeights
+    offset: Float[Array, ""]
+    signal: Float[Array, "d d"]
+    curvature: Float[Array, "d d"]
+    left: Float[Array, "d d"]
+    right: Float[Array, "d d"]
+    spread: float = eqx.field(static=True)
+
+    @staticmethod
+    def restrict(objective: Objective, weights: Weights) -> tuple[StructuredLoss, StructuredWeights] | None:
+        """The structured form of an exact loss and of weights, or None where the weights are not in the subspace."""
+        if not isinstance(objective, RegressionLoss) or objective.covariances.shape[0] != 1:
+            return None
+        if not isinstance(weights, LSAWeights) or weights.w_pv.ndim != 2:
+            return None
+        task, model, dim = objective.task, objective.model, objective.task.dim
+        w_pv, w_kq = np.asarray(weights.w_pv, np.float64), np.asarray(weights.w_kq, np.float64)
+        if np.any(w_pv[-1, :-1]) or np.any(w_kq[-1, :-1]):
+            return None
+        lam, om = np.asarray(task.covariance), np.asarray(task.task_covariance)
+        ratio = task.context_length / objective.normaliser
+        second = ratio**2 * covariance_of_mean(lam, om, float(task.noise_std) ** 2, task.context_length)
+        c, left = np.linalg.eigh(second)
+        values, right = np.linalg.eigh(lam)
+        signal = ratio * model.readout_sign * left.T @ (lam @ om @ lam) @ right
+        structured = StructuredLoss(
+            task=task,
+            model=model,
+            frozen=LSAWeights(w_pv, w_kq),
+            offset=np.trace(lam @ om),
+            signal=signal,
+            curvature=np.outer(c, values),
+            left=left,
+            right=right,
+            spread=objective.rate_spread,
+        )
+        start = StructuredWeights(value=w_pv[-1, -1], key_query=left.T @ w_kq[:dim, :dim] @ right)
+        return structured, start
+
+    def embed(self, structured: StructuredWeights) -> LSAWeights:
+        """The full weights at structured coordinates; entries outside the subspace keep their initial values."""
+        u = self.left @ structured.key_query @ self.right.T
+        dim = u.shape[0]
+        return LSAWeights(
+            w_pv=jnp.asarray(self.frozen.w_pv).at[-1, -1].set(structured.value),
+            w_kq=jnp.asarray(self.frozen.w_kq).at[:dim, :dim].set(u),
+        )
+
+    def __call__(self, weights: StructuredWeights, key: Key | None = None) -> Float[Array, ""]:
+        u, v = weights.value, weights.key_query
+        return 0.5 * (self.offset - 2 * u * jnp.sum(v * self.signal) + u**2 * jnp.sum(self.curvature * v**2))
+
+    def risk(self, weights: StructuredWeights) -> float:
+        with precision.float64():
+            return 2.0 * float(self(weights))
+
+    def standard_error(self, weights: StructuredWeights) -> float:
+        return 0.0
+
+    @property
+    def rate_spread(self) -> float:
+        return self.spread

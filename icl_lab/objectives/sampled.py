@@ -1,0 +1,238 @@
+r"""The population loss of one linear attention layer on any task, from sampled feature moments.
+
+One layer's prediction is linear in cubic features of the prompt, :math:`\hat y_o = \sum_f \theta_{of}\,\phi_f` with
+:math:`\phi_{ab,c} = G_{ab}\,e_c` (G the attention Gram, e the query token) and coefficients
+:math:`\theta_{o,ab,c} = W^{PV}_{oa}W^{KQ}_{bc}` (both orders added for a < b when G is symmetric). So
+v = E|y|^2, c = E[phi y*], M = E[phi phi*] are sufficient for every training run on the task. They are streamed: prompts are
+drawn in chunks inside one compiled loop, and memory is that of the moments plus one chunk whatever the number of prompts.
+Prompts fall into equal groups whose spread gives the standard error.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Inexact, Int
+
+from icl_lab import precision
+from icl_lab.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
+from icl_lab.models.linear_attention import LinearSelfAttention
+from icl_lab.objectives.objective import Objective
+from icl_lab.tasks.prompt import Task, check_count
+from icl_lab.typing import Array, Key, Weights
+
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""
+CHUNK_ELEMENTS = 2**18
+"""Feature values per chunk: a few MB, so that a chunk stays in cache between its drawing and its product."""
+
+
+class Features(eqx.Module):
+    """Which entries of the Gram and of the query token make up the features; entries that are structurally zero are left out.
+
+    Attributes:
+      rows, columns: (A,) indices a, b of the Gram entries (a <= b for real tokens, all pairs for complex ones).
+      queries: (Q,) indices c of the query token.
+      outputs: (k,) label slots of the query token.
+    """
+
+    rows: Int[np.ndarray, "A"] = eqx.field(converter=np.asarray)
+    columns: Int[np.ndarray, "A"] = eqx.field(converter=np.asarray)
+    queries: Int[np.ndarray, "Q"] = eqx.field(converter=np.asarray)
+    outputs: Int[np.ndarray, "k"] = eqx.field(converter=np.asarray)
+
+    @staticmethod
+    def of(task: Task, model: LinearSelfAttention) -> Features:
+        """The live features, found from the tokens of a few prompts: a slot that is exactly zero in all of them is dead."""
+        tokens = np.asarray(jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8)))
+        keys = tokens if model.query_in_sum else tokens[:, :-1]
+        live = np.flatnonzero(np.any(keys != 0, axis=(0, 1)))
+        first, second = np.meshgrid(live, live, indexing="ij")
+        keep = np.ones_like(first, bool) if np.iscomplexobj(tokens) else first <= second
+        return Features(
+            rows=first[keep],
+            columns=second[keep],
+            queries=np.flatnonzero(np.any(tokens[:, -1] != 0, axis=0)),
+            outputs=np.arange(tokens.shape[-1])[model.label_slots(tokens.shape[-1], task.label_dim)],
+        )
+
+    @property
+    def count(self) -> int:
+        """Number of features F."""
+        return len(self.rows) * len(self.queries)
+
+    def values(self, gram: Inexact[Array, "D D"], query: Inexact[Array, "D"]) -> Inexact[Array, "F"]:
+        """phi of one prompt."""
+        return (gram[self.rows, self.columns][:, None] * query[self.queries][None, :]).ravel()
+
+    def coefficients(self, weights: Weights) -> Inexact[Array, "k F"]:
+        """theta of merged or separate weights, heads added."""
+        merged = weights.merged()
+        w_pv = merged.w_pv if merged.w_pv.ndim == 3 else merged.w_pv[None]
+        w_kq = merged.w_kq if merged.w_kq.ndim == 3 else merged.w_kq[None]
+        left = w_pv[:, self.outputs, :]
+        right = w_kq[:, :, self.queries]
+
+        def pair(a, b):
+            return jnp.einsum("hof,hfq->ofq", left[:, :, a], right[:, b, :])
+
+        theta = pair(self.rows, self.columns)
+        if len(self.rows) and np.all(self.rows <= self.columns):
+            strict = jnp.asarray(self.rows < self.columns, theta.dtype)
+            theta = theta + strict[None, :, None] * pair(self.columns, self.rows)
+        return theta.reshape(len(self.outputs), -1)
+
+
+class SampledLoss(Objective):
+    """Half loss of one linear attention layer from sampled moments; deterministic once built, with a standard error.
+
+    Attributes:
+      gram: (g, F, F) E[phi phi^*] of each group of prompts.
+      cross: (g, F, k) E[phi y^*].
+      variance: (g,) E|y|^2.
+      prompts: number of prompts in all groups.
+    """
+
+    task: Task
+    model: LinearSelfAttention
+    features: Features
+    gram: Inexact[Array, "g F F"]
+    cross: Inexact[Array, "g F k"]
+    variance: Float[Array, "g"]
+    prompts: int = eqx.field(static=True)
+
+    @staticmethod
+    def build(
+        task: Task,
+        model: eqx.Module,
+        key: Key,
+        prompts: int = 100_000,
+        groups: int = 10,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> SampledLoss:
+        """The loss from `prompts` sampled prompts.
+
+        Args:
+          task: any task.
+          model: one linear attention layer (one loop; `causal` makes no difference to the last position's query).
+          key: random key.
+          prompts: rounded up to whole chunks in each group.
+          groups: at least 2; their spread gives the standard error.
+          memory_limit: bytes the moments may take.
+
+        Raises:
+          UnsupportedProblemError: not a single linear layer.
+          MemoryBudgetError: before allocating, with the bytes needed and allowed.
+          NonFiniteError: a sampled prompt held a NaN or an infinity.
+        """
+        if not isinstance(model, LinearSelfAttention) or model.loops != 1:
+            raise UnsupportedProblemError(
+                f"feature moments exist for one linear attention layer; got {model}. Use `StreamedLoss` for other models."
+            )
+        check_count(prompts, "prompts", 2, "A standard error needs at least two prompts.")
+        check_count(groups, "groups", 2, "The spread of the groups is the standard error.")
+        with precision.float64():
+            features = Features.of(task, model)
+            complex_factor = 1 if np.all(features.rows <= features.columns) else 2
+            needed = 8 * complex_factor * (groups + 2) * features.count**2
+            if needed > memory_limit:
+                raise MemoryBudgetError(
+                    f"the moments of {features.count} features in {groups} groups need {needed / 2**30:.3g} GiB, and "
+                    f"{memory_limit / 2**30:.3g} GiB are allowed. Use fewer groups, a smaller d (features grow as d^3), "
+                    "`objectives.StreamedLoss`, or raise `memory_limit`."
+                )
+            per_group = -(-prompts // groups)
+            chunk = max(1, min(per_group, CHUNK_ELEMENTS // features.count))
+            chunks = -(-per_group // chunk)
+            gram, cross, variance = _moments(task, model, features, jax.random.split(key, groups), chunks, chunk)
+            loss = SampledLoss(
+                task=task,
+                model=model,
+                features=features,
+                gram=np.asarray(gram),
+                cross=np.asarray(cross),
+                variance=np.asarray(variance),
+                prompts=groups * chunks * chunk,
+            )
+        if not (np.all(np.isfinite(loss.variance)) and np.all(np.isfinite(loss.cross)) and np.all(np.isfinite(loss.gram))):
+            raise NonFiniteError(
+                f"the sampled prompts of {type(task).__name__} hold NaN or infinite values; every entry must be finite. "
+                "Check the covariance, the noise, or the stability of the recursion."
+            )
+        return loss
+
+    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
+        weights = _single_layer(weights)
+        theta = self.model.readout_sign * self.features.coefficients(weights)
+        dtype = theta.dtype
+        gram, cross, variance = (jnp.mean(jnp.asarray(m), axis=0) for m in (self.gram, self.cross, self.variance))
+        return 0.5 * _quadratic(theta, gram.astype(dtype), cross.astype(dtype), variance)
+
+    def risk(self, weights: Weights) -> float:
+        return float(np.mean(self._group_risks(weights)))
+
+    def standard_error(self, weights: Weights) -> float:
+        risks = self._group_risks(weights)
+        return float(np.std(risks, ddof=1) / np.sqrt(len(risks)))
+
+    def _group_risks(self, weights: Weights) -> Float[np.ndarray, "g"]:
+        with precision.float64():
+            weights = jax.tree.map(jnp.asarray, _single_layer(weights))
+            theta = self.model.readout_sign * self.features.coefficients(weights)
+            return np.asarray(jax.vmap(_quadratic, in_axes=(None, 0, 0, 0))(theta, self.gram, self.cross, self.variance))
+
+    @property
+    def rate_spread(self) -> float:
+        # Relaxation rates scale like products of token variances; the tokens' spread to the third power bounds them.
+        diagonal = np.sort(np.abs(np.diagonal(np.mean(self.gram, axis=0))))
+        return float(diagonal[-1] / max(diagonal[0], 1e-300))
+
+
+def _single_layer(weights: Weights):
+    if isinstance(weights, tuple):
+        if len(weights) != 1:
+            raise InvalidValueError(f"feature moments describe one layer; got weights of {len(weights)} layers.")
+        return weights[0]
+    return weights
+
+
+def _quadratic(theta, gram, cross, variance):
+    """sum_o E|y_o - theta_o phi|^2."""
+    linear = jnp.sum(theta * cross.T)
+    square = jnp.sum(jnp.conj(theta) * (theta @ gram))
+    return jnp.real(variance - 2 * jnp.real(linear) + square)
+
+
+@eqx.filter_jit
+def _moments(task, model, features: Features, keys, chunks: int, chunk: int):
+    """Moments of each group, one group after another, each streamed over its chunks."""
+
+    def one(key):
+        prompt = task.sample(key)
+        tokens = model.tokens(prompt)
+        return features.values(model.gram(tokens), tokens[-1]), prompt.target
+
+    def group(key):
+        def add(sums, index):
+            phi, target = jax.vmap(one)(jax.random.split(jax.random.fold_in(key, index), chunk))
+            gram, cross, variance = sums
+            star = jnp.conj(phi)
+            return (
+                gram + phi.T @ star,
+                cross + phi.T @ jnp.conj(target),
+                variance + jnp.sum(jnp.abs(target) ** 2),
+            ), None
+
+        shapes = jax.eval_shape(jax.vmap(one), jax.random.split(key, chunk))
+        count, dtype = features.count, shapes[0].dtype
+        zeros = (
+            jnp.zeros((count, count), dtype),
+            jnp.zeros((count, shapes[1].shape[-1]), dtype),
+            jnp.zeros((), jnp.zeros((), dtype).real.dtype),
+        )
+        sums, _ = jax.lax.scan(add, zeros, jnp.arange(chunks))
+        return jax.tree.map(lambda s: s / (chunks * chunk), sums)
+
+    return jax.lax.map(group, keys)

@@ -1,0 +1,373 @@
+"""Gradient flow dW/dt = -grad L(W), integrated adaptively to its limit, with a verdict.
+
+The flow runs in segments of at most a few thousand solver steps, all by one compiled function. A segment ends early when the
+gradient falls below a tolerance; then the Newton step says how far the weights still are from a stationary point, and the
+smallest eigenvalue of the Hessian whether that is a minimum. If the weights are not yet good enough, the gradient tolerance
+is tightened and the flow goes on; at a saddle it goes on for the time an escape takes. (A steady-state test on the gradient
+alone calls the saddle at a small initialisation converged.)
+
+The clock is that of half the mean squared error, L = 1/2 E(yhat - y)^2, without any factor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time as clock
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from icl_lab import precision
+from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.objectives.curvature import DENSE_LIMIT, curvature, norm
+from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.population import StructuredLoss
+from icl_lab.training import checkpoints
+from icl_lab.training.implicit import ArrowSolver
+from icl_lab.training.progress import Report, progress_reporter
+from icl_lab.training.realify import realified
+from icl_lab.training.stopping import FALLEN_SHARE, Evidence, Verdict, judge
+from icl_lab.training.trajectory import Recorder, TrainingResult
+from icl_lab.typing import Array, Weights
+
+Solver = Literal["auto", "tsit5", "dopri8", "kvaerno5"]
+
+EXPLICIT_SPREAD = 1e3
+"""Largest ratio of relaxation rates for explicit integration: cond(Lambda) of about 10, since rates go like lambda^3."""
+SEGMENT_BYTES = 2**27
+"""Memory for the solver steps of one segment."""
+ROUNDS = 60
+POLISH_ROUNDS = 20
+
+
+def gradient_flow(
+    objective: Objective,
+    weights: Weights,
+    *,
+    times: Sequence[float] | Float[Array, "S"] | None = None,
+    stop_at_last_time: bool = False,
+    weight_tolerance: float = 1e-8,
+    solver: Solver = "auto",
+    rtol: float = 1e-10,
+    atol: float = 1e-12,
+    max_steps: int = 200_000,
+    polish: bool = False,
+    progress: bool = False,
+    checkpoint: Path | str | None = None,
+) -> TrainingResult:
+    """The path of gradient flow from `weights` and the point where it ends.
+
+    On the invariant subspace p1 = k2 = 0 of an exact regression loss the flow runs in the eigenbases of the problem, where it
+    is elementwise; the result is handed out as full weights all the same.
+
+    Args:
+      objective: any objective; it is called without a key, so streamed prompts stay one fixed set.
+      weights: initial weights, a pytree of real or complex arrays.
+      times: increasing times >= 0 at which the trajectory is saved; a few hundred solver steps otherwise.
+      stop_at_last_time: end at the last of `times` instead of integrating to the limit.
+      weight_tolerance: relative weight error, estimated by a Newton step, at which the flow has converged.
+      solver: "tsit5", "dopri8" (explicit; they keep conserved quantities best), "kvaerno5" (implicit, for stiff flows), or
+        "auto" by the spread of the objective's relaxation rates.
+      rtol, atol: tolerances of the step controller, well below `weight_tolerance`.
+      max_steps: budget of solver steps.
+      polish: also follow Newton steps from the limit to the stationary point (a second, separate result).
+      progress: show a progress line when stderr is a terminal and two seconds have passed.
+      checkpoint: .npz file to which the state is written after every segment and from which an interrupted flow goes on
+        (its trajectory then starts at the interruption); deleted once the flow has ended.
+
+    Returns:
+      The result, in numpy arrays of float64.
+
+    Raises:
+      InvalidValueError: an unknown solver, or times that do not increase from 0 on.
+      NonFiniteError: initial weights, or a loss at them, that are NaN or infinite.
+    """
+    if solver not in get_args(Solver):
+        raise InvalidValueError(f"`solver` must be one of {get_args(Solver)}; got {solver!r}.")
+    times = _checked_times(times)
+    if stop_at_last_time and times is None:
+        raise InvalidValueError("`stop_at_last_time` needs `times`; got none.")
+    started = clock.perf_counter()
+    with precision.float64(), contextlib.ExitStack() as stack:
+        report = stack.enter_context(progress_reporter(progress))
+        weights = jax.tree.map(_as_double, weights)
+        loss, state, embed = _coordinates(objective, weights)
+        method = _pick_solver(loss, state) if solver == "auto" else solver
+        flow = _Flow(loss, state, method, (rtol, atol), max_steps, report, checkpoint)
+        resumed = flow.resume()
+        if times is not None:
+            flow.visit(times)
+        if stop_at_last_time:
+            evidence = flow.evidence()
+            verdict, reason = judge(evidence, weight_tolerance, f"the last of the asked times, {flow.time:g}, was reached")
+        else:
+            verdict, reason, evidence = flow.run_to_limit(weight_tolerance)
+        polished = embed(_polish(loss, flow.state)) if polish and verdict is Verdict.CONVERGED else None
+        result = TrainingResult(
+            limit=embed(flow.state),
+            trajectory=flow.recorder.trajectory(lambda w: _loss_and_norm(loss, w), embed),
+            verdict=verdict,
+            reason=reason,
+            time=flow.time,
+            steps=flow.steps,
+            evidence=evidence,
+            polished=polished,
+            method=method,
+            seconds=clock.perf_counter() - started,
+            resumed=resumed,
+        )
+        result = precision.to_numpy(result)
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    return result
+
+
+class _Flow:
+    """The state of one integration between compiled segments."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        state: Weights,
+        solver: str,
+        tolerances: tuple[float, float],
+        max_steps: int,
+        report: Report,
+        checkpoint: Path | str | None,
+    ):
+        self.objective, self.state, self.solver, self.tolerances = objective, state, solver, tolerances
+        self.max_steps, self.report, self.checkpoint = max_steps, report, checkpoint
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(state))
+        self.segment_steps = int(np.clip(SEGMENT_BYTES // (8 * size), 64, 2048))
+        loss, gradient_norm = map(float, _loss_and_norm(objective, state))
+        if not (np.isfinite(loss) and np.isfinite(gradient_norm)):
+            raise NonFiniteError(
+                f"the loss at the initial weights is {loss} and the norm of its gradient {gradient_norm}; both must be finite. "
+                "Check the initial weights and the task's prompts for NaN."
+            )
+        self.initial_loss = loss
+        self.time, self.steps = 0.0, 0
+        # A first step that changes the weights by a thousandth; the controller takes over from there.
+        self.step_size = 1e-3 * max(norm(state), 1e-3) / max(gradient_norm, 1e-300)
+        self.stalled = False
+        self.recorder = Recorder()
+        self.recorder.add_always(0.0, state)
+
+    def resume(self) -> bool:
+        """Take up the state of an interrupted flow, if there is one."""
+        if self.checkpoint is None or not Path(self.checkpoint).exists():
+            return False
+        self.state, header = checkpoints.load(self.checkpoint, self.state)
+        self.time, self.steps = header["time"], header["steps"]
+        self.step_size, self.initial_loss = header["step_size"], header["initial_loss"]
+        self.recorder = Recorder()
+        self.recorder.add_always(self.time, self.state)
+        return True
+
+    def segment(self, end: float, stop: _Stop, record: bool) -> bool:
+        """Integrate towards time `end` for at most one segment; whether `end` or the stopping event was reached."""
+        out = precision.to_numpy(
+            _integrate(
+                self.objective,
+                self.state,
+                np.float64(self.time),
+                np.float64(end),
+                np.float64(self.step_size),
+                stop,
+                self.tolerances,
+                self.solver,
+                self.segment_steps,
+            )
+        )
+        accepted = int(out.accepted)
+        self.stalled = accepted == 0 and not bool(out.reached)
+        if record:
+            self.recorder.add(out.times[:accepted], jax.tree.map(lambda w: w[:accepted], out.path))
+        self.time, self.state = float(out.time), out.state
+        self.steps += int(out.steps)
+        if accepted > 1:
+            self.step_size = float(out.times[accepted - 1] - out.times[accepted - 2])
+        self.report(self.time, self.steps, float(out.loss), float(out.gradient_norm))
+        if self.checkpoint is not None:
+            names = ("time", "steps", "step_size", "initial_loss")
+            checkpoints.save(self.checkpoint, self.state, {name: getattr(self, name) for name in names})
+        return bool(out.reached)
+
+    @property
+    def exhausted(self) -> bool:
+        return self.stalled or self.steps >= self.max_steps
+
+    def visit(self, times: Float[np.ndarray, "S"]) -> None:
+        """Integrate to each time in turn and record the weights exactly there."""
+        never = _Stop(np.float64(-1.0), np.float64(np.inf), np.float64(-np.inf))
+        if times[0] > 0:
+            self.recorder = Recorder()
+        for time in times[times > self.time]:
+            while not self.exhausted and not self.segment(float(time), never, record=False):
+                pass
+            self.recorder.add_always(self.time, self.state)
+
+    def evidence(self) -> Evidence:
+        """Second-order facts at the current point."""
+        loss, gradient_norm = map(float, _loss_and_norm(self.objective, self.state))
+        second = curvature(self.objective, self.state)
+        weight_norm = norm(self.state)
+        return Evidence(
+            loss=loss,
+            initial_loss=self.initial_loss,
+            gradient_norm=gradient_norm,
+            weight_norm=weight_norm,
+            estimated_weight_error=norm(second.newton_step) / max(weight_norm, 1e-300),
+            smallest_curvature=float(second.smallest),
+            largest_curvature=float(second.largest),
+        )
+
+    def run_to_limit(self, weight_tolerance: float) -> tuple[Verdict, str, Evidence]:
+        """Integrate until the verdict is CONVERGED or the budget is spent."""
+        record = len(self.recorder.points) < 2
+        ceiling = np.float64(self.initial_loss - FALLEN_SHARE * abs(self.initial_loss))
+        tolerance, not_before = 1e-4 * abs(self.initial_loss), 0.0
+        for _ in range(ROUNDS):
+            stop = _Stop(np.float64(tolerance), np.float64(not_before), ceiling)
+            while not self.exhausted and not self.segment(np.inf, stop, record):
+                pass
+            evidence = self.evidence()
+            why = "the solver cannot make a step" if self.stalled else f"the budget of {self.max_steps} steps is spent"
+            verdict, reason = judge(evidence, weight_tolerance, why)
+            if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted:
+                break
+            if evidence.negative_curvature:
+                # Growing from rounding to order one along the escaping direction takes ln(1e16) / |curvature|.
+                not_before = self.time + 40.0 / abs(evidence.smallest_curvature)
+            else:
+                share = weight_tolerance / evidence.estimated_weight_error
+                tolerance = min(tolerance, evidence.gradient_norm) * min(0.3, 0.3 * share)
+        else:
+            reason += f" (after {ROUNDS} rounds of tightening)"
+        self.recorder.add_always(self.time, self.state)
+        return verdict, reason, evidence
+
+
+class _Stop(eqx.Module):
+    """Arguments of the stopping event, as arrays so that changing them does not recompile."""
+
+    gradient_tolerance: Float[Array, ""]
+    not_before: Float[Array, ""]
+    loss_ceiling: Float[Array, ""]
+
+
+class _Segment(eqx.Module):
+    """What one compiled segment returns; `path` and `times` hold `accepted` points."""
+
+    times: Float[Array, "S"]
+    path: Weights
+    accepted: Array
+    steps: Array
+    time: Array
+    state: Weights
+    loss: Array
+    gradient_norm: Array
+    reached: Array
+
+
+@eqx.filter_jit
+def _integrate(objective, state, start, end, step_size, stop, tolerances, solver: str, segment_steps: int) -> _Segment:
+    """One segment of the flow; compiled once per type of objective, shapes and solver."""
+
+    def velocity(t, y, args):
+        return jax.tree.map(jnp.negative, jax.grad(objective)(y))
+
+    def ended(t, y, args, **kwargs):
+        loss, gradient_norm = _loss_and_norm(objective, y)
+        quiet = (gradient_norm <= stop.gradient_tolerance) & (t >= stop.not_before) & (loss <= stop.loss_ceiling)
+        return quiet | ~jnp.isfinite(loss)
+
+    sol = dfx.diffeqsolve(
+        dfx.ODETerm(velocity),
+        _solver(solver, structured=isinstance(objective, StructuredLoss)),
+        start,
+        end,
+        jnp.minimum(step_size, end - start),
+        state,
+        stepsize_controller=dfx.PIDController(rtol=tolerances[0], atol=tolerances[1]),
+        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(t1=True), dfx.SubSaveAt(steps=True)]),
+        max_steps=segment_steps,
+        event=dfx.Event(ended),
+        throw=False,
+    )
+    assert sol.ts is not None and sol.ys is not None
+    last = jax.tree.map(lambda y: y[0], sol.ys[0])
+    loss, gradient_norm = _loss_and_norm(objective, last)
+    return _Segment(
+        times=sol.ts[1],
+        path=sol.ys[1],
+        accepted=sol.stats["num_accepted_steps"],
+        steps=sol.stats["num_steps"],
+        time=sol.ts[0][0],
+        state=last,
+        loss=loss,
+        gradient_norm=gradient_norm,
+        reached=sol.result != dfx.RESULTS.max_steps_reached,
+    )
+
+
+def _solver(name: str, structured: bool) -> dfx.AbstractSolver:
+    if name == "kvaerno5":
+        linear_solver = ArrowSolver() if structured else dfx.VeryChord().linear_solver
+        root_finder = dfx.with_stepsize_controller_tols(dfx.VeryChord)(linear_solver=linear_solver)
+        return dfx.Kvaerno5(root_finder=root_finder)
+    return {"tsit5": dfx.Tsit5, "dopri8": dfx.Dopri8}[name]()
+
+
+def _pick_solver(objective: Objective, state: Weights) -> str:
+    """Explicit for moderate spreads of rates, implicit for wide ones where a linear solve is affordable."""
+    affordable = isinstance(objective, StructuredLoss) or sum(np.size(w) for w in jax.tree.leaves(state)) <= DENSE_LIMIT
+    return "kvaerno5" if objective.rate_spread > EXPLICIT_SPREAD and affordable else "tsit5"
+
+
+def _coordinates(objective: Objective, weights: Weights):
+    """An isometric form of the problem in which to integrate: (objective, start, map back to weights)."""
+    restricted = StructuredLoss.restrict(objective, weights)
+    if restricted is not None:
+        structured, start = restricted
+        return structured, start, structured.embed
+    return realified(objective, weights)
+
+
+@eqx.filter_jit
+def _loss_and_norm(objective: Objective, weights: Weights):
+    loss, gradient = jax.value_and_grad(objective)(weights)
+    return loss, jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+
+
+def _polish(objective: Objective, state: Weights) -> Weights:
+    """Newton steps, least-norm along the gauge, as long as they shrink."""
+    last = np.inf
+    for _ in range(POLISH_ROUNDS):
+        step = precision.to_numpy(curvature(objective, state).newton_step)
+        size = norm(step)
+        if not size < 0.5 * last:
+            break
+        state, last = jax.tree.map(np.add, state, step), size
+    return state
+
+
+def _as_double(leaf: Array) -> np.ndarray:
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.complex128 if np.iscomplexobj(leaf) else np.float64)
+
+
+def _checked_times(times: Sequence[float] | Float[Array, "S"] | None) -> Float[np.ndarray, "S"] | None:
+    if times is None:
+        return None
+    array = np.atleast_1d(np.asarray(times, np.float64))
+    if array.ndim != 1 or not array.size or array[0] < 0 or np.any(np.diff(array) <= 0) or not np.all(np.isfinite(array)):
+        raise InvalidValueError(f"`times` must be finite and increase from 0 or later; got {times!r}.")
+    return array

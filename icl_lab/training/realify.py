@@ -1,0 +1,54 @@
+"""Complex weights as pairs of real arrays: the same flow, since dz/dt = -(dL/dRe z + i dL/dIm z), without the conjugate that
+JAX's gradient of a complex argument carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from icl_lab.objectives.objective import Objective
+from icl_lab.tasks.prompt import Task
+from icl_lab.typing import Array, Key, Weights
+
+
+class RealForm(Objective):
+    """An objective as a function of (real part, imaginary part) trees."""
+
+    complex_objective: Objective
+
+    @property
+    def task(self) -> Task:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.complex_objective.task
+
+    @property
+    def model(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.complex_objective.model
+
+    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
+        return self.complex_objective(join(weights), key)
+
+    def risk(self, weights: Weights) -> float:
+        return self.complex_objective.risk(join(weights))
+
+    def standard_error(self, weights: Weights) -> float:
+        return self.complex_objective.standard_error(join(weights))
+
+    @property
+    def rate_spread(self) -> float:
+        return self.complex_objective.rate_spread
+
+
+def join(pair: tuple[Weights, Weights]) -> Weights:
+    """The complex tree of a (real part, imaginary part) pair."""
+    return jax.tree.map(jax.lax.complex, *pair)
+
+
+def realified(objective: Objective, weights: Weights) -> tuple[Objective, Weights, Callable[[Weights], Weights]]:
+    """A form of the problem with real unknowns: itself if the weights are real, else real and imaginary parts."""
+    if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(weights)):
+        return objective, weights, lambda w: w
+    pair = jax.tree.map(lambda w: w.real.copy(), weights), jax.tree.map(lambda w: w.imag.copy(), weights)
+    return RealForm(objective), pair, lambda p: join(jax.tree.map(jnp.asarray, p))

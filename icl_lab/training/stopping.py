@@ -1,0 +1,93 @@
+"""When a flow has ended, and what to call it.
+
+A small gradient is a saddle as often as a minimum, so a flow is CONVERGED only if the loss has fallen from its start, the
+Hessian has no negative eigenvalue beyond rounding, and the Newton step (not the gradient) says that the weights are within
+the asked tolerance of a stationary point.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import equinox as eqx
+
+FALLEN_SHARE = 1e-3
+"""Share of the starting loss by which the loss must have fallen before a rest point may be called a limit."""
+
+
+class Verdict(enum.Enum):
+    """How a flow or a descent ended."""
+
+    CONVERGED = "converged"
+    PLATEAU = "plateau"
+    MAX_STEPS = "max_steps"
+    DIVERGED = "diverged"
+
+
+class Evidence(eqx.Module):
+    """What the verdict is drawn from, at the point where integration stopped.
+
+    Attributes:
+      loss, initial_loss: half losses.
+      gradient_norm: Euclidean norm of the gradient.
+      weight_norm: Euclidean norm of the weights.
+      estimated_weight_error: norm of the Newton step over `weight_norm`.
+      smallest_curvature, largest_curvature: extreme eigenvalues of the Hessian.
+    """
+
+    loss: float
+    initial_loss: float
+    gradient_norm: float
+    weight_norm: float
+    estimated_weight_error: float
+    smallest_curvature: float
+    largest_curvature: float
+
+    @property
+    def fallen(self) -> bool:
+        """Whether the loss has left its starting level."""
+        return self.loss < self.initial_loss - FALLEN_SHARE * abs(self.initial_loss)
+
+    @property
+    def negative_curvature(self) -> bool:
+        """Whether there is a direction of descent to second order.
+
+        Along a gauge direction the curvature is of order gradient/weight instead of 0, with either sign, so that much is
+        allowed; so is rounding.
+        """
+        allowed = 10 * self.gradient_norm / max(self.weight_norm, 1e-300) + 1e-9 * abs(self.largest_curvature)
+        return self.smallest_curvature < -allowed
+
+
+def judge(evidence: Evidence, weight_tolerance: float, why_stopped: str) -> tuple[Verdict, str]:
+    """The verdict and its reason in one sentence.
+
+    Args:
+      evidence: facts at the end point.
+      weight_tolerance: asked relative weight error.
+      why_stopped: clause that says what ended the integration, for the case that nothing else did.
+    """
+    e = evidence
+    if not all(map(_finite, (e.loss, e.gradient_norm, e.weight_norm))):
+        return Verdict.DIVERGED, f"the loss or the weights became non-finite (loss {e.loss:.3g})."
+    if not e.fallen:
+        return Verdict.PLATEAU, (
+            f"the loss {e.loss:.6g} has fallen by less than {FALLEN_SHARE:g} of its start {e.initial_loss:.6g}: "
+            "a rest point or plateau at the start, not a limit."
+        )
+    if e.negative_curvature:
+        return Verdict.PLATEAU, (
+            f"the Hessian has a negative eigenvalue {e.smallest_curvature:.3g} (largest {e.largest_curvature:.3g}): a saddle."
+        )
+    if e.estimated_weight_error <= weight_tolerance:
+        return Verdict.CONVERGED, (
+            f"estimated relative weight error {e.estimated_weight_error:.2g} <= {weight_tolerance:.2g}, loss fallen from "
+            f"{e.initial_loss:.6g} to {e.loss:.6g}, smallest curvature {e.smallest_curvature:.2g}."
+        )
+    return Verdict.MAX_STEPS, (
+        f"{why_stopped} at estimated relative weight error {e.estimated_weight_error:.2g} > {weight_tolerance:.2g}."
+    )
+
+
+def _finite(x: float) -> bool:
+    return x == x and abs(x) != float("inf")

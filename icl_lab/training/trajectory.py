@@ -1,0 +1,112 @@
+"""Results of training as values: the path of the weights, where it ended, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from icl_lab.training.stopping import Evidence, Verdict
+from icl_lab.typing import Array, Weights
+
+MAX_POINTS = 256
+
+
+class Trajectory(eqx.Module):
+    """Weights along training.
+
+    Attributes:
+      times: (S,) flow times (or step numbers of a descent), increasing, the start included.
+      weights: pytree of weights with a leading axis S.
+      losses: (S,) half losses.
+      gradient_norms: (S,) Euclidean norms of the gradient.
+    """
+
+    times: Float[Array, "S"]
+    weights: Weights
+    losses: Float[Array, "S"]
+    gradient_norms: Float[Array, "S"]
+
+    def at(self, index: int) -> Weights:
+        """The weights at one saved time."""
+        return jax.tree.map(lambda w: w[index], self.weights)
+
+
+class TrainingResult(eqx.Module):
+    """What gradient flow or descent returns.
+
+    Attributes:
+      limit: the weights where the solver stopped; theory is compared with these.
+      trajectory: the path to them.
+      verdict, reason: how and why training ended.
+      time: flow time at the end (number of steps for a descent).
+      steps: solver steps (accepted and rejected) or optimiser steps.
+      evidence: the facts behind the verdict.
+      polished: the stationary point that Newton steps reach from the limit, or None; never used in place of `limit`.
+      method: solver or optimiser.
+      seconds: wall time, compilation included.
+      resumed: whether it continued from a checkpoint (then digits, though not bits, agree with an undisturbed run).
+    """
+
+    limit: Weights
+    trajectory: Trajectory
+    verdict: Verdict = eqx.field(static=True)
+    reason: str = eqx.field(static=True)
+    time: float
+    steps: int
+    evidence: Evidence
+    polished: Weights | None
+    method: str = eqx.field(static=True)
+    seconds: float
+    resumed: bool = eqx.field(static=True, default=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the verdict is CONVERGED."""
+        return self.verdict is Verdict.CONVERGED
+
+    @property
+    def estimated_weight_error(self) -> float:
+        """Relative distance to the nearest stationary point, estimated by a Newton step."""
+        return self.evidence.estimated_weight_error
+
+
+class Recorder:
+    """Collects points (time, weights) and keeps a few hundred, spread evenly over those seen, by dropping every other one.
+
+    Keeping solver steps rather than fixed times makes the points dense where the weights move and sparse on plateaus.
+    """
+
+    def __init__(self):
+        self.points: list[tuple[float, Weights]] = []
+        self._stride = 1
+        self._seen = 0
+
+    def add(self, times: Float[Array, "S"], weights: Weights) -> None:
+        """Add a stack of points in increasing time."""
+        for i in range(len(times)):
+            if self._seen % self._stride == 0:
+                self.points.append((float(times[i]), jax.tree.map(lambda w, i=i: np.array(w[i]), weights)))
+                if len(self.points) > 2 * MAX_POINTS:
+                    self.points = self.points[::2]
+                    self._stride *= 2
+            self._seen += 1
+
+    def add_always(self, time: float, weights: Weights) -> None:
+        """Add one point that is never skipped (but for one already there at this time)."""
+        if not self.points or time > self.points[-1][0]:
+            self.points.append((time, jax.tree.map(np.array, weights)))
+
+    def trajectory(self, measure: Callable[[Weights], tuple], embed: Callable[[Weights], Weights]) -> Trajectory:
+        """The recorded path with its losses and gradient norms, each point mapped by `embed`."""
+        measured = [measure(w) for _, w in self.points]
+        embedded = [embed(w) for _, w in self.points]
+        return Trajectory(
+            times=np.asarray([t for t, _ in self.points]),
+            weights=jax.tree.map(lambda *ws: np.stack([np.asarray(w) for w in ws]), *embedded),
+            losses=np.asarray([float(loss) for loss, _ in measured]),
+            gradient_norms=np.asarray([float(size) for _, size in measured]),
+        )
