@@ -1,0 +1,26 @@
+"""Algorithms on ONE prompt: pure functions of a prompt, safe under jit and vmap, that return the prediction (k,).
+
+Where an algorithm fits a matrix W (k, d), the function with the suffix `_weights` returns it; the prediction is W x_q.
+"""
+
+from icl_lab.estimators.gradient_descent import gd_plus_plus as gd_plus_plus
+from icl_lab.estimators.gradient_descent import gd_plus_plus_weights as gd_plus_plus_weights
+from icl_lab.estimators.gradient_descent import gradient_descent as gradient_descent
+from icl_lab.estimators.gradient_descent import gradient_descent_weights as gradient_descent_weights
+from icl_lab.estimators.gradient_descent import mean_gradient as mean_gradient
+from icl_lab.estimators.least_squares import ols as ols
+from icl_lab.estimators.least_squares import ols_weights as ols_weights
+from icl_lab.estimators.least_squares import recursive_least_squares as recursive_least_squares
+from icl_lab.estimators.least_squares import recursive_least_squares_weights as recursive_least_squares_weights
+from icl_lab.estimators.names import ESTIMATORS as ESTIMATORS
+from icl_lab.estimators.names import named as named
+from icl_lab.estimators.preconditioned import preconditioned_gradient_descent as preconditioned_gradient_descent
+from icl_lab.estimators.preconditioned import (
+    preconditioned_gradient_descent_weights as preconditioned_gradient_descent_weights,
+)
+from icl_lab.estimators.ridge import ridge as ridge
+from icl_lab.estimators.ridge import ridge_weights as ridge_weights
+from icl_lab.estimators.sequences import last_value as last_value
+from icl_lab.estimators.sequences import yule_walker as yule_walker
+from icl_lab.estimators.sequences import yule_walker_weights as yule_walker_weights
+from icl_lab.estimators.sequences import zero as zero

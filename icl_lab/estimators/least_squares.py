@@ -1,0 +1,84 @@
+"""Least squares on one prompt: ordinary, of minimum norm, and recursive."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Inexact
+
+from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.ridge import Penalty, check_penalty, penalty_matrix
+from icl_lab.tasks.prompt import Prompt
+from icl_lab.typing import Array
+
+
+def ols_weights(prompt: Prompt) -> Inexact[Array, "k d"]:
+    r"""The least squares matrix of least Frobenius norm, :math:`W^\top = X^+ Y`.
+
+    The pseudo-inverse comes from a singular value decomposition; singular values below eps max(N, d) times the largest
+    count as zero. With N >= d inputs in general position it is ordinary least squares, with N < d the interpolating
+    matrix of minimum norm.
+
+    Args:
+      prompt: one prompt with N examples.
+
+    Returns:
+      W (k, d).
+
+    Raises:
+      NonFiniteError: a NaN or an infinity in the prompt.
+    """
+    inputs, labels, _ = examples(prompt)
+    return jnp.linalg.lstsq(inputs, labels)[0].T
+
+
+def ols(prompt: Prompt) -> Inexact[Array, "k"]:
+    """The prediction W x_q of least squares, of minimum norm when N < d; see `ols_weights`."""
+    return predict(ols_weights(prompt), prompt)
+
+
+def recursive_least_squares_weights(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k d"]:
+    r"""The ridge matrix, built one example at a time by rank-one updates of the inverse.
+
+    With R the inverse of the penalised Gram matrix so far,
+
+    .. math:: g = \frac{R\,\bar x}{1 + x^\top R\,\bar x}, \qquad
+              W \leftarrow W + (y - W x)\, g^\top, \qquad R \leftarrow R - g\, x^\top R .
+
+    After all examples it equals `ridge_weights` up to rounding, which grows as the penalty gets small.
+
+    Args:
+      prompt: one prompt with N examples, taken in order.
+      penalty: Lambda, as in `ridge_weights`; the start is R = Lambda^{-1}, W = 0.
+
+    Returns:
+      W (k, d).
+
+    Raises:
+      InvalidValueError, NotPositiveDefiniteError: a penalty that is not positive definite, or of the wrong shape.
+      NonFiniteError: a NaN or an infinity in the prompt.
+
+    Source: the mesa layer of von Oswald et al., arXiv 2309.05858, without forgetting.
+    """
+    inputs, labels, query = examples(prompt)
+    dim = query.shape[0]
+    check_penalty(penalty, dim)
+    factor = cho_factor(penalty_matrix(penalty, dim, inputs.dtype))
+    inverse = cho_solve(factor, jnp.eye(dim, dtype=inputs.dtype))
+
+    def update(state, example):
+        weights, inverse = state
+        x, y = example
+        direction = inverse @ x.conj()
+        gain = direction / (1 + x @ direction)
+        weights = weights + jnp.outer(y - weights @ x, gain)
+        return (weights, inverse - jnp.outer(gain, direction.conj())), None
+
+    start = jnp.zeros((labels.shape[1], dim), inputs.dtype)
+    return jax.lax.scan(update, (start, inverse), (inputs, labels))[0][0]
+
+
+def recursive_least_squares(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:
+    """The prediction W x_q of recursive least squares, equal to ridge; see `recursive_least_squares_weights`."""
+    return predict(recursive_least_squares_weights(prompt, penalty), prompt)

@@ -1,0 +1,78 @@
+"""Predictors of the next value of a sequence, and the zero predictor.
+
+A sequence is a prompt: inputs are lag windows, oldest value first, and the label is the value that follows. An AR(p)
+prompt holds the series inputs[0], labels[0], ..., labels[N - 1] of N + p values, the last p of which are the query.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Inexact
+
+from icl_lab.errors import InvalidValueError
+from icl_lab.estimators.examples import examples, predict
+from icl_lab.linalg import is_traced
+from icl_lab.tasks.prompt import Prompt
+from icl_lab.typing import Array
+
+
+def zero(prompt: Prompt) -> Inexact[Array, "k"]:
+    """The prediction zero, whose risk is the second moment of the target."""
+    _, labels, _ = examples(prompt)
+    return jnp.zeros_like(labels[0])
+
+
+def last_value(prompt: Prompt) -> Inexact[Array, "k"]:
+    """The last label: for a sequence, the latest value seen (persistence)."""
+    _, labels, _ = examples(prompt)
+    return labels[-1]
+
+
+def yule_walker_weights(prompt: Prompt) -> Inexact[Array, "1 p"]:
+    r"""The coefficients that solve the Yule-Walker equations of the prompt's series.
+
+    .. math:: \sum_{j=1}^p \phi_j c_{i-j} = c_i, \quad i = 1..p, \qquad
+              c_h = \frac1n \sum_{t=h+1}^{n} x_t\, \bar x_{t-h}, \quad c_{-h} = \bar c_h ,
+
+    n = N + p values of a series of mean zero. Dividing by n at every lag (the biased autocovariances) makes the matrix
+    positive definite and the fitted recursion stable. The order is the length p of the lag windows.
+
+    Args:
+      prompt: an AR(p) prompt of a scalar series: inputs (N, p), labels (N, 1).
+
+    Returns:
+      (1, p), :math:`(\phi_p, \dots, \phi_1)`, the order of the lags in a window.
+
+    Raises:
+      InvalidValueError: labels of dimension above one, or inputs that are no lag windows of one series.
+      NonFiniteError: a NaN or an infinity in the prompt.
+    """
+    inputs, labels, query = examples(prompt)
+    if labels.shape[1] != 1:
+        raise InvalidValueError(
+            f"Yule-Walker needs lag windows of a scalar series, with labels (N, 1); got labels of shape {labels.shape}."
+        )
+    if not is_traced(inputs):
+        _check_lag_windows(np.asarray(inputs), np.asarray(labels), np.asarray(query))
+    series = jnp.concatenate([inputs[0], labels[:, 0]])
+    order, length = inputs.shape[1], series.shape[0]
+    autocovariances = jnp.stack([series[h:] @ series[: length - h].conj() for h in range(order + 1)]) / length
+    lags = np.arange(order)[:, None] - np.arange(order)[None, :]
+    toeplitz = jnp.where(lags >= 0, autocovariances[abs(lags)], autocovariances[abs(lags)].conj())
+    return cho_solve(cho_factor(toeplitz, lower=True), autocovariances[1:])[None, ::-1]
+
+
+def yule_walker(prompt: Prompt) -> Inexact[Array, "1"]:
+    """The next value by the Yule-Walker coefficients of the prompt's series; see `yule_walker_weights`."""
+    return predict(yule_walker_weights(prompt), prompt)
+
+
+def _check_lag_windows(inputs: np.ndarray, labels: np.ndarray, query: np.ndarray) -> None:
+    windows = np.concatenate([inputs, query[None, :]])
+    if not (np.array_equal(windows[1:, :-1], windows[:-1, 1:]) and np.array_equal(windows[1:, -1], labels[:, 0])):
+        raise InvalidValueError(
+            "Yule-Walker needs consecutive lag windows of one series, oldest value first, each label being the last "
+            "entry of the next window; this prompt's inputs are not. Use `ols` or `ridge` for regression prompts."
+        )
