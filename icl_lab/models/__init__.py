@@ -1,7 +1,10 @@
 """Attention architectures, their weights and starts, and the weights that implement an estimator by hand."""
 
+from icl_lab.models import constructions as constructions
 from icl_lab.models import initializers as initializers
 from icl_lab.models.attention import SelfAttention as SelfAttention
 from icl_lab.models.linear_attention import LinearSelfAttention as LinearSelfAttention
+from icl_lab.models.modules import Attention as Attention
+from icl_lab.models.softmax_attention import SoftmaxSelfAttention as SoftmaxSelfAttention
 from icl_lab.models.weights import LSAWeights as LSAWeights
 from icl_lab.models.weights import SeparateWeights as SeparateWeights

@@ -52,7 +52,7 @@ def zhang(dim: int, scale: float, theta: Float[Array, "d d"] | None = None) -> L
     check_count(dim, "dim", 1, "It is the number of input coordinates.")
     if not (np.isfinite(scale) and scale > 0):
         raise AssumptionError(
-            f"`scale` must be > 0; got {scale!r}. Assumption 3.3 of arXiv 2306.09927 asks it: zero weights are a saddle."
+            f"`scale` must be > 0; got {scale!r}. Assumption 3.3 of arXiv 2306.09927 asks it: zero is a saddle."
         )
     product = np.eye(dim) if theta is None else _outer_square(theta, dim)
     w_pv, w_kq = np.zeros((dim + 1, dim + 1)), np.zeros((dim + 1, dim + 1))

@@ -2,8 +2,8 @@
 
     (1/rho) sum_i W_PV e_i (e_i^* W_KQ e_j),   summed over heads, i over the tokens that j attends to.
 
-Because the sum over i is a D x D matrix, the Gram G = (1/rho) sum_i e_i e_i^*, a layer costs O(T D^2) time and the answer
-to one query O(D^2) memory beside its tokens: no array with two token axes exists. Causal layers carry the Gram of the
+The sum over i is a D x D matrix, the Gram G = (1/rho) sum_i e_i e_i^*, so a layer costs O(T D^2) time and the answer to
+one query O(D^2) memory beside its tokens: no array with two token axes exists. A causal layer carries the Gram of the
 prefix.
 
 The normaliser, in the papers' own versions:

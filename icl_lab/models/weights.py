@@ -11,7 +11,6 @@ a leading head axis on every matrix; heads add. A model of several layers takes 
 from __future__ import annotations
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Inexact
 
 from icl_lab.typing import Array
@@ -47,5 +46,5 @@ class SeparateWeights(eqx.Module):
     w_q: Inexact[Array, "*H r D"]
 
     def merged(self) -> LSAWeights:
-        """The merged weights of the same function: W_PV = P V, W_KQ = W_K^* W_Q."""
-        return LSAWeights(w_pv=self.w_p @ self.w_v, w_kq=jnp.conj(jnp.swapaxes(self.w_k, -1, -2)) @ self.w_q)
+        """The merged weights of the same function: W_PV = P V, W_KQ = W_K^* W_Q; numpy stays numpy."""
+        return LSAWeights(w_pv=self.w_p @ self.w_v, w_kq=self.w_k.swapaxes(-1, -2).conj() @ self.w_q)
