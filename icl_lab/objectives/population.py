@@ -98,7 +98,7 @@ def mean_squared_error(
     c = jnp.einsum("gij,hi->hgj", k1, lp)
     own = jnp.einsum("hhj->j", c)  # sum_h K1_h' L_h
     traces = jnp.einsum("hij,gij->hg", lam @ k1 @ lam, k1)  # tr(K1_h Lambda K1_g' Lambda)
-    t2 = jnp.sum((om @ d_mat) * lam.T)
+    t2 = jnp.trace(om @ d_mat)  # tr(Omega Lambda Omega Lambda)
     even = n**2 * own @ lam @ own + n * jnp.einsum("hgi,ij,ghj->", c, lam, c) + n * jnp.sum(traces * overlaps)
     label_row = n**2 * tau * lp + 2 * n * (p1 @ d_mat)
     even += 2 * jnp.einsum("hi,hij,j->", label_row, k1, lam @ m)

@@ -1,0 +1,120 @@
+"""`Check`: one measured number beside one expected, and how it is decided.
+
+- A deterministic check passes when `error <= tolerance`. The error is relative, ||measured - expected||_F / ||expected||_F,
+  unless the name ends in `_abs`: then it is ||measured - expected||_F.
+- A sampled check has a standard error and passes within `SIGMAS` of them; its tolerance records that same bound in the scale
+  of its error. One too noisy to tell anything (a relative tolerance above `LARGEST_SAMPLED_TOLERANCE`) does not pass.
+- NaN and infinity never pass, wherever they stand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from icl_lab.errors import InvalidValueError
+
+SIGMAS = 4.0
+LARGEST_SAMPLED_TOLERANCE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One comparison of a claim; made by `exact`, `sampled` or `holds`, which decide `passed`.
+
+    Attributes:
+      name: what is compared; ends in `_abs` if the error is absolute.
+      measured: from a trained or simulated object; matrices row by row.
+      expected: from a closed form, of the shape of `measured`.
+      error: see the module docstring.
+      tolerance: largest error that passes.
+      standard_error: of `measured` (root sum of squares over its entries), None if nothing was sampled.
+      passed: the verdict.
+    """
+
+    name: str
+    measured: float | tuple[float, ...]
+    expected: float | tuple[float, ...]
+    error: float
+    tolerance: float
+    standard_error: float | None
+    passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as JSON types in full precision; numbers that are not finite become null."""
+        return {
+            "name": self.name,
+            "measured": _json_value(self.measured),
+            "expected": _json_value(self.expected),
+            "error": _json_value(self.error),
+            "tolerance": _json_value(self.tolerance),
+            "standard_error": None if self.standard_error is None else _json_value(self.standard_error),
+            "passed": self.passed,
+        }
+
+
+def exact(name: str, measured: Any, expected: Any, tolerance: float) -> Check:
+    """The check that `measured` (number or array) equals `expected` of the same shape to within `tolerance`.
+
+    Raises:
+      InvalidValueError: shapes differ, or `expected` is zero and the name does not end in `_abs`.
+    """
+    error, _ = _error(name, measured, expected)
+    passed = math.isfinite(error) and math.isfinite(tolerance) and error <= tolerance
+    return Check(name, _numbers(measured), _numbers(expected), error, float(tolerance), None, passed)
+
+
+def sampled(name: str, measured: Any, expected: Any, standard_error: Any) -> Check:
+    """The check that a sample mean lies within `SIGMAS` standard errors of `expected`.
+
+    Args:
+      name: what is compared.
+      measured: number or array, averaged over samples.
+      expected: the same shape.
+      standard_error: of `measured`, the same shape; positive.
+
+    Raises:
+      InvalidValueError: as `exact`.
+    """
+    error, scale = _error(name, measured, expected)
+    total = float(np.linalg.norm(np.ravel(np.asarray(standard_error, dtype=np.float64))))
+    tolerance = SIGMAS * total / scale
+    informative = total > 0 and (name.endswith("_abs") or tolerance <= LARGEST_SAMPLED_TOLERANCE)
+    passed = bool(informative and math.isfinite(error) and math.isfinite(tolerance) and error <= tolerance)
+    return Check(name, _numbers(measured), _numbers(expected), error, tolerance, total, passed)
+
+
+def holds(name: str, condition: bool) -> Check:
+    """A yes-or-no check (a verdict, an inequality), as the number 1 or 0 beside an expected 1; the name ends in `_abs`."""
+    return exact(name, float(condition), 1.0, 0.0)
+
+
+def _error(name: str, measured: Any, expected: Any) -> tuple[float, float]:
+    """The error and the scale it is divided by."""
+    measured, expected = np.asarray(measured, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    if measured.shape != expected.shape:
+        raise InvalidValueError(
+            f"check {name!r}: measured has shape {measured.shape}, expected has {expected.shape}; they must be equal, "
+            "since broadcasting would compare the wrong entries."
+        )
+    scale = 1.0 if name.endswith("_abs") else float(np.linalg.norm(np.ravel(expected)))
+    if scale == 0:
+        raise InvalidValueError(
+            f"check {name!r}: a relative error needs a non-zero expected value; end the name in `_abs` to compare with zero."
+        )
+    return float(np.linalg.norm(np.ravel(measured - expected))) / scale, scale
+
+
+def _numbers(value: Any) -> float | tuple[float, ...]:
+    """A float, or the entries of an array row by row."""
+    array = np.asarray(value, dtype=np.float64)
+    return float(array) if array.ndim == 0 else tuple(array.ravel().tolist())
+
+
+def _json_value(value: float | tuple[float, ...]) -> float | None | list[float | None]:
+    if isinstance(value, tuple):
+        return [x if math.isfinite(x) else None for x in value]
+    return value if math.isfinite(value) else None

@@ -1,0 +1,139 @@
+"""`Claim`: a theorem as a program, with named parameters that a user may set to anything in their range."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from icl_lab.claims.check import Check
+from icl_lab.errors import InvalidValueError
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of a claim.
+
+    Attributes:
+      default: its value unless overridden; JSON types only.
+      accepts: the accepted values, in words ("an integer >= 1").
+      convert: the value as the claim wants it; raises ValueError or TypeError if it is not accepted.
+      meaning: one clause for the listing.
+    """
+
+    default: Any
+    accepts: str
+    convert: Callable[[Any], Any]
+    meaning: str = ""
+
+
+def integer(default: int, minimum: int, meaning: str = "") -> Parameter:
+    """An integer of at least `minimum`."""
+
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError
+        return value
+
+    return Parameter(default, f"an integer >= {minimum}", convert, meaning)
+
+
+def number(default: float, minimum: float = -math.inf, meaning: str = "", *, positive: bool = False) -> Parameter:
+    """A finite number of at least `minimum`, or above 0 if `positive`."""
+
+    def convert(value: Any) -> float:
+        if isinstance(value, str):
+            value = float(value)  # YAML 1.1 reads 1e-3, without a dot, as a word
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError
+        if value < minimum or (positive and value <= 0):
+            raise ValueError
+        return float(value)
+
+    words = "a number > 0" if positive else "a finite number" if minimum == -math.inf else f"a number >= {minimum:g}"
+    return Parameter(default, words, convert, meaning)
+
+
+def flag(default: bool, meaning: str = "") -> Parameter:
+    """true or false."""
+
+    def convert(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Parameter(default, "true or false", convert, meaning)
+
+
+def choice(default: str, options: Sequence[str], meaning: str = "") -> Parameter:
+    """One of a few words."""
+
+    def convert(value: Any) -> str:
+        if value not in options:
+            raise ValueError
+        return value
+
+    return Parameter(default, "one of " + ", ".join(options), convert, meaning)
+
+
+def spectrum(meaning: str = "") -> Parameter:
+    """A list of positive eigenvalues, or null for the claim's own default of the right length."""
+
+    def convert(value: Any) -> list[float] | None:
+        if value is None:
+            return None
+        values = [number(1.0, positive=True).convert(x) for x in value]
+        if not values:
+            raise ValueError
+        return values
+
+    return Parameter(None, "null or a list of d numbers > 0", convert, meaning)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """An executable statement.
+
+    Attributes:
+      id: unique, "paper.statement".
+      paper: authors, year, arXiv id.
+      statement: one line.
+      source: theorem, proposition or equation.
+      parameters: name -> Parameter; names are the papers' symbols.
+      run: parameters as keywords -> checks. Runs in a float64 scope.
+      validate: parameters as keywords -> None; raises what no single parameter's range can say (a spectrum of the wrong
+        length, a start outside an assumption), before anything runs.
+    """
+
+    id: str
+    paper: str
+    statement: str
+    source: str
+    parameters: Mapping[str, Parameter]
+    run: Callable[..., Sequence[Check]]
+    validate: Callable[..., None] | None = None
+
+    def resolve(self, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All parameters, defaults replaced by `overrides`.
+
+        Raises:
+          InvalidValueError: an unknown name, or a value of the wrong type or out of range; names what is accepted.
+          AssumptionError: whatever else the claim's own validation refuses.
+        """
+        overrides = dict(overrides or {})
+        unknown = sorted(set(overrides) - set(self.parameters))
+        if unknown:
+            raise InvalidValueError(
+                f"{self.id} has no parameter {', '.join(map(repr, unknown))}; it accepts {', '.join(self.parameters)}."
+            )
+        resolved = {}
+        for name, parameter in self.parameters.items():
+            value = overrides.get(name, parameter.default)
+            try:
+                resolved[name] = parameter.convert(value)
+            except (ValueError, TypeError):
+                raise InvalidValueError(f"{self.id}: `{name}` must be {parameter.accepts}; got {value!r}.") from None
+        if self.validate is not None:
+            self.validate(**resolved)
+        return resolved

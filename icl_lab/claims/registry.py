@@ -1,0 +1,92 @@
+"""The table of claims: each module of `MODULES` adds its own when it is imported, at the first look-up."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from icl_lab.claims.check import Check
+from icl_lab.claims.claim import Claim, Parameter
+from icl_lab.errors import InvalidValueError
+
+MODULES = (
+    "icl_lab.claims.zhang2023",
+    "icl_lab.claims.mahankali2023",
+    "icl_lab.claims.oswald2022",
+    "icl_lab.claims.lab",
+)
+
+Run = Callable[..., Sequence[Check]]
+_CLAIMS: dict[str, Claim] = {}
+
+
+def claim(
+    id: str,
+    *,
+    paper: str,
+    statement: str,
+    source: str,
+    parameters: Mapping[str, Parameter],
+    validate: Callable[..., None] | None = None,
+) -> Callable[[Run], Run]:
+    """Decorator that registers a function of the parameters (as keywords) as the claim `id`; see `Claim` for the rest.
+
+    Raises:
+      InvalidValueError: the id is taken.
+    """
+
+    def register(run: Run) -> Run:
+        if id in _CLAIMS:
+            raise InvalidValueError(f"claim id {id!r} is taken; ids are unique, since results are looked up by them.")
+        _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate)
+        return run
+
+    return register
+
+
+def all_claims() -> dict[str, Claim]:
+    """Every claim by id, in the order of `MODULES`."""
+    for module in MODULES:
+        importlib.import_module(module)
+    return dict(_CLAIMS)
+
+
+def select(patterns: Iterable[str] = ()) -> list[Claim]:
+    """The claims whose id equals or matches (glob) one of `patterns`; all of them for no pattern.
+
+    Raises:
+      InvalidValueError: a pattern matches nothing; suggests the closest ids.
+    """
+    claims = all_claims()
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not fnmatch.filter(claims, pattern):
+            close = difflib.get_close_matches(pattern, claims, n=3, cutoff=0.4) or list(claims)
+            raise InvalidValueError(
+                f"no claim matches {pattern!r}; did you mean {', '.join(close)}? `icl-lab claims` lists all."
+            )
+    return [
+        one
+        for id, one in claims.items()
+        if not patterns or any(fnmatch.fnmatchcase(id, pattern) for pattern in patterns)
+    ]
+
+
+def listing() -> list[dict[str, Any]]:
+    """Every claim as JSON types: id, paper, statement, source, parameters (default, accepts, meaning)."""
+    return [
+        {
+            "id": one.id,
+            "paper": one.paper,
+            "statement": one.statement,
+            "source": one.source,
+            "parameters": {
+                name: {"default": parameter.default, "accepts": parameter.accepts, "meaning": parameter.meaning}
+                for name, parameter in one.parameters.items()
+            },
+        }
+        for one in all_claims().values()
+    ]

@@ -1,0 +1,33 @@
+"""A statistic of simulated prompts, drawn in chunks so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from icl_lab.typing import Array, Key
+
+CHUNK = 20_000
+
+
+def simulate(statistic: Callable[[Key], Array], key: Key, samples: int) -> np.ndarray:
+    """`statistic` of `samples` independent keys, stacked: (samples, ...).
+
+    Args:
+      statistic: a function of one key, for instance of the prompt that it draws; traceable.
+      key: random key.
+      samples: how many, at least 1.
+    """
+    draw = jax.jit(lambda keys: jax.vmap(statistic)(keys))
+    chunks = []
+    for start in range(0, samples, CHUNK):
+        keys = jax.random.split(jax.random.fold_in(key, start), CHUNK)
+        chunks.append(np.asarray(draw(keys))[: samples - start])
+    return np.concatenate(chunks)
+
+
+def mean_with_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean of a sample and its standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))

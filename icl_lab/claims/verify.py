@@ -1,0 +1,131 @@
+"""Running claims: parameters are settled first, every claim runs in its own float64 scope, and a claim that raises has failed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from icl_lab import precision
+from icl_lab.claims import registry
+from icl_lab.claims.claim import Claim
+from icl_lab.errors import InvalidValueError
+
+Entry = dict[str, Any]
+Progress = Callable[[int, int, Entry], None]
+
+
+def run(
+    patterns: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    jobs: int = 1,
+    on_progress: Progress | None = None,
+) -> list[Entry]:
+    """One entry (JSON types) for every claim selected, in the registry's order.
+
+    Args:
+      patterns: ids or globs; none: every claim.
+      overrides: parameter name -> value; each goes to every selected claim that has the parameter.
+      jobs: claims that run at the same time, each in a process of its own if more than 1.
+      on_progress: called with (number done, number in all, entry) whenever a claim has run.
+
+    Returns:
+      dicts with the keys id, paper, statement, parameters, checks, passed, seconds, device, precision, and `reason`
+      (the exception) for a claim that raised. A claim passes if it has checks and all of them pass.
+
+    Raises:
+      InvalidValueError: a pattern without a match, an override that no selected claim accepts, or a value out of range.
+      AssumptionError: a parameter outside a theorem's assumption. Nothing has run in either case.
+    """
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise InvalidValueError(f"`jobs` must be an integer >= 1; got {jobs!r}. It is a number of processes.")
+    work = plan(registry.select(patterns), overrides or {})
+    entries: dict[str, Entry] = {}
+
+    def finished(entry: Entry) -> None:
+        entries[entry["id"]] = entry
+        if on_progress is not None:
+            on_progress(len(entries), len(work), entry)
+
+    if jobs == 1 or len(work) == 1:
+        for one, parameters in work:
+            finished(run_claim(one, parameters))
+    else:
+        _run_in_processes(work, jobs, finished)
+    return [entries[one.id] for one, _ in work]
+
+
+def plan(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[tuple[Claim, dict[str, Any]]]:
+    """Every claim with its resolved parameters.
+
+    Raises: as `run`.
+    """
+    accepted = list(dict.fromkeys(name for one in claims for name in one.parameters))
+    unknown = sorted(set(overrides) - set(accepted))
+    if unknown:
+        raise InvalidValueError(
+            f"no selected claim has a parameter {', '.join(map(repr, unknown))}; accepted are {', '.join(accepted)}."
+        )
+    return [
+        (one, one.resolve({name: value for name, value in overrides.items() if name in one.parameters}))
+        for one in claims
+    ]
+
+
+def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
+    """The entry of one claim at resolved parameters; an exception is a failure whose reason is recorded."""
+    start, checks, reason = time.perf_counter(), [], None
+    try:
+        with precision.float64():
+            checks = [check.to_json() for check in one.run(**parameters)]
+        if not checks:
+            reason = "the claim made no check, which proves nothing"
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+    return _entry(one, parameters, checks, time.perf_counter() - start, reason)
+
+
+def all_passed(entries: Iterable[Entry]) -> bool:
+    """Whether every claim of a verification passed (exit status 0; else 1)."""
+    return all(entry["passed"] for entry in entries)
+
+
+def _run_in_processes(
+    work: Sequence[tuple[Claim, dict[str, Any]]], jobs: int, finished: Callable[[Entry], None]
+) -> None:
+    # Spawned, not forked: JAX has threads, and a forked child can deadlock on their locks.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(max_workers=min(jobs, len(work)), mp_context=context) as pool:
+        futures = {pool.submit(_run_by_id, one.id, parameters): (one, parameters) for one, parameters in work}
+        for future in concurrent.futures.as_completed(futures):
+            try:
+                entry = future.result()
+            except concurrent.futures.BrokenExecutor as error:  # a process died (killed, or out of memory)
+                entry = _entry(*futures[future], [], 0.0, f"{type(error).__name__}: {error}")
+            finished(entry)
+
+
+def _run_by_id(id: str, parameters: dict[str, Any]) -> Entry:
+    return run_claim(registry.all_claims()[id], parameters)
+
+
+def _entry(one: Claim, parameters: Mapping[str, Any], checks: list[Entry], seconds: float, reason: str | None) -> Entry:
+    device = jax.devices()[0]
+    entry = {
+        "id": one.id,
+        "paper": one.paper,
+        "statement": one.statement,
+        "parameters": dict(parameters),
+        "checks": checks,
+        "passed": reason is None and all(check["passed"] for check in checks),
+        "seconds": seconds,
+        "device": f"{device.platform} ({device.device_kind})",
+        "precision": "float64",
+    }
+    return entry if reason is None else entry | {"reason": reason}

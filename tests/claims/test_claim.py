@@ -1,0 +1,76 @@
+"""Parameters: defaults, ranges, and messages that name what is accepted."""
+
+import pytest
+
+from icl_lab.claims.claim import Claim, choice, flag, integer, number, spectrum
+from icl_lab.errors import InvalidValueError
+
+
+def _claim(validate=None):
+    return Claim(
+        id="toy.claim",
+        paper="toy",
+        statement="a toy",
+        source="nowhere",
+        parameters={
+            "d": integer(3, 1),
+            "s2": number(0.5, 0.0),
+            "sigma": number(0.1, positive=True),
+            "rotate": flag(False),
+            "law": choice("gaussian", ("gaussian", "uniform")),
+            "Lam": spectrum(),
+        },
+        run=lambda **_: [],
+        validate=validate,
+    )
+
+
+def test_overrides_replace_defaults():
+    resolved = _claim().resolve({"d": 7, "Lam": [2, 1.5], "s2": 0})
+    assert resolved == {"d": 7, "s2": 0.0, "sigma": 0.1, "rotate": False, "law": "gaussian", "Lam": [2.0, 1.5]}
+
+
+def test_a_number_in_scientific_notation_without_a_dot_is_a_number():
+    # What a YAML 1.1 reader makes of `--set sigma=1e-3`.
+    assert _claim().resolve({"sigma": "1e-3"})["sigma"] == 1e-3
+    with pytest.raises(InvalidValueError, match="a number > 0"):
+        _claim().resolve({"sigma": "small"})
+
+
+def test_an_unknown_name_is_refused_with_the_accepted_ones():
+    with pytest.raises(InvalidValueError, match=r"'M'.*accepts d, s2, sigma, rotate, law, Lam"):
+        _claim().resolve({"M": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("d", 0, "an integer >= 1"),
+        ("d", 2.0, "an integer >= 1"),
+        ("d", True, "an integer >= 1"),
+        ("d", "7", "an integer >= 1"),
+        ("s2", -0.1, "a number >= 0"),
+        ("s2", float("nan"), "a number >= 0"),
+        ("s2", float("inf"), "a number >= 0"),
+        ("sigma", 0, "a number > 0"),
+        ("sigma", None, "a number > 0"),
+        ("rotate", 1, "true or false"),
+        ("law", "cauchy", "one of gaussian, uniform"),
+        ("Lam", [1, -1], "null or a list"),
+        ("Lam", [], "null or a list"),
+        ("Lam", 2.0, "null or a list"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_range(name, value, accepted):
+    with pytest.raises(InvalidValueError, match=accepted):
+        _claim().resolve({name: value})
+
+
+def test_a_claim_validates_its_parameters_together():
+    def validate(d, Lam, **_):
+        if Lam is not None and len(Lam) != d:
+            raise InvalidValueError(f"`Lam` must hold {d} eigenvalues")
+
+    assert _claim(validate).resolve({"d": 2, "Lam": [1, 2]})["Lam"] == [1.0, 2.0]
+    with pytest.raises(InvalidValueError, match="3 eigenvalues"):
+        _claim(validate).resolve({"Lam": [1, 2]})

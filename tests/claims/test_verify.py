@@ -1,0 +1,136 @@
+"""The registry and the runner, on toy claims."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icl_lab.claims import check, registry, verify
+from icl_lab.claims.claim import integer, number
+from icl_lab.errors import AssumptionError, InvalidValueError
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    """Three claims in an empty registry: one holds, one does not, one raises."""
+    monkeypatch.setattr(registry, "MODULES", ())
+    monkeypatch.setattr(registry, "_CLAIMS", {})
+    ran = []
+
+    def add(id, run, parameters, validate=None):
+        registry.claim(id, paper="toy", statement="a toy", source="-", parameters=parameters, validate=validate)(run)
+
+    def square(d, x):
+        ran.append("toy.square")
+        return [check.exact("square", float(jnp.sum(jnp.full((d,), x) ** 2)), d * x**2, 1e-14)]
+
+    def wrong(d):
+        return [check.exact("fine", 1.0, 1.0, 1e-14), check.exact("off", float(d), d + 1.0, 1e-3)]
+
+    def broken(x):
+        raise RuntimeError("the flow fell over")
+
+    def only_small(x, **_):
+        if x > 10:
+            raise AssumptionError("`x` must be at most 10")
+
+    add("toy.square", square, {"d": integer(3, 1), "x": number(0.1)}, only_small)
+    add("toy.wrong", wrong, {"d": integer(3, 1)})
+    add("other.broken", broken, {"x": number(1.0)})
+    return ran
+
+
+def test_an_entry_has_the_documented_keys(toys):
+    (entry,) = verify.run(["toy.square"], {"d": 5})
+    assert list(entry) == [
+        "id", "paper", "statement", "parameters", "checks", "passed", "seconds", "device", "precision",
+    ]  # fmt: skip
+    assert entry["parameters"] == {"d": 5, "x": 0.1}
+    assert entry["passed"] is True
+    assert entry["precision"] == "float64"
+    assert entry["seconds"] > 0
+    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
+    # 1e-14 can only be met in float64; an override changes both sides.
+    assert entry["checks"][0]["expected"] == pytest.approx(0.05, rel=1e-15)
+
+
+@pytest.mark.default_precision
+def test_claims_run_in_float64_whatever_scope_the_caller_is_in(toys):
+    (entry,) = verify.run(["toy.square"])
+    assert entry["passed"]
+    assert jnp.zeros(()).dtype == jnp.float32
+
+
+def test_one_failed_check_fails_its_claim_only(toys):
+    entries = verify.run(["toy.*"])
+    assert [entry["passed"] for entry in entries] == [True, False]
+    assert [one["passed"] for one in entries[1]["checks"]] == [True, False]
+    assert not verify.all_passed(entries)
+    assert verify.all_passed(entries[:1])
+
+
+def test_a_claim_that_raises_has_failed_with_its_reason(toys):
+    entries = verify.run()
+    assert [entry["id"] for entry in entries] == ["toy.square", "toy.wrong", "other.broken"]
+    assert entries[2]["passed"] is False
+    assert "RuntimeError: the flow fell over" in entries[2]["reason"]
+    assert entries[0]["passed"]
+
+
+def test_a_claim_without_checks_does_not_pass(toys):
+    registry.claim("toy.empty", paper="toy", statement="-", source="-", parameters={})(lambda: [])
+    (entry,) = verify.run(["toy.empty"])
+    assert not entry["passed"]
+
+
+def test_an_override_goes_to_the_claims_that_have_it(toys):
+    entries = verify.run(["toy.*"], {"x": 2.0})
+    assert [entry["parameters"] for entry in entries] == [{"d": 3, "x": 2.0}, {"d": 3}]
+
+
+def test_an_override_that_nobody_accepts_is_refused_before_anything_runs(toys):
+    with pytest.raises(InvalidValueError, match=r"'rho'.*accepted are d, x"):
+        verify.run(["toy.*"], {"rho": 1, "d": 2})
+    assert toys == []
+
+
+def test_values_outside_a_range_or_an_assumption_are_refused_before_anything_runs(toys):
+    with pytest.raises(InvalidValueError, match="integer >= 1"):
+        verify.run([], {"d": 0})
+    with pytest.raises(AssumptionError, match="at most 10"):
+        verify.run([], {"x": 11.0})
+    assert toys == []
+
+
+def test_an_unknown_claim_is_refused_with_suggestions(toys):
+    with pytest.raises(InvalidValueError, match=r"did you mean toy\.square"):
+        verify.run(["toy.sqare"])
+    with pytest.raises(InvalidValueError, match="no claim matches"):
+        verify.run(["toy.*", "paper.*"])
+
+
+def test_ids_are_unique(toys):
+    with pytest.raises(InvalidValueError, match="taken"):
+        registry.claim("toy.square", paper="", statement="", source="", parameters={})(lambda: [])
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_jobs_is_a_positive_integer(toys, jobs):
+    with pytest.raises(InvalidValueError, match="jobs"):
+        verify.run([], None, jobs)
+
+
+def test_progress_is_reported_for_every_claim(toys):
+    seen = []
+    verify.run([], None, 1, lambda done, total, entry: seen.append((done, total, entry["id"])))
+    assert seen == [(1, 3, "toy.square"), (2, 3, "toy.wrong"), (3, 3, "other.broken")]
+
+
+def test_a_check_on_nan_fails_the_claim(toys):
+    registry.claim("toy.nan", paper="", statement="", source="", parameters={})(
+        lambda: [check.exact("number", np.nan, 1.0, 1.0)]
+    )
+    (entry,) = verify.run(["toy.nan"])
+    assert not entry["passed"]
+    assert entry["checks"][0]["measured"] is None
