@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Inexact
 
 from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.linalg import is_traced
 from icl_lab.typing import Array, Key
 
 
@@ -56,7 +57,7 @@ class Task(eqx.Module):
 
 
 def check_finite(prompt: Prompt) -> None:
-    """Raise `NonFiniteError` if a prompt (or a batch of prompts) holds a NaN or an infinity; says where and how many."""
+    """Raise `NonFiniteError` if a prompt (or a batch of prompts) holds a NaN or an infinity; says where."""
     for name in ("inputs", "labels", "query", "target"):
         bad = int(np.sum(~np.isfinite(np.asarray(getattr(prompt, name)))))
         if bad:
@@ -73,18 +74,28 @@ def check_count(value: int, name: str, minimum: int, reason: str) -> None:
 
 
 def check_nonnegative(value: Any, name: str) -> None:
-    """Raise `InvalidValueError` unless the concrete scalar `value` is finite and >= 0; traced values are not checked."""
-    if isinstance(value, jax.core.Tracer):
+    """Raise `InvalidValueError` unless the scalar `value` is finite and >= 0; traced values are not checked."""
+    if is_traced(value):
         return
-    if not (np.isfinite(value) and value >= 0):
-        raise InvalidValueError(f"`{name}` must be a finite number >= 0; got {value!r}.")
+    if not (np.ndim(value) == 0 and np.isfinite(value) and value >= 0):
+        raise InvalidValueError(f"`{name}` must be a finite number >= 0; got {np.asarray(value).tolist()!r}.")
 
 
 def as_float64(x: Any) -> Any:
-    """`x` as a float64 numpy array, or unchanged if it is a jax array (traced or not): the converter of array fields."""
+    """`x` as a float64 numpy array, or unchanged if it is a jax array, traced or not: the converter of fields."""
     return x if isinstance(x, jax.Array) else np.asarray(x, dtype=np.float64)
 
 
 def as_default_float(x: Any) -> Array:
     """`x` as a jax array of the default float type of the scope in force (float64 inside `precision.float64()`)."""
     return jnp.asarray(x, dtype=jnp.result_type(float))
+
+
+def add_noise(key: Key, values: Inexact[Array, "*shape"], noise_std: Any) -> Inexact[Array, "*shape"]:
+    """`values` plus independent Gaussian noise; nothing is drawn when `noise_std` is the concrete number 0.
+
+    Complex values get circular noise of E|noise|^2 = noise_std^2.
+    """
+    if not is_traced(noise_std) and float(noise_std) == 0.0:
+        return values
+    return values + as_default_float(noise_std) * jax.random.normal(key, values.shape, values.dtype)

@@ -1,0 +1,294 @@
+r"""Sequences x_{t+1} = W x_t + noise as prompts, W drawn once per prompt.
+
+Observed are x_1 .. x_{N+1}: inputs x_1 .. x_N, labels x_2 .. x_{N+1}, query x_{N+1}; the target is x_{N+2}, with its
+noise. `context_length` N counts the observed pairs. If the transition or the start is complex, so is every array of the
+prompt.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Inexact
+
+from icl_lab.errors import InvalidValueError
+from icl_lab.linalg import haar_orthogonal, is_traced
+from icl_lab.prng import stream
+from icl_lab.tasks.covariates import normals
+from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_default_float, as_float64, check_count, check_nonnegative
+from icl_lab.typing import Array, Key
+
+
+class TransitionLaw(eqx.Module):
+    """A law of transition matrices W."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
+        """One W."""
+
+    def check_dim(self, dim: int) -> None:
+        """Raise `InvalidValueError` if the law has no matrices of size `dim`."""
+
+
+class DiagonalUnitary(TransitionLaw):
+    r"""W = diag(e^{iθ_1}, .., e^{iθ_d}), θ_j independent and uniform on [0, 2π).
+
+    Source: the data of Zheng et al. (arXiv 2405.16845).
+    """
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
+        """One complex W."""
+        return jnp.diag(jnp.exp(1j * _angles(key, dim)))
+
+
+class HaarOrthogonal(TransitionLaw):
+    """W Haar-distributed on O(d), determinants +1 and -1 alike."""
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
+        """One W."""
+        return haar_orthogonal(key, dim)
+
+
+class RotationBlocks(TransitionLaw):
+    """W = R blockdiag(rotations by θ_1 .. θ_{d/2}) R^T, θ_j uniform; R is Haar if `haar_basis`, else the identity."""
+
+    haar_basis: bool = eqx.field(static=True, default=False)
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
+        """One W."""
+        angles = _angles(stream(key, "angles"), dim // 2)
+        cosine = jnp.kron(jnp.diag(jnp.cos(angles)), jnp.eye(2))
+        sine = jnp.kron(jnp.diag(jnp.sin(angles)), jnp.array([[0.0, -1.0], [1.0, 0.0]]))
+        if not self.haar_basis:
+            return cosine + sine
+        basis = haar_orthogonal(stream(key, "basis"), dim)
+        return basis @ (cosine + sine) @ basis.T
+
+    def check_dim(self, dim: int) -> None:
+        """Blocks are 2 x 2."""
+        if dim % 2:
+            raise InvalidValueError(f"`dim` must be even for `RotationBlocks`, whose blocks are 2 x 2; got {dim}.")
+
+
+def _as_inexact(x: Any) -> Any:
+    """Like `as_float64`, but complex values stay complex."""
+    return np.asarray(x, dtype=np.complex128) if np.iscomplexobj(x) and not isinstance(x, jax.Array) else as_float64(x)
+
+
+class FixedTransition(TransitionLaw):
+    """The same (d, d) matrix W, real or complex, in every prompt."""
+
+    matrix: Inexact[Array, "d d"] = eqx.field(converter=_as_inexact)
+
+    def __check_init__(self):
+        if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1]:
+            raise InvalidValueError(f"`matrix` must be square; got shape {self.matrix.shape}.")
+        if not is_traced(self.matrix) and not np.all(np.isfinite(self.matrix)):
+            raise InvalidValueError("`matrix` must be finite; it holds NaN or infinite entries.")
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
+        """W."""
+        complex_valued = jnp.issubdtype(self.matrix.dtype, jnp.complexfloating)
+        return jnp.asarray(self.matrix, dtype=jnp.result_type(complex if complex_valued else float))
+
+    def check_dim(self, dim: int) -> None:
+        """The matrix acts on R^dim."""
+        if self.matrix.shape[0] != dim:
+            raise InvalidValueError(
+                f"`matrix` must be ({dim}, {dim}), because dim = {dim}; got shape {self.matrix.shape}."
+            )
+
+
+class StartMoments(NamedTuple):
+    """Moments of one start vector, the same for every coordinate j.
+
+    Attributes:
+      m2: E |x_j|^2.
+      kappa1: E |x_j|^4.
+      kappa2: E |x_j|^6.
+      kappa3: sum over r != j of E |x_j|^2 |x_r|^4.
+
+    Source: the constants of Zheng et al. (arXiv 2405.16845), Theorem 4.1.
+    """
+
+    m2: Array | float
+    kappa1: Array | float
+    kappa2: Array | float
+    kappa3: Array | float
+
+
+class StartLaw(eqx.Module):
+    """A law of x_1. `scale` is the standard deviation of a coordinate (Gaussian laws) or the size of a non-zero one.
+
+    `sign_symmetric`: the law survives flipping the sign of any one coordinate.
+    """
+
+    scale: eqx.AbstractVar[Array]
+    sign_symmetric: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
+        """One x_1."""
+
+    @abc.abstractmethod
+    def moments(self, dim: int) -> StartMoments:
+        """Second, fourth and sixth moments."""
+
+
+class GaussianStart(StartLaw):
+    """x_1 ~ N(0, scale^2 I)."""
+
+    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
+    sign_symmetric: bool = eqx.field(static=True, default=True, init=False)
+
+    def __check_init__(self):
+        _check_scale(self.scale)
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
+        """One x_1."""
+        return as_default_float(self.scale) * normals(key, 1, dim)[0]
+
+    def moments(self, dim: int) -> StartMoments:
+        """1, 3, 15 and 3 (d - 1), times powers of the scale."""
+        return _scaled_moments(self.scale, 1, 3, 15, 3 * (dim - 1))
+
+
+class ComplexGaussianStart(StartLaw):
+    """x_1 circular complex Gaussian, E |x_j|^2 = scale^2."""
+
+    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
+    sign_symmetric: bool = eqx.field(static=True, default=True, init=False)
+
+    def __check_init__(self):
+        _check_scale(self.scale)
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
+        """One complex x_1."""
+        return as_default_float(self.scale) * jax.random.normal(key, (dim,), jnp.result_type(complex))
+
+    def moments(self, dim: int) -> StartMoments:
+        """|x|^2 is exponential: 1, 2, 6 and 2 (d - 1), times powers of the scale."""
+        return _scaled_moments(self.scale, 1, 2, 6, 2 * (dim - 1))
+
+
+class SparseStart(StartLaw):
+    """x_1 uniform on the 2d vectors scale e_j, -scale e_j."""
+
+    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
+    sign_symmetric: bool = eqx.field(static=True, default=True, init=False)
+
+    def __check_init__(self):
+        _check_scale(self.scale)
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
+        """One x_1."""
+        index = jax.random.randint(key, (), 0, 2 * dim)
+        signed = jnp.where(index < dim, as_default_float(self.scale), -as_default_float(self.scale))
+        return signed * jax.nn.one_hot(index % dim, dim, dtype=jnp.result_type(float))
+
+    def moments(self, dim: int) -> StartMoments:
+        """1/d each, and no two coordinates together."""
+        return _scaled_moments(self.scale, 1 / dim, 1 / dim, 1 / dim, 0)
+
+
+class RademacherStart(StartLaw):
+    """x_1 with independent coordinates +-scale."""
+
+    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
+    sign_symmetric: bool = eqx.field(static=True, default=True, init=False)
+
+    def __check_init__(self):
+        _check_scale(self.scale)
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
+        """One x_1."""
+        return as_default_float(self.scale) * jax.random.rademacher(key, (dim,), jnp.result_type(float))
+
+    def moments(self, dim: int) -> StartMoments:
+        """1, 1, 1 and d - 1, times powers of the scale."""
+        return _scaled_moments(self.scale, 1, 1, 1, dim - 1)
+
+
+class ConstantStart(StartLaw):
+    """x_1 = scale (1, .., 1): the moments of the Rademacher start without its symmetry."""
+
+    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
+    sign_symmetric: bool = eqx.field(static=True, default=False, init=False)
+
+    def __check_init__(self):
+        _check_scale(self.scale)
+
+    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
+        """The start; the key is not used."""
+        return jnp.full((dim,), as_default_float(self.scale))
+
+    def moments(self, dim: int) -> StartMoments:
+        """1, 1, 1 and d - 1, times powers of the scale."""
+        return _scaled_moments(self.scale, 1, 1, 1, dim - 1)
+
+
+class LinearDynamics(Task):
+    """x_{t+1} = W x_t + ε_t, ε_t of covariance noise_std^2 I (circular if the sequence is complex).
+
+    Args:
+      dim: d >= 1; even for `RotationBlocks`.
+      context_length: N >= 1 observed pairs (x_t, x_{t+1}), so N + 1 observed vectors.
+      transition: the law of W, drawn once per prompt.
+      start: the law of x_1; standard Gaussian by default.
+      noise_std: >= 0.
+
+    Raises:
+      InvalidValueError: a size below 1 or that the transition does not have, negative noise.
+    """
+
+    dim: int = eqx.field(static=True)
+    context_length: int = eqx.field(static=True)
+    transition: TransitionLaw
+    start: StartLaw = eqx.field(default_factory=GaussianStart)
+    noise_std: Float[Array, ""] = eqx.field(converter=as_float64, default=0.0)
+    label_dim: int = eqx.field(static=True, init=False)
+
+    def __post_init__(self):
+        self.label_dim = self.dim
+
+    def __check_init__(self):
+        check_count(self.dim, "dim", 1, "A state has at least one coordinate.")
+        check_count(self.context_length, "context_length", 1, "A prompt shows at least one pair of states.")
+        check_nonnegative(self.noise_std, "noise_std")
+        self.transition.check_dim(self.dim)
+
+    def sample(self, key: Key) -> Prompt:
+        """One prompt; its latent is W (d, d)."""
+        transition = self.transition.sample(stream(key, "task"), self.dim)
+        first = self.start.sample(stream(key, "start"), self.dim)
+        dtype = jnp.result_type(transition, first)
+        transition, first = transition.astype(dtype), first.astype(dtype)
+        noise = add_noise(stream(key, "noise"), jnp.zeros((self.context_length + 1, self.dim), dtype), self.noise_std)
+
+        def step(state, disturbance):
+            following = transition @ state + disturbance
+            return following, following
+
+        _, following = jax.lax.scan(step, first, noise)
+        states = jnp.concatenate([first[None], following])
+        return Prompt(inputs=states[:-2], labels=states[1:-1], query=states[-2], target=states[-1], latent=transition)
+
+
+def _angles(key: Key, count: int) -> Float[Array, "count"]:
+    return jax.random.uniform(key, (count,), maxval=2 * np.pi)
+
+
+def _scaled_moments(scale: Array, m2: float, kappa1: float, kappa2: float, kappa3: float) -> StartMoments:
+    return StartMoments(m2 * scale**2, kappa1 * scale**4, kappa2 * scale**6, kappa3 * scale**6)
+
+
+def _check_scale(scale: Array) -> None:
+    if not is_traced(scale) and not (np.ndim(scale) == 0 and np.isfinite(scale) and scale > 0):
+        raise InvalidValueError(
+            f"`scale` must be a finite number > 0, the size of a start vector; got {np.asarray(scale).tolist()!r}."
+        )

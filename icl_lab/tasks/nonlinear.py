@@ -1,0 +1,426 @@
+r"""In-context regression with nonlinear responses: y_i = f(x_i) + noise, f drawn once per prompt from a family.
+
+A family is a `Response`: `sample(key, dim)` draws the latent parameters of one f, and `response(latent, x)` is f(x).
+With standard Gaussian x, three numbers of a family decide what one layer of linear attention can learn
+(`ResponseMoments`): E f^2, E f^2 |x|^2 and E |m_f|^2 with m_f = E_x[x f(x)]; expectations are over f as well.
+
+Writing a direction as r u with |u| = 1 and z ~ N(0, 1), a single-index response g(r u.x) has
+
+    E f^2 = E g(rz)^2,   E f^2 |x|^2 = E g(rz)^2 (z^2 + d - 1),   |m_f|^2 = (E[z g(rz) | r])^2.
+
+Source of the quantities: Mahankali, Hashimoto, Ma (arXiv 2307.03576), Theorem 3; the closed forms are worked out here.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.prng import stream
+from icl_lab.tasks.covariates import CovariateLaw, Gaussian, covariates_for, normals
+from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative
+from icl_lab.typing import Array, Key
+
+Direction = Literal["sphere", "gaussian", "axis"]
+"""Laws of an index direction: uniform on the unit sphere, N(0, I), or uniform on the 2d signed coordinate vectors."""
+
+
+class ResponseMoments(NamedTuple):
+    """Moments of a response family for x ~ N(0, I_d).
+
+    Attributes:
+      second: E f(x)^2.
+      second_times_norm: E f(x)^2 |x|^2.
+      correlation: E |m_f|^2, m_f = E_x[x f(x)]: the part a linear predictor can use.
+    """
+
+    second: float
+    second_times_norm: float
+    correlation: float
+
+
+class Response(eqx.Module):
+    """A family of random functions f from R^d to R."""
+
+    @property
+    @abc.abstractmethod
+    def rotation_invariant(self) -> bool:
+        """Whether f(R .) has the law of f for every rotation R."""
+
+    @property
+    @abc.abstractmethod
+    def odd_symmetric(self) -> bool:
+        """Whether -f has the law of f."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key, dim: int) -> PyTree:
+        """The latent parameters of one f."""
+
+    @abc.abstractmethod
+    def __call__(self, latent: Any, x: Float[Array, "d"]) -> Float[Array, ""]:
+        """f(x)."""
+
+    def moments(self, dim: int) -> ResponseMoments:
+        """The three moments for x ~ N(0, I_dim).
+
+        Raises:
+          UnsupportedProblemError: no closed form is known for this family.
+        """
+        raise UnsupportedProblemError(
+            f"No closed-form moments are known for `{type(self).__name__}` at dim = {dim}; estimate them from samples."
+        )
+
+
+class Link(eqx.Module):
+    """A scalar function g of the index s = u.x.
+
+    `moments` takes `radial`, the function power -> E r^power of the length r of the direction, and gives
+    E g(rz)^2, E g(rz)^2 z^2 and E (E[z g(rz) | r])^2 for z ~ N(0, 1).
+    """
+
+    @property
+    @abc.abstractmethod
+    def odd(self) -> bool:
+        """Whether g(-s) = -g(s)."""
+
+    @abc.abstractmethod
+    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
+        """g(s)."""
+
+    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
+        """The three one-dimensional moments.
+
+        Raises:
+          UnsupportedProblemError: not known for this link.
+        """
+        raise UnsupportedProblemError(
+            f"No closed-form moments are known for the link `{type(self).__name__}`; estimate them from samples."
+        )
+
+
+class Monomial(Link):
+    """g(s) = s^power, power >= 0."""
+
+    power: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_count(self.power, "power", 0, "A monomial is a whole power of the index.")
+
+    @property
+    def odd(self) -> bool:
+        """Whether the power is odd."""
+        return self.power % 2 == 1
+
+    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
+        return s**self.power
+
+    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
+        """From E z^{2m} = (2m - 1)!!."""
+        return _polynomial_moments(np.eye(self.power + 1)[self.power], radial)
+
+
+class Hermite(Link):
+    """g(s) = He_degree(s), the probabilists' Hermite polynomial: 1, s, s^2 - 1, s^3 - 3s, ...; E He_k(z)^2 = k!.
+
+    On the sphere or an axis E[z He_k(z)] = 0 unless k = 1: every other degree is invisible to linear predictors.
+    """
+
+    degree: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_count(self.degree, "degree", 0, "Hermite polynomials are indexed from 0.")
+
+    @property
+    def odd(self) -> bool:
+        """Whether the degree is odd."""
+        return self.degree % 2 == 1
+
+    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
+        previous, current = jnp.zeros_like(s), jnp.ones_like(s)
+        for k in range(self.degree):  # He_{k+1} = s He_k - k He_{k-1}
+            previous, current = current, s * current - k * previous
+        return current
+
+    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
+        """Through the monomial coefficients, so that directions of random length are covered."""
+        return _polynomial_moments(np.polynomial.hermite_e.herme2poly(np.eye(self.degree + 1)[self.degree]), radial)
+
+
+class Sign(Link):
+    """g(s) = sign(s)."""
+
+    @property
+    def odd(self) -> bool:
+        """The sign is odd."""
+        return True
+
+    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.sign(s)
+
+    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
+        """E |z| = sqrt(2/π); the length of the direction does not matter."""
+        return 1.0, 1.0, 2 / math.pi
+
+
+class ReLU(Link):
+    """g(s) = max(s, 0)."""
+
+    @property
+    def odd(self) -> bool:
+        """No parity."""
+        return False
+
+    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.maximum(s, 0.0)
+
+    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
+        """Half the moments of the identity link, and a quarter of its correlation."""
+        return radial(2) / 2, 3 * radial(2) / 2, radial(2) / 4
+
+
+class SingleIndex(Response):
+    """f(x) = s g(u.x): a link g, a random direction u, and s = 1 or (random_sign) a fair random sign.
+
+    The latent is (u (d,), s ()).
+    """
+
+    link: Link
+    direction: Direction = eqx.field(static=True, default="sphere")
+    random_sign: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        _check_direction(self.direction)
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """False for the coordinate axes only."""
+        return self.direction != "axis"
+
+    @property
+    def odd_symmetric(self) -> bool:
+        """By the random sign, or by an odd link, since every direction law is symmetric."""
+        return self.random_sign or self.link.odd
+
+    def sample(self, key: Key, dim: int) -> PyTree:
+        """(u, s)."""
+        sign = (
+            jax.random.rademacher(stream(key, "sign"), (), jnp.result_type(float)) if self.random_sign else jnp.ones(())
+        )
+        return _sample_direction(stream(key, "direction"), self.direction, dim), sign
+
+    def __call__(self, latent: Any, x: Float[Array, "d"]) -> Float[Array, ""]:
+        direction, sign = latent
+        return sign * self.link(direction @ x)
+
+    def moments(self, dim: int) -> ResponseMoments:
+        """From the link's one-dimensional moments; the other d - 1 coordinates of x are independent of the index."""
+        second, with_square, correlation = self.link.moments(lambda power: _radial_moment(self.direction, dim, power))
+        return ResponseMoments(second, with_square + (dim - 1) * second, correlation)
+
+
+class RandomCosine(Response):
+    r"""f(x) = cos(w.x + φ), φ uniform on [0, 2π): random Fourier features. The latent is (w (d,), φ ())."""
+
+    direction: Direction = eqx.field(static=True, default="gaussian")
+
+    def __check_init__(self):
+        _check_direction(self.direction)
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """False for the coordinate axes only."""
+        return self.direction != "axis"
+
+    @property
+    def odd_symmetric(self) -> bool:
+        """A phase shifted by π has the same law."""
+        return True
+
+    def sample(self, key: Key, dim: int) -> PyTree:
+        """(w, φ)."""
+        phase = jax.random.uniform(stream(key, "phase"), (), maxval=2 * math.pi)
+        return _sample_direction(stream(key, "direction"), self.direction, dim), phase
+
+    def __call__(self, latent: Any, x: Float[Array, "d"]) -> Float[Array, ""]:
+        frequency, phase = latent
+        return jnp.cos(frequency @ x + phase)
+
+    def moments(self, dim: int) -> ResponseMoments:
+        """m_f = -w sin(φ) exp(-|w|^2 / 2), so E|m_f|^2 = E[|w|^2 exp(-|w|^2)] / 2."""
+        damped = dim * 3.0 ** -(dim / 2 + 1) if self.direction == "gaussian" else math.exp(-1.0)
+        return ResponseMoments(0.5, dim / 2, damped / 2)
+
+
+class ReLUNetwork(Response):
+    """f(x) = sum_k a_k max(w_k.x, 0), k = 1 .. width, w_k ~ N(0, I), a_k fair signs.
+
+    The latent is (w (K, d), a (K,)).
+    """
+
+    width: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_count(self.width, "width", 1, "A network has at least one hidden unit.")
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """Gaussian directions have no preferred axis."""
+        return True
+
+    @property
+    def odd_symmetric(self) -> bool:
+        """By the signs."""
+        return True
+
+    def sample(self, key: Key, dim: int) -> PyTree:
+        """(w, a)."""
+        signs = jax.random.rademacher(stream(key, "sign"), (self.width,), jnp.result_type(float))
+        return normals(stream(key, "direction"), self.width, dim), signs
+
+    def __call__(self, latent: Any, x: Float[Array, "d"]) -> Float[Array, ""]:
+        hidden, signs = latent
+        return signs @ jnp.maximum(hidden @ x, 0.0)
+
+    def moments(self, dim: int) -> ResponseMoments:
+        """Units are uncorrelated through their signs: `width` times the moments of one ReLU of a Gaussian direction."""
+        return ResponseMoments(self.width * dim / 2, self.width * dim * (dim + 2) / 2, self.width * dim / 4)
+
+
+class Linear(Response):
+    """f(x) = w.x, w ~ N(0, I): the linear task as a member of this family. The latent is w (d,)."""
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """Gaussian directions have no preferred axis."""
+        return True
+
+    @property
+    def odd_symmetric(self) -> bool:
+        """By the symmetry of w."""
+        return True
+
+    def sample(self, key: Key, dim: int) -> PyTree:
+        """w."""
+        return _sample_direction(key, "gaussian", dim)
+
+    def __call__(self, latent: Any, x: Float[Array, "d"]) -> Float[Array, ""]:
+        return latent @ x
+
+    def moments(self, dim: int) -> ResponseMoments:
+        """d, d (d + 2), d."""
+        return ResponseMoments(float(dim), float(dim * (dim + 2)), float(dim))
+
+
+class NonlinearRegression(Task):
+    """y_i = f(x_i) + ε_i, f drawn once per prompt from `response`; the target is the noiseless f(x_q).
+
+    Args:
+      dim: d >= 1.
+      context_length: N >= 1, labelled examples; the query is not counted.
+      response: the family of f.
+      covariance: covariance of Gaussian covariates: None (identity), a (d,) spectrum or a (d, d) matrix.
+      noise_std: standard deviation of the label noise, >= 0.
+      covariates: any other covariate law, instead of `covariance`.
+
+    Raises:
+      InvalidValueError: a size below 1, a shape that does not fit dim, negative noise, or covariates given twice.
+      NotPositiveDefiniteError: covariance not symmetric positive definite.
+    """
+
+    dim: int = eqx.field(static=True)
+    context_length: int = eqx.field(static=True)
+    response: Response
+    covariates: CovariateLaw
+    noise_std: Float[Array, ""]
+    label_dim: int = eqx.field(static=True, default=1)
+
+    def __init__(
+        self,
+        dim: int,
+        context_length: int,
+        response: Response,
+        covariance: Any = None,
+        noise_std: Any = 0.0,
+        covariates: CovariateLaw | None = None,
+    ):
+        self.dim = dim
+        self.context_length = context_length
+        self.label_dim = 1
+        self.response = response
+        self.covariates = covariates_for(dim, covariance, covariates)
+        self.noise_std = as_float64(noise_std)
+
+    def __check_init__(self):
+        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
+        check_nonnegative(self.noise_std, "noise_std")
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        """(d, d) covariance of the inputs."""
+        return self.covariates.covariance
+
+    @property
+    def moments(self) -> ResponseMoments:
+        """The response's moments under this task's covariates.
+
+        Raises:
+          UnsupportedProblemError: covariates other than N(0, I), or a family without closed form.
+        """
+        if not (isinstance(self.covariates, Gaussian) and self.covariates.root is None):
+            raise UnsupportedProblemError(
+                "Closed-form response moments are known for standard Gaussian covariates only; "
+                f"these are `{type(self.covariates).__name__}`. Estimate the moments from samples."
+            )
+        return self.response.moments(self.dim)
+
+    def sample(self, key: Key) -> Prompt:
+        """One prompt; its latent is that of the response."""
+        inputs = self.covariates.sample(stream(key, "inputs"), self.context_length + 1)
+        latent = self.response.sample(stream(key, "task"), self.dim)
+        responses = jax.vmap(self.response, in_axes=(None, 0))(latent, inputs)
+        labels = add_noise(stream(key, "noise"), responses[:-1, None], self.noise_std)
+        return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=responses[-1:], latent=latent)
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in get_args(Direction):
+        raise InvalidValueError(f"`direction` must be one of {', '.join(get_args(Direction))}; got {direction!r}.")
+
+
+def _sample_direction(key: Key, direction: Direction, dim: int) -> Float[Array, "d"]:
+    if direction == "axis":
+        index = jax.random.randint(key, (), 0, 2 * dim)
+        sign = jnp.where(index < dim, 1.0, -1.0)
+        return sign * jax.nn.one_hot(index % dim, dim, dtype=jnp.result_type(float))
+    draw = normals(key, 1, dim)[0]
+    return draw / jnp.linalg.norm(draw) if direction == "sphere" else draw
+
+
+def _radial_moment(direction: Direction, dim: int, power: int) -> float:
+    """E r^power, power even: 1 for unit directions, d (d + 2) ... (d + power - 2) for Gaussian ones."""
+    return float(math.prod(dim + 2 * i for i in range(power // 2))) if direction == "gaussian" else 1.0
+
+
+def _polynomial_moments(coefficients: np.ndarray, radial: Callable[[int], float]) -> tuple[float, float, float]:
+    """The moments of `Link.moments` for g(s) = sum_i coefficients[i] s^i."""
+
+    def normal(power: int) -> float:  # E z^power
+        return 0.0 if power % 2 else float(math.prod(range(power - 1, 0, -2)))
+
+    terms = [(float(c), i) for i, c in enumerate(coefficients) if c]
+    # r and z enter as (rz)^(i + j); E r^(i + j) is needed for even i + j only, where the moment of z does not vanish.
+    pairs = [(a * b * radial(i + j), i, j) for a, i in terms for b, j in terms if (i + j) % 2 == 0]
+    return (
+        sum(c * normal(i + j) for c, i, j in pairs),
+        sum(c * normal(i + j + 2) for c, i, j in pairs),
+        sum(c * normal(i + 1) * normal(j + 1) for c, i, j in pairs),
+    )
