@@ -43,6 +43,8 @@ EXPLICIT_SPREAD = 1e3
 """Largest ratio of relaxation rates for explicit integration: cond(Lambda) of about 10, since rates go like lambda^3."""
 SEGMENT_BYTES = 2**27
 """Memory for the solver steps of one segment."""
+END = 1e15
+"""Flow time at which a flow that still rests at its start is given up."""
 ROUNDS = 60
 POLISH_ROUNDS = 20
 
@@ -55,8 +57,7 @@ def gradient_flow(
     stop_at_last_time: bool = False,
     weight_tolerance: float = 1e-8,
     solver: Solver = "auto",
-    rtol: float = 1e-10,
-    atol: float = 1e-12,
+    rtol: float | None = None,
     max_steps: int = 200_000,
     polish: bool = False,
     progress: bool = False,
@@ -75,7 +76,8 @@ def gradient_flow(
       weight_tolerance: relative weight error, estimated by a Newton step, at which the flow has converged.
       solver: "tsit5", "dopri8" (explicit; they keep conserved quantities best), "kvaerno5" (implicit, for stiff flows), or
         "auto" by the spread of the objective's relaxation rates.
-      rtol, atol: tolerances of the step controller, well below `weight_tolerance`.
+      rtol: relative tolerance of the step controller (the absolute one is 100 times smaller); by default well below
+        `weight_tolerance`, and for explicit solvers also below what their stability limit leaves of the slowest mode.
       max_steps: budget of solver steps.
       polish: also follow Newton steps from the limit to the stationary point (a second, separate result).
       progress: show a progress line when stderr is a terminal and two seconds have passed.
@@ -100,7 +102,7 @@ def gradient_flow(
         weights = jax.tree.map(_as_double, weights)
         loss, state, embed = _coordinates(objective, weights)
         method = _pick_solver(loss, state) if solver == "auto" else solver
-        flow = _Flow(loss, state, method, (rtol, atol), max_steps, report, checkpoint)
+        flow = _Flow(loss, state, method, _tolerance(rtol, method, weight_tolerance, loss), max_steps, report, checkpoint)
         resumed = flow.resume()
         if times is not None:
             flow.visit(times)
@@ -137,12 +139,12 @@ class _Flow:
         objective: Objective,
         state: Weights,
         solver: str,
-        tolerances: tuple[float, float],
+        rtol: float,
         max_steps: int,
         report: Report,
         checkpoint: Path | str | None,
     ):
-        self.objective, self.state, self.solver, self.tolerances = objective, state, solver, tolerances
+        self.objective, self.state, self.solver, self.rtol = objective, state, solver, rtol
         self.max_steps, self.report, self.checkpoint = max_steps, report, checkpoint
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(state))
         self.segment_steps = int(np.clip(SEGMENT_BYTES // (8 * size), 64, 2048))
@@ -181,7 +183,7 @@ class _Flow:
                 np.float64(end),
                 np.float64(self.step_size),
                 stop,
-                self.tolerances,
+                np.float64(self.rtol),
                 self.solver,
                 self.segment_steps,
             )
@@ -202,7 +204,7 @@ class _Flow:
 
     @property
     def exhausted(self) -> bool:
-        return self.stalled or self.steps >= self.max_steps
+        return self.stalled or self.steps >= self.max_steps or self.time >= END
 
     def visit(self, times: Float[np.ndarray, "S"]) -> None:
         """Integrate to each time in turn and record the weights exactly there."""
@@ -236,10 +238,10 @@ class _Flow:
         tolerance, not_before = 1e-4 * abs(self.initial_loss), 0.0
         for _ in range(ROUNDS):
             stop = _Stop(np.float64(tolerance), np.float64(not_before), ceiling)
-            while not self.exhausted and not self.segment(np.inf, stop, record):
+            while not self.exhausted and not self.segment(END, stop, record):
                 pass
             evidence = self.evidence()
-            why = "the solver cannot make a step" if self.stalled else f"the budget of {self.max_steps} steps is spent"
+            why = "the solver cannot make a step" if self.stalled else f"the budget of {self.max_steps} steps or time {END:g} is spent"
             verdict, reason = judge(evidence, weight_tolerance, why)
             if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted:
                 break
@@ -278,7 +280,7 @@ class _Segment(eqx.Module):
 
 
 @eqx.filter_jit
-def _integrate(objective, state, start, end, step_size, stop, tolerances, solver: str, segment_steps: int) -> _Segment:
+def _integrate(objective, state, start, end, step_size, stop, rtol, solver: str, segment_steps: int) -> _Segment:
     """One segment of the flow; compiled once per type of objective, shapes and solver."""
 
     def velocity(t, y, args):
@@ -296,7 +298,7 @@ def _integrate(objective, state, start, end, step_size, stop, tolerances, solver
         end,
         jnp.minimum(step_size, end - start),
         state,
-        stepsize_controller=dfx.PIDController(rtol=tolerances[0], atol=tolerances[1]),
+        stepsize_controller=dfx.PIDController(rtol=rtol, atol=1e-2 * rtol),
         saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(t1=True), dfx.SubSaveAt(steps=True)]),
         max_steps=segment_steps,
         event=dfx.Event(ended),
@@ -330,6 +332,19 @@ def _pick_solver(objective: Objective, state: Weights) -> str:
     """Explicit for moderate spreads of rates, implicit for wide ones where a linear solve is affordable."""
     affordable = isinstance(objective, StructuredLoss) or sum(np.size(w) for w in jax.tree.leaves(state)) <= DENSE_LIMIT
     return "kvaerno5" if objective.rate_spread > EXPLICIT_SPREAD and affordable else "tsit5"
+
+
+def _tolerance(rtol: float | None, solver: str, weight_tolerance: float, objective: Objective) -> float:
+    """Tolerance of the step controller.
+
+    At its stability limit an explicit solver leaves errors of the size of its tolerance in the fastest mode, whose gradient
+    hides that of the slowest one until it is below by the spread of the rates. An implicit solver has no such floor.
+    """
+    if rtol is not None:
+        return rtol
+    if solver == "kvaerno5":
+        return float(np.clip(0.1 * weight_tolerance, 1e-12, 1e-8))
+    return float(np.clip(0.03 * weight_tolerance / objective.rate_spread, 1e-13, 1e-9))
 
 
 def _coordinates(objective: Objective, weights: Weights):
