@@ -250,7 +250,8 @@ class _Flow:
                 not_before = self.time + 40.0 / abs(evidence.smallest_curvature)
             else:
                 share = weight_tolerance / evidence.estimated_weight_error
-                tolerance = min(tolerance, evidence.gradient_norm) * min(0.3, 0.3 * share)
+                # Gauge directions inflate the first estimates; one big cut would ask for less than the solver's gradient floor.
+                tolerance = min(tolerance, evidence.gradient_norm) * min(0.3, max(0.3 * share, 1e-2))
         else:
             reason += f" (after {ROUNDS} rounds of tightening)"
         self.recorder.add_always(self.time, self.state)
