@@ -1,0 +1,23 @@
+"""Learned against theory: weights after the gauge is fixed, functions, sensitivities, risks, and conserved quantities.
+
+Closed forms come in as arguments; nothing here imports `theory`. Results are float64 numpy.
+"""
+
+from icl_lab.analysis.functions import FunctionComparison as FunctionComparison
+from icl_lab.analysis.functions import compare_functions as compare_functions
+from icl_lab.analysis.functions import sensitivity as sensitivity
+from icl_lab.analysis.gauge import LiveParts as LiveParts
+from icl_lab.analysis.gauge import balance as balance
+from icl_lab.analysis.gauge import live_parts as live_parts
+from icl_lab.analysis.invariants import drift as drift
+from icl_lab.analysis.invariants import invariants as invariants
+from icl_lab.analysis.risk import RiskCurve as RiskCurve
+from icl_lab.analysis.risk import Risks as Risks
+from icl_lab.analysis.risk import risk_against_length as risk_against_length
+from icl_lab.analysis.risk import sampled_risks as sampled_risks
+from icl_lab.analysis.sampling import Estimate as Estimate
+from icl_lab.analysis.sampling import Predictor as Predictor
+from icl_lab.analysis.sampling import sample_mean as sample_mean
+from icl_lab.analysis.weights import Comparison as Comparison
+from icl_lab.analysis.weights import compare as compare
+from icl_lab.analysis.weights import effective_preconditioner as effective_preconditioner

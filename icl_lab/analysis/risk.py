@@ -1,0 +1,150 @@
+r"""Risks of predictors by sampling, paired: all predictors see the same prompts.
+
+The risk is :math:`E\lVert \hat y - y_q \rVert^2`, with no factor 1/2. Regression prompts carry the noiseless response
+as their target, so it is the *excess* risk; a sequence's target is its actual next value, whose innovation variance is
+part of the risk. Because prompts are shared, the difference of two predictors has a standard error of its own, which is
+often far smaller than theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from icl_lab.analysis.sampling import Estimate, Predictor, sample_mean
+from icl_lab.errors import InvalidValueError
+from icl_lab.tasks.prompt import Prompt, Task
+from icl_lab.typing import Array, Key
+
+
+class Risks(eqx.Module):
+    """Risks of several predictors on the same prompts.
+
+    Attributes:
+      names: P predictors.
+      risks: (P,) mean squared errors.
+      differences: (P, P) mean of the squared error of the row minus that of the column.
+      prompts: number of prompts.
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    risks: Estimate
+    differences: Estimate
+    prompts: int = eqx.field(static=True)
+
+    def __getitem__(self, name: str) -> Estimate:
+        """The risk of one predictor."""
+        i = self._index(name)
+        return Estimate(float(self.risks.mean[i]), float(self.risks.standard_error[i]))
+
+    def difference(self, name: str, other: str) -> Estimate:
+        """The risk of one predictor minus that of another, with the standard error of the paired difference."""
+        i, j = self._index(name), self._index(other)
+        return Estimate(float(self.differences.mean[i, j]), float(self.differences.standard_error[i, j]))
+
+    def _index(self, name: str) -> int:
+        if name not in self.names:
+            raise InvalidValueError(f"No predictor is called {name!r}; choose one of {', '.join(self.names)}.")
+        return self.names.index(name)
+
+    def __str__(self) -> str:
+        best = self.names[int(np.argmin(self.risks.mean))]
+        width = max(len(name) for name in self.names)
+        lines = [f"{'predictor':{width}}  risk ± standard error      above {best} (paired)"]
+        for i in np.argsort(self.risks.mean):
+            name = self.names[int(i)]
+            lines.append(f"{name:{width}}  {self[name]!s:25}  {self.difference(name, best)}")
+        return "\n".join(lines)
+
+
+def sampled_risks(
+    task: Task, predictors: Mapping[str, Predictor], key: Key, prompts: int = 16384, chunk: int = 1024
+) -> Risks:
+    """Risks of predictors on fresh prompts of a task, all on the same prompts.
+
+    Args:
+      task: law of the prompts.
+      predictors: functions of one prompt that return (k,), by name. `equinox.Partial(model, weights)` and
+        `estimators.named(...)` compile once for all weights and parameters.
+      key: random key.
+      prompts: number of prompts, rounded up to whole chunks.
+      chunk: prompts held in memory at once.
+
+    Returns:
+      The risks, with standard errors for each and for each difference, as float64 numpy.
+
+    Raises:
+      InvalidValueError: no predictors, too few prompts, or a prediction of another shape than the target.
+    """
+    if not predictors:
+        raise InvalidValueError("`predictors` must hold at least one predictor; got none.")
+    names = tuple(predictors)
+    statistic = eqx.Partial(_squared_errors, tuple(predictors.values()))
+    (risks, differences), count = sample_mean(statistic, task, key, prompts, chunk)
+    return Risks(names=names, risks=risks, differences=differences, prompts=count)
+
+
+def _squared_errors(predictors: tuple[Predictor, ...], prompt: Prompt) -> tuple[Array, Array]:
+    errors = []
+    for predictor in predictors:
+        prediction = predictor(prompt)
+        if prediction.shape != prompt.target.shape:
+            raise InvalidValueError(
+                f"A predictor must return the shape of the target, {prompt.target.shape}; got {prediction.shape}."
+            )
+        errors.append(jnp.sum(jnp.abs(prediction - prompt.target) ** 2))
+    errors = jnp.stack(errors)
+    # Differences are averaged themselves: of two predictors that nearly agree, the difference of means is rounding.
+    return errors, errors[:, None] - errors[None, :]
+
+
+class RiskCurve(eqx.Module):
+    """Risks of several predictors against the context length.
+
+    Attributes:
+      names: P predictors.
+      lengths: L context lengths.
+      means: (L, P).
+      standard_errors: (L, P).
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    lengths: tuple[int, ...] = eqx.field(static=True)
+    means: Float[Array, "L P"]
+    standard_errors: Float[Array, "L P"]
+
+
+def risk_against_length(
+    task_of_length: Callable[[int], Task],
+    lengths: Sequence[int],
+    predictors: Mapping[str, Predictor],
+    key: Key,
+    prompts: int = 16384,
+    chunk: int = 1024,
+) -> RiskCurve:
+    """Risks on prompts of several context lengths.
+
+    Args:
+      task_of_length: the law of prompts of length N, for example
+        `lambda n: LinearRegression(dim=5, context_length=n, noise_std=0.1)`.
+      lengths: context lengths; each compiles its own program.
+      predictors: as in `sampled_risks`, the same at every length.
+      key, prompts, chunk: as in `sampled_risks`, for each length.
+
+    Returns:
+      The curve, as float64 numpy.
+
+    Raises:
+      InvalidValueError: as `sampled_risks`.
+    """
+    results = [sampled_risks(task_of_length(int(n)), predictors, key, prompts, chunk) for n in lengths]
+    return RiskCurve(
+        names=tuple(predictors),
+        lengths=tuple(int(n) for n in lengths),
+        means=np.stack([result.risks.mean for result in results]),
+        standard_errors=np.stack([result.risks.standard_error for result in results]),
+    )
