@@ -323,9 +323,9 @@ def _integrate(objective, state, start, end, step_size, stop, rtol, solver: str,
 
 def _solver(name: str, structured: bool) -> dfx.AbstractSolver:
     if name == "kvaerno5":
-        linear_solver = ArrowSolver() if structured else dfx.VeryChord().linear_solver
-        root_finder = dfx.with_stepsize_controller_tols(dfx.VeryChord)(linear_solver=linear_solver)
-        return dfx.Kvaerno5(root_finder=root_finder)
+        if not structured:
+            return dfx.Kvaerno5()  # a dense linear solve
+        return dfx.Kvaerno5(root_finder=dfx.with_stepsize_controller_tols(dfx.VeryChord)(linear_solver=ArrowSolver()))
     return {"tsit5": dfx.Tsit5, "dopri8": dfx.Dopri8}[name]()
 
 
