@@ -1,7 +1,7 @@
 """`icl-lab`: the command line. Exit status 0, 1 (a claim failed, a run failed or did not converge), 2 (misuse).
 
-Every verb imports what it needs when it is called, so that `icl-lab --help` answers without loading JAX. A mistake of the user
-(an `IclLabError`, or a configuration that Hydra refuses) is one sentence on stderr, not a traceback.
+Every verb imports what it needs when it is called, so that `icl-lab --help` answers without loading JAX. A mistake of
+the user (an `IclLabError`, or a configuration that Hydra refuses) is one sentence on stderr, not a traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from icl_lab.errors import IclLabError, InvalidValueError
 
 MISUSE = 2
 
-_RUN_HELP = "one training run, compared with theory; `run -m key=a,b,c` is a sweep (arguments: key=value, see `run --help`)"
+_RUN_HELP = (
+    "one training run, compared with theory; `run -m key=a,b,c` is a sweep (arguments: key=value, see `run --help`)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     verify = verbs.add_parser("verify", help="run claims and print every check, measured beside expected")
     verify.add_argument("patterns", nargs="*", metavar="ID", help="claim ids or globs (default: all)")
     verify.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="override a parameter; YAML syntax, may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override a parameter; YAML syntax, may be repeated",
     )
     verify.add_argument("--json", metavar="PATH", help="write the results as JSON; - is stdout")
     verify.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
@@ -68,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
 
     table = verbs.add_parser("table", help="many run folders as one table")
     table.add_argument("root", type=Path, metavar="RUN_ROOT")
-    table.add_argument("-o", "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.parquet (default: a summary here)")
+    table.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.parquet (default: a summary here)"
+    )
     table.set_defaults(command=_table)
 
     doctor = verbs.add_parser("doctor", help="versions, devices and precision that a run would use")
@@ -131,7 +139,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_entries(entries: list[dict[str, Any]], json_path: str | None) -> None:
-    """The results as JSON on stdout (and nothing else there), or as a table, with the JSON in a file if a path is given."""
+    """The results as JSON on stdout (and nothing else there), or as a table, and as JSON in a file if asked."""
     import json
 
     if json_path == "-":

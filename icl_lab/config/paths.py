@@ -11,7 +11,7 @@ def config_dir() -> Path:
     """The absolute folder of the config groups.
 
     Returns:
-      `icl_lab/configs` if this is an installed wheel (the build puts the groups there), else `configs/` beside the package.
+      `icl_lab/configs` in an installed wheel (the build puts the groups there), else `configs/` beside the package.
 
     Raises:
       InvalidValueError: neither holds the primary config `run.yaml`.
@@ -22,6 +22,6 @@ def config_dir() -> Path:
         if (folder / "run.yaml").is_file():
             return folder
     raise InvalidValueError(
-        f"No `run.yaml` in {candidates[0]} (shipped copy) or {candidates[1]} (checkout); the installation is incomplete, "
-        "so install icl-lab again."
+        f"No `run.yaml` in {candidates[0]} (shipped copy) or {candidates[1]} (checkout); the installation is "
+        "incomplete, so install icl-lab again."
     )

@@ -1,14 +1,15 @@
 """The types of every configuration key; the values are in the YAML groups.
 
-One dataclass a choice (`task=sphere` has other keys than `task=autoregressive`), registered with Hydra under `schema/<group>`
-and named in the first line of each YAML file, so that an unknown key or a value of the wrong type is refused while the
-configuration is composed. Ranges (N >= 1, a positive definite covariance, ...) are checked where they are known, by the
-classes of `tasks`, `models`, `objectives` and `training`. `kind` picks the builder in `config.build` and is set by the YAML file.
+One dataclass a choice (`task=sphere` has other keys than `task=autoregressive`), registered with Hydra under
+`schema/<group>` and named in the first line of each YAML file, so that an unknown key or a value of the wrong type is
+refused while the configuration is composed. Ranges (N >= 1, a positive definite covariance, ...) are checked where they
+are known, by the classes of `tasks`, `models`, `objectives` and `training`. `kind` picks the builder in `config.build`
+and is set by the YAML file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Optional
 
@@ -44,11 +45,17 @@ class Regression(Task):
 
 
 @dataclass
-class GaussianRegression(Regression):
-    """Gaussian inputs; `config.covariance` says what a covariance may be. `rotate` is the seed of a random rotation of it."""
+class GaussianInputs(Regression):
+    """Gaussian inputs; `config.covariance` says what a covariance may be, `rotate` seeds a random rotation of it."""
 
     covariance: Any
     rotate: Optional[int]  # noqa: UP045
+
+
+@dataclass
+class GaussianRegression(GaussianInputs):
+    """Linear responses to Gaussian inputs."""
+
     task_covariance: Any
 
 
@@ -69,11 +76,12 @@ class SphereRegression(Regression):
 
 
 @dataclass
-class RandomDiagonalRegression(Regression):
-    """A diagonal covariance drawn for every prompt: coordinate i takes values[i][j] with probability probabilities[i][j]."""
+class FiniteSpectrumRegression(Task):
+    """A covariance drawn for every prompt: eigenvalue i is values[i][j] with probability probabilities[i][j]."""
 
     values: list[list[float]]
     probabilities: list[list[float]]
+    task_covariance: Any
 
 
 @dataclass
@@ -81,21 +89,16 @@ class ExponentialDiagonalRegression(Regression):
     """A diagonal covariance with independent exponential entries of mean `scale`, drawn for every prompt."""
 
     scale: float
+    task_covariance: Any
 
 
 @dataclass
-class RotatedSpectrumRegression(Regression):
-    """A covariance with Haar eigenvectors, drawn for every prompt."""
+class NonlinearRegression(GaussianInputs):
+    """Responses that are a nonlinear function of Gaussian inputs."""
 
-    values: Any
-    probabilities: Any
-
-
-@dataclass
-class NonlinearRegression(GaussianRegression):
-    """Responses that are a nonlinear function of the inputs."""
-
-    response: dict[str, Any]
+    response: str
+    degree: int
+    width: int
 
 
 @dataclass
@@ -110,6 +113,7 @@ class RandomAutoregressive(Task):
     """AR(p) with coefficients drawn for every prompt."""
 
     order: int
+    bound: float
 
 
 @dataclass
@@ -117,23 +121,38 @@ class LinearDynamics(Task):
     """x_{t+1} = W x_t with W drawn for every prompt."""
 
     dim: int
-    law: str
+    transition: str
+    start: str
+    start_scale: float
 
 
 @dataclass
-class LinearAttention:
-    """Linear self-attention: its static description, its size and its parametrisation."""
+class Attention:
+    """Keys of every attention model: its static description, its size and its parametrisation."""
 
     kind: str
     embedding: str
     query_in_sum: bool
-    normaliser: str
     causal: bool
     layers: int
     loops: int
     heads: Optional[int]  # noqa: UP045
     parametrisation: str
     readout_sign: float
+
+
+@dataclass
+class LinearAttention(Attention):
+    """Linear self-attention."""
+
+    normaliser: str
+
+
+@dataclass
+class SoftmaxAttention(Attention):
+    """Softmax self-attention."""
+
+    inverse_temperature: float
 
 
 @dataclass
@@ -166,6 +185,7 @@ class GradientFlow(Trainer):
     """Continuous-time training to the limit."""
 
     weight_tolerance: float
+    solver: str
     max_steps: int
 
 
@@ -184,6 +204,7 @@ class Analysis:
 
     prompts: int
     context_lengths: Any
+    ridge_penalty: Optional[float]  # noqa: UP045
     figures: bool
 
 
@@ -210,14 +231,14 @@ SCHEMAS: dict[str, type] = {
     "schema/task/gaussian_regression": GaussianRegression,
     "schema/task/uniform_regression": UniformRegression,
     "schema/task/sphere_regression": SphereRegression,
-    "schema/task/random_diagonal_regression": RandomDiagonalRegression,
+    "schema/task/finite_spectrum_regression": FiniteSpectrumRegression,
     "schema/task/exponential_diagonal_regression": ExponentialDiagonalRegression,
-    "schema/task/rotated_spectrum_regression": RotatedSpectrumRegression,
     "schema/task/nonlinear_regression": NonlinearRegression,
     "schema/task/autoregressive": Autoregressive,
     "schema/task/random_autoregressive": RandomAutoregressive,
     "schema/task/linear_dynamics": LinearDynamics,
     "schema/model/linear_attention": LinearAttention,
+    "schema/model/softmax_attention": SoftmaxAttention,
     "schema/objective/population": PopulationObjective,
     "schema/objective/streamed": StreamedObjective,
     "schema/trainer/gradient_flow": GradientFlow,
@@ -229,11 +250,15 @@ SCHEMAS: dict[str, type] = {
 def check_keys(config: DictConfig) -> None:
     """Raise `InvalidValueError` for a key that no schema knows, as `+task.foo=1` would add one."""
     for node in (config, *(config[group] for group in GROUPS)):
-        accepted = {field.name for field in fields(OmegaConf.get_type(node))}
+        schema = OmegaConf.get_type(node)
+        assert schema is not None and is_dataclass(schema)
+        accepted = {field.name for field in fields(schema)}
         unknown = sorted(set(node) - accepted)
         if unknown:
             path = node._get_full_key(unknown[0])
-            raise InvalidValueError(f"Unknown configuration key `{path}`; accepted here: {', '.join(sorted(accepted))}.")
+            raise InvalidValueError(
+                f"Unknown configuration key `{path}`; accepted here: {', '.join(sorted(accepted))}."
+            )
 
 
 def register() -> None:

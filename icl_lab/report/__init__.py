@@ -1,0 +1,8 @@
+"""Figures: functions that draw on axes, and the style of all of them. Imports matplotlib, so import it late."""
+
+from icl_lab.report.figures import decay as decay
+from icl_lab.report.figures import heat_maps as heat_maps
+from icl_lab.report.figures import invariant_drift as invariant_drift
+from icl_lab.report.figures import risk_curves as risk_curves
+from icl_lab.report.style import house_style as house_style
+from icl_lab.report.style import save as save

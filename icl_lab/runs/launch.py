@@ -1,7 +1,7 @@
 """`icl-lab run`: Hydra composes the configuration and calls the job once, or once for every point of a sweep.
 
-Hydra's own error report prints a traceback and exits with 1, so its errors are let through here (with the variable it reads for
-that) and turned into one sentence and exit status 2.
+Hydra's own error report prints a traceback and exits with 1, so its errors are let through here (by the variable it
+reads for that) and turned into one sentence and exit status 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from icl_lab.config import paths, schema
 from icl_lab.errors import IclLabError, InvalidValueError
@@ -84,9 +84,9 @@ def _report(error: Exception) -> int:
 def one_sentence(error: Exception) -> str:
     """What Hydra or OmegaConf has to say about a configuration, on one line, with the accepted keys or choices."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(cause, ConfigKeyError | AttributeError) and getattr(cause, "parent_node", None) is not None:
-        accepted = ", ".join(sorted(str(key) for key in cause.parent_node))  # pyright: ignore
-        return f"unknown configuration key `{cause.full_key}`; accepted here: {accepted}."  # pyright: ignore
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        accepted = ", ".join(sorted(str(key) for key in cause.parent_node))
+        return f"unknown configuration key `{cause.full_key}`; accepted here: {accepted}."
     if isinstance(cause, OmegaConfBaseException):
         key = f"`{cause.full_key}`: " if cause.full_key else ""
         return f"{key}{str(cause).splitlines()[0]}."
@@ -111,4 +111,6 @@ def _name_plain_experiments(arguments: Sequence[str]) -> None:
             continue
         for name in filter(None, value.split(",")):
             if re.fullmatch(r"\w[\w.-]*", name) and not any((folder / f"{name}.yaml").is_file() for folder in folders):
-                ConfigStore.instance().store(group="experiment", name=name, node={"experiment": name}, package="_global_")
+                ConfigStore.instance().store(
+                    group="experiment", name=name, node={"experiment": name}, package="_global_"
+                )

@@ -16,7 +16,19 @@ from typing import Any
 
 import icl_lab
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "equinox", "optimistix", "lineax", "numpy", "scipy", "hydra-core")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "diffrax",
+    "equinox",
+    "optimistix",
+    "lineax",
+    "numpy",
+    "scipy",
+    "hydra-core",
+)
 
 _compile_seconds = {"total": 0.0, "listening": 0.0}
 
@@ -35,7 +47,7 @@ def describe() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "precision": {
             "float64": bool(jax.config.read("jax_enable_x64")),
-            "matmul": jax.config.jax_default_matmul_precision or "default",
+            "matmul": jax.config.read("jax_default_matmul_precision") or "default",
         },
         "git": git_state(Path(icl_lab.__file__).parent),
     }
@@ -63,7 +75,7 @@ def git_state(package: Path) -> dict[str, Any] | None:
 
 
 class Stopwatch:
-    """Seconds spent in a block: `wall`, and the share of it spent in the XLA compiler (`compile`; tracing not included)."""
+    """Seconds spent in a block: `wall`, and those of the XLA compiler among them (`compile`; tracing not included)."""
 
     wall: float = 0.0
     compile: float = 0.0
@@ -101,9 +113,9 @@ def _listen_to_compilation() -> None:
         return
     import jax
 
-    def add(event: str, duration: float, **_: Any) -> None:
+    def add(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            _compile_seconds["total"] += duration
+            _compile_seconds["total"] += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(add)
     _compile_seconds["listening"] = 1.0

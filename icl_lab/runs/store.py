@@ -5,7 +5,7 @@
     <root>/<experiment>/.partial-*/       a run in progress, or what a killed process left; never read
 
 A kill at any moment leaves a whole run or none. When two processes do the same run, the first rename wins and the loser
-deletes its copy. Whatever does not change a result (where runs are kept, what the series is called) is left out of the hash.
+deletes its copy. What does not change a result (where runs are kept, how the series is called) is left out of the hash.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def publish(partial: Path, final: Path) -> bool:
     """Give a whole run its final name.
 
     Returns:
-      True if this process published it, False if another process had published the same run before (whose folder stays).
+      True if this process published it, False if another had published the same run before (whose folder stays).
     """
     try:
         os.rename(partial, final)
@@ -125,13 +125,15 @@ def remove_stale(parent: Path) -> list[Path]:
 
 
 def run_folders(root: Path) -> list[Path]:
-    """Every published or failed run below `root`, in the order of their names; folders that begin with a dot are not read."""
+    """Every published or failed run below `root`, in the order of their names; hidden folders are not read."""
     found = (path.parent for path in root.rglob("status.json"))
-    return sorted(folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(root).parts))
+    return sorted(
+        folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(root).parts)
+    )
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON: full precision, and NaN or infinity as the strings "nan", "inf", "-inf" (JSON has no such numbers)."""
+    """Write strict JSON: full precision, and NaN or infinity as the strings "nan", "inf", "-inf"."""
     path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -30,7 +30,9 @@ def collect(root: Path) -> list[Row]:
         raise InvalidValueError(f"RUN_ROOT must be an existing folder; got {str(root)!r}.")
     rows = [_row(folder, root) for folder in store.run_folders(root)]
     if not rows:
-        raise InvalidValueError(f"{str(root)!r} holds no run; a run is a folder <experiment>/<hash> with a status.json.")
+        raise InvalidValueError(
+            f"{str(root)!r} holds no run; a run is a folder <experiment>/<hash> with a status.json."
+        )
     return rows
 
 
@@ -57,7 +59,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
             writer.writerows(rows)
         return
     try:
-        import polars
+        import polars  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise UnsupportedProblemError(
             "writing .parquet needs polars, which is not installed; `pip install 'icl-lab[tables]'`, or write a .csv."

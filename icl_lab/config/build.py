@@ -1,0 +1,126 @@
+"""From a resolved configuration to the objects of the library: model, initial weights, objective, training.
+
+Each function takes the plain dict of one group. Ranges are checked by the classes that are built here; what only the
+combination of groups can get wrong is checked here.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import jax
+import numpy as np
+import optax
+
+from icl_lab import models, objectives, training
+from icl_lab.config.build_task import build_task as build_task
+from icl_lab.config.choice import Group, choose
+from icl_lab.errors import InvalidValueError
+from icl_lab.prng import stream
+from icl_lab.tasks.prompt import Task, check_count
+from icl_lab.typing import Key, Weights
+
+
+def build_model(group: Group) -> models.SelfAttention:
+    """The architecture that `model` describes."""
+    architecture, extra = choose(_ARCHITECTURES, group, "model")
+    names = ("query_in_sum", "causal", "loops", "readout_sign", "embedding", extra)
+    return architecture(**{name: group[name] for name in names})
+
+
+def build_weights(trainer: Group, model_group: Group, task: Task, model: models.SelfAttention, key: Key) -> Weights:
+    """The start of training: `trainer.init` at `trainer.init_scale`, in the parametrisation of `model`.
+
+    Raises:
+      InvalidValueError: an unknown start or parametrisation, fewer than one layer, or the one-layer one-head start of a
+        theorem for another architecture.
+      AssumptionError: a scale <= 0.
+    """
+    layers, heads = model_group["layers"], model_group["heads"]
+    check_count(layers, "model.layers", 1, "A model has at least one layer.")
+    build = choose(_STARTS, trainer, "trainer", "init")
+    width = jax.eval_shape(lambda k: model.tokens(task.sample(k)), key).shape[1]
+    if build is not _gaussian_start and (layers > 1 or heads is not None or width != task.dim + 1):
+        raise InvalidValueError(
+            f"trainer.init={trainer['init']} is the start of one layer of one head on tokens of width d + 1; got "
+            f"layers={layers}, heads={heads} and width {width} at d = {task.dim}. Use trainer.init=gaussian."
+        )
+    separate = choose({"merged": False, "separate": True}, model_group, "model", "parametrisation")
+    keys = [jax.random.fold_in(stream(key, "init"), layer) for layer in range(layers)]
+    layered = tuple(build(k, task.dim, width, float(trainer["init_scale"]), heads, separate) for k in keys)
+    return layered[0] if layers == 1 else layered
+
+
+def build_objective(
+    group: Group, task: Task, model: models.SelfAttention, layers: int, key: Key
+) -> objectives.Objective:
+    """The loss that `objective` describes."""
+    kind = group["kind"]
+    key = stream(key, "objective")
+    if kind == "population":
+        return objectives.population(task, model, key, prompts=group["prompts"], layers=layers)
+    if kind == "sampled":
+        return objectives.SampledLoss.build(task, model, key, prompts=group["prompts"])
+    if kind == "streamed":
+        return objectives.StreamedLoss.build(task, model, key, batch=group["batch"])
+    raise InvalidValueError(f"`objective.kind` must be population, sampled or streamed; got {kind!r}.")
+
+
+def train(
+    group: Group, objective: objectives.Objective, weights: Weights, key: Key, progress: bool
+) -> training.TrainingResult:
+    """Train as `trainer` describes."""
+    if group["kind"] == "gradient_flow":
+        return training.gradient_flow(
+            objective,
+            weights,
+            weight_tolerance=group["weight_tolerance"],
+            solver=group["solver"],
+            max_steps=group["max_steps"],
+            progress=progress,
+        )
+    return training.descend(
+        objective, weights, build_optimiser(group), steps=group["steps"], key=stream(key, "training"), progress=progress
+    )
+
+
+def build_optimiser(group: Group) -> optax.GradientTransformation:
+    """The optax optimiser called `trainer.optimiser` at `trainer.learning_rate`, its other settings as optax has them.
+
+    Raises:
+      InvalidValueError: optax has no optimiser of that name with a learning rate, or the rate is not > 0.
+    """
+    name, rate = group["optimiser"], group["learning_rate"]
+    factory = getattr(optax, name, None)
+    if not callable(factory) or "learning_rate" not in inspect.signature(factory).parameters:
+        raise InvalidValueError(
+            "`trainer.optimiser` must be the name of an optax optimiser with a learning rate (sgd, adam, adamw, ...); "
+            f"got {name!r}."
+        )
+    if not (np.isfinite(rate) and rate > 0):
+        raise InvalidValueError(f"`trainer.learning_rate` must be a finite number > 0; got {rate!r}.")
+    optimiser = factory(learning_rate=rate)
+    assert isinstance(optimiser, optax.GradientTransformation)
+    return optimiser
+
+
+def _gaussian_start(key: Key, dim: int, width: int, scale: float, heads: int | None, separate: bool) -> Weights:
+    start = models.initializers.separate_gaussian if separate else models.initializers.gaussian
+    return start(key, width, scale, heads)
+
+
+def _zhang_start(key: Key, dim: int, width: int, scale: float, heads: int | None, separate: bool) -> Weights:
+    start = models.initializers.zhang(dim, scale)
+    return models.initializers.balanced(start) if separate else start
+
+
+def _zhang_random_start(key: Key, dim: int, width: int, scale: float, heads: int | None, separate: bool) -> Weights:
+    start = models.initializers.zhang(dim, scale, models.initializers.random_theta(key, dim))
+    return models.initializers.balanced(start) if separate else start
+
+
+_ARCHITECTURES = {
+    "linear_attention": (models.LinearSelfAttention, "normaliser"),
+    "softmax_attention": (models.SoftmaxSelfAttention, "inverse_temperature"),
+}
+_STARTS = {"zhang": _zhang_start, "zhang_random": _zhang_random_start, "gaussian": _gaussian_start}

@@ -1,0 +1,113 @@
+"""What a trained model is compared with: the closed form that applies to its task, and the estimators of the tables."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from icl_lab import estimators, tasks, theory
+from icl_lab.analysis import Predictor
+from icl_lab.errors import UnsupportedProblemError
+from icl_lab.models import LinearSelfAttention, SelfAttention
+from icl_lab.tasks.prompt import Task
+from icl_lab.theory import Optimum
+from icl_lab.typing import Array, Key
+
+CHUNK = 500
+DEFAULT_PENALTY = 1.0
+"""Ridge penalty where the task has no Bayes penalty (no noise, or no Gaussian task vector)."""
+
+
+def closed_form(task: Task, model: SelfAttention) -> Optimum | None:
+    """The theorem that says what one linear layer becomes on this task, or None where the lab knows none.
+
+    The first that applies of Mahankali et al. (plain sum, inverse covariance), Zhang et al. (noiseless, task covariance
+    I) and the lab's own extension to any covariances.
+    """
+    if not isinstance(task, tasks.LinearRegression) or not isinstance(model, LinearSelfAttention):
+        return None
+    if model.loops > 1 or model.causal or model.embedding != "merged":
+        return None
+    theorems = [theory.zhang2023.optimum, theory.lsa.optimum]
+    if model.normaliser == "none":
+        theorems = [theory.mahankali2023.optimum, *theorems]
+    for theorem in theorems:
+        try:
+            return theorem(task)
+        except UnsupportedProblemError:
+            continue
+    return None
+
+
+def best_linear_steps(task: Task, key: Key, prompts: int) -> tuple[float, Float[np.ndarray, "d d"]]:
+    r"""The step size and the preconditioner with which one gradient step from zero does best on a task.
+
+    For Gaussian regression in closed form, else by least squares of the target on the answers of a step, over fresh
+    prompts.
+
+    Returns:
+      eta, for :math:`\hat y = \eta G^* x_q`, and P (d, d), for :math:`\hat y = G^* P x_q`, G = (1/N) sum_i x_i y_i^*.
+    """
+    if isinstance(task, tasks.LinearRegression) and isinstance(task.covariates, tasks.Gaussian):
+        covariance, task_covariance, noise_variance = theory.lsa.gaussian_parameters(task)
+        parameters = (covariance, task_covariance, noise_variance, task.context_length)
+        moment = theory.lsa.response_moment(*parameters)
+        step = np.trace(covariance @ covariance @ task_covariance) / np.trace(covariance @ moment)
+        return float(step), np.asarray(theory.lsa.optimal_preconditioner(*parameters))
+    square, cross = (
+        np.asarray(x) for x in _normal_equations(task, jax.random.split(key, (-(-prompts // CHUNK), CHUNK)))
+    )
+    dim = task.dim
+    identity = np.eye(dim).ravel()
+    step = np.real(identity @ cross) / np.real(identity @ square @ identity)
+    preconditioner = np.linalg.lstsq(square, cross, rcond=None)[0].reshape(dim, dim)
+    return float(step), np.asarray(preconditioner)
+
+
+def predictors(task: Task, step_size: float, preconditioner: Array, penalty: float | None) -> dict[str, Predictor]:
+    """The estimators of the comparison by the name they have in tables and files."""
+    chosen = {
+        "gradient_descent": estimators.named("gradient_descent", step_size=step_size),
+        "preconditioned_gradient_descent": estimators.named(
+            "preconditioned_gradient_descent", preconditioner=preconditioner
+        ),
+        "ols": estimators.named("ols"),
+        "ridge": estimators.named("ridge", penalty=bayes_penalty(task) if penalty is None else penalty),
+        "zero": estimators.named("zero"),
+    }
+    if is_sequence(task):
+        chosen["last_value"] = estimators.named("last_value")
+    return chosen
+
+
+def is_sequence(task: Task) -> bool:
+    """Whether the examples of a prompt are consecutive values of one series, so that the query follows the last one."""
+    return isinstance(task, tasks.Autoregressive | tasks.RandomAutoregressive | tasks.LinearDynamics)
+
+
+def bayes_penalty(task: Task) -> float | Float[np.ndarray, "d d"]:
+    """The Bayes penalty s2 Omega^{-1} of noisy linear regression; `DEFAULT_PENALTY` for any other task."""
+    if not isinstance(task, tasks.LinearRegression) or not float(np.asarray(task.noise_std)) > 0:
+        return DEFAULT_PENALTY
+    task_covariance = np.asarray(task.task_covariance)
+    if np.linalg.cond(task_covariance) > 1e12:
+        return DEFAULT_PENALTY
+    inverse = np.linalg.inv(task_covariance)
+    return float(np.asarray(task.noise_std)) ** 2 * 0.5 * (inverse + inverse.T)
+
+
+@eqx.filter_jit
+def _normal_equations(task: Task, keys: Key) -> tuple[Array, Array]:
+    """E[phi^* phi^T] and E[phi^* target] for the features phi of P in G^* P x_q, averaged over prompts and outputs."""
+
+    def one(key):
+        prompt = task.sample(key)
+        answer = prompt.labels.T @ prompt.inputs.conj() / prompt.inputs.shape[0]
+        phi = jnp.einsum("oi,j->oij", answer, prompt.query).reshape(answer.shape[0], -1)
+        return phi.conj().T @ phi, phi.conj().T @ prompt.target
+
+    sums = jax.lax.map(lambda keys: jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(one)(keys)), keys)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0) / (keys.shape[0] * keys.shape[1]), sums)

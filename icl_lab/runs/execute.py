@@ -1,0 +1,132 @@
+"""The job of `icl-lab run`: configuration -> training -> comparison with theory and estimators -> run folder.
+
+A run that is in the store is not run again. A run that raises leaves the record of its failure; one that ends short of
+convergence is stored under the status that says so, and is no success.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from icl_lab import precision
+from icl_lab.config import schema
+from icl_lab.errors import InvalidValueError
+from icl_lab.runs import figures, present, provenance, store
+from icl_lab.runs.simulate import Simulation, simulate
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Where a run is, and whether its training ended as it should."""
+
+    folder: Path
+    status: str
+    converged: bool
+
+
+def execute(config: DictConfig, console: Console | None = None) -> Outcome:
+    """Do one run, or find it in the store, and print its table.
+
+    Args:
+      config: the composed configuration.
+      console: where to print; standard output by default.
+
+    Returns:
+      The folder and its status.
+
+    Raises:
+      IclLabError: the configuration describes no valid problem; recorded in the store before it is raised.
+      Exception: whatever else the run raised, recorded likewise.
+    """
+    console = console or Console()
+    resolved = resolve(config)
+    folder = store.run_folder(resolved)
+    if store.is_finished(folder):
+        console.print(f"This run is done already, in [bold]{folder}[/]", highlight=False, soft_wrap=True)
+        return _outcome(folder, console)
+    with store.partial_folder(folder) as partial:
+        (partial / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        store.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})
+        try:
+            with precision.float64(), provenance.stopwatch() as watch:
+                result = simulate(resolved, show_progress=sys.stderr.isatty())
+            _write(result, partial)
+            if resolved["analysis"]["figures"]:
+                figures.draw(result, partial / "figures")
+            status = {"status": result.status, "verdict": result.metrics["verdict"], "reason": result.metrics["reason"]}
+            store.write_json(partial / "status.json", {**status, **_record(watch)})
+        except Exception as error:
+            status = {
+                "status": "failed",
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
+            store.write_json(partial / "status.json", {**status, "schema_version": store.SCHEMA_VERSION})
+            record = store.publish_failure(partial, folder)
+            print(f"icl-lab: the record of the failure is in {record}", file=sys.stderr)
+            raise
+        if not store.publish(partial, folder):
+            console.print("Another process finished the same run first; its folder is kept.")
+    return _outcome(folder, console)
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, after the checks that composing does not make.
+
+    Raises:
+      InvalidValueError: an unknown key added with `+`, or an experiment name that is no folder name.
+    """
+    schema.check_keys(config)
+    resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    assert isinstance(resolved, dict)
+    if not re.fullmatch(r"\w[\w.-]*", resolved["experiment"]):
+        raise InvalidValueError(
+            f"`experiment` must be a name of letters, digits, '_', '-' and '.', since it names a folder; "
+            f"got {resolved['experiment']!r}."
+        )
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _write(result: Simulation, folder: Path) -> None:
+    store.write_json(folder / "metrics.json", result.metrics)
+    store.write_arrays(
+        folder / "weights.npz",
+        {**named_leaves("initial", result.initial), **named_leaves("limit", result.training.limit)},
+    )
+    trajectory = result.training.trajectory
+    curves = {"times": trajectory.times, "losses": trajectory.losses, "gradient_norms": trajectory.gradient_norms}
+    store.write_arrays(folder / "trajectory.npz", {**curves, **named_leaves("weights", trajectory.weights)})
+
+
+def named_leaves(prefix: str, tree: Any) -> dict[str, Any]:
+    """The arrays of a pytree by their path, as in `limit.w_pv` or `limit[0].w_pv`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {prefix + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _record(watch: provenance.Stopwatch) -> dict[str, Any]:
+    with precision.float64():
+        made_with = provenance.describe()
+    return {
+        "schema_version": store.SCHEMA_VERSION,
+        "seconds": watch.wall,
+        "compile_seconds": watch.compile,
+        "peak_memory_bytes": provenance.peak_memory_bytes(),
+        "provenance": made_with,
+    }
+
+
+def _outcome(folder: Path, console: Console) -> Outcome:
+    status = store.read_json(folder / "status.json")
+    present.print_comparison(store.read_json(folder / "metrics.json"), status, folder, console)
+    return Outcome(folder=folder, status=status["status"], converged=status["status"] == "done")

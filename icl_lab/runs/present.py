@@ -1,0 +1,60 @@
+"""A run in words: the comparison table and the verdict, from the files of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+LABELS = {
+    "model": "trained model",
+    "gradient_descent": "gradient descent, one step",
+    "preconditioned_gradient_descent": "preconditioned GD, one step",
+    "ols": "OLS",
+    "ridge": "ridge",
+    "zero": "zero",
+    "last_value": "last value",
+}
+
+
+def print_comparison(metrics: Mapping[str, Any], status: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print the table of a run, its warnings, its verdict and where it is.
+
+    Args:
+      metrics, status: contents of metrics.json and status.json.
+      folder: the run folder.
+      console: where to print.
+    """
+    console.print(comparison_table(metrics))
+    for warning in metrics["warnings"]:
+        console.print(f"[yellow]outside the theorem's assumption:[/] {warning}", highlight=False)
+    colour = "green" if status["status"] == "done" else "red"
+    console.print(f"[{colour}]{status['verdict'].upper()}[/]: {status['reason']}", highlight=False)
+    theory = metrics["theory"]
+    if theory is not None:
+        distance = f"[bold]{theory['weight_distance']:.2e}[/]"
+        console.print(f"Relative weight distance to the closed form: {distance} ({theory['source']})", highlight=False)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def comparison_table(metrics: Mapping[str, Any]) -> Table:
+    """The trained model beside every estimator and the closed form."""
+    table = Table(title="Trained model against estimators")
+    table.add_column("predictor")
+    for name in ("weight distance", "prediction distance", "risk"):
+        table.add_column(name, justify="right")
+    for name, row in metrics["comparison"].items():
+        weight = row.get("weight_distance")
+        table.add_row(
+            LABELS.get(name, name),
+            "" if weight is None else f"{weight:.2e}",
+            "" if name == "model" else f"{float(row['prediction_distance']):.2e}",
+            f"{float(row['risk']):.6g}" + (f" ± {float(row['standard_error']):.1g}" if row["standard_error"] else ""),
+        )
+    theory = metrics["theory"]
+    if theory is not None:
+        table.add_row(f"closed form: {theory['name']}", f"{theory['weight_distance']:.2e}", "", f"{theory['risk']:.6g}")
+    return table
