@@ -28,7 +28,7 @@ from icl_lab.typing import Array
 Embedding = Callable[[Prompt], Array]
 
 
-def merged(prompt: Prompt, query_label: Inexact[Array, "k"] | None = None) -> Inexact[Array, "N+1 d+k"]:
+def merged(prompt: Prompt, query_label: Inexact[Array, "k"] | None = None) -> Inexact[Array, "T D"]:
     """One token per example, (x_i, y_i), and (x_q, query_label) last; the query's label slot holds 0 unless given.
 
     Source: Zhang, Frei, Bartlett (arXiv 2306.09927), whose tokens are columns; von Oswald et al. (arXiv 2212.07677)
@@ -40,7 +40,7 @@ def merged(prompt: Prompt, query_label: Inexact[Array, "k"] | None = None) -> In
     return jnp.concatenate([inputs, labels], axis=1)
 
 
-def interleaved(prompt: Prompt) -> Inexact[Array, "2*N+1 d+k"]:
+def interleaved(prompt: Prompt) -> Inexact[Array, "T D"]:
     """Inputs and labels as tokens of their own, each with its own slots: (x_i, 0), (0, y_i), and (x_q, 0) last."""
     count, dim = prompt.inputs.shape
     label_dim = prompt.labels.shape[1]
@@ -50,7 +50,7 @@ def interleaved(prompt: Prompt) -> Inexact[Array, "2*N+1 d+k"]:
     return jnp.concatenate([examples, jnp.pad(prompt.query, (0, label_dim))[None]])
 
 
-def hankel(prompt: Prompt) -> Inexact[Array, "N+1 p+1"]:
+def hankel(prompt: Prompt) -> Inexact[Array, "T D"]:
     """The columns of the Hankel matrix of the observed series, as rows, the last one completed by 0.
 
     Raises:
@@ -67,7 +67,7 @@ def hankel(prompt: Prompt) -> Inexact[Array, "N+1 p+1"]:
     return values[jnp.arange(count + 1)[:, None] + jnp.arange(order + 1)[None, :]]
 
 
-def paired(prompt: Prompt) -> Inexact[Array, "N+1 3*d"]:
+def paired(prompt: Prompt) -> Inexact[Array, "T D"]:
     """Each state with its predecessor and an empty slot in front: (0, x_t, x_{t-1}).
 
     Raises:
@@ -79,7 +79,7 @@ def paired(prompt: Prompt) -> Inexact[Array, "N+1 3*d"]:
     return jnp.pad(short, ((0, 0), (short.shape[1] // 2, 0)))
 
 
-def paired_short(prompt: Prompt) -> Inexact[Array, "N+1 2*d"]:
+def paired_short(prompt: Prompt) -> Inexact[Array, "T D"]:
     """`paired` without its empty slot: (x_t, x_{t-1}).
 
     Raises:

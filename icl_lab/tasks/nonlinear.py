@@ -16,7 +16,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -30,7 +30,7 @@ from icl_lab.tasks.covariates import CovariateLaw, Gaussian, covariates_for, nor
 from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative
 from icl_lab.typing import Array, Key
 
-Direction = Literal["sphere", "gaussian", "axis"]
+DIRECTIONS = ("sphere", "gaussian", "axis")
 """Laws of an index direction: uniform on the unit sphere, N(0, I), or uniform on the 2d signed coordinate vectors."""
 
 
@@ -190,11 +190,11 @@ class ReLU(Link):
 class SingleIndex(Response):
     """f(x) = s g(u.x): a link g, a random direction u, and s = 1 or (random_sign) a fair random sign.
 
-    The latent is (u (d,), s ()).
+    `direction` names the law of u, one of `DIRECTIONS`. The latent is (u (d,), s ()).
     """
 
     link: Link
-    direction: Direction = eqx.field(static=True, default="sphere")
+    direction: str = eqx.field(static=True, default="sphere")
     random_sign: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
@@ -228,9 +228,12 @@ class SingleIndex(Response):
 
 
 class RandomCosine(Response):
-    r"""f(x) = cos(w.x + φ), φ uniform on [0, 2π): random Fourier features. The latent is (w (d,), φ ())."""
+    """f(x) = cos(w.x + φ), φ uniform on [0, 2π): random Fourier features.
 
-    direction: Direction = eqx.field(static=True, default="gaussian")
+    `direction` names the law of w, one of `DIRECTIONS`. The latent is (w (d,), φ ()).
+    """
+
+    direction: str = eqx.field(static=True, default="gaussian")
 
     def __check_init__(self):
         _check_direction(self.direction)
@@ -392,11 +395,11 @@ class NonlinearRegression(Task):
 
 
 def _check_direction(direction: str) -> None:
-    if direction not in get_args(Direction):
-        raise InvalidValueError(f"`direction` must be one of {', '.join(get_args(Direction))}; got {direction!r}.")
+    if direction not in DIRECTIONS:
+        raise InvalidValueError(f"`direction` must be one of {', '.join(DIRECTIONS)}; got {direction!r}.")
 
 
-def _sample_direction(key: Key, direction: Direction, dim: int) -> Float[Array, "d"]:
+def _sample_direction(key: Key, direction: str, dim: int) -> Float[Array, "d"]:
     if direction == "axis":
         index = jax.random.randint(key, (), 0, 2 * dim)
         sign = jnp.where(index < dim, 1.0, -1.0)
@@ -405,7 +408,7 @@ def _sample_direction(key: Key, direction: Direction, dim: int) -> Float[Array, 
     return draw / jnp.linalg.norm(draw) if direction == "sphere" else draw
 
 
-def _radial_moment(direction: Direction, dim: int, power: int) -> float:
+def _radial_moment(direction: str, dim: int, power: int) -> float:
     """E r^power, power even: 1 for unit directions, d (d + 2) ... (d + power - 2) for Gaussian ones."""
     return float(math.prod(dim + 2 * i for i in range(power // 2))) if direction == "gaussian" else 1.0
 

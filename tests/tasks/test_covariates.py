@@ -1,0 +1,184 @@
+import functools
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icl_lab.errors import InvalidValueError, MemoryBudgetError, NotPositiveDefiniteError
+from icl_lab.tasks import (
+    ExponentialDiagonal,
+    FiniteDiagonal,
+    Gaussian,
+    RotatedSpectrum,
+    Sphere,
+    Uniform,
+    from_spectrum,
+    random_rotation,
+)
+
+DRAWS = 80_000
+VALUES = [[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]]
+PROBABILITIES = [[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]
+MATRIX = np.array([[1.0, -0.4, 0.3], [0.8, 0.5, -1.1], [0.2, 0.6, -0.7]])  # not symmetric: transposes must show
+COVARIANCE = from_spectrum([2.0, 1.0, 0.5], random_rotation(3, seed=5))
+
+LAWS = {
+    "gaussian": Gaussian(COVARIANCE),
+    "gaussian_diagonal": Gaussian([2.0, 1.0, 0.5]),
+    "gaussian_standard": Gaussian(np.eye(3)),
+    "uniform": Uniform(3),
+    "uniform_narrow": Uniform(3, half_width=0.5),
+    "sphere": Sphere(3, radius=1.5),
+    "finite_diagonal": FiniteDiagonal(VALUES, PROBABILITIES),
+    "exponential_diagonal": ExponentialDiagonal(3, scale=0.7),
+    "rotated_spectrum": RotatedSpectrum(VALUES, PROBABILITIES),
+}
+
+
+@functools.cache
+def pairs(name):
+    """(DRAWS, 2, d): two inputs of one prompt, many prompts; shared by the tests below."""
+    keys = jax.random.split(jax.random.key(11), DRAWS)
+    return np.asarray(jax.jit(jax.vmap(lambda k: LAWS[name].sample(k, 2)))(keys))
+
+
+@pytest.fixture(params=LAWS)
+def sampled(request):
+    return LAWS[request.param], pairs(request.param)
+
+
+def test_sampled_inputs_have_the_stated_covariance_and_mean_zero(sampled, agrees):
+    law, draws = sampled
+    assert agrees(draws[:, 1], np.zeros(3))
+    assert agrees(draws[:, 1, :, None] * draws[:, 1, None, :], law.covariance)
+
+
+def test_sampled_inputs_have_the_stated_fourth_moment(sampled, agrees):
+    law, draws = sampled
+    x = draws[:, 0]
+    quadratic = np.einsum("ni,ij,nj->n", x, MATRIX, x)
+    assert agrees(quadratic[:, None, None] * x[:, :, None] * x[:, None, :], law.fourth_moment(MATRIX))
+
+
+def test_inputs_of_one_prompt_share_a_random_covariance_and_nothing_else(sampled, agrees):
+    law, draws = sampled
+    squares = draws[:, 0, :, None] ** 2 * draws[:, 1, None, :] ** 2
+    independent = np.outer(np.diagonal(law.covariance), np.diagonal(law.covariance))
+    if isinstance(law, FiniteDiagonal | ExponentialDiagonal | RotatedSpectrum):
+        assert not agrees(squares, independent)
+    else:
+        assert agrees(squares, independent)
+    assert agrees(draws[:, 0, :, None] * draws[:, 1, None, :], np.zeros((3, 3)))
+
+
+def test_shared_diagonal_covariance_has_the_second_moment_of_its_support(agrees):
+    spectra, probabilities = LAWS["finite_diagonal"].support()
+    draws = pairs("finite_diagonal")
+    expected = np.einsum("s,si,sj->ij", probabilities, spectra, spectra)
+    assert agrees(draws[:, 0, :, None] ** 2 * draws[:, 1, None, :] ** 2, expected)
+
+
+def test_the_gaussian_formula_is_rejected_on_uniform_inputs(agrees):
+    # Twin of the fourth-moment test: the same sample sizes tell the kurtosis of a uniform law from a Gaussian one.
+    law = LAWS["uniform"]
+    x = pairs("uniform")[:, 0]
+    fourth = np.einsum("ni,ij,nj->n", x, MATRIX, x)[:, None, None] * x[:, :, None] * x[:, None, :]
+    assert not agrees(fourth, Gaussian(law.covariance).fourth_moment(MATRIX))
+
+
+def test_uniform_and_sphere_stay_on_their_supports():
+    cube, ball = pairs("uniform_narrow"), pairs("sphere")
+    assert 0.49 < np.max(np.abs(cube)) <= 0.5
+    np.testing.assert_allclose(np.linalg.norm(ball, axis=2), 1.5, rtol=1e-14)
+
+
+def test_support_lists_every_spectrum_with_its_probability():
+    spectra, probabilities = LAWS["finite_diagonal"].support()
+    expected = {
+        values: np.prod([PROBABILITIES[i][VALUES[i].index(value)] for i, value in enumerate(values)])
+        for values in itertools.product(*VALUES)
+    }
+    assert {tuple(row): p for row, p in zip(spectra, probabilities, strict=True)} == pytest.approx(expected, rel=1e-14)
+
+
+def test_padded_values_of_probability_zero_are_neither_listed_nor_drawn(key):
+    law = FiniteDiagonal([[1.0, 4.0, 9.0], [2.0, 2.5, 9.0]], [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    spectra, probabilities = law.support()
+    np.testing.assert_array_equal(spectra, [[1.0, 2.0], [4.0, 2.0]])
+    np.testing.assert_array_equal(probabilities, [0.5, 0.5])
+    draws = np.asarray(jax.vmap(lambda k: law.sample(k, 400))(jax.random.split(key, 50)))
+    # 400 draws give a variance to 7 percent (one standard error); 9 would stand out by 20 of them.
+    assert np.max(np.var(draws[:, :, 1], axis=1)) < 3.5
+
+
+def test_point_supports_are_the_fixed_covariances():
+    spectrum = np.array([2.0, 1.0, 0.5])
+    fixed, gaussian = FiniteDiagonal(spectrum[:, None], np.ones((3, 1))), Gaussian(spectrum)
+    np.testing.assert_allclose(fixed.fourth_moment(MATRIX), gaussian.fourth_moment(MATRIX), rtol=1e-13)
+    equal = RotatedSpectrum(np.full((3, 1), 1.7), np.ones((3, 1)))
+    expected = Gaussian(np.full(3, 1.7)).fourth_moment(MATRIX)
+    np.testing.assert_allclose(equal.fourth_moment(MATRIX), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_moments_accept_traced_matrices():
+    for law in LAWS.values():
+        traced = eqx.filter_jit(law.fourth_moment)(jnp.asarray(MATRIX))
+        # Two evaluation orders of the same sums of at most 9 products.
+        np.testing.assert_allclose(np.asarray(traced), law.fourth_moment(MATRIX), rtol=1e-13, atol=1e-13)
+
+
+@given(seed=st.integers(0, 10**6), rotation_seed=st.integers(0, 10**6))
+def test_rotating_the_inputs_rotates_the_fourth_moment(seed, rotation_seed):
+    """E[Rx x^T R^T A Rx x^T R^T] = R E[x x^T (R^T A R) x x^T] R^T: the Gaussian law of R Λ R^T, and invariant laws."""
+    matrix = np.random.default_rng(seed).standard_normal((3, 3))
+    rotation = random_rotation(3, rotation_seed)
+    rotated = from_spectrum([2.0, 1.0, 0.5], rotation @ random_rotation(3, seed=5))
+    cases = [(LAWS["gaussian"], Gaussian(rotated))] + [(LAWS[n],) * 2 for n in ("sphere", "rotated_spectrum")]
+    for law, image in cases:
+        expected = rotation @ law.fourth_moment(rotation.T @ matrix @ rotation) @ rotation.T
+        # Rounding of products of five matrices with entries up to about 10.
+        np.testing.assert_allclose(image.fourth_moment(matrix), expected, atol=1e-11)
+
+
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(3)))
+def test_permuting_exchangeable_coordinates_permutes_the_fourth_moment(seed, order):
+    matrix = np.random.default_rng(seed).standard_normal((3, 3))
+    permuted = np.ix_(order, order)
+    for name in ("uniform", "exponential_diagonal"):
+        moment = LAWS[name].fourth_moment
+        np.testing.assert_allclose(moment(matrix[permuted]), moment(matrix)[permuted], atol=1e-12)  # rounding
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Gaussian([[1.0, 0.2], [0.1, 1.0]]), NotPositiveDefiniteError, "`covariance` must be symmetric"),
+        (lambda: Gaussian([1.0, 0.0]), NotPositiveDefiniteError, "`covariance` must be positive definite.*d = 2"),
+        (lambda: Gaussian(np.ones((2, 3))), InvalidValueError, r"`covariance` must be .*\(2, 3\)"),
+        (lambda: Gaussian(2.0), InvalidValueError, r"`covariance` must be .*got shape \(\)"),
+        (lambda: Gaussian([1.0, np.nan]), InvalidValueError, "`covariance` must be finite"),
+        (lambda: Uniform(0), InvalidValueError, "`dim` must be an integer >= 1; got 0"),
+        (lambda: Uniform(2, half_width=0.0), InvalidValueError, "`half_width` must be a finite number > 0.*got 0.0"),
+        (lambda: Sphere(2, radius=-1.0), InvalidValueError, "`radius` must be a finite number > 0.*got -1.0"),
+        (lambda: Sphere(-1), InvalidValueError, "`dim` must be an integer >= 1; got -1"),
+        (lambda: ExponentialDiagonal(2, scale=np.inf), InvalidValueError, "`scale` must be a finite number > 0"),
+        (lambda: ExponentialDiagonal(0), InvalidValueError, "`dim` must be an integer >= 1; got 0"),
+        (lambda: FiniteDiagonal([[1.0, 2.0]], [[1.0]]), InvalidValueError, r"must share one shape \(d, m\)"),
+        (lambda: FiniteDiagonal([[0.0, 2.0]], [[0.5, 0.5]]), InvalidValueError, "`values` must be finite and > 0"),
+        (lambda: RotatedSpectrum([[1.0, 2.0]], [[0.5, 0.6]]), InvalidValueError, "rows that sum to 1.*off by 0.1"),
+        (lambda: RotatedSpectrum([[1.0, 2.0]], [[1.5, -0.5]]), InvalidValueError, "`probabilities` must be >= 0"),
+        (
+            lambda: FiniteDiagonal(np.ones((30, 2)), np.full((30, 2), 0.5)).support(),
+            MemoryBudgetError,
+            "would enumerate 1073741824 spectra, more than the 1048576",
+        ),
+    ],
+)
+def test_bad_laws_are_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
