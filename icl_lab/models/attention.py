@@ -25,6 +25,7 @@ from jaxtyping import Inexact
 
 from icl_lab.errors import InvalidValueError
 from icl_lab.models.weights import LSAWeights
+from icl_lab.tasks.embeddings import embedding
 from icl_lab.tasks.prompt import Prompt, check_count
 from icl_lab.typing import Array, Weights
 
@@ -47,7 +48,11 @@ class SelfAttention(eqx.Module):
             raise InvalidValueError(
                 f"`readout_sign` must be 1 or -1; got {self.readout_sign!r}. A scale belongs in the weights."
             )
-        _embedding(self.embedding)
+        embedding(self.embedding)
+        if self.embedding == "paired_short":
+            raise InvalidValueError(
+                '`embedding` "paired_short" has no empty slots for the answer, which would add to x_t; use "paired".'
+            )
 
     @abc.abstractmethod
     def updates(self, weights: LSAWeights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T D"]:
@@ -68,7 +73,7 @@ class SelfAttention(eqx.Module):
         Returns:
           (T, D) tokens as rows.
         """
-        tokens = jnp.asarray(_embedding(self.embedding)(prompt))
+        tokens = jnp.asarray(embedding(self.embedding)(prompt))
         if query_label is None:
             return tokens
         block = self.label_slots(tokens.shape[1], prompt.labels.shape[1])
@@ -124,8 +129,10 @@ class SelfAttention(eqx.Module):
                 tokens = tokens + self.updates(layer, tokens)
             return tokens
 
-        # A loop of the compiled program, so that 50 loops compile as fast as one.
-        return once(0, tokens) if loops == 1 else jax.lax.fori_loop(0, loops, once, tokens)
+        if loops <= 1:
+            return once(0, tokens) if loops else tokens
+        # A loop of the compiled program, so that 50 loops compile as fast as two.
+        return jax.lax.fori_loop(0, loops, once, tokens)
 
 
 def _prepare(weights: Weights, tokens: Array) -> tuple[tuple[LSAWeights, ...], Array]:
@@ -150,17 +157,3 @@ def _prepare(weights: Weights, tokens: Array) -> tuple[tuple[LSAWeights, ...], A
         return matrix[None] if matrix.ndim == 2 else matrix
 
     return tuple(jax.tree.map(with_heads, layer) for layer in layers), jnp.asarray(tokens, dtype=dtype)
-
-
-def _embedding(name: str):
-    """The embedding called `name`."""
-    if name == "merged":  # until tasks.embeddings lands
-        return lambda p: jnp.concatenate(
-            [
-                jnp.concatenate([jnp.asarray(p.inputs), jnp.asarray(p.labels)], axis=1),
-                jnp.concatenate([jnp.asarray(p.query), jnp.zeros_like(jnp.asarray(p.labels[0]))])[None],
-            ]
-        )
-    from icl_lab.tasks import embeddings
-
-    return getattr(embeddings, name)

@@ -230,7 +230,7 @@ def _layout(model: LinearSelfAttention, dim: int, initial: Array | None, label_d
         )
     if label_dim != dim:
         raise InvalidValueError(
-            f'With the "paired" embedding labels have the dimension of inputs, {dim}; got {label_dim}.'
+            f'With the "paired" embedding `label_dim` is that of the inputs, {dim}; got {label_dim}.'
         )
     if not model.query_in_sum:
         raise UnsupportedProblemError(

@@ -17,8 +17,6 @@ The normaliser, in the papers' own versions:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -29,7 +27,7 @@ from icl_lab.models.attention import SelfAttention
 from icl_lab.models.weights import LSAWeights
 from icl_lab.typing import Array
 
-Normaliser = Literal["context_length", "none"]
+NORMALISERS = ("context_length", "none")
 
 
 class LinearSelfAttention(SelfAttention):
@@ -46,16 +44,16 @@ class LinearSelfAttention(SelfAttention):
       embedding: name of the map from prompt to tokens, see `tasks.embeddings`.
     """
 
-    query_in_sum: bool = eqx.field(static=True, default=True)
-    normaliser: Normaliser = eqx.field(static=True, default="context_length")
-    causal: bool = eqx.field(static=True, default=False)
-    loops: int = eqx.field(static=True, default=1)
-    readout_sign: float = eqx.field(static=True, default=1.0)
-    embedding: str = eqx.field(static=True, default="merged")
+    query_in_sum: bool = eqx.field(static=True, kw_only=True, default=True)
+    normaliser: str = eqx.field(static=True, kw_only=True, default="context_length")
+    causal: bool = eqx.field(static=True, kw_only=True, default=False)
+    loops: int = eqx.field(static=True, kw_only=True, default=1)
+    readout_sign: float = eqx.field(static=True, kw_only=True, default=1.0)
+    embedding: str = eqx.field(static=True, kw_only=True, default="merged")
 
     def __check_init__(self):
-        if self.normaliser not in get_args(Normaliser):
-            raise InvalidValueError(f"`normaliser` must be one of {get_args(Normaliser)}; got {self.normaliser!r}.")
+        if self.normaliser not in NORMALISERS:
+            raise InvalidValueError(f"`normaliser` must be one of {', '.join(NORMALISERS)}; got {self.normaliser!r}.")
 
     def rho(self, token_count: int) -> int:
         """The normaliser of the query token among `token_count` tokens; never below 1."""

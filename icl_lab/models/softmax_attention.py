@@ -33,12 +33,12 @@ class SoftmaxSelfAttention(SelfAttention):
       inverse_temperature: beta > 0, multiplies the scores, e.g. 1 / sqrt(D).
     """
 
-    query_in_sum: bool = eqx.field(static=True, default=True)
-    causal: bool = eqx.field(static=True, default=False)
-    loops: int = eqx.field(static=True, default=1)
-    readout_sign: float = eqx.field(static=True, default=1.0)
-    embedding: str = eqx.field(static=True, default="merged")
-    inverse_temperature: float = eqx.field(static=True, default=1.0)
+    query_in_sum: bool = eqx.field(static=True, kw_only=True, default=True)
+    causal: bool = eqx.field(static=True, kw_only=True, default=False)
+    loops: int = eqx.field(static=True, kw_only=True, default=1)
+    readout_sign: float = eqx.field(static=True, kw_only=True, default=1.0)
+    embedding: str = eqx.field(static=True, kw_only=True, default="merged")
+    inverse_temperature: float = eqx.field(static=True, kw_only=True, default=1.0)
 
     def __check_init__(self):
         if not (np.isfinite(self.inverse_temperature) and self.inverse_temperature > 0):
