@@ -184,7 +184,7 @@ def test_the_answer_is_linear_in_the_query_with_the_step_as_its_jacobian(rng):
         return model(layers, Prompt(prompt.inputs, prompt.labels, query, prompt.target), -W0 @ query)
 
     expected = steps_by_hand(prompt, [0.6 * np.eye(DIM)] * 3, W0)
-    np.testing.assert_allclose(jax.jacobian(answer)(prompt.query), expected, **EXACT)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(answer))(prompt.query), expected, **EXACT)
 
 
 def test_the_query_in_the_sum_adds_the_known_error(rng):

@@ -30,9 +30,9 @@ def test_the_structured_start_is_balanced(key):
 
 
 def test_a_random_theta_has_a_square_of_unit_norm(key):
-    theta = initializers.random_theta(key, 5)
+    theta = initializers.random_theta(key, 4)
     assert np.linalg.norm(theta @ theta.T) == pytest.approx(1.0, rel=1e-14)
-    assert not np.allclose(theta, initializers.random_theta(jax.random.fold_in(key, 1), 5))
+    assert not np.allclose(theta, initializers.random_theta(jax.random.fold_in(key, 1), 4))
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.1, np.inf, np.nan])
@@ -61,11 +61,11 @@ def test_sizes_below_one_are_named(key, name, value):
 
 
 def test_shapes_with_and_without_heads(key):
-    assert initializers.gaussian(key, 4, 0.1).w_pv.shape == (4, 4)
-    assert initializers.gaussian(key, 4, 0.1, heads=3).w_kq.shape == (3, 4, 4)
-    separate = initializers.separate_gaussian(key, 4, 0.1, heads=3, rank=2, value_rank=1)
+    assert initializers.gaussian(key, 3, 0.1).w_pv.shape == (3, 3)
+    assert initializers.gaussian(key, 3, 0.1, heads=2).w_kq.shape == (2, 3, 3)
+    separate = initializers.separate_gaussian(key, 3, 0.1, heads=2, rank=2, value_rank=1)
     shapes = [matrix.shape for matrix in (separate.w_p, separate.w_v, separate.w_k, separate.w_q)]
-    assert shapes == [(3, 4, 1), (3, 1, 4), (3, 2, 4), (3, 2, 4)]
+    assert shapes == [(2, 3, 1), (2, 1, 3), (2, 2, 3), (2, 2, 3)]
 
 
 def test_gaussian_entries_have_the_scale_asked_for(key):
@@ -89,12 +89,12 @@ def test_draws_are_the_same_float64_numbers_outside_the_scope(key):
 
 def test_an_ensemble_of_starts_by_vmap(key):
     keys = jax.random.split(key, 3)
-    ensemble = jax.vmap(lambda k: initializers.gaussian(k, 2, 0.1))(keys)
-    np.testing.assert_allclose(ensemble.w_kq[1], initializers.gaussian(keys[1], 2, 0.1).w_kq, rtol=1e-15)
+    ensemble = jax.vmap(lambda k: initializers.gaussian(k, 3, 0.1))(keys)
+    np.testing.assert_allclose(ensemble.w_kq[1], initializers.gaussian(keys[1], 3, 0.1).w_kq, rtol=1e-15)
 
 
 def test_balanced_factors_are_the_same_function_and_balanced(key):
-    merged = initializers.gaussian(key, 4, 0.5, heads=2)
+    merged = initializers.gaussian(key, 3, 0.5, heads=2)
     separate = initializers.balanced(merged)
     np.testing.assert_allclose(separate.w_p @ separate.w_v, merged.w_pv, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(separate.w_k.swapaxes(1, 2) @ separate.w_q, merged.w_kq, rtol=1e-12, atol=1e-14)

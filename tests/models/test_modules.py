@@ -39,8 +39,8 @@ def test_the_module_is_the_pure_function_with_its_gradient(rng, model):
     prompt, weights = random_prompt(rng, 4, 2, 1), WEIGHTS["stack"]
     module = Attention(model, weights, param_dtype=jnp.float64)
     np.testing.assert_allclose(module(prompt), model(weights, prompt), rtol=1e-15)
-    state = nnx.grad(lambda m: m(prompt)[0])(module)
-    expected = jax.grad(lambda w: model(w, prompt)[0])(weights)
+    state = nnx.jit(nnx.grad(lambda m: m(prompt)[0]))(module)
+    expected = jax.jit(jax.grad(lambda w: model(w, prompt)[0]))(weights)
     for layer, gradient in enumerate(expected):
         for name, value in vars(gradient).items():
             np.testing.assert_allclose(state["layers"][layer][name][...], value, rtol=1e-12, atol=1e-15)

@@ -54,7 +54,7 @@ def test_a_token_without_predecessors_is_left_alone_with_a_finite_gradient(rng):
     prompt, layers = random_prompt(rng, N, DIM, LABELS), (draw_weights(rng, 1), draw_weights(rng, 1))
     tokens = model.tokens(prompt)
     np.testing.assert_array_equal(model.apply(layers, tokens)[0], tokens[0])
-    gradient = jax.grad(lambda w: model(w, prompt)[0])(layers)
+    gradient = jax.jit(jax.grad(lambda w: model(w, prompt)[0]))(layers)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
