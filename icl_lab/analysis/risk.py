@@ -52,10 +52,11 @@ class Risks(eqx.Module):
         return self.names.index(name)
 
     def __str__(self) -> str:
-        best = self.names[int(np.argmin(self.risks.mean))]
+        order = np.argsort(self.risks.mean)  # NaN last
+        best = self.names[int(order[0])]
         width = max(len(name) for name in self.names)
         lines = [f"{'predictor':{width}}  risk ± standard error      above {best} (paired)"]
-        for i in np.argsort(self.risks.mean):
+        for i in order:
             name = self.names[int(i)]
             lines.append(f"{name:{width}}  {self[name]!s:25}  {self.difference(name, best)}")
         return "\n".join(lines)

@@ -35,7 +35,6 @@ def test_the_sensitivity_of_an_estimator_is_its_fitted_matrix(complex_data):
     prompt = random_prompt(0, complex_data=complex_data)
     for predict, fit in (
         (estimators.ols, estimators.ols_weights),
-        (lambda p: estimators.ridge(p, 0.5), lambda p: estimators.ridge_weights(p, 0.5)),
         (lambda p: estimators.gradient_descent(p, 0.1, 3), lambda p: estimators.gradient_descent_weights(p, 0.1, 3)),
     ):
         slope, matrix = np.asarray(analysis.sensitivity(predict, prompt)), np.asarray(fit(prompt))
@@ -91,13 +90,15 @@ def test_distances_between_two_fixed_linear_predictors_are_those_of_their_matric
 
 
 def test_a_predictor_is_at_distance_zero_from_itself_and_its_negative_points_the_other_way(key):
-    predictor = estimators.named("ridge", penalty=0.5)
+    predictor = estimators.named("gradient_descent", step_size=np.asarray(0.7))
+    negative = estimators.named("gradient_descent", step_size=np.asarray(-0.7))
     same = analysis.compare_functions(TASK, predictor, predictor, key, 64)
     assert same.prediction_distance.mean == 0.0
     assert same.prediction_distance.standard_error == 0.0
-    assert same.sensitivity_distance.mean == 0.0
+    # The compiler may fuse the two copies of one derivative differently.
+    assert same.sensitivity_distance.mean <= 4 * np.finfo(float).eps * same.sensitivity_scale.mean
     np.testing.assert_allclose(same.cosine.mean, 1.0, rtol=1e-12)
-    opposite = analysis.compare_functions(TASK, lambda p: -predictor(p), predictor, key, 64)
+    opposite = analysis.compare_functions(TASK, negative, predictor, key, 64)
     np.testing.assert_allclose(opposite.cosine.mean, -1.0, rtol=1e-12)
     np.testing.assert_allclose(opposite.prediction_distance.mean, 2 * same.prediction_scale.mean, rtol=1e-12)
 
@@ -111,6 +112,10 @@ def test_against_the_zero_predictor_the_distance_is_the_norm_and_the_cosine_is_z
     assert abs(result.prediction_distance.mean - expected) < SIGMAS * result.prediction_distance.standard_error
     assert result.cosine.mean == 0.0
     assert result.sensitivity_scale.mean == 0.0
+    text = str(result)
+    assert len(text.splitlines()) == 6
+    assert text.count("±") == 6
+    assert f"{result.prediction_distance.mean:.6g}" in text.splitlines()[0]
 
 
 def test_the_standard_error_of_the_root_mean_square_is_that_of_repeated_estimates():
@@ -120,13 +125,6 @@ def test_the_standard_error_of_the_root_mean_square_is_that_of_repeated_estimate
     stated = np.mean([r.prediction_distance.standard_error for r in results])
     # A standard deviation of 60 draws is known to 1 / sqrt(2 * 59) = 9 percent.
     np.testing.assert_allclose(stated, spread, rtol=SIGMAS * 0.092)
-
-
-def test_the_comparison_prints_every_number_with_its_error(key):
-    text = str(analysis.compare_functions(TASK, estimators.ols, estimators.zero, key, 64))
-    assert len(text.splitlines()) == 6
-    assert text.count("±") == 6
-    assert "cosine of sensitivities" in text
 
 
 def test_too_few_prompts_are_refused(key):

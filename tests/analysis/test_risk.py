@@ -13,6 +13,13 @@ from icl_lab.tasks import LinearRegression
 
 SIGMAS = 4
 DIM, LENGTH, NOISE = 3, 12, 0.5
+# Shared, with 32 prompts, so that the tests that only look at the result compile one program between them.
+SMALL = LinearRegression(dim=2, context_length=5)
+PREDICTORS = {
+    "zero": estimators.zero,
+    "broken": lambda prompt: estimators.zero(prompt) / estimators.zero(prompt),
+    "ols": estimators.ols,
+}
 
 
 def test_risks_of_least_squares_zero_and_one_gradient_step_are_the_closed_forms(key):
@@ -88,6 +95,8 @@ def test_streamed_moments_are_those_of_all_prompts_at_once(key):
         lasts.append(np.asarray(batch.labels)[:, -1, 0])
     targets, lasts = np.concatenate(targets), np.concatenate(lasts)
     assert risks.prompts == 60
+    fewer = analysis.sampled_risks(task, {"zero": estimators.zero, "last": estimators.last_value}, key, 50, chunk=20)
+    assert fewer.prompts == 60  # rounded up to whole chunks
     for name, errors in (("zero", targets**2), ("last", (lasts - targets) ** 2)):
         np.testing.assert_allclose(risks[name].mean, errors.mean(), rtol=1e-12)
         np.testing.assert_allclose(risks[name].standard_error, errors.std(ddof=1) / np.sqrt(60), rtol=1e-12)
@@ -95,12 +104,6 @@ def test_streamed_moments_are_those_of_all_prompts_at_once(key):
     difference = risks.difference("last", "zero")
     np.testing.assert_allclose(difference.mean, gaps.mean(), rtol=1e-11)
     np.testing.assert_allclose(difference.standard_error, gaps.std(ddof=1) / np.sqrt(60), rtol=1e-12)
-
-
-def test_prompts_are_rounded_up_to_whole_chunks(key):
-    task = LinearRegression(dim=2, context_length=3)
-    assert analysis.sampled_risks(task, {"zero": estimators.zero}, key, 50, chunk=20).prompts == 60
-    assert analysis.sampled_risks(task, {"zero": estimators.zero}, key, 7, chunk=20).prompts == 7
 
 
 def test_new_weights_and_more_prompts_reuse_the_compiled_program(key):
@@ -123,54 +126,55 @@ def test_new_weights_and_more_prompts_reuse_the_compiled_program(key):
     assert first["layer"].mean != second["layer"].mean
 
 
-def test_risk_against_length_falls_as_the_closed_form_for_least_squares(key):
-    lengths = (6, 10, 20)
+def test_risk_against_length_falls_as_the_closed_form_for_a_gradient_step(key):
+    lengths, eta = (4, 20), 0.7
     curve = analysis.risk_against_length(
         lambda n: LinearRegression(dim=2, context_length=n, noise_std=NOISE),
         lengths,
-        {"ols": estimators.ols, "zero": estimators.zero},
+        {"gd": estimators.named("gradient_descent", step_size=eta), "zero": estimators.zero},
         key,
         prompts=8192,
     )
-    assert curve.names == ("ols", "zero")
-    assert curve.means.shape == curve.standard_errors.shape == (3, 2)
-    expected = np.array([[NOISE**2 * 2 / (n - 3), 2.0] for n in lengths])
+    assert curve.names == ("gd", "zero")
+    assert curve.lengths == lengths
+    assert curve.means.shape == curve.standard_errors.shape == (2, 2)
+    gd = [2 * (1 - 2 * eta + eta**2 * (n + 3 + NOISE**2) / n) for n in lengths]
+    expected = np.stack([gd, [2.0, 2.0]], axis=1)
     np.testing.assert_array_less(np.abs(curve.means - expected), SIGMAS * curve.standard_errors)
     assert np.all(curve.standard_errors < 0.06 * expected)
 
 
 @pytest.mark.default_precision
 def test_risks_are_float64_numpy_although_no_scope_is_open():
-    task = LinearRegression(dim=2, context_length=5)
-    risks = analysis.sampled_risks(task, {"ols": estimators.ols}, jax.random.key(0), 32)
+    risks = analysis.sampled_risks(SMALL, PREDICTORS, jax.random.key(0), 32)
+    assert risks.prompts == 32
     assert isinstance(risks.risks.mean, np.ndarray)
     assert risks.risks.mean.dtype == np.float64
     # Noiseless least squares is exact: float32 would leave 1e-12 and more.
     assert risks["ols"].mean < 1e-20
 
 
-def test_a_nan_prediction_is_a_nan_risk_and_not_a_number(key):
-    task = LinearRegression(dim=2, context_length=5)
-    risks = analysis.sampled_risks(task, {"bad": lambda p: estimators.zero(p) / estimators.zero(p)}, key, 32)
-    assert np.isnan(risks["bad"].mean)
+def test_a_nan_prediction_is_a_nan_risk_that_leaves_the_others_alone(key):
+    risks = analysis.sampled_risks(SMALL, PREDICTORS, key, 32)
+    assert np.isnan(risks["broken"].mean)
+    assert np.isnan(risks.difference("broken", "ols").mean)
+    assert np.isfinite(risks.difference("zero", "ols").mean)
 
 
 def test_the_table_is_sorted_and_shows_the_paired_distance_to_the_best(key):
-    task = LinearRegression(dim=2, context_length=5)
-    risks = analysis.sampled_risks(task, {"zero": estimators.zero, "ols": estimators.ols}, key, 64)
+    risks = analysis.sampled_risks(SMALL, PREDICTORS, key, 32)
     lines = str(risks).splitlines()
     assert "above ols (paired)" in lines[0]
-    assert [line.split()[0] for line in lines[1:]] == ["ols", "zero"]
+    assert [line.split()[0] for line in lines[1:]] == ["ols", "zero", "broken"]
 
 
 def test_misuse_is_named(key):
-    task = LinearRegression(dim=2, context_length=5)
     with pytest.raises(InvalidValueError, match="at least one predictor"):
-        analysis.sampled_risks(task, {}, key, 32)
+        analysis.sampled_risks(SMALL, {}, key, 32)
     with pytest.raises(InvalidValueError, match=r"shape of the target, \(1,\); got \(\)"):
-        analysis.sampled_risks(task, {"scalar": lambda p: estimators.zero(p)[0]}, key, 32)
+        analysis.sampled_risks(SMALL, {"scalar": lambda p: estimators.zero(p)[0]}, key, 32)
     with pytest.raises(InvalidValueError, match="`chunk` must be an integer >= 1"):
-        sampling.sample_mean(lambda p: p.target[0], task, key, 10, chunk=0)
-    risks = analysis.sampled_risks(task, {"zero": estimators.zero}, key, 32)
-    with pytest.raises(InvalidValueError, match="No predictor is called 'ols'; choose one of zero"):
-        risks["ols"]
+        sampling.sample_mean(lambda p: p.target[0], SMALL, key, 10, chunk=0)
+    risks = analysis.sampled_risks(SMALL, PREDICTORS, key, 32)
+    with pytest.raises(InvalidValueError, match="No predictor is called 'gd'; choose one of zero, broken, ols"):
+        risks["gd"]
