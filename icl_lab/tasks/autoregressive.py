@@ -118,7 +118,7 @@ class RandomAutoregressive(Task):
 
     def sample_coefficients(self, key: Key) -> Float[Array, "p"]:
         """One draw of ρ_1 .. ρ_p."""
-        powers = as_default_float(self.bound) ** jnp.arange(1, self.dim + 1)
+        powers = as_default_float(self.bound) ** as_default_float(range(1, self.dim + 1))
         return powers * coefficients_from_partial(_uniform_partial_autocorrelations(key, self.dim))
 
     def sample(self, key: Key) -> Prompt:
@@ -126,10 +126,10 @@ class RandomAutoregressive(Task):
         return _sample_prompt(key, self.sample_coefficients(stream(key, "task")), self.noise_std, self.context_length)
 
 
-def companion(coefficients: Float[Array, "p"]) -> Float[np.ndarray, "p p"]:
-    """The companion matrix of the state (x_t, .., x_{t-p+1}): first row ρ, ones below the diagonal."""
+def companion(coefficients: Any) -> Float[np.ndarray, "p p"]:
+    """The companion matrix of the state (x_t, .., x_{t-p+1}): first row ρ (p,), ones below the diagonal."""
     matrix = np.eye(len(coefficients), k=-1)
-    matrix[0] = np.asarray(coefficients)
+    matrix[0] = coefficients
     return matrix
 
 

@@ -8,7 +8,7 @@ prompt.
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -22,6 +22,8 @@ from icl_lab.prng import stream
 from icl_lab.tasks.covariates import normals
 from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_default_float, as_float64, check_count, check_nonnegative
 from icl_lab.typing import Array, Key
+
+Number: TypeAlias = int | float
 
 
 class TransitionLaw(eqx.Module):
@@ -43,7 +45,8 @@ class DiagonalUnitary(TransitionLaw):
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
         """One complex W."""
-        return jnp.diag(jnp.exp(1j * _angles(key, dim)))
+        angles = _angles(key, dim)
+        return jnp.diag(jax.lax.complex(jnp.cos(angles), jnp.sin(angles)))
 
 
 class HaarOrthogonal(TransitionLaw):
@@ -169,7 +172,8 @@ class ComplexGaussianStart(StartLaw):
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
         """One complex x_1."""
-        return as_default_float(self.scale) * jax.random.normal(key, (dim,), jnp.result_type(complex))
+        dtype = jnp.result_type(complex)
+        return jnp.asarray(self.scale, dtype) * jax.random.normal(key, (dim,), dtype)
 
     def moments(self, dim: int) -> StartMoments:
         """|x|^2 is exponential: 1, 2, 6 and 2 (d - 1), times powers of the scale."""
@@ -266,7 +270,7 @@ class LinearDynamics(Task):
         """One prompt; its latent is W (d, d)."""
         transition = self.transition.sample(stream(key, "task"), self.dim)
         first = self.start.sample(stream(key, "start"), self.dim)
-        dtype = jnp.result_type(transition, first)
+        dtype = jnp.result_type(complex if jnp.iscomplexobj(transition) or jnp.iscomplexobj(first) else float)
         transition, first = transition.astype(dtype), first.astype(dtype)
         noise = add_noise(stream(key, "noise"), jnp.zeros((self.context_length + 1, self.dim), dtype), self.noise_std)
 
@@ -283,7 +287,7 @@ def _angles(key: Key, count: int) -> Float[Array, "count"]:
     return jax.random.uniform(key, (count,), maxval=2 * np.pi)
 
 
-def _scaled_moments(scale: Array, m2: float, kappa1: float, kappa2: float, kappa3: float) -> StartMoments:
+def _scaled_moments(scale: Array, m2: Number, kappa1: Number, kappa2: Number, kappa3: Number) -> StartMoments:
     return StartMoments(m2 * scale**2, kappa1 * scale**4, kappa2 * scale**6, kappa3 * scale**6)
 
 

@@ -68,7 +68,7 @@ def check_finite(prompt: Prompt) -> None:
             )
 
 
-def check_count(value: int, name: str, minimum: int, reason: str) -> None:
+def check_count(value: int | np.integer, name: str, minimum: int, reason: str) -> None:
     """Raise `InvalidValueError` unless the integer `value` is at least `minimum`; `reason` says why in a clause."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         raise InvalidValueError(f"`{name}` must be an integer >= {minimum}; got {value!r}. {reason}")
@@ -99,4 +99,4 @@ def add_noise(key: Key, values: Inexact[Array, "*shape"], noise_std: Any) -> Ine
     """
     if not is_traced(noise_std) and float(noise_std) == 0.0:
         return values
-    return values + as_default_float(noise_std) * jax.random.normal(key, values.shape, values.dtype)
+    return values + jnp.asarray(noise_std, values.dtype) * jax.random.normal(key, values.shape, values.dtype)

@@ -6,7 +6,7 @@ import pytest
 def agrees():
     """Checks a sample mean against a closed form: within 5 standard errors of the sample itself in every entry.
 
-    5 standard errors: false alarm below 1e-6 an entry, at fixed keys. The floor is rounding, for entries without spread.
+    5 standard errors: a false alarm below 1e-6 an entry, at fixed keys. The floor is rounding.
     """
 
     def check(samples, expected, standard_errors=5.0):
