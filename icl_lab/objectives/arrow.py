@@ -30,13 +30,13 @@ class Arrow(eqx.Module):
     border: Float[Array, "n"]
     diagonal: Float[Array, "n"]
 
-    def solve(self, right: Float[Array, "n+1"]) -> Float[Array, "n+1"]:
+    def solve(self, right: Float[Array, "m"]) -> Float[Array, "m"]:
         """The solution of A x = right by eliminating the diagonal block; every a must be non-zero."""
         schur = self.tip - jnp.sum(self.border**2 / self.diagonal)
         first = (right[0] - jnp.sum(self.border * right[1:] / self.diagonal)) / schur
         return jnp.concatenate([first[None], (right[1:] - self.border * first) / self.diagonal])
 
-    def solve_singular(self, right: Float[Array, "n+1"]) -> Float[Array, "n+1"]:
+    def solve_singular(self, right: Float[Array, "m"]) -> Float[Array, "m"]:
         """The least-norm solution of A x = right for positive a and a vanishing Schur complement, the case of a minimum
         with one gauge direction (1, -b/a); `right` must be orthogonal to that direction, as a gradient is."""
         safe = jnp.where(self.diagonal == 0, 1.0, self.diagonal)
@@ -66,7 +66,7 @@ class Arrow(eqx.Module):
 
 
 def arrow_from_products(
-    product: Callable[[Float[Array, "n+1"]], Float[Array, "n+1"]], like: Float[Array, "n+1"]
+    product: Callable[[Float[Array, "m"]], Float[Array, "m"]], like: Float[Array, "m"]
 ) -> Arrow:
     """The arrow matrix behind a matrix-vector product, from two products: with the tip direction and with all others."""
     tip_direction = jnp.zeros_like(like).at[0].set(1.0)

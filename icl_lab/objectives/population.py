@@ -281,14 +281,14 @@ class StructuredLoss(Objective):
             task=task,
             model=model,
             frozen=LSAWeights(w_pv, w_kq),
-            offset=np.trace(lam @ om),
+            offset=np.asarray(np.trace(lam @ om)),
             signal=signal,
             curvature=np.outer(c, values),
             left=left,
             right=right,
             spread=objective.rate_spread,
         )
-        start = StructuredWeights(value=w_pv[-1, -1], key_query=left.T @ w_kq[:dim, :dim] @ right)
+        start = StructuredWeights(value=np.asarray(w_pv[-1, -1]), key_query=left.T @ w_kq[:dim, :dim] @ right)
         return structured, start
 
     def embed(self, structured: StructuredWeights) -> LSAWeights:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact, Int
+from rich.console import Console
+from rich.progress import track
 
 from icl_lab import precision
 from icl_lab.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
@@ -25,7 +27,7 @@ from icl_lab.typing import Array, Key, Weights
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""
-CHUNK_ELEMENTS = 2**18
+CHUNK_ELEMENTS = 2**19
 """Feature values per chunk: a few MB, so that a chunk stays in cache between its drawing and its product."""
 
 
@@ -111,6 +113,7 @@ class SampledLoss(Objective):
         prompts: int = 100_000,
         groups: int = 10,
         memory_limit: int = MEMORY_LIMIT,
+        progress: bool = False,
     ) -> SampledLoss:
         """The loss from `prompts` sampled prompts.
 
@@ -121,6 +124,7 @@ class SampledLoss(Objective):
           prompts: rounded up to whole chunks in each group.
           groups: at least 2; their spread gives the standard error.
           memory_limit: bytes the moments may take.
+          progress: show a progress bar on a terminal.
 
         Raises:
           UnsupportedProblemError: not a single linear layer.
@@ -146,14 +150,19 @@ class SampledLoss(Objective):
             per_group = -(-prompts // groups)
             chunk = max(1, min(per_group, CHUNK_ELEMENTS // features.count))
             chunks = -(-per_group // chunk)
-            gram, cross, variance = _moments(task, model, features, jax.random.split(key, groups), chunks, chunk)
+            tracked = track(range(groups), "sampled moments", console=Console(stderr=True), disable=not progress)
+            moments = [
+                precision.to_numpy(_moments(task, model, features, jax.random.fold_in(key, index), chunks, chunk))
+                for index in tracked
+            ]
+            gram, cross, variance = map(np.stack, zip(*moments, strict=True))
             loss = SampledLoss(
                 task=task,
                 model=model,
                 features=features,
-                gram=np.asarray(gram),
-                cross=np.asarray(cross),
-                variance=np.asarray(variance),
+                gram=gram,
+                cross=cross,
+                variance=variance,
                 prompts=groups * chunks * chunk,
             )
         if not (np.all(np.isfinite(loss.variance)) and np.all(np.isfinite(loss.cross)) and np.all(np.isfinite(loss.gram))):
@@ -206,33 +215,18 @@ def _quadratic(theta, gram, cross, variance):
 
 
 @eqx.filter_jit
-def _moments(task, model, features: Features, keys, chunks: int, chunk: int):
-    """Moments of each group, one group after another, each streamed over its chunks."""
+def _moments(task, model, features: Features, key, chunks: int, chunk: int):
+    """Moments (E[phi phi^*], E[phi y^*], E|y|^2) of one group of prompts, streamed over its chunks."""
 
     def one(key):
         prompt = task.sample(key)
         tokens = model.tokens(prompt)
         return features.values(model.gram(tokens), tokens[-1]), prompt.target
 
-    def group(key):
-        def add(sums, index):
-            phi, target = jax.vmap(one)(jax.random.split(jax.random.fold_in(key, index), chunk))
-            gram, cross, variance = sums
-            star = jnp.conj(phi)
-            return (
-                gram + phi.T @ star,
-                cross + phi.T @ jnp.conj(target),
-                variance + jnp.sum(jnp.abs(target) ** 2),
-            ), None
+    def batch(index):
+        phi, target = jax.vmap(one)(jax.random.split(jax.random.fold_in(key, index), chunk))
+        return phi.T @ jnp.conj(phi), phi.T @ jnp.conj(target), jnp.sum(jnp.abs(target) ** 2)
 
-        shapes = jax.eval_shape(jax.vmap(one), jax.random.split(key, chunk))
-        count, dtype = features.count, shapes[0].dtype
-        zeros = (
-            jnp.zeros((count, count), dtype),
-            jnp.zeros((count, shapes[1].shape[-1]), dtype),
-            jnp.zeros((), jnp.zeros((), dtype).real.dtype),
-        )
-        sums, _ = jax.lax.scan(add, zeros, jnp.arange(chunks))
-        return jax.tree.map(lambda s: s / (chunks * chunk), sums)
-
-    return jax.lax.map(group, keys)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))
+    sums, _ = jax.lax.scan(lambda s, index: (jax.tree.map(jnp.add, s, batch(index)), None), zeros, jnp.arange(chunks))
+    return jax.tree.map(lambda s: s / (chunks * chunk), sums)

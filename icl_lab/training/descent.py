@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from icl_lab import precision
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.errors import NonFiniteError
 from icl_lab.objectives.curvature import norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import check_count
@@ -25,7 +25,7 @@ from icl_lab.training import checkpoints
 from icl_lab.training.progress import progress_reporter
 from icl_lab.training.stopping import Evidence, Verdict
 from icl_lab.training.trajectory import Recorder, TrainingResult
-from icl_lab.typing import Key, Weights
+from icl_lab.typing import Array, Key, Weights
 
 MAX_CHUNK = 256
 """Steps between two progress reports."""
@@ -61,8 +61,6 @@ def descend(
       NonFiniteError: initial weights or loss that are NaN or infinite.
     """
     check_count(steps, "steps", 1, "Training makes at least one update.")
-    if not isinstance(optimiser, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
-        raise InvalidValueError(f"`optimiser` must be an optax gradient transformation; got {type(optimiser).__name__}.")
     started = clock.perf_counter()
     with precision.float64(), contextlib.ExitStack() as stack:
         report = stack.enter_context(progress_reporter(progress, "descent", steps))
@@ -125,7 +123,7 @@ def descend(
     return result
 
 
-def _step_key(key: Key | None, step: int):
+def _step_key(key: Key | None, step: int | Array):
     return None if key is None else jax.random.fold_in(key, step)
 
 
@@ -138,7 +136,9 @@ def _chunk(objective, optimiser, state, key, first_step, size: int):
         loss, gradient = jax.value_and_grad(objective)(weights, _step_key(key, step))
         # JAX's gradient in a complex weight is the conjugate of the ascent direction.
         gradient = jax.tree.map(jnp.conj, gradient)
-        updates, moments = optimiser.update(gradient, moments, weights)
+        # Optimisers multiply floats by integer step counts, which a caller may have forbidden as an implicit promotion.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, moments = optimiser.update(gradient, moments, weights)
         return (optax.apply_updates(weights, updates), moments), (weights, loss)
 
     state, (before, losses) = jax.lax.scan(update, state, first_step + jnp.arange(size))

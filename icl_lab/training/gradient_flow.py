@@ -15,7 +15,6 @@ import contextlib
 import time as clock
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
 
 import diffrax as dfx
 import equinox as eqx
@@ -37,7 +36,7 @@ from icl_lab.training.stopping import FALLEN_SHARE, Evidence, Verdict, judge
 from icl_lab.training.trajectory import Recorder, TrainingResult
 from icl_lab.typing import Array, Weights
 
-Solver = Literal["auto", "tsit5", "dopri8", "kvaerno5"]
+SOLVERS = ("auto", "tsit5", "dopri8", "kvaerno5")
 
 EXPLICIT_SPREAD = 1e3
 """Largest ratio of relaxation rates for explicit integration: cond(Lambda) of about 10, since rates go like lambda^3."""
@@ -56,7 +55,7 @@ def gradient_flow(
     times: Sequence[float] | Float[Array, "S"] | None = None,
     stop_at_last_time: bool = False,
     weight_tolerance: float = 1e-8,
-    solver: Solver = "auto",
+    solver: str = "auto",
     rtol: float | None = None,
     max_steps: int = 200_000,
     polish: bool = False,
@@ -91,8 +90,8 @@ def gradient_flow(
       InvalidValueError: an unknown solver, or times that do not increase from 0 on.
       NonFiniteError: initial weights, or a loss at them, that are NaN or infinite.
     """
-    if solver not in get_args(Solver):
-        raise InvalidValueError(f"`solver` must be one of {get_args(Solver)}; got {solver!r}.")
+    if solver not in SOLVERS:
+        raise InvalidValueError(f"`solver` must be one of {SOLVERS}; got {solver!r}.")
     times = _checked_times(times)
     if stop_at_last_time and times is None:
         raise InvalidValueError("`stop_at_last_time` needs `times`; got none.")
@@ -185,7 +184,7 @@ class _Flow:
                 stop,
                 np.float64(self.rtol),
                 self.solver,
-                self.segment_steps,
+                min(self.segment_steps, self.max_steps - self.steps),
             )
         )
         accepted = int(out.accepted)
@@ -208,7 +207,7 @@ class _Flow:
 
     def visit(self, times: Float[np.ndarray, "S"]) -> None:
         """Integrate to each time in turn and record the weights exactly there."""
-        never = _Stop(np.float64(-1.0), np.float64(np.inf), np.float64(-np.inf))
+        never = _Stop(-1.0, np.inf, -np.inf)
         if times[0] > 0:
             self.recorder = Recorder()
         for time in times[times > self.time]:
@@ -234,10 +233,10 @@ class _Flow:
     def run_to_limit(self, weight_tolerance: float) -> tuple[Verdict, str, Evidence]:
         """Integrate until the verdict is CONVERGED or the budget is spent."""
         record = len(self.recorder.points) < 2
-        ceiling = np.float64(self.initial_loss - FALLEN_SHARE * abs(self.initial_loss))
+        ceiling = self.initial_loss - FALLEN_SHARE * abs(self.initial_loss)
         tolerance, not_before = 1e-4 * abs(self.initial_loss), 0.0
         for _ in range(ROUNDS):
-            stop = _Stop(np.float64(tolerance), np.float64(not_before), ceiling)
+            stop = _Stop(tolerance, not_before, ceiling)
             while not self.exhausted and not self.segment(END, stop, record):
                 pass
             evidence = self.evidence()
@@ -261,9 +260,9 @@ class _Flow:
 class _Stop(eqx.Module):
     """Arguments of the stopping event, as arrays so that changing them does not recompile."""
 
-    gradient_tolerance: Float[Array, ""]
-    not_before: Float[Array, ""]
-    loss_ceiling: Float[Array, ""]
+    gradient_tolerance: Float[Array, ""] = eqx.field(converter=np.asarray)
+    not_before: Float[Array, ""] = eqx.field(converter=np.asarray)
+    loss_ceiling: Float[Array, ""] = eqx.field(converter=np.asarray)
 
 
 class _Segment(eqx.Module):

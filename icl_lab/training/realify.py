@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -17,15 +18,9 @@ from icl_lab.typing import Array, Key, Weights
 class RealForm(Objective):
     """An objective as a function of (real part, imaginary part) trees."""
 
+    task: Task
+    model: eqx.Module
     complex_objective: Objective
-
-    @property
-    def task(self) -> Task:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.complex_objective.task
-
-    @property
-    def model(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.complex_objective.model
 
     def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
         return self.complex_objective(join(weights), key)
@@ -51,4 +46,4 @@ def realified(objective: Objective, weights: Weights) -> tuple[Objective, Weight
     if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(weights)):
         return objective, weights, lambda w: w
     pair = jax.tree.map(lambda w: w.real.copy(), weights), jax.tree.map(lambda w: w.imag.copy(), weights)
-    return RealForm(objective), pair, lambda p: join(jax.tree.map(jnp.asarray, p))
+    return RealForm(objective.task, objective.model, objective), pair, lambda p: join(jax.tree.map(jnp.asarray, p))

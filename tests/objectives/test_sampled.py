@@ -1,0 +1,115 @@
+"""Sampled moments and streamed prompts against the exact loss, and against each other on tasks with no exact loss."""
+
+import jax
+import numpy as np
+import pytest
+
+from icl_lab import objectives
+from icl_lab.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
+from icl_lab.models import LinearSelfAttention, LSAWeights, SoftmaxSelfAttention
+from icl_lab.tasks import Autoregressive, DiagonalUnitary, LinearDynamics, LinearRegression, Uniform
+
+
+def random_weights(rng, width, scale=0.3):
+    return LSAWeights(scale * rng.normal(size=(width, width)), scale * rng.normal(size=(width, width)))
+
+
+@pytest.fixture
+def task():
+    return LinearRegression(dim=2, context_length=4, covariance=np.array([1.5, 0.5]), noise_std=0.3)
+
+
+@pytest.mark.parametrize("query_in_sum", [True, False])
+def test_sampled_loss_agrees_with_the_exact_loss_within_its_standard_error(task, query_in_sum, rng, key):
+    model = LinearSelfAttention(query_in_sum=query_in_sum, readout_sign=-1.0)
+    weights = random_weights(rng, 3)
+    sampled = objectives.SampledLoss.build(task, model, key, prompts=40_000, groups=20)
+    exact = objectives.population(task, model).risk(weights)
+    error = sampled.standard_error(weights)
+    assert error < 0.03 * exact
+    assert abs(sampled.risk(weights) - exact) < 4 * error
+
+
+def test_standard_error_falls_like_the_root_of_the_number_of_prompts(task, rng, key):
+    weights, model = random_weights(rng, 3), LinearSelfAttention()
+    counts = np.array([1_000, 8_000, 64_000])
+    errors = [objectives.SampledLoss.build(task, model, key, int(n), groups=40).standard_error(weights) for n in counts]
+    slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert slope == pytest.approx(-0.5, abs=0.15)  # 40 groups know each error to 11 %
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        LinearRegression(dim=2, context_length=4, covariates=Uniform(2)),
+        Autoregressive(np.array([0.5, -0.3]), context_length=6, noise_std=1.0),
+    ],
+    ids=["uniform", "autoregressive"],
+)
+def test_moments_and_prompts_give_the_same_loss_where_no_exact_one_is_known(task, rng, key):
+    model, weights = LinearSelfAttention(), random_weights(rng, 3)
+    sampled = objectives.population(task, model, key, prompts=40_000)
+    assert isinstance(sampled, objectives.SampledLoss)
+    streamed = objectives.StreamedLoss.build(task, model, jax.random.key(7), batch=40_000)
+    difference = abs(sampled.risk(weights) - streamed.risk(weights))
+    assert difference < 4 * np.hypot(sampled.standard_error(weights), streamed.standard_error(weights))
+
+
+def test_complex_moments_and_prompts_give_the_same_loss(rng, key):
+    task = LinearDynamics(dim=2, context_length=4, transition=DiagonalUnitary())
+    model = LinearSelfAttention(embedding="paired", causal=True)
+    width = 6
+    weights = LSAWeights(
+        0.2 * (rng.normal(size=(width, width)) + 1j * rng.normal(size=(width, width))),
+        0.2 * (rng.normal(size=(width, width)) + 1j * rng.normal(size=(width, width))),
+    )
+    sampled = objectives.SampledLoss.build(task, model, key, prompts=20_000)
+    streamed = objectives.StreamedLoss.build(task, model, jax.random.key(3), batch=20_000)
+    difference = abs(sampled.risk(weights) - streamed.risk(weights))
+    assert difference < 4 * np.hypot(sampled.standard_error(weights), streamed.standard_error(weights))
+    assert streamed.standard_error(weights) < 0.1 * streamed.risk(weights)
+
+
+def test_dead_features_are_left_out():
+    features = objectives.Features.of(LinearRegression(dim=5, context_length=3), LinearSelfAttention())
+    assert features.count == 21 * 5  # symmetric 6 x 6 Gram times the 5 live entries of the query token
+
+
+def test_streamed_prompts_are_fresh_with_a_key_and_fixed_without(task, rng, key):
+    loss = objectives.StreamedLoss.build(task, SoftmaxSelfAttention(), key, batch=64)
+    weights = random_weights(rng, 3)
+    assert float(loss(weights)) == float(loss(weights))
+    assert float(loss(weights, jax.random.key(1))) != float(loss(weights, jax.random.key(2)))
+
+
+def test_chunking_changes_nothing_but_memory(task, rng, key):
+    model, weights = SoftmaxSelfAttention(), random_weights(rng, 3)
+    whole = objectives.StreamedLoss.build(task, model, key, batch=256, chunk=256)
+    pieces = objectives.StreamedLoss.build(task, model, key, batch=256, chunk=64)
+    a, b = jax.grad(whole)(weights), jax.grad(pieces)(weights)
+    # The keys of a batch are laid out by (chunks, chunk), so both see the same prompts; the rest is rounding.
+    np.testing.assert_allclose(a.w_pv, b.w_pv, rtol=1e-10, atol=1e-12)
+
+
+def test_moments_beyond_the_memory_budget_are_refused_with_both_numbers(task, key):
+    with pytest.raises(MemoryBudgetError, match=r"need .* GiB, and .* GiB are allowed"):
+        objectives.SampledLoss.build(task, LinearSelfAttention(), key, prompts=100, memory_limit=1000)
+
+
+def test_a_nan_in_a_prompt_is_refused(key):
+    class Broken(LinearRegression):
+        def sample(self, key):
+            prompt = super().sample(key)
+            return jax.tree.map(lambda x: x * np.nan, prompt)
+
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        objectives.SampledLoss.build(Broken(dim=2, context_length=3), LinearSelfAttention(), key, prompts=100)
+
+
+def test_bad_arguments_are_refused(task, key):
+    with pytest.raises(UnsupportedProblemError, match="one linear attention layer"):
+        objectives.SampledLoss.build(task, SoftmaxSelfAttention(), key)
+    with pytest.raises(InvalidValueError, match="`groups` must be an integer >= 2"):
+        objectives.SampledLoss.build(task, LinearSelfAttention(), key, groups=1)
+    with pytest.raises(InvalidValueError, match="`batch` must be an integer >= 2"):
+        objectives.StreamedLoss.build(task, LinearSelfAttention(), key, batch=1)
