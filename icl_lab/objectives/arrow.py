@@ -65,9 +65,7 @@ class Arrow(eqx.Module):
         return smallest[1], largest[0]
 
 
-def arrow_from_products(
-    product: Callable[[Float[Array, "m"]], Float[Array, "m"]], like: Float[Array, "m"]
-) -> Arrow:
+def arrow_from_products(product: Callable[[Float[Array, "m"]], Float[Array, "m"]], like: Float[Array, "m"]) -> Arrow:
     """The arrow matrix behind a matrix-vector product, from two products: with the tip direction and with all others."""
     tip_direction = jnp.zeros_like(like).at[0].set(1.0)
     column = product(tip_direction)

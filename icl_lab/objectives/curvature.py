@@ -54,7 +54,7 @@ def curvature(objective: Objective, weights: Weights) -> Curvature:
         return jax.jvp(gradient, (flat,), (v,))[1]
 
     if isinstance(objective, StructuredLoss):
-        arrow = arrow_from_products(product, flat)
+        arrow = arrow_from_products(product, flat)  # pyright: ignore[reportArgumentType]
         step = arrow.solve_singular(-gradient(flat))
         smallest, largest = arrow.extreme_eigenvalues()
     elif flat.size <= DENSE_LIMIT:

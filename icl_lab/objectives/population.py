@@ -107,7 +107,6 @@ def mean_squared_error(
         ks = 0.5 * (k1 + jnp.swapaxes(k1, 1, 2))
         beta = jnp.einsum("hij,ji->h", ks, lam)
         kl = jnp.einsum("gij,hj->hgi", ks, lp)  # Ks_g L_h
-        own_s = jnp.einsum("hhi->hi", kl)
         total = jnp.einsum("hhi->i", kl)
         even += 2 * (n * own + n * tau * m) @ (beta @ lp + 2 * lam @ total)
         traces_s = jnp.einsum("hij,gij->hg", lam @ ks @ lam, ks)
@@ -157,7 +156,8 @@ class RegressionLoss(Objective):
                 "Gaussian linear regression with a fixed or finitely supported covariance and one non-causal linear layer on "
                 "merged tokens. Use `objectives.population`, which falls back to sampling."
             )
-        assert isinstance(task, LinearRegression) and isinstance(model, LinearSelfAttention)
+        assert isinstance(task, LinearRegression)
+        assert isinstance(model, LinearSelfAttention)
         if isinstance(task.covariates, FiniteDiagonal):
             spectra, probabilities = task.covariates.support()
             covariances = np.asarray(spectra)[:, :, None] * np.eye(task.dim)

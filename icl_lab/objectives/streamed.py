@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,13 +22,14 @@ class StreamedLoss(Objective):
     Prompts are processed in chunks whose forward pass is recomputed in the backward pass, so memory is that of one chunk.
 
     Attributes:
+      model: any architecture, a callable of (weights, prompt).
       seed_key: raw key data of the fixed set of prompts.
       batch: prompts per call.
       chunk: prompts in memory at once; divides `batch`.
     """
 
     task: Task
-    model: eqx.Module
+    model: Any
     seed_key: Array
     batch: int = eqx.field(static=True)
     chunk: int = eqx.field(static=True)

@@ -4,5 +4,5 @@ from icl_lab.training.descent import descend as descend
 from icl_lab.training.gradient_flow import gradient_flow as gradient_flow
 from icl_lab.training.stopping import Evidence as Evidence
 from icl_lab.training.stopping import Verdict as Verdict
-from icl_lab.training.trajectory import Trajectory as Trajectory
 from icl_lab.training.trajectory import TrainingResult as TrainingResult
+from icl_lab.training.trajectory import Trajectory as Trajectory

@@ -23,7 +23,7 @@ def save(path: Path | str, tree: Any, header: dict[str, Any] | None = None) -> N
     """Write the array leaves of `tree` and a JSON-serialisable `header` to `path` (.npz), atomically."""
     path = Path(path)
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    arrays = {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in leaves}
+    arrays: dict[str, Any] = {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in leaves}
     arrays[HEADER] = np.frombuffer(json.dumps(header or {}).encode(), dtype=np.uint8)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:

@@ -235,15 +235,17 @@ class _Flow:
         record = len(self.recorder.points) < 2
         ceiling = self.initial_loss - FALLEN_SHARE * abs(self.initial_loss)
         tolerance, not_before = 1e-4 * abs(self.initial_loss), 0.0
-        for _ in range(ROUNDS):
+        rounds = 0
+        while True:
+            rounds += 1
             stop = _Stop(tolerance, not_before, ceiling)
             while not self.exhausted and not self.segment(END, stop, record):
                 pass
             evidence = self.evidence()
-            why = "the solver cannot make a step" if self.stalled else f"the budget of {self.max_steps} steps or time {END:g} is spent"
-            verdict, reason = judge(evidence, weight_tolerance, why)
-            if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted:
-                break
+            verdict, reason = judge(evidence, weight_tolerance, self._why_stopped(rounds))
+            if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted or rounds == ROUNDS:
+                self.recorder.add_always(self.time, self.state)
+                return verdict, reason, evidence
             if evidence.negative_curvature:
                 # Growing from rounding to order one along the escaping direction takes ln(1e16) / |curvature|.
                 not_before = self.time + 40.0 / abs(evidence.smallest_curvature)
@@ -251,10 +253,13 @@ class _Flow:
                 share = weight_tolerance / evidence.estimated_weight_error
                 # Gauge directions inflate the first estimates; one big cut would ask for less than the solver's gradient floor.
                 tolerance = min(tolerance, evidence.gradient_norm) * min(0.3, max(0.3 * share, 1e-2))
-        else:
-            reason += f" (after {ROUNDS} rounds of tightening)"
-        self.recorder.add_always(self.time, self.state)
-        return verdict, reason, evidence
+
+    def _why_stopped(self, rounds: int) -> str:
+        if self.stalled:
+            return "the solver cannot make a step"
+        if rounds == ROUNDS:
+            return f"the gradient tolerance was tightened {ROUNDS} times"
+        return f"the budget of {self.max_steps} steps or time {END:g} is spent"
 
 
 class _Stop(eqx.Module):
@@ -304,7 +309,8 @@ def _integrate(objective, state, start, end, step_size, stop, rtol, solver: str,
         event=dfx.Event(ended),
         throw=False,
     )
-    assert sol.ts is not None and sol.ys is not None
+    assert sol.ts is not None
+    assert sol.ys is not None
     last = jax.tree.map(lambda y: y[0], sol.ys[0])
     loss, gradient_norm = _loss_and_norm(objective, last)
     return _Segment(

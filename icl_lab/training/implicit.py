@@ -21,11 +21,11 @@ class ArrowSolver(lx.AbstractLinearSolver):
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Arrow:
         zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), operator.in_structure())
         flat, unravel = ravel_pytree(zeros)
-        return arrow_from_products(lambda v: ravel_pytree(operator.mv(unravel(v)))[0], flat)
+        return arrow_from_products(lambda v: ravel_pytree(operator.mv(unravel(v)))[0], flat)  # pyright: ignore[reportArgumentType]
 
     def compute(self, state: Arrow, vector: Any, options: dict[str, Any]):
         flat, unravel = ravel_pytree(vector)
-        return unravel(state.solve(flat)), lx.RESULTS.successful, {}
+        return unravel(state.solve(flat)), lx.RESULTS.successful, {}  # pyright: ignore[reportArgumentType]
 
     def transpose(self, state: Arrow, options: dict[str, Any]):
         return state, options

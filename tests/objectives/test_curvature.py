@@ -18,6 +18,7 @@ from icl_lab.tasks import LinearRegression
 
 curvature_module = importlib.import_module("icl_lab.objectives.curvature")
 
+
 def dense(arrow: Arrow) -> np.ndarray:
     size = arrow.diagonal.shape[0]
     matrix = np.zeros((size + 1, size + 1))
@@ -99,7 +100,7 @@ def test_structured_and_dense_routes_agree(near_minimum):
 
 
 def test_matrix_free_route_agrees_with_the_dense_one(near_minimum, monkeypatch):
-    loss, exact, moved = near_minimum
+    loss, _, moved = near_minimum
     moved = jax.tree.map(jnp.asarray, moved)
     full = objectives.curvature(loss, moved)
     monkeypatch.setattr(curvature_module, "DENSE_LIMIT", 1)

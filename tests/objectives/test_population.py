@@ -22,7 +22,7 @@ def random_weights(rng, dim, heads=None):
 
 
 def quadrature_risk(weights, lam, om, noise_std, context_length, query_in_sum, rho):
-    """E (yhat - w.x_q)^2 by a tensor rule: 3 nodes integrate degree 5 in each w, x, noise coordinate, 4 nodes degree 7 in x_q."""
+    """E (yhat - w.x_q)^2 by a tensor rule: 3 nodes (degree 5) in each w, x, noise coordinate, 4 nodes (degree 7) in x_q."""
     dim = lam.shape[0]
     x3, w3 = np.polynomial.hermite_e.hermegauss(3)
     x4, w4 = np.polynomial.hermite_e.hermegauss(4)

@@ -2,7 +2,6 @@
 
 import importlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -153,9 +152,9 @@ def test_polished_point_is_a_second_field_and_better(loss):
 def test_the_estimated_error_bounds_the_true_one_within_a_factor_three(loss):
     result = training.gradient_flow(loss, zhang(3, 0.1), weight_tolerance=1e-5)
     value = np.sqrt(np.linalg.norm(GAMMA_INVERSE))
-    true = np.hypot(
-        result.limit.w_pv[3, 3] - value, np.linalg.norm(diagonal(result.limit) - GAMMA_INVERSE / value)
-    ) / np.hypot(value, value)
+    true = np.hypot(result.limit.w_pv[3, 3] - value, np.linalg.norm(diagonal(result.limit) - GAMMA_INVERSE / value)) / np.hypot(
+        value, value
+    )
     assert true / 3 < result.estimated_weight_error < 3 * true
 
 
