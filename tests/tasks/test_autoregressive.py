@@ -28,8 +28,7 @@ PARTIALS = st.lists(st.floats(-0.95, 0.95), min_size=1, max_size=4)
 @functools.cache
 def batch(order, length=4, count=60_000):
     task = Autoregressive(MODELS[order], length, noise_std=NOISE)
-    prompts = jax.jit(lambda k: task.sample_batch(k, count))(jax.random.key(order))
-    return jax.tree.map(np.asarray, prompts)
+    return jax.tree.map(np.asarray, task.sample_batch(jax.random.key(order), count))
 
 
 def observed_and_target(prompts):
@@ -128,9 +127,7 @@ def test_durbin_levinson_of_order_two_by_hand():
 @functools.cache
 def random_coefficients(order, count=60_000):
     task = RandomAutoregressive(order, 4, bound=1.0)
-    return np.asarray(
-        jax.jit(jax.vmap(lambda k: task.sample_coefficients(k)))(jax.random.split(jax.random.key(3), count))
-    )
+    return np.asarray(jax.vmap(lambda k: task.sample_coefficients(k))(jax.random.split(jax.random.key(3), count)))
 
 
 def test_random_coefficients_are_uniform_on_the_stationary_triangle(agrees):
@@ -177,7 +174,7 @@ def test_the_bound_scales_every_root():
 
 def test_random_series_are_stationary_given_their_coefficients(agrees):
     task = RandomAutoregressive(2, 3, noise_std=NOISE, bound=0.8)
-    prompts = jax.tree.map(np.asarray, jax.jit(lambda k: task.sample_batch(k, 60_000))(jax.random.key(5)))
+    prompts = jax.tree.map(np.asarray, task.sample_batch(jax.random.key(5), 60_000))
     values = observed_and_target(prompts)
     partial = jax.vmap(partial_autocorrelations)(jnp.asarray(prompts.latent))
     variance = NOISE**2 / np.prod(1 - np.asarray(partial) ** 2, axis=1)

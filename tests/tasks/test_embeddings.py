@@ -22,9 +22,7 @@ from icl_lab.tasks import (
 )
 
 # (N, d, k, seed); three shapes, since each compiles
-SIZES = st.tuples(st.sampled_from([(1, 1, 1), (3, 2, 1), (2, 3, 2)]), st.integers(0, 10**6)).map(
-    lambda t: (*t[0], t[1])
-)
+SIZES = st.tuples(st.sampled_from([(1, 1, 1), (3, 2, 1), (2, 3, 2)]), st.integers(0, 10**6)).map(lambda t: (*t[0], t[1]))
 
 
 def random_prompt(count, dim, label_dim, seed):
@@ -110,7 +108,5 @@ def test_misfits_are_refused_by_name():
         hankel(vector_labels)
     with pytest.raises(InvalidValueError, match=r"`paired` embeds sequences of states.* dimensions 1 and 2"):
         paired(random_prompt(3, 2, 1, seed=1))
-    with pytest.raises(
-        InvalidValueError, match="one of merged, interleaved, hankel, paired, paired_short; got 'mergd'"
-    ):
+    with pytest.raises(InvalidValueError, match="one of merged, interleaved, hankel, paired, paired_short; got 'mergd'"):
         embedding("mergd")
