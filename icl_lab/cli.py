@@ -93,10 +93,10 @@ def _run(arguments: list[str]) -> int:
 def _claims(options: argparse.Namespace) -> int:
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
     from icl_lab.claims import registry
+    from icl_lab.runs.present import wide_console
 
     claims = registry.listing()
     if options.json:
@@ -108,16 +108,19 @@ def _claims(options: argparse.Namespace) -> int:
     for claim in claims:
         parameters = ", ".join(f"{name}={entry['default']}" for name, entry in claim["parameters"].items())
         table.add_row(claim["id"], claim["paper"], claim["statement"], parameters)
-    Console().print(table)
+    wide_console().print(table)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
+    settings = _settings(options.set)
+    if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
+        raise InvalidValueError(f"the folder of `--json` must exist; got {options.json!r}.")
     from icl_lab.claims import verify
     from icl_lab.runs.progress import progress_bar
 
     with progress_bar("verifying claims") as advance:
-        entries = verify.run(options.patterns, _settings(options.set), options.jobs, advance)
+        entries = verify.run(options.patterns, settings, options.jobs, advance)
     _write_entries(entries, options.json)
     return 0 if verify.all_passed(entries) else 1
 
@@ -151,8 +154,9 @@ def _write_entries(entries: list[dict[str, Any]], json_path: str | None) -> None
 
 
 def _print_checks(entries: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from icl_lab.runs.present import wide_console
 
     table = Table()
     for name in ("claim", "check", "measured", "expected", "error", "tolerance", "passed"):
@@ -163,7 +167,7 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
             numbers = (_short(check[name]) for name in ("measured", "expected", "error", "tolerance"))
             table.add_row(entry["id"], check["name"], *numbers, verdict)
         table.add_section()
-    console = Console()
+    console = wide_console()
     console.print(table)
     for entry in entries:
         if "reason" in entry:

@@ -251,7 +251,7 @@ def check_keys(config: DictConfig) -> None:
     """Raise `InvalidValueError` for a key that no schema knows, as `+task.foo=1` would add one."""
     for node in (config, *(config[group] for group in GROUPS)):
         schema = OmegaConf.get_type(node)
-        assert schema is not None and is_dataclass(schema)
+        assert is_dataclass(schema)
         accepted = {field.name for field in fields(schema)}
         unknown = sorted(set(node) - accepted)
         if unknown:

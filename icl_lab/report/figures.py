@@ -38,9 +38,7 @@ def decay(
     return axes
 
 
-def heat_maps(
-    row: Sequence[Axes], learned: Float[Array, "D D"], expected: Float[Array, "D D"], name: str
-) -> Sequence[Axes]:
+def heat_maps(row: Sequence[Axes], learned: Float[Array, "D D"], expected: Float[Array, "D D"], name: str) -> Sequence[Axes]:
     """A learned matrix, its closed form on the same colour scale, and their difference on a scale of its own.
 
     Args:
@@ -122,9 +120,7 @@ def invariant_drift(
     """
     later = np.asarray(times) > 0
     for name, values in drifts.items():
-        axes.plot(
-            np.asarray(times)[later], np.maximum(np.asarray(values)[later], 1e-18), marker=".", markersize=3, label=name
-        )
+        axes.plot(np.asarray(times)[later], np.maximum(np.asarray(values)[later], 1e-18), marker=".", markersize=3, label=name)
     axes.set(xscale="log", yscale="log", xlabel=time_unit, ylabel="change since the start")
     axes.legend()
     return axes

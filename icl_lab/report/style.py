@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.style
@@ -22,14 +22,14 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path, caption: str, numbers: Mapping[str, Array]) -> None:
+def save(figure: Figure, path: Path, caption: str, numbers: Mapping[str, Array | Sequence[float]]) -> None:
     """Write a figure with its caption below it to `path`, and its numbers to the .csv file of the same name.
 
     Args:
       figure: the figure.
       path: image file; its ending chooses the format.
       caption: what to see in it.
-      numbers: columns by name; arrays are written flat, shorter columns end early.
+      numbers: columns by name; matrices are written row after row, shorter columns end early.
     """
     figure.supxlabel(textwrap.fill(caption, 95), fontsize="small", x=0.02, ha="left")
     figure.savefig(path)

@@ -57,9 +57,7 @@ def best_linear_steps(task: Task, key: Key, prompts: int) -> tuple[float, Float[
         moment = theory.lsa.response_moment(*parameters)
         step = np.trace(covariance @ covariance @ task_covariance) / np.trace(covariance @ moment)
         return float(step), np.asarray(theory.lsa.optimal_preconditioner(*parameters))
-    square, cross = (
-        np.asarray(x) for x in _normal_equations(task, jax.random.split(key, (-(-prompts // CHUNK), CHUNK)))
-    )
+    square, cross = (np.asarray(x) for x in _normal_equations(task, jax.random.split(key, (-(-prompts // CHUNK), CHUNK))))
     dim = task.dim
     identity = np.eye(dim).ravel()
     step = np.real(identity @ cross) / np.real(identity @ square @ identity)
@@ -71,9 +69,7 @@ def predictors(task: Task, step_size: float, preconditioner: Array, penalty: flo
     """The estimators of the comparison by the name they have in tables and files."""
     chosen = {
         "gradient_descent": estimators.named("gradient_descent", step_size=step_size),
-        "preconditioned_gradient_descent": estimators.named(
-            "preconditioned_gradient_descent", preconditioner=preconditioner
-        ),
+        "preconditioned_gradient_descent": estimators.named("preconditioned_gradient_descent", preconditioner=preconditioner),
         "ols": estimators.named("ols"),
         "ridge": estimators.named("ridge", penalty=bayes_penalty(task) if penalty is None else penalty),
         "zero": estimators.named("zero"),

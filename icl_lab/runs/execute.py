@@ -48,7 +48,7 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
       IclLabError: the configuration describes no valid problem; recorded in the store before it is raised.
       Exception: whatever else the run raised, recorded likewise.
     """
-    console = console or Console()
+    console = console or present.wide_console()
     resolved = resolve(config)
     folder = store.run_folder(resolved)
     if store.is_finished(folder):

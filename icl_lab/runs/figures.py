@@ -53,7 +53,7 @@ def _training(result: Simulation, path: Path) -> None:
         numbers |= {"loss_above_closed_form": gap, "weight_distance": distances}
         caption = (
             "The loss falls to the minimum that theory names, and the weights (gauge-invariant product) to the closed "
-            "form: after a plateau near the start both go down exponentially, so the curves bend down ever more steeply."
+            "form: after a plateau near the start both fall exponentially, so the curves bend down ever more steeply."
         )
     report.save(figure, path, caption, numbers)
 
@@ -83,9 +83,9 @@ def _risk_curve(result: Simulation, path: Path) -> None:
     if curve["closed_form"] is not None:
         numbers["closed_form"] = curve["closed_form"]
     caption = (
-        "Risk against the number of examples in the prompt, intervals of two standard errors. A linear layer trained to "
-        "its limit falls on one step of preconditioned gradient descent and, where theory has one, on the line of the "
-        "closed form, also at lengths it was not trained on. Risks of rounding size (OLS without noise) are not drawn."
+        "Risk against the number of examples in the prompt, intervals of two standard errors. A linear layer trained "
+        "to its limit falls on one step of preconditioned gradient descent and, where theory has one, on the line of "
+        "the closed form, at other lengths too. Risks of rounding size (OLS without noise) are not drawn."
     )
     report.save(figure, path, caption, numbers)
 

@@ -53,7 +53,8 @@ def launch(arguments: Sequence[str]) -> int:
             statuses.append(_report(error))
 
     before_argv, before_raise = sys.argv, os.environ.get(_RAISE)
-    sys.argv = ["icl-lab run", *arguments]
+    # Hydra's parser refuses an option between two overrides, so the one that people put there goes first.
+    sys.argv = ["icl-lab run", *sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))]
     os.environ[_RAISE] = "1"
     try:
         hydra.main(config_path=str(paths.config_dir()), config_name="run", version_base="1.3")(job)()
@@ -111,6 +112,4 @@ def _name_plain_experiments(arguments: Sequence[str]) -> None:
             continue
         for name in filter(None, value.split(",")):
             if re.fullmatch(r"\w[\w.-]*", name) and not any((folder / f"{name}.yaml").is_file() for folder in folders):
-                ConfigStore.instance().store(
-                    group="experiment", name=name, node={"experiment": name}, package="_global_"
-                )
+                ConfigStore.instance().store(group="experiment", name=name, node={"experiment": name}, package="_global_")

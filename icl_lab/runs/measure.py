@@ -61,43 +61,45 @@ def measure(
         batch = jax.tree.map(np.asarray, _draw(task, jax.random.fold_in(key, index), size))
         check_finite(batch)
         for length in lengths:
-            sums = np.stack([np.asarray(x) for x in _sums(answers, prefix(batch, length, sequence))])
+            sums = np.stack([np.asarray(x) for x in _sums(answers, batch, length, sequence)])
             totals[length] = totals.get(length, np.zeros_like(sums)) + sums
     names = ("model", *others)
     return {length: _summary(names, totals[length], chunks * size) for length in lengths}
 
 
-def prefix(batch: Prompt, length: int, sequence: bool) -> Prompt:
-    """The first `length` examples of every prompt of a batch, as prompts.
+def prefix(prompt: Prompt, length: int, sequence: bool) -> Prompt:
+    """The first `length` examples of a prompt as a prompt of their own, without its latent.
 
     Args:
-      batch: prompts stacked along a first axis.
+      prompt: one prompt.
       length: at most the number of examples.
       sequence: True if example i + 1 follows example i in time; then the query is the input after the last example and
         the target its label. Otherwise query and target stay.
     """
-    if length == batch.inputs.shape[1]:
-        return batch
+    follows = sequence and length < prompt.inputs.shape[0]
     return Prompt(
-        inputs=batch.inputs[:, :length],
-        labels=batch.labels[:, :length],
-        query=batch.inputs[:, length] if sequence else batch.query,
-        target=batch.labels[:, length] if sequence else batch.target,
+        inputs=prompt.inputs[:length],
+        labels=prompt.labels[:length],
+        query=prompt.inputs[length] if follows else prompt.query,
+        target=prompt.labels[length] if follows else prompt.target,
     )
 
 
 @eqx.filter_jit
 def _draw(task: Task, key: Key, size: int) -> Prompt:
-    prompts = task.sample_batch(key, size)
-    return Prompt(prompts.inputs, prompts.labels, prompts.query, prompts.target)
+    def one(key: Key) -> Prompt:
+        return prefix(task.sample(key), task.context_length, False)
+
+    return jax.vmap(one)(jax.random.split(key, size))
 
 
 @eqx.filter_jit
-def _sums(answers: tuple[Predictor, ...], batch: Prompt) -> tuple[Array, ...]:
-    """Sums over a batch, one entry a predictor: squared error, its square, squared gap to the first predictor, its
-    square, squared answer of the first."""
+def _sums(answers: tuple[Predictor, ...], batch: Prompt, length: int, sequence: bool) -> tuple[Array, ...]:
+    """Sums over a batch cut to a length, one entry a predictor: squared error, its square, squared gap to the first
+    predictor, its square, squared answer of the first."""
 
     def one(prompt: Prompt):
+        prompt = prefix(prompt, length, sequence)
         given = jnp.stack([answer(prompt) for answer in answers])
         error = jnp.sum(jnp.abs(given - prompt.target[None, :]) ** 2, axis=1)
         gap = jnp.sum(jnp.abs(given - given[:1]) ** 2, axis=1)
@@ -110,8 +112,7 @@ def _sums(answers: tuple[Predictor, ...], batch: Prompt) -> tuple[Array, ...]:
 def _summary(names: Sequence[str], sums: np.ndarray, count: int) -> dict[str, dict[str, float]]:
     risk, risk_square, gap, gap_square, scale = sums / count
     risk_error, gap_error = (
-        np.sqrt(np.maximum(square - mean**2, 0.0) / (count - 1))
-        for mean, square in ((risk, risk_square), (gap, gap_square))
+        np.sqrt(np.maximum(square - mean**2, 0.0) / (count - 1)) for mean, square in ((risk, risk_square), (gap, gap_square))
     )
     table = {}
     for i, name in enumerate(names):

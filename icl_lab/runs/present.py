@@ -11,13 +11,19 @@ from rich.table import Table
 
 LABELS = {
     "model": "trained model",
-    "gradient_descent": "gradient descent, one step",
-    "preconditioned_gradient_descent": "preconditioned GD, one step",
+    "gradient_descent": "one GD step",
+    "preconditioned_gradient_descent": "one preconditioned GD step",
     "ols": "OLS",
     "ridge": "ridge",
     "zero": "zero",
     "last_value": "last value",
 }
+
+
+def wide_console() -> Console:
+    """Standard output; where it is no terminal, wide enough for a table instead of rich's 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def print_comparison(metrics: Mapping[str, Any], status: Mapping[str, Any], folder: Path, console: Console) -> None:
@@ -35,7 +41,7 @@ def print_comparison(metrics: Mapping[str, Any], status: Mapping[str, Any], fold
     console.print(f"[{colour}]{status['verdict'].upper()}[/]: {status['reason']}", highlight=False)
     theory = metrics["theory"]
     if theory is not None:
-        distance = f"[bold]{theory['weight_distance']:.2e}[/]"
+        distance = f"[bold]{_scientific(theory['weight_distance'])}[/]"
         console.print(f"Relative weight distance to the closed form: {distance} ({theory['source']})", highlight=False)
     console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
@@ -47,14 +53,19 @@ def comparison_table(metrics: Mapping[str, Any]) -> Table:
     for name in ("weight distance", "prediction distance", "risk"):
         table.add_column(name, justify="right")
     for name, row in metrics["comparison"].items():
-        weight = row.get("weight_distance")
         table.add_row(
             LABELS.get(name, name),
-            "" if weight is None else f"{weight:.2e}",
-            "" if name == "model" else f"{float(row['prediction_distance']):.2e}",
+            _scientific(row.get("weight_distance")),
+            _scientific(row.get("prediction_distance")),
             f"{float(row['risk']):.6g}" + (f" ± {float(row['standard_error']):.1g}" if row["standard_error"] else ""),
         )
     theory = metrics["theory"]
     if theory is not None:
-        table.add_row(f"closed form: {theory['name']}", f"{theory['weight_distance']:.2e}", "", f"{theory['risk']:.6g}")
+        distance = _scientific(theory["weight_distance"])
+        table.add_row(f"closed form: {theory['name']}", distance, "", f"{theory['risk']:.6g}")
     return table
+
+
+def _scientific(value: float | str | None) -> str:
+    """A number with three digits; files hold what is not finite as a string."""
+    return "" if value is None else f"{float(value):.2e}"

@@ -46,8 +46,9 @@ def describe() -> dict[str, Any]:
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
         "cpus": os.cpu_count(),
         "precision": {
-            "float64": bool(jax.config.read("jax_enable_x64")),
-            "matmul": jax.config.read("jax_default_matmul_precision") or "default",
+            "default_float": str(jax.numpy.result_type(float)),
+            # A flag with a context manager is an attribute, which type checkers do not know.
+            "matmul": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
         },
         "git": git_state(Path(icl_lab.__file__).parent),
     }

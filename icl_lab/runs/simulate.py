@@ -90,9 +90,7 @@ def assumption_warnings(config: Mapping[str, Any], task: Task) -> list[str]:
     if not isinstance(task.covariates, tasks.Gaussian):
         return []
     try:
-        theory.zhang2023.check_initialisation(
-            config["trainer"]["init_scale"], np.asarray(task.covariance), task.context_length
-        )
+        theory.zhang2023.check_initialisation(config["trainer"]["init_scale"], np.asarray(task.covariance), task.context_length)
     except AssumptionError as outside:
         return [str(outside)]
     return []
@@ -115,13 +113,7 @@ def _in_float32(weights: Weights, kind: str) -> Weights:
 
 def _training_metrics(result: TrainingResult, objective: Objective) -> dict[str, Any]:
     evidence = result.evidence
-    loss = (
-        "sampled"
-        if isinstance(objective, SampledLoss)
-        else "streamed"
-        if isinstance(objective, StreamedLoss)
-        else "exact"
-    )
+    loss = "sampled" if isinstance(objective, SampledLoss) else "streamed" if isinstance(objective, StreamedLoss) else "exact"
     return {
         "objective": loss,
         "method": result.method,

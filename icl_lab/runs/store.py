@@ -127,9 +127,7 @@ def remove_stale(parent: Path) -> list[Path]:
 def run_folders(root: Path) -> list[Path]:
     """Every published or failed run below `root`, in the order of their names; hidden folders are not read."""
     found = (path.parent for path in root.rglob("status.json"))
-    return sorted(
-        folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(root).parts)
-    )
+    return sorted(folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(root).parts))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,8 +16,15 @@ from rich.table import Table
 
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.runs import store
+from icl_lab.runs.present import wide_console
 
 Row = dict[str, Any]
+
+SHOWN = 4
+"""Configuration keys that a printed table has room for."""
+META = ("verdict", "error", "folder")
+NUMBERS = ("metrics.theory.weight_distance", "metrics.comparison.model.risk")
+"""The metrics of a printed table."""
 
 
 def collect(root: Path) -> list[Row]:
@@ -30,9 +37,7 @@ def collect(root: Path) -> list[Row]:
         raise InvalidValueError(f"RUN_ROOT must be an existing folder; got {str(root)!r}.")
     rows = [_row(folder, root) for folder in store.run_folders(root)]
     if not rows:
-        raise InvalidValueError(
-            f"{str(root)!r} holds no run; a run is a folder <experiment>/<hash> with a status.json."
-        )
+        raise InvalidValueError(f"{str(root)!r} holds no run; a run is a folder <experiment>/<hash> with a status.json.")
     return rows
 
 
@@ -70,18 +75,21 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def show(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Print the status, the keys that differ between the runs, and the main numbers."""
+    """Print the status, the keys that differ between the runs, and the main numbers; at most `SHOWN` of the keys."""
     always = ("experiment", "hash", "status")
-    numbers = [name for name in columns(rows) if name.endswith((".weight_distance", "model.risk"))]
-    configured = [name for name in columns(rows) if not name.startswith("metrics.") and name not in (*always, "folder")]
-    varying = [name for name in configured if len({repr(row.get(name)) for row in rows}) > 1 and "error" not in name]
+    numbers = [name for name in NUMBERS if any(name in row for row in rows)]
+    configured = [name for name in columns(rows) if not name.startswith("metrics.") and name not in (*always, *META)]
+    varying = [name for name in configured if len({repr(row.get(name)) for row in rows}) > 1]
     table = Table(title=f"{len(rows)} runs")
-    shown = [*always, *varying, *numbers]
+    shown = [*always, *varying[:SHOWN], *numbers]
     for name in shown:
-        table.add_column(name.removeprefix("metrics."), overflow="fold")
+        table.add_column(name.removeprefix("metrics."), overflow="fold", no_wrap=name == "hash")
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in shown))
-    (console or Console()).print(table)
+    console = console or wide_console()
+    console.print(table)
+    if varying[SHOWN:]:
+        console.print(f"{len(varying[SHOWN:])} more keys differ: {', '.join(varying[SHOWN:])}. All are in a file: -o FILE.csv")
 
 
 def _row(folder: Path, root: Path) -> Row:

@@ -19,9 +19,7 @@ def test_named_spectra_are_the_ones_worked_by_hand():
     # Powers of small integers: a few units in the last place.
     by_hand = np.diag([1.0, 1 / 3, 1 / 9])
     np.testing.assert_allclose(covariance_matrix({"condition_number": 9}, 3), by_hand, rtol=4 * EPS, atol=0)
-    np.testing.assert_allclose(
-        covariance_matrix({"power_law": 2}, 3), np.diag([1.0, 1 / 4, 1 / 9]), rtol=4 * EPS, atol=0
-    )
+    np.testing.assert_allclose(covariance_matrix({"power_law": 2}, 3), np.diag([1.0, 1 / 4, 1 / 9]), rtol=4 * EPS, atol=0)
     np.testing.assert_allclose(np.diag(covariance_matrix("anisotropic", 3)), [1.0, 0.5, 0.25], rtol=4 * EPS)
     assert covariance_matrix("anisotropic", 1) == 1.0
 

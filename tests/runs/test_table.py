@@ -17,9 +17,9 @@ def root(tmp_path):
     _run(
         root / "a" / "1111",
         {"task": {"dim": 3, "covariance": [2.0, 1.0]}},
-        {"model": {"risk": 0.1 + 0.2, "curve": [1, 2]}},
+        {"comparison": {"model": {"risk": 0.1 + 0.2, "curve": [1, 2]}}},
     )
-    _run(root / "a" / "2222", {"task": {"dim": 4, "covariance": None}}, {"model": {"risk": 0.5}})
+    _run(root / "a" / "2222", {"task": {"dim": 4, "covariance": None}}, {"comparison": {"model": {"risk": 0.5}}})
     failed = root / "b" / "3333.failed"
     failed.mkdir(parents=True)
     (failed / "config.yaml").write_text(yaml.safe_dump({"run_root": "x", "experiment": "b", "task": {"dim": 0}}))
@@ -39,8 +39,8 @@ def test_rows_are_finished_and_failed_runs_and_nothing_else(root):
     ]
     assert rows[2]["error"] == "`dim` must be >= 1"
     assert rows[0]["task.covariance"] == "[2.0, 1.0]"
-    assert rows[0]["metrics.model.risk"] == 0.1 + 0.2
-    assert "metrics.model.curve" not in rows[0]
+    assert rows[0]["metrics.comparison.model.risk"] == 0.1 + 0.2
+    assert "metrics.comparison.model.curve" not in rows[0]
 
 
 def test_one_experiment_is_a_table_too(root):
@@ -53,8 +53,8 @@ def test_csv_has_every_column_and_full_precision(root, tmp_path):
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3
-    assert float(rows[0]["metrics.model.risk"]) == 0.1 + 0.2
-    assert rows[2]["metrics.model.risk"] == ""
+    assert float(rows[0]["metrics.comparison.model.risk"]) == 0.1 + 0.2
+    assert rows[2]["metrics.comparison.model.risk"] == ""
     assert rows[2]["error"] == "`dim` must be >= 1"
 
 
@@ -89,7 +89,7 @@ def test_parquet_holds_the_same_numbers(root, tmp_path):
     path = tmp_path / "out.parquet"
     table.write(table.collect(root), path)
     frame = polars.read_parquet(path)
-    assert frame["metrics.model.risk"].to_list() == [0.1 + 0.2, 0.5, None]
+    assert frame["metrics.comparison.model.risk"].to_list() == [0.1 + 0.2, 0.5, None]
 
 
 def _run(folder, config, metrics):

@@ -1,0 +1,182 @@
+"""Every YAML file composes, builds what it describes, and refuses keys and types it does not know."""
+
+import re
+from dataclasses import fields
+
+import jax
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from icl_lab.config import build, paths, schema
+from icl_lab.errors import InvalidValueError
+from icl_lab.runs.launch import one_sentence
+
+FOLDER = paths.config_dir()
+
+
+def composed(*overrides):
+    schema.register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        return compose("run", overrides=list(overrides))
+
+
+def resolved(*overrides):
+    config = composed(*overrides)
+    schema.check_keys(config)
+    return OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+
+
+def choices(group):
+    return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
+
+
+def test_every_file_is_in_a_group_that_this_test_knows():
+    groups = {path.parent.name for path in FOLDER.glob("*/*.yaml")}
+    assert groups == {*schema.GROUPS, "experiment"}
+
+
+@pytest.mark.parametrize("name", choices("task"))
+def test_every_task_samples_prompts_of_its_sizes(name, key):
+    group = resolved(f"task={name}")["task"]
+    task = build.build_task(group)
+    prompt = jax.eval_shape(task.sample, key)
+    assert prompt.inputs.shape == (group["context_length"], task.dim)
+    assert prompt.labels.shape == (group["context_length"], task.label_dim)
+    assert group["kind"] == name
+
+
+@pytest.mark.parametrize("name", choices("model"))
+def test_every_model_answers_a_prompt(name, key):
+    config = resolved(f"model={name}", "trainer.init=gaussian")
+    task, model = build.build_task(config["task"]), build.build_model(config["model"])
+    weights = build.build_weights(config["trainer"], config["model"], task, model, key)
+    assert jax.eval_shape(lambda k: model(weights, task.sample(k)), key).shape == (1,)
+    assert config["model"]["kind"] == name
+
+
+@pytest.mark.parametrize("name", choices("trainer"))
+def test_every_trainer_composes_with_its_start(name, key):
+    config = resolved(f"trainer={name}")
+    task, model = build.build_task(config["task"]), build.build_model(config["model"])
+    weights = build.build_weights(config["trainer"], config["model"], task, model, key)
+    assert weights.w_pv.shape == (task.dim + 1, task.dim + 1)
+    if config["trainer"]["kind"] == "descent":
+        build.build_optimiser(config["trainer"]).init(weights)
+
+
+@pytest.mark.parametrize("name", choices("objective"))
+def test_every_objective_composes(name):
+    assert resolved(f"objective={name}")["objective"]["kind"] == name
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_names_itself_and_builds(name, key):
+    config = resolved(f"experiment={name}")
+    assert config["experiment"] == name
+    task, model = build.build_task(config["task"]), build.build_model(config["model"])
+    build.build_weights(config["trainer"], config["model"], task, model, key)
+
+
+def test_an_override_wins_over_an_experiment_and_the_experiment_over_a_group():
+    assert resolved("experiment=zhang2023")["task"]["dim"] == 3
+    assert resolved("experiment=zhang2023", "task.dim=4")["task"]["dim"] == 4
+
+
+@pytest.mark.parametrize("covariance", ["null", "[2,1,0.5]", "[[2,1,0],[1,2,0],[0,0,1]]", "{condition_number:9}"])
+def test_covariance_is_taken_in_every_form(covariance):
+    task = build.build_task(resolved("task.dim=3", f"task.covariance={covariance}")["task"])
+    assert task.covariance.shape == (3, 3)
+
+
+def test_inverse_task_covariance_is_the_inverse():
+    group = resolved("task.dim=2", "task.covariance=[[2,1],[1,2]]", "task.task_covariance=inverse")["task"]
+    # By hand: inverse of [[2, 1], [1, 2]] is [[2, -1], [-1, 2]] / 3; a condition number of 3 costs a few eps.
+    expected = pytest.approx([2 / 3, -1 / 3, -1 / 3, 2 / 3], abs=1e-15)
+    assert list(build.build_task(group).task_covariance.ravel()) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.dimm=3", "unknown configuration key `task.dimm`; accepted here: context_length, covariance, dim"),
+        ("nope=3", "unknown configuration key `nope`; accepted here: .*seed"),
+        ("task.dim=seven", "`task.dim`: Value 'seven' of type 'str' could not be converted to Integer"),
+        ("precision=float16", "`precision`: Invalid value 'float16', expected one of .*float64"),
+        ("task=foo", "Could not find 'task/foo'.*linear_regression"),
+        ("task.covariance=[1", "viable alternative|mismatched|extraneous"),
+    ],
+)
+def test_what_cannot_be_composed_is_one_sentence(override, message):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        composed(override)
+    sentence = one_sentence(caught.value)
+    assert "\n" not in sentence
+    assert re.search(message, sentence), sentence
+
+
+@pytest.mark.parametrize("override", ["+task.foo=1", "+foo=1"])
+def test_keys_added_with_a_plus_are_refused_too(override):
+    with pytest.raises(InvalidValueError, match=r"Unknown configuration key `(task\.)?foo`; accepted here"):
+        schema.check_keys(composed(override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.layers=2"], "trainer.init=zhang is the start of one layer of one head .* layers=2"),
+        (["model.heads=2"], "heads=2"),
+        (["model.layers=0"], "`model.layers` must be an integer >= 1; got 0"),
+        (["trainer.init=zero"], "`trainer.init` must be one of zhang, zhang_random, gaussian; got 'zero'"),
+        (["model.parametrisation=both"], "`model.parametrisation` must be one of merged, separate"),
+    ],
+)
+def test_starts_that_do_not_fit_the_model_are_refused(overrides, message, key):
+    config = resolved(*overrides)
+    task, model = build.build_task(config["task"]), build.build_model(config["model"])
+    with pytest.raises(InvalidValueError, match=message):
+        build.build_weights(config["trainer"], config["model"], task, model, key)
+
+
+@pytest.mark.parametrize("init", ["zhang", "zhang_random"])
+def test_merged_and_separate_starts_are_the_same_function(init):
+    config = resolved(f"trainer.init={init}")
+    task, model = build.build_task(config["task"]), build.build_model(config["model"])
+    key = jax.random.key(5)
+    merged = build.build_weights(config["trainer"], config["model"], task, model, key)
+    separate = build.build_weights(
+        config["trainer"], config["model"] | {"parametrisation": "separate"}, task, model, key
+    ).merged()
+    # Two factors of an SVD of a matrix of norm 0.1: rounding of a few eps.
+    assert abs(merged.w_pv - separate.w_pv).max() < 1e-15
+    assert abs(merged.w_kq - separate.w_kq).max() < 1e-15
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.optimiser=adamm", "name of an optax optimiser .* got 'adamm'"),
+        ("trainer.optimiser=chain", "name of an optax optimiser .* got 'chain'"),
+        ("trainer.learning_rate=0", "`trainer.learning_rate` must be a finite number > 0; got 0"),
+    ],
+)
+def test_optimisers_that_do_not_exist_are_refused(override, message):
+    with pytest.raises(InvalidValueError, match=message):
+        build.build_optimiser(resolved("trainer=adam", override)["trainer"])
+
+
+def test_ragged_random_spectra_are_padded_and_mismatches_refused():
+    group = resolved("task=random_diagonal")["task"]
+    ragged = group | {"values": [[1.0], [0.5, 2.0]], "probabilities": [[1.0], [0.25, 0.75]]}
+    # E lambda = (1, 0.25 * 0.5 + 0.75 * 2).
+    assert build.build_task(ragged).covariance.diagonal().tolist() == [1.0, 1.625]
+    with pytest.raises(InvalidValueError, match=r"lengths \[1, 2\] and \[1, 1\]"):
+        build.build_task(ragged | {"probabilities": [[1.0], [1.0]]})
+
+
+def test_schema_has_a_value_for_every_key_and_yaml_no_other():
+    config = composed()
+    for group in schema.GROUPS:
+        declared = {field.name for field in fields(OmegaConf.get_type(config[group]))}
+        assert declared == set(config[group])
+    assert not OmegaConf.missing_keys(config)
