@@ -22,7 +22,7 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path, caption: str, numbers: Mapping[str, Array | Sequence[float]]) -> None:
+def save(figure: Figure, path: Path, caption: str, numbers: Mapping[str, Array | Sequence[float | int]]) -> None:
     """Write a figure with its caption below it to `path`, and its numbers to the .csv file of the same name.
 
     Args:

@@ -6,6 +6,7 @@ reads for that) and turned into one sentence and exit status 2.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -101,7 +102,7 @@ def _name_plain_experiments(arguments: Sequence[str]) -> None:
     Hydra reads it as a choice of the group, so an overlay that only sets the name is made up for it.
     """
     folders = [paths.config_dir() / "experiment"]
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in itertools.pairwise([*arguments, ""]):
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(value) / "experiment")
         elif flag.startswith("--config-dir="):

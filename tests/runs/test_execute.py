@@ -34,10 +34,12 @@ SMALL = ("task.dim=2", "task.context_length=6", "analysis.context_lengths=[]")
 
 
 def test_run_lands_on_the_closed_form_and_stores_all_of_it(run):
-    outcome, printed = run("task.dim=2", "task.context_length=6", "task.covariance=[[2,0.5],[0.5,1]]")
+    settings = ("task.dim=2", "task.context_length=6", "task.covariance=[[2,0.5],[0.5,1]]", "analysis.figures=true")
+    outcome, printed = run(*settings)
     assert outcome.converged
     assert outcome.status == "done"
     assert {path.name for path in outcome.folder.iterdir()} == {
+        "figures",
         "config.yaml",
         "metrics.json",
         "status.json",
