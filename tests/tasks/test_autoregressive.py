@@ -26,7 +26,7 @@ PARTIALS = st.lists(st.floats(-0.95, 0.95), min_size=1, max_size=4)
 
 
 @functools.cache
-def batch(order, length=4, count=60_000):
+def batch(order, length=4, count=40_000):
     task = Autoregressive(MODELS[order], length, noise_std=NOISE)
     return jax.tree.map(np.asarray, task.sample_batch(jax.random.key(order), count))
 
@@ -125,7 +125,7 @@ def test_durbin_levinson_of_order_two_by_hand():
 
 
 @functools.cache
-def random_coefficients(order, count=60_000):
+def random_coefficients(order, count=40_000):
     task = RandomAutoregressive(order, 4, bound=1.0)
     return np.asarray(jax.vmap(lambda k: task.sample_coefficients(k))(jax.random.split(jax.random.key(3), count)))
 
@@ -140,7 +140,7 @@ def test_random_coefficients_are_uniform_on_the_stationary_triangle(agrees):
 
 
 def test_random_coefficients_of_order_three_are_those_of_rejection_sampling(rng, agrees):
-    box = rng.uniform([-3, -3, -1], [3, 3, 1], (60_000, 3))
+    box = rng.uniform([-3, -3, -1], [3, 3, 1], (40_000, 3))
     companions = np.zeros((len(box), 3, 3))
     companions[:, 0], companions[:, 1, 0], companions[:, 2, 1] = box, 1, 1
     accepted = box[np.max(np.abs(np.linalg.eigvals(companions)), axis=1) < 1]
@@ -174,7 +174,7 @@ def test_the_bound_scales_every_root():
 
 def test_random_series_are_stationary_given_their_coefficients(agrees):
     task = RandomAutoregressive(2, 3, noise_std=NOISE, bound=0.8)
-    prompts = jax.tree.map(np.asarray, task.sample_batch(jax.random.key(5), 60_000))
+    prompts = jax.tree.map(np.asarray, task.sample_batch(jax.random.key(5), 40_000))
     values = observed_and_target(prompts)
     partial = jax.vmap(partial_autocorrelations)(jnp.asarray(prompts.latent))
     variance = NOISE**2 / np.prod(1 - np.asarray(partial) ** 2, axis=1)

@@ -8,9 +8,6 @@ from hypothesis import strategies as st
 from icl_lab.errors import InvalidValueError
 from icl_lab.tasks import (
     EMBEDDINGS,
-    Autoregressive,
-    DiagonalUnitary,
-    LinearDynamics,
     Prompt,
     embedding,
     hankel,
@@ -72,18 +69,20 @@ def test_permuting_the_examples_permutes_the_tokens(sizes, data):
 
 
 @pytest.mark.parametrize("order", [1, 3])
-def test_hankel_rows_are_windows_of_the_series_in_time_order(key, order):
-    prompt = Autoregressive([0.3] * order, 5).sample(key)
-    values = np.concatenate([np.asarray(series(prompt)), [0.0]])
-    expected = np.stack([values[i : i + order + 1] for i in range(6)])
-    np.testing.assert_array_equal(hankel(prompt), expected)
+def test_hankel_rows_are_windows_of_the_series_in_time_order(order):
+    values = np.arange(1.0, order + 6)  # n = p + 5
+    windows = np.stack([values[i : i + order] for i in range(5)])
+    prompt = Prompt(windows, values[order:, None], values[5:], np.zeros(1))
+    np.testing.assert_array_equal(series(prompt), values)
+    padded = np.append(values, 0.0)
+    np.testing.assert_array_equal(hankel(prompt), np.stack([padded[i : i + order + 1] for i in range(6)]))
     # The lag windows and their labels, merged, are the same rows.
     np.testing.assert_array_equal(hankel(prompt), merged(prompt))
 
 
-def test_paired_tokens_hold_each_state_and_its_predecessor(key):
-    prompt = LinearDynamics(2, 3, DiagonalUnitary()).sample(key)
-    states = np.concatenate([prompt.inputs, prompt.query[None]])
+def test_paired_tokens_hold_each_state_and_its_predecessor(rng):
+    states = rng.standard_normal((4, 2)) + 1j * rng.standard_normal((4, 2))
+    prompt = Prompt(states[:-1], states[1:], states[-1], states[0])
     tokens = np.asarray(paired(prompt))
     assert tokens.shape == (4, 6)
     assert tokens.dtype == np.complex128

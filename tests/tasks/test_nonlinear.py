@@ -164,16 +164,12 @@ def test_rotating_latent_and_input_together_changes_nothing(seed):
         np.testing.assert_allclose(rotated, plain, rtol=1e-9, atol=1e-9)  # rounding times a fourth power
 
 
-def test_directions_lie_where_they_should(key):
-    keys = jax.random.split(key, 500)
-    draw = lambda name: np.asarray(  # noqa: E731
-        jax.vmap(lambda k: SingleIndex(Sign(), direction=name).sample(k, DIM)[0])(keys)
-    )
-    sphere, axis = draw("sphere"), draw("axis")
+def test_directions_lie_where_they_should():
+    sphere, axis = (batch(name).latent[0] for name in ("sign", "relu_axis"))
     np.testing.assert_allclose(np.linalg.norm(sphere, axis=1), 1.0, rtol=1e-14)
     vectors, counts = np.unique(axis, axis=0, return_counts=True)
     assert {tuple(v) for v in vectors} == {tuple(s * row) for row in np.eye(DIM) for s in (1.0, -1.0)}
-    assert np.max(np.abs(counts - 500 / 6)) < 5 * math.sqrt(500 * 5 / 36)  # 5 standard errors of a count
+    assert np.max(np.abs(counts - PROMPTS / 6)) < 5 * math.sqrt(PROMPTS * 5 / 36)  # 5 standard errors of a count
 
 
 def test_target_is_noiseless_and_labels_carry_the_noise(agrees):
