@@ -114,7 +114,7 @@ def _numbers(value: Any) -> float | tuple[float, ...]:
     return float(array) if array.ndim == 0 else tuple(array.ravel().tolist())
 
 
-def _json_value(value: float | tuple[float, ...]) -> float | None | list[float | None]:
+def _json_value(value: float | tuple[float, ...]) -> float | list[float | None] | None:
     if isinstance(value, tuple):
         return [x if math.isfinite(x) else None for x in value]
     return value if math.isfinite(value) else None

@@ -21,8 +21,8 @@ ROUNDING = 1e-12
 @claim(
     "oswald2022.prop1",
     paper=PAPER,
-    statement="There are weights with which one linear self-attention layer moves every label by one explicit step of gradient descent from "
-    "any W_0, and answers the query with the stepped weights.",
+    statement="There are weights with which one linear self-attention layer moves every label by one explicit step of gradient "
+    "descent from any W_0, and answers the query with the stepped weights.",
     source="Proposition 1",
     parameters={
         "d": integer(4, 1, "input dimension, the paper's N_x"),

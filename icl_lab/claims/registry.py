@@ -68,11 +68,7 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
             raise InvalidValueError(
                 f"no claim matches {pattern!r}; did you mean {', '.join(close)}? `icl-lab claims` lists all."
             )
-    return [
-        one
-        for id, one in claims.items()
-        if not patterns or any(fnmatch.fnmatchcase(id, pattern) for pattern in patterns)
-    ]
+    return [one for id, one in claims.items() if not patterns or any(fnmatch.fnmatchcase(id, pattern) for pattern in patterns)]
 
 
 def listing() -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Running claims: parameters are settled first, every claim runs in its own float64 scope, and a claim that raises has failed."""
+"""Running claims: parameters are settled first, each claim runs in its own float64 scope, a claim that raises has failed."""
 
 from __future__ import annotations
 
@@ -71,10 +71,7 @@ def plan(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[tuple[Cl
         raise InvalidValueError(
             f"no selected claim has a parameter {', '.join(map(repr, unknown))}; accepted are {', '.join(accepted)}."
         )
-    return [
-        (one, one.resolve({name: value for name, value in overrides.items() if name in one.parameters}))
-        for one in claims
-    ]
+    return [(one, one.resolve({name: value for name, value in overrides.items() if name in one.parameters})) for one in claims]
 
 
 def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
@@ -96,9 +93,7 @@ def all_passed(entries: Iterable[Entry]) -> bool:
     return all(entry["passed"] for entry in entries)
 
 
-def _run_in_processes(
-    work: Sequence[tuple[Claim, dict[str, Any]]], jobs: int, finished: Callable[[Entry], None]
-) -> None:
+def _run_in_processes(work: Sequence[tuple[Claim, dict[str, Any]]], jobs: int, finished: Callable[[Entry], None]) -> None:
     # Spawned, not forked: JAX has threads, and a forked child can deadlock on their locks.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(max_workers=min(jobs, len(work)), mp_context=context) as pool:

@@ -1,7 +1,7 @@
 r"""The population risk of a whole one-layer linear self-attention, by conditioning: a slow, certain reference.
 
-Setting: x ~ N(0, Lambda), w ~ N(0, Omega), y_i = w.x_i + noise of variance s2, and any weights. Given the task vector w, context
-tokens v_i = (x_i, y_i) are independent N(0, V_w), so that their Gram matrix G = sum_i v_i v_i^T is Wishart:
+Setting: x ~ N(0, Lambda), w ~ N(0, Omega), y_i = w.x_i + noise of variance s2, and any weights. Given the task vector w,
+context tokens v_i = (x_i, y_i) are independent N(0, V_w), so that their Gram matrix G = sum_i v_i v_i^T is Wishart:
 
     E G = N V,     E[G A G] = N^2 V A V + N V A^T V + N tr(A V) V.
 
@@ -62,16 +62,14 @@ def risk(
     slope = np.einsum("hij,pik,hk->pj", keys, mean_gram, values) / rho
     square = np.zeros(len(tasks))
     for p, k in zip(values, keys, strict=True):
-        for q, l in zip(values, keys, strict=True):
-            square = square + np.einsum(
-                "i,pij,j->p", p, _wishart(token_covariance, k @ covariance @ l.T, context_length), q
-            )
+        for q, m in zip(values, keys, strict=True):
+            square = square + np.einsum("i,pij,j->p", p, _wishart(token_covariance, k @ covariance @ m.T, context_length), q)
     conditional = square / rho**2 - 2 * np.einsum("pi,ij,pj->p", tasks, covariance, slope)
     conditional = conditional + np.einsum("pi,ij,pj->p", tasks, covariance, tasks)
     if query_in_sum:
         heads = list(zip(values[:, :dim], keys[:, :dim, :], strict=True))
         first = sum(_gaussian_moment([p, k], covariance, free=True) for p, k in heads) / rho
-        second = sum(_gaussian_moment([p, k, q, l], covariance) for p, k in heads for q, l in heads) / rho**2
+        second = sum(_gaussian_moment([p, k, q, m], covariance) for p, k in heads for q, m in heads) / rho**2
         conditional = conditional + 2 * (slope - tasks) @ first + second
     return float(weights @ conditional)
 
@@ -108,13 +106,9 @@ def _gaussian_points(covariance: Float[Array, "d d"]) -> tuple[Float[Array, "P d
     """
     dim = len(covariance)
     axis = np.sqrt(3) * np.eye(dim)
-    pairs = [
-        a * axis[i] + b * axis[j] for i, j in itertools.combinations(range(dim), 2) for a in (1, -1) for b in (1, -1)
-    ]
+    pairs = [a * axis[i] + b * axis[j] for i, j in itertools.combinations(range(dim), 2) for a in (1, -1) for b in (1, -1)]
     points = np.concatenate([np.zeros((1, dim)), axis, -axis, np.reshape(pairs, (-1, dim))])
-    weights = np.concatenate(
-        [[1 + (dim**2 - 7 * dim) / 18], np.full(2 * dim, (4 - dim) / 18), np.full(len(pairs), 1 / 36)]
-    )
+    weights = np.concatenate([[1 + (dim**2 - 7 * dim) / 18], np.full(2 * dim, (4 - dim) / 18), np.full(len(pairs), 1 / 36)])
     values, vectors = np.linalg.eigh(covariance)
     return points @ (vectors * np.sqrt(np.clip(values, 0, None))[None, :]).T, weights
 

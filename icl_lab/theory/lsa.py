@@ -74,9 +74,7 @@ def optimal_preconditioner(
     check_covariance(covariance)
     check_covariance(task_covariance, "task_covariance", allow_singular=True)
     if not context_length >= 1:
-        raise InvalidValueError(
-            f"`context_length` must be >= 1; got {context_length!r}. The optimum averages over examples."
-        )
+        raise InvalidValueError(f"`context_length` must be >= 1; got {context_length!r}. The optimum averages over examples.")
     if not noise_variance >= 0:
         raise InvalidValueError(f"`noise_variance` must be >= 0; got {noise_variance!r}.")
     values, vectors = np.linalg.eigh(task_covariance)

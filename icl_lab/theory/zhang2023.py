@@ -4,8 +4,8 @@ Setting: x ~ N(0, Lambda), w ~ N(0, I), no noise, N examples in a training promp
 it reads (N in training, M at test), the query token inside the sum. Tokens are rows here, columns in the paper. On the
 structured weights reached by Assumption 3.3, W_PV = u e e^T (e the last unit vector) and W_KQ = blockdiag(U, 0).
 
-Conventions: risks are excess mean squared errors E(yhat - w.x_q)^2; the flow is that of *half* of it, d theta / dt = -grad L, which
-sets the unit of time and of sigma. Everything is written with
+Conventions: risks are excess mean squared errors E(yhat - w.x_q)^2; the flow is that of *half* of it, d theta / dt = -grad L,
+which sets the unit of time and of sigma. Everything is written with
 
     Gamma = (1 + 1/N) Lambda + (tr Lambda / N) I.
 """
@@ -72,8 +72,8 @@ def optimum(task: LinearRegression) -> Optimum:
     covariance, task_covariance, noise_variance = gaussian_parameters(task)
     if noise_variance != 0 or np.max(np.abs(task_covariance - np.eye(task.dim))) > 1e-12:
         raise UnsupportedProblemError(
-            f"Theorem 4.1 of arXiv 2306.09927 needs task_covariance = I and noise_std = 0; got noise variance {noise_variance:g} "
-            "or another task covariance. Use `theory.lsa.optimum`, which takes both."
+            f"Theorem 4.1 of arXiv 2306.09927 needs task_covariance = I and noise_std = 0; got noise variance "
+            f"{noise_variance:g} or another task covariance. Use `theory.lsa.optimum`, which takes both."
         )
     preconditioner = _inverse(gamma(covariance, task.context_length))
     w_pv, w_kq = limit(covariance, task.context_length)
@@ -140,8 +140,8 @@ def check_initialisation(
     largest = largest_init_scale(covariance, context_length)
     if not 0 < scale < largest:
         raise AssumptionError(
-            f"`scale` = {scale:.6g} is outside (0, {largest:.6g}): Assumption 3.3 of arXiv 2306.09927 needs sigma > 0 and Theorem 4.1 "
-            "sigma^2 ||Gamma|| sqrt(d) < 2, without which convergence is not proved. Take a smaller initial scale."
+            f"`scale` (sigma) = {scale:.6g} is outside (0, {largest:.6g}): Assumption 3.3 of arXiv 2306.09927 needs sigma > 0 and "
+            "Theorem 4.1 sigma^2 ||Gamma|| sqrt(d) < 2, without which convergence is not proved. Take a smaller initial scale."
         )
     if theta is not None:
         norm = float(np.linalg.norm(theta))
@@ -242,7 +242,7 @@ def reduced_flow(
 
 
 def _escape(scale, covariance, context_length, theta) -> float:
-    """sigma^2 ||Lambda Theta||_F^2 (2 - sqrt(d) sigma^2 ||Gamma||), twice the distance of the start's loss below the saddle's."""
+    """sigma^2 ||Lambda Theta||_F^2 (2 - sqrt(d) sigma^2 ||Gamma||): twice how far the start is below the saddle at zero."""
     norm = np.linalg.norm(gamma(covariance, context_length), ord=2)
     overlap = np.trace(covariance @ theta @ covariance)
     return float(scale**2 * overlap * (2 - np.sqrt(len(covariance)) * scale**2 * norm))
