@@ -21,7 +21,7 @@ from icl_lab.tasks import (
     random_rotation,
 )
 
-DRAWS = 80_000
+DRAWS = 40_000
 VALUES = [[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]]
 PROBABILITIES = [[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]
 MATRIX = np.array([[1.0, -0.4, 0.3], [0.8, 0.5, -1.1], [0.2, 0.6, -0.7]])  # not symmetric: transposes must show
@@ -42,9 +42,9 @@ LAWS = {
 
 @functools.cache
 def pairs(name):
-    """(DRAWS, 2, d): two inputs of one prompt, many prompts; shared by the tests below."""
+    """(DRAWS, 3, d): three inputs of one prompt, many prompts; shared by the tests below."""
     keys = jax.random.split(jax.random.key(11), DRAWS)
-    return np.asarray(jax.vmap(lambda k: LAWS[name].sample(k, 2))(keys))
+    return np.asarray(jax.vmap(lambda k: LAWS[name].sample(k, 3))(keys))
 
 
 @pytest.fixture(params=LAWS)

@@ -37,13 +37,13 @@ STARTS = {
 @functools.cache
 def transitions(name):
     law = TRANSITIONS[name]
-    keys = jax.random.split(jax.random.key(1), 30_000)
+    keys = jax.random.split(jax.random.key(1), 40_000)
     return np.asarray(jax.vmap(lambda k: law.sample(k, DIM))(keys))
 
 
 @functools.cache
 def starts(name):
-    keys = jax.random.split(jax.random.key(2), 30_000)
+    keys = jax.random.split(jax.random.key(2), 40_000)
     return np.asarray(jax.vmap(lambda k: STARTS[name].sample(k, DIM))(keys))
 
 
@@ -160,7 +160,7 @@ def test_a_fixed_transition_is_used_as_it_is(key):
 @pytest.mark.parametrize("transition", ["haar", "diagonal_unitary"])
 def test_noise_has_the_stated_variance_and_is_in_the_target(transition, agrees):
     task = LinearDynamics(DIM, 2, TRANSITIONS[transition], noise_std=0.3)
-    prompts = jax.tree.map(np.asarray, task.sample_batch(jax.random.key(6), 30_000))
+    prompts = jax.tree.map(np.asarray, task.sample_batch(jax.random.key(6), 40_000))
     sequence = np.concatenate([prompts.inputs, prompts.query[:, None], prompts.target[:, None]], axis=1)
     noise = sequence[:, 1:] - np.einsum("nij,ntj->nti", prompts.latent, sequence[:, :-1])
     assert agrees(np.abs(noise) ** 2, np.full((3, DIM), 0.09))
