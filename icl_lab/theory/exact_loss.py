@@ -24,8 +24,8 @@ from icl_lab.typing import Array
 
 
 def risk(
-    w_pv: Float[Array, "*H d+1 d+1"],
-    w_kq: Float[Array, "*H d+1 d+1"],
+    w_pv: Float[Array, "*H D D"],
+    w_kq: Float[Array, "*H D D"],
     covariance: Float[Array, "d d"],
     task_covariance: Float[Array, "d d"],
     noise_variance: float,
@@ -75,11 +75,11 @@ def risk(
 
 
 def risk_gradient(
-    w_pv: Float[Array, "*H d+1 d+1"],
-    w_kq: Float[Array, "*H d+1 d+1"],
+    w_pv: Float[Array, "*H D D"],
+    w_kq: Float[Array, "*H D D"],
     *args,
     **kwargs,
-) -> tuple[Float[Array, "*H d+1 d+1"], Float[Array, "*H d+1 d+1"]]:
+) -> tuple[Float[Array, "*H D D"], Float[Array, "*H D D"]]:
     """Gradient of `risk` (same arguments) with respect to W_PV and W_KQ.
 
     Central differences of unit step: the risk is quadratic in every single entry, so they are exact up to rounding.
@@ -132,7 +132,7 @@ def _wishart(tokens: Float[Array, "P D D"], middle: Float[Array, "D D"], count: 
     return count**2 * through + count * crossed + count * trace[:, None, None] * tokens
 
 
-def _gaussian_moment(factors: list[Array], covariance: Float[Array, "d d"], free: bool = False) -> Array:
+def _gaussian_moment(factors: list[Array], covariance: Float[Array, "d d"], free: bool = False) -> Float[Array, "..."]:
     """E of a product of linear forms (vectors) and quadratic forms (matrices) of x ~ N(0, covariance), over all pairings.
 
     With `free` the product is also multiplied by x itself, and the expectation is a vector.
@@ -146,7 +146,7 @@ def _gaussian_moment(factors: list[Array], covariance: Float[Array, "d d"], free
     for pairing in _pairings(letters):
         equation = ",".join(subscripts + pairing) + "->" + ("z" if free else "")
         total = total + np.einsum(equation, *factors, *[covariance] * len(pairing), optimize=True)
-    return total
+    return np.asarray(total)
 
 
 def _pairings(letters: str) -> Iterator[list[str]]:

@@ -140,7 +140,7 @@ def check_initialisation(
     largest = largest_init_scale(covariance, context_length)
     if not 0 < scale < largest:
         raise AssumptionError(
-            f"`scale` (sigma) = {scale:.6g} is outside (0, {largest:.6g}): Assumption 3.3 of arXiv 2306.09927 needs sigma > 0 and "
+            f"`scale` (sigma) = {scale:.6g} is outside (0, {largest:.6g}): Assumption 3.3 of arXiv 2306.09927 needs sigma > 0, "
             "Theorem 4.1 sigma^2 ||Gamma|| sqrt(d) < 2, without which convergence is not proved. Take a smaller initial scale."
         )
     if theta is not None:
