@@ -38,12 +38,14 @@ class Features(eqx.Module):
       rows, columns: (A,) indices a, b of the Gram entries (a <= b for real tokens, all pairs for complex ones).
       queries: (Q,) indices c of the query token.
       outputs: (k,) label slots of the query token.
+      symmetric: whether the Gram is symmetric, so that each entry with a < b stands for two.
     """
 
     rows: Int[np.ndarray, "A"] = eqx.field(converter=np.asarray)
     columns: Int[np.ndarray, "A"] = eqx.field(converter=np.asarray)
     queries: Int[np.ndarray, "Q"] = eqx.field(converter=np.asarray)
     outputs: Int[np.ndarray, "k"] = eqx.field(converter=np.asarray)
+    symmetric: bool = eqx.field(static=True)
 
     @staticmethod
     def of(task: Task, model: LinearSelfAttention) -> Features:
@@ -58,6 +60,7 @@ class Features(eqx.Module):
             columns=second[keep],
             queries=np.flatnonzero(np.any(tokens[:, -1] != 0, axis=0)),
             outputs=np.arange(tokens.shape[-1])[model.label_slots(tokens.shape[-1], task.label_dim)],
+            symmetric=not np.iscomplexobj(tokens),
         )
 
     @property
@@ -81,7 +84,7 @@ class Features(eqx.Module):
             return jnp.einsum("hof,hfq->ofq", left[:, :, a], right[:, b, :])
 
         theta = pair(self.rows, self.columns)
-        if len(self.rows) and np.all(self.rows <= self.columns):
+        if self.symmetric:
             strict = jnp.asarray(self.rows < self.columns, theta.dtype)
             theta = theta + strict[None, :, None] * pair(self.columns, self.rows)
         return theta.reshape(len(self.outputs), -1)
@@ -139,7 +142,7 @@ class SampledLoss(Objective):
         check_count(groups, "groups", 2, "The spread of the groups is the standard error.")
         with precision.float64():
             features = Features.of(task, model)
-            complex_factor = 1 if np.all(features.rows <= features.columns) else 2
+            complex_factor = 1 if features.symmetric else 2
             needed = 8 * complex_factor * (groups + 2) * features.count**2
             if needed > memory_limit:
                 raise MemoryBudgetError(
