@@ -63,7 +63,7 @@ def exact(name: str, measured: Any, expected: Any, tolerance: float) -> Check:
       InvalidValueError: shapes differ, or `expected` is zero and the name does not end in `_abs`.
     """
     error, _ = _error(name, measured, expected)
-    passed = math.isfinite(error) and math.isfinite(tolerance) and error <= tolerance
+    passed = bool(math.isfinite(error) and math.isfinite(tolerance) and error <= tolerance)
     return Check(name, _numbers(measured), _numbers(expected), error, float(tolerance), None, passed)
 
 

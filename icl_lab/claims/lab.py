@@ -63,7 +63,7 @@ def exact_loss(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, samples, see
         options = {"query_in_sum": query_in_sum, "rho": float(N) if normaliser == "context_length" else 1.0}
         expected = theory.exact_loss.risk(*reference, **options)
         slopes = theory.exact_loss.risk_gradient(*reference, **options)
-        gradient = jax.grad(objective)(weights)
+        gradient = jax.jit(jax.grad(objective))(weights)
         mean, error = _simulated_risk(task, model, weights, prng.stream(key, f"prompts {words}"), samples)
         checks += [
             check.exact(f"risk_{words}", objective.risk(weights), expected, EXACT_TOLERANCE),

@@ -69,6 +69,13 @@ def test_a_yes_or_no_check_passes_only_on_yes():
     assert not check.holds("converged_abs", False).passed
 
 
+def test_numpy_numbers_become_json_types():
+    made = check.exact("number", np.float64(1.0), np.float64(1.0), np.float64(1e-9)).to_json()
+    assert {type(value) for name, value in made.items() if name not in ("name", "standard_error", "passed")} == {float}
+    assert made["passed"] is True
+    assert json.loads(json.dumps(made)) == made
+
+
 def test_json_keeps_every_digit_and_has_no_nan():
     value = 0.1 + 0.2
     made = check.exact("pair", np.array([[value, np.nan]]), np.array([[1.0, 2.0]]), 1e-9).to_json()
