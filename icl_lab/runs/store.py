@@ -131,7 +131,10 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON: full precision, and NaN or infinity as the strings "nan", "inf", "-inf"."""
+    """Write strict JSON in full precision.
+
+    NaN and infinities become the strings "nan", "inf" and "-inf", a complex number {"real": x, "imag": y}.
+    """
     path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -164,13 +167,15 @@ def _canonical(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with numpy scalars and arrays as Python numbers and lists, and non-finite numbers as strings."""
+    """`value` with numpy scalars and arrays as Python numbers and lists, and what JSON has no number for as above."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
+    if isinstance(value, complex):
+        return {"real": _plain(value.real), "imag": _plain(value.imag)}
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value

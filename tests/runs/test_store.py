@@ -154,13 +154,21 @@ def test_arrays_survive_to_the_last_bit_and_objects_are_refused(tmp_path, rng):
 
 def test_json_is_strict_and_keeps_full_precision(tmp_path):
     path = tmp_path / "m.json"
-    store.write_json(path, {"x": np.float64(0.1) + 0.2, "bad": [np.nan, -np.inf], "n": np.int64(3), "a": np.eye(2)})
+    store.write_json(
+        path, {"x": np.float64(0.1) + 0.2, "bad": [np.nan, -np.inf], "n": np.int64(3), "a": np.eye(2), "z": np.array([1 + 2j])}
+    )
 
     def refuse(token):
         raise AssertionError(token)
 
     content = json.loads(path.read_text(), parse_constant=refuse)
-    assert content == {"x": 0.1 + 0.2, "bad": ["nan", "-inf"], "n": 3, "a": [[1.0, 0.0], [0.0, 1.0]]}
+    assert content == {
+        "x": 0.1 + 0.2,
+        "bad": ["nan", "-inf"],
+        "n": 3,
+        "a": [[1.0, 0.0], [0.0, 1.0]],
+        "z": [{"real": 1.0, "imag": 2.0}],
+    }
 
 
 def _fill(folder, by="me"):
