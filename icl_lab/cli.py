@@ -18,9 +18,7 @@ from icl_lab.errors import IclLabError, InvalidValueError
 
 MISUSE = 2
 
-_RUN_HELP = (
-    "one training run, compared with theory; `run -m key=a,b,c` is a sweep (arguments: key=value, see `run --help`)"
-)
+_RUN_HELP = "one training run, compared with theory; `run -m key=a,b,c` is a sweep (arguments: key=value, see `run --help`)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     table = verbs.add_parser("table", help="many run folders as one table")
     table.add_argument("root", type=Path, metavar="RUN_ROOT")
-    table.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.parquet (default: a summary here)"
-    )
+    table.add_argument("-o", "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.parquet (default: a summary here)")
     table.set_defaults(command=_table)
 
     doctor = verbs.add_parser("doctor", help="versions, devices and precision that a run would use")

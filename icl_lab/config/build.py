@@ -51,9 +51,7 @@ def build_weights(trainer: Group, model_group: Group, task: Task, model: models.
     return layered[0] if layers == 1 else layered
 
 
-def build_objective(
-    group: Group, task: Task, model: models.SelfAttention, layers: int, key: Key
-) -> objectives.Objective:
+def build_objective(group: Group, task: Task, model: models.SelfAttention, layers: int, key: Key) -> objectives.Objective:
     """The loss that `objective` describes."""
     kind = group["kind"]
     key = stream(key, "objective")
@@ -66,9 +64,7 @@ def build_objective(
     raise InvalidValueError(f"`objective.kind` must be population, sampled or streamed; got {kind!r}.")
 
 
-def train(
-    group: Group, objective: objectives.Objective, weights: Weights, key: Key, progress: bool
-) -> training.TrainingResult:
+def train(group: Group, objective: objectives.Objective, weights: Weights, key: Key, progress: bool) -> training.TrainingResult:
     """Train as `trainer` describes."""
     if group["kind"] == "gradient_flow":
         return training.gradient_flow(

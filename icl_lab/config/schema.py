@@ -256,9 +256,7 @@ def check_keys(config: DictConfig) -> None:
         unknown = sorted(set(node) - accepted)
         if unknown:
             path = node._get_full_key(unknown[0])
-            raise InvalidValueError(
-                f"Unknown configuration key `{path}`; accepted here: {', '.join(sorted(accepted))}."
-            )
+            raise InvalidValueError(f"Unknown configuration key `{path}`; accepted here: {', '.join(sorted(accepted))}.")
 
 
 def register() -> None:
