@@ -214,7 +214,7 @@ def _quadratic(theta, gram, cross, variance):
     """sum_o E|y_o - theta_o phi|^2."""
     linear = jnp.sum(theta * cross.T)
     square = jnp.sum(jnp.conj(theta) * (theta @ gram))
-    return jnp.real(variance - 2 * jnp.real(linear) + square)
+    return variance - 2 * jnp.real(linear) + jnp.real(square)
 
 
 @eqx.filter_jit
