@@ -71,9 +71,7 @@ class Gaussian(CovariateLaw):
     def __init__(self, covariance: Any):
         covariance = as_float64(covariance)
         if covariance.ndim == 0 or covariance.size == 0:
-            raise InvalidValueError(
-                f"`covariance` must be a (d,) spectrum or a (d, d) matrix; got shape {covariance.shape}."
-            )
+            raise InvalidValueError(f"`covariance` must be a (d,) spectrum or a (d, d) matrix; got shape {covariance.shape}.")
         self.dim = covariance.shape[0]
         self.matrix = as_covariance(covariance, self.dim)
         check_covariance(self.matrix)
@@ -179,9 +177,7 @@ class FiniteDiagonal(CovariateLaw):
 
     def fourth_moment(self, matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
         """From E x_i^4 = 3 E λ_i^2 and E x_i^2 x_j^2 = E λ_i E λ_j."""
-        return _sign_symmetric_fourth_moment(
-            _diagonal_squares(*_first_two_moments(self.values, self.probabilities)), matrix
-        )
+        return _sign_symmetric_fourth_moment(_diagonal_squares(*_first_two_moments(self.values, self.probabilities)), matrix)
 
     def support(self) -> tuple[Float[np.ndarray, "S d"], Float[np.ndarray, "S"]]:
         """Every spectrum λ (S, d) with its probability (S,); S <= m^d, spectra of probability 0 left out.
@@ -281,9 +277,7 @@ def covariates_for(dim: int, covariance: Any, covariates: CovariateLaw | None) -
     if covariance is not None:
         raise InvalidValueError("Give `covariance` or `covariates`, not both; a covariate law has its own covariance.")
     if covariates.dim != dim:
-        raise InvalidValueError(
-            f"`covariates` must have dimension dim = {dim}; got a law of dimension {covariates.dim}."
-        )
+        raise InvalidValueError(f"`covariates` must have dimension dim = {dim}; got a law of dimension {covariates.dim}.")
     return covariates
 
 
@@ -348,9 +342,7 @@ def _check_finite_law(values: Array, probabilities: Array) -> None:
     if is_traced(values) or is_traced(probabilities):
         return
     if not np.all(np.isfinite(values)) or np.min(values) <= 0:
-        raise InvalidValueError(
-            f"`values` must be finite and > 0, as eigenvalues are; the smallest is {np.min(values):.6g}."
-        )
+        raise InvalidValueError(f"`values` must be finite and > 0, as eigenvalues are; the smallest is {np.min(values):.6g}.")
     off = np.max(np.abs(np.sum(probabilities, axis=1) - 1))
     if not (off <= 1e-9 and np.min(probabilities) >= 0):
         raise InvalidValueError(f"`probabilities` must be >= 0 with rows that sum to 1; a row is off by {off:.3g}.")
@@ -358,6 +350,4 @@ def _check_finite_law(values: Array, probabilities: Array) -> None:
 
 def _check_positive(value: Array, name: str, reason: str) -> None:
     if not is_traced(value) and not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
-        raise InvalidValueError(
-            f"`{name}` must be a finite number > 0, because {reason}; got {np.asarray(value).tolist()!r}."
-        )
+        raise InvalidValueError(f"`{name}` must be a finite number > 0, because {reason}; got {np.asarray(value).tolist()!r}.")

@@ -102,9 +102,7 @@ class FixedTransition(TransitionLaw):
     def check_dim(self, dim: int) -> None:
         """The matrix acts on R^dim."""
         if self.matrix.shape[0] != dim:
-            raise InvalidValueError(
-                f"`matrix` must be ({dim}, {dim}), because dim = {dim}; got shape {self.matrix.shape}."
-            )
+            raise InvalidValueError(f"`matrix` must be ({dim}, {dim}), because dim = {dim}; got shape {self.matrix.shape}.")
 
 
 class StartMoments(NamedTuple):

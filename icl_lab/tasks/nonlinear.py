@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, PyTree
 
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.prng import stream
 from icl_lab.tasks.covariates import CovariateLaw, Gaussian, covariates_for, normals
+from icl_lab.tasks.links import Link
 from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative
 from icl_lab.typing import Array, Key
 
@@ -80,113 +79,6 @@ class Response(eqx.Module):
         )
 
 
-class Link(eqx.Module):
-    """A scalar function g of the index s = u.x.
-
-    `moments` takes `radial`, the function power -> E r^power of the length r of the direction, and gives
-    E g(rz)^2, E g(rz)^2 z^2 and E (E[z g(rz) | r])^2 for z ~ N(0, 1).
-    """
-
-    @property
-    @abc.abstractmethod
-    def odd(self) -> bool:
-        """Whether g(-s) = -g(s)."""
-
-    @abc.abstractmethod
-    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
-        """g(s)."""
-
-    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
-        """The three one-dimensional moments.
-
-        Raises:
-          UnsupportedProblemError: not known for this link.
-        """
-        raise UnsupportedProblemError(
-            f"No closed-form moments are known for the link `{type(self).__name__}`; estimate them from samples."
-        )
-
-
-class Monomial(Link):
-    """g(s) = s^power, power >= 0."""
-
-    power: int = eqx.field(static=True)
-
-    def __check_init__(self):
-        check_count(self.power, "power", 0, "A monomial is a whole power of the index.")
-
-    @property
-    def odd(self) -> bool:
-        """Whether the power is odd."""
-        return self.power % 2 == 1
-
-    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
-        return s**self.power
-
-    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
-        """From E z^{2m} = (2m - 1)!!."""
-        return _polynomial_moments(np.eye(self.power + 1)[self.power], radial)
-
-
-class Hermite(Link):
-    """g(s) = He_degree(s), the probabilists' Hermite polynomial: 1, s, s^2 - 1, s^3 - 3s, ...; E He_k(z)^2 = k!.
-
-    On the sphere or an axis E[z He_k(z)] = 0 unless k = 1: every other degree is invisible to linear predictors.
-    """
-
-    degree: int = eqx.field(static=True)
-
-    def __check_init__(self):
-        check_count(self.degree, "degree", 0, "Hermite polynomials are indexed from 0.")
-
-    @property
-    def odd(self) -> bool:
-        """Whether the degree is odd."""
-        return self.degree % 2 == 1
-
-    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
-        previous, current = jnp.zeros_like(s), jnp.ones_like(s)
-        for k in range(self.degree):  # He_{k+1} = s He_k - k He_{k-1}
-            previous, current = current, s * current - k * previous
-        return current
-
-    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
-        """Through the monomial coefficients, so that directions of random length are covered."""
-        return _polynomial_moments(np.polynomial.hermite_e.herme2poly(np.eye(self.degree + 1)[self.degree]), radial)
-
-
-class Sign(Link):
-    """g(s) = sign(s)."""
-
-    @property
-    def odd(self) -> bool:
-        """The sign is odd."""
-        return True
-
-    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
-        return jnp.sign(s)
-
-    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
-        """E |z| = sqrt(2/π); the length of the direction does not matter."""
-        return 1.0, 1.0, 2 / math.pi
-
-
-class ReLU(Link):
-    """g(s) = max(s, 0)."""
-
-    @property
-    def odd(self) -> bool:
-        """No parity."""
-        return False
-
-    def __call__(self, s: Float[Array, ""]) -> Float[Array, ""]:
-        return jnp.maximum(s, 0.0)
-
-    def moments(self, radial: Callable[[int], float]) -> tuple[float, float, float]:
-        """Half the moments of the identity link, and a quarter of its correlation."""
-        return radial(2) / 2, 3 * radial(2) / 2, radial(2) / 4
-
-
 class SingleIndex(Response):
     """f(x) = s g(u.x): a link g, a random direction u, and s = 1 or (random_sign) a fair random sign.
 
@@ -212,9 +104,7 @@ class SingleIndex(Response):
 
     def sample(self, key: Key, dim: int) -> PyTree:
         """(u, s)."""
-        sign = (
-            jax.random.rademacher(stream(key, "sign"), (), jnp.result_type(float)) if self.random_sign else jnp.ones(())
-        )
+        sign = jax.random.rademacher(stream(key, "sign"), (), jnp.result_type(float)) if self.random_sign else jnp.ones(())
         return _sample_direction(stream(key, "direction"), self.direction, dim), sign
 
     def __call__(self, latent: Any, x: Float[Array, "d"]) -> Float[Array, ""]:
@@ -411,19 +301,3 @@ def _sample_direction(key: Key, direction: str, dim: int) -> Float[Array, "d"]:
 def _radial_moment(direction: str, dim: int, power: int) -> float:
     """E r^power, power even: 1 for unit directions, d (d + 2) ... (d + power - 2) for Gaussian ones."""
     return float(math.prod(dim + 2 * i for i in range(power // 2))) if direction == "gaussian" else 1.0
-
-
-def _polynomial_moments(coefficients: np.ndarray, radial: Callable[[int], float]) -> tuple[float, float, float]:
-    """The moments of `Link.moments` for g(s) = sum_i coefficients[i] s^i."""
-
-    def normal(power: int) -> float:  # E z^power
-        return 0.0 if power % 2 else float(math.prod(range(power - 1, 0, -2)))
-
-    terms = [(float(c), i) for i, c in enumerate(coefficients) if c]
-    # r and z enter as (rz)^(i + j); E r^(i + j) is needed for even i + j only, where the moment of z does not vanish.
-    pairs = [(a * b * radial(i + j), i, j) for a, i in terms for b, j in terms if (i + j) % 2 == 0]
-    return (
-        sum(c * normal(i + j) for c, i, j in pairs),
-        sum(c * normal(i + j + 2) for c, i, j in pairs),
-        sum(c * normal(i + 1) * normal(j + 1) for c, i, j in pairs),
-    )

@@ -49,9 +49,7 @@ def power_law(dim: int, exponent: float, largest: float = 1.0) -> Float[np.ndarr
     check_count(dim, "dim", 1, "A spectrum has at least one eigenvalue.")
     _check_positive(largest, "largest")
     if not (np.isfinite(exponent) and exponent >= 0):
-        raise InvalidValueError(
-            f"`exponent` must be a finite number >= 0, so that eigenvalues decrease; got {exponent!r}."
-        )
+        raise InvalidValueError(f"`exponent` must be a finite number >= 0, so that eigenvalues decrease; got {exponent!r}.")
     return largest * np.arange(1.0, dim + 1.0) ** -float(exponent)
 
 
@@ -90,21 +88,15 @@ def from_spectrum(spectrum: Any, rotation: Any = None) -> Float[np.ndarray, "d d
     if spectrum.ndim != 1 or spectrum.size == 0:
         raise InvalidValueError(f"`spectrum` must be a (d,) array of eigenvalues; got shape {spectrum.shape}.")
     if not np.all(np.isfinite(spectrum)) or np.min(spectrum) < 0:
-        raise InvalidValueError(
-            f"`spectrum` must hold finite eigenvalues >= 0; its smallest is {np.min(spectrum):.6g}."
-        )
+        raise InvalidValueError(f"`spectrum` must hold finite eigenvalues >= 0; its smallest is {np.min(spectrum):.6g}.")
     if rotation is None:
         return np.diag(spectrum)
     rotation = np.asarray(rotation, dtype=np.float64)
     if rotation.shape != (spectrum.size, spectrum.size):
-        raise InvalidValueError(
-            f"`rotation` must have shape {(spectrum.size,) * 2}, as the spectrum; got {rotation.shape}."
-        )
+        raise InvalidValueError(f"`rotation` must have shape {(spectrum.size,) * 2}, as the spectrum; got {rotation.shape}.")
     defect = float(np.max(np.abs(rotation.T @ rotation - np.eye(spectrum.size))))
     if not defect <= 1e-8:
-        raise InvalidValueError(
-            f"`rotation` must be orthogonal; Q^T Q differs from the identity by up to {defect:.3g}."
-        )
+        raise InvalidValueError(f"`rotation` must be orthogonal; Q^T Q differs from the identity by up to {defect:.3g}.")
     matrix = (rotation * spectrum[None, :]) @ rotation.T
     return (matrix + matrix.T) / 2
 
@@ -122,8 +114,7 @@ def as_covariance(value: Any, dim: int, name: str = "covariance") -> Array:
         return jnp.diag(value) if is_traced(value) else np.diag(np.asarray(value))
     if value.shape != (dim, dim):
         raise InvalidValueError(
-            f"`{name}` must be a ({dim},) spectrum or a ({dim}, {dim}) matrix, because dim = {dim}; "
-            f"got shape {value.shape}."
+            f"`{name}` must be a ({dim},) spectrum or a ({dim}, {dim}) matrix, because dim = {dim}; got shape {value.shape}."
         )
     return value
 
