@@ -126,26 +126,28 @@ def test_only_the_constant_start_lacks_sign_symmetry(name, agrees):
     assert agrees(odd, 0.0) == STARTS[name].sign_symmetric == (name != "constant")
 
 
-def states(prompt):
-    return np.concatenate([prompt.inputs, prompt.query[None], prompt.target[None]])
+@functools.cache
+def batch(transition, start, noise_std=0.0):
+    task = LinearDynamics(DIM, 2, TRANSITIONS[transition], STARTS[start], noise_std)
+    return jax.tree.map(np.asarray, task.sample_batch(jax.random.key(6), 40_000))
+
+
+def states(prompts):
+    return np.concatenate([prompts.inputs, prompts.query[..., None, :], prompts.target[..., None, :]], axis=-2)
 
 
 @pytest.mark.parametrize(
     ("transition", "start"),
-    [
-        ("diagonal_unitary", "gaussian"),
-        ("haar", "sparse"),
-        ("blocks_haar", "rademacher"),
-        ("blocks", "complex_gaussian"),
-    ],
+    [("diagonal_unitary", "gaussian"), ("haar", "sparse"), ("blocks_haar", "rademacher"), ("blocks", "complex_gaussian")],
 )
-def test_noise_free_sequences_follow_their_transition(key, transition, start):
-    prompt = LinearDynamics(DIM, 5, TRANSITIONS[transition], STARTS[start]).sample(key)
-    sequence, matrix = states(prompt), np.asarray(prompt.latent)
-    assert sequence.shape == (7, DIM)
+def test_noise_free_sequences_follow_their_transition(transition, start):
+    prompts = batch(transition, start)
+    sequence = states(prompts)
+    assert sequence.shape == (40_000, 4, DIM)
     assert np.iscomplexobj(sequence) == (transition == "diagonal_unitary" or start == "complex_gaussian")
-    np.testing.assert_allclose(sequence[1:], sequence[:-1] @ matrix.T, atol=1e-14)
-    np.testing.assert_array_equal(prompt.labels, sequence[1:6])
+    expected = sequence[:, :-1] @ np.swapaxes(prompts.latent, 1, 2)
+    np.testing.assert_allclose(sequence[:, 1:], expected, atol=1e-14)
+    np.testing.assert_array_equal(prompts.labels, sequence[:, 1:3])
 
 
 def test_a_fixed_transition_is_used_as_it_is(key):
@@ -159,21 +161,20 @@ def test_a_fixed_transition_is_used_as_it_is(key):
 
 @pytest.mark.parametrize("transition", ["haar", "diagonal_unitary"])
 def test_noise_has_the_stated_variance_and_is_in_the_target(transition, agrees):
-    task = LinearDynamics(DIM, 2, TRANSITIONS[transition], noise_std=0.3)
-    prompts = jax.tree.map(np.asarray, task.sample_batch(jax.random.key(6), 40_000))
-    sequence = np.concatenate([prompts.inputs, prompts.query[:, None], prompts.target[:, None]], axis=1)
-    noise = sequence[:, 1:] - np.einsum("nij,ntj->nti", prompts.latent, sequence[:, :-1])
+    prompts = batch(transition, "gaussian", 0.3)
+    sequence = states(prompts)
+    noise = sequence[:, 1:] - sequence[:, :-1] @ np.swapaxes(prompts.latent, 1, 2)
     assert agrees(np.abs(noise) ** 2, np.full((3, DIM), 0.09))
     assert agrees((noise[:, 0, :, None] * np.conj(noise[:, 1, None, :])).real, np.zeros((DIM, DIM)))
     if transition == "diagonal_unitary":
         assert agrees((noise**2).real, np.zeros((3, DIM)))  # circular
 
 
-def test_changing_the_noise_changes_neither_transition_nor_start(key):
-    quiet, loud = (LinearDynamics(DIM, 3, HaarOrthogonal(), noise_std=std).sample(key) for std in (0.0, 1.0))
+def test_changing_the_noise_changes_neither_transition_nor_start():
+    quiet, loud = batch("diagonal_unitary", "gaussian"), batch("diagonal_unitary", "gaussian", 0.3)
     np.testing.assert_array_equal(quiet.latent, loud.latent)
-    np.testing.assert_array_equal(quiet.inputs[0], loud.inputs[0])
-    assert not np.array_equal(quiet.inputs[1], loud.inputs[1])
+    np.testing.assert_array_equal(quiet.inputs[:, 0], loud.inputs[:, 0])
+    assert np.all(quiet.inputs[:, 1] != loud.inputs[:, 1])
 
 
 @pytest.mark.parametrize(
