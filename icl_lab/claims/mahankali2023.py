@@ -48,7 +48,7 @@ _COMMON = {
     "mahankali2023.thm1",
     paper=PAPER,
     statement="With isotropic inputs the best of several trained layers is one GD step of size "
-    "eta = E[b.w_ridge] / E|b|^2 = 1/(n+d+1+s2).",
+    "eta = E(b.w_ridge) / E(b.b) = 1/(n+d+1+s2).",
     source="Theorem 1",
     parameters=_COMMON,
 )
