@@ -89,6 +89,7 @@ def _run(arguments: list[str]) -> int:
 def _claims(options: argparse.Namespace) -> int:
     import json
 
+    from rich.markup import escape
     from rich.table import Table
 
     from icl_lab.claims import registry
@@ -103,7 +104,7 @@ def _claims(options: argparse.Namespace) -> int:
         table.add_column(name, overflow="fold")
     for claim in claims:
         parameters = ", ".join(f"{name}={entry['default']}" for name, entry in claim["parameters"].items())
-        table.add_row(claim["id"], claim["paper"], claim["statement"], parameters)
+        table.add_row(*map(escape, (claim["id"], claim["paper"], claim["statement"], parameters)))
     wide_console().print(table)
     return 0
 
@@ -150,6 +151,7 @@ def _write_entries(entries: list[dict[str, Any]], json_path: str | None) -> None
 
 
 def _print_checks(entries: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from icl_lab.runs.present import wide_console
@@ -167,7 +169,7 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
     console.print(table)
     for entry in entries:
         if "reason" in entry:
-            console.print(f"[red]{entry['id']} failed:[/] {entry['reason']}", highlight=False)
+            console.print(f"[red]{entry['id']} failed:[/] {escape(entry['reason'])}", highlight=False)
     passed = sum(entry["passed"] for entry in entries)
     console.print(f"{passed} of {len(entries)} claims passed in {sum(entry['seconds'] for entry in entries):.1f} s")
 
@@ -207,3 +209,7 @@ def _doctor(_: argparse.Namespace) -> int:
 def _misuse(sentence: str) -> int:
     print(f"icl-lab: {sentence}", file=sys.stderr)
     return MISUSE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float
 
 from icl_lab.errors import InvalidValueError, NotPositiveDefiniteError
@@ -13,7 +14,7 @@ from icl_lab.typing import Array, Key
 
 def is_traced(x: object) -> bool:
     """Whether `x` is an abstract value inside a JAX transformation, whose numbers cannot be checked."""
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, Tracer)
 
 
 def check_covariance(matrix: Array, name: str = "covariance", *, allow_singular: bool = False) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from icl_lab.errors import PrecisionError
@@ -33,7 +34,7 @@ def to_numpy(tree: T) -> T:
     """`tree` with every jax array replaced by the numpy array of the same dtype (random keys are left alone)."""
 
     def leaf(x):
-        is_key = isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         return np.asarray(x) if isinstance(x, jax.Array) and not is_key else x
 
     return jax.tree.map(leaf, tree)

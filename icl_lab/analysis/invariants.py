@@ -58,9 +58,7 @@ def drift(weights: Weights, model: SelfAttention | None = None) -> dict[str, Flo
     """
     count = jax.tree.leaves(weights)[0].shape[0]
     path = [invariants(jax.tree.map(lambda w, i=i: w[i], weights), model) for i in range(count)]
-    return {
-        name: np.asarray([np.linalg.norm(point[name] - start) for point in path]) for name, start in path[0].items()
-    }
+    return {name: np.asarray([np.linalg.norm(point[name] - start) for point in path]) for name, start in path[0].items()}
 
 
 def _of_layer(weights: LSAWeights | SeparateWeights, linear: bool) -> dict[str, np.ndarray]:

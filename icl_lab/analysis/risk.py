@@ -62,9 +62,7 @@ class Risks(eqx.Module):
         return "\n".join(lines)
 
 
-def sampled_risks(
-    task: Task, predictors: Mapping[str, Predictor], key: Key, prompts: int = 16384, chunk: int = 1024
-) -> Risks:
+def sampled_risks(task: Task, predictors: Mapping[str, Predictor], key: Key, prompts: int = 16384, chunk: int = 1024) -> Risks:
     """Risks of predictors on fresh prompts of a task, all on the same prompts.
 
     Args:

@@ -38,9 +38,7 @@ class Estimate(eqx.Module):
 
 
 @precision.in_float64
-def sample_mean(
-    statistic: Callable[[Prompt], Any], task: Task, key: Key, prompts: int, chunk: int = 1024
-) -> tuple[Any, int]:
+def sample_mean(statistic: Callable[[Prompt], Any], task: Task, key: Key, prompts: int, chunk: int = 1024) -> tuple[Any, int]:
     """Means of every number that a statistic computes from one prompt, in float64.
 
     Args:

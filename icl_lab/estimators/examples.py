@@ -40,8 +40,7 @@ def examples(prompt: Prompt) -> tuple[Inexact[Array, "N d"], Inexact[Array, "N k
         )
     if inputs.shape[0] < 1 or labels.shape[0] != inputs.shape[0] or query.shape[0] != inputs.shape[1]:
         raise InvalidValueError(
-            "A prompt needs N >= 1 examples, as many labels as inputs, and a query of the inputs' dimension; "
-            f"got {shapes}."
+            f"A prompt needs N >= 1 examples, as many labels as inputs, and a query of the inputs' dimension; got {shapes}."
         )
     if not any(is_traced(leaf) for leaf in (inputs, labels, query, prompt.target)):
         check_finite(prompt)

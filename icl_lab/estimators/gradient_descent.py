@@ -43,9 +43,7 @@ def starting_weights(
     if initial is None:
         return jnp.zeros(shape, inputs.dtype)
     if initial.shape != shape:
-        raise InvalidValueError(
-            f"`initial` must be the matrix W_0 of shape (k, d) = {shape}; got shape {initial.shape}."
-        )
+        raise InvalidValueError(f"`initial` must be the matrix W_0 of shape (k, d) = {shape}; got shape {initial.shape}.")
     check_finite_values(initial, "initial")
     return jnp.asarray(initial, inputs.dtype)
 

@@ -56,7 +56,5 @@ def named(name: str, **parameters: Any) -> Callable:
         inspect.signature(function).bind(None, **parameters)
     except TypeError as error:
         accepted = list(inspect.signature(function).parameters)[1:]
-        raise InvalidValueError(
-            f"`{name}` takes the parameters {accepted}; got {sorted(parameters)} ({error})."
-        ) from error
+        raise InvalidValueError(f"`{name}` takes the parameters {accepted}; got {sorted(parameters)} ({error}).") from error
     return eqx.Partial(function, **parameters)

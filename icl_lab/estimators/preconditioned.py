@@ -56,9 +56,7 @@ def preconditioned_gradient_descent_weights(
             f"inputs; got shape {matrices.shape}."
         )
     if matrices.ndim == 3 and steps not in (None, matrices.shape[0]):
-        raise InvalidValueError(
-            f"`steps` is {steps}, but {matrices.shape[0]} preconditioners were given; drop one of them."
-        )
+        raise InvalidValueError(f"`steps` is {steps}, but {matrices.shape[0]} preconditioners were given; drop one of them.")
     start = starting_weights(initial, inputs, labels)
 
     def step(weights, matrix):

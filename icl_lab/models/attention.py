@@ -99,9 +99,7 @@ class SelfAttention(eqx.Module):
         layers, tokens = _prepare(weights, tokens)
         return self._run(layers, tokens, self.loops)
 
-    def __call__(
-        self, weights: Weights, prompt: Prompt, query_label: Inexact[Array, "k"] | None = None
-    ) -> Inexact[Array, "k"]:
+    def __call__(self, weights: Weights, prompt: Prompt, query_label: Inexact[Array, "k"] | None = None) -> Inexact[Array, "k"]:
         """The answer to a prompt's query.
 
         The last layer updates the query token only; earlier layers update all tokens.

@@ -85,8 +85,7 @@ def gradient_descent(
     layout = _layout(model, dim, initial, label_dim)
     steps = _step_count(model, sizes, 0, steps, initial)
     layers = [
-        _layer(model, layout, context_length, np.eye(dim), float(eta), initial)
-        for eta in np.broadcast_to(sizes, (steps,))
+        _layer(model, layout, context_length, np.eye(dim), float(eta), initial) for eta in np.broadcast_to(sizes, (steps,))
     ]
     return _stack(model, layers, equal=sizes.ndim == 0, separate=separate)
 
@@ -119,15 +118,12 @@ def preconditioned_gradient_descent(
     """
     matrices = np.asarray(preconditioner, dtype=np.float64)
     if matrices.ndim not in (2, 3) or matrices.shape[-1] != matrices.shape[-2] or not np.all(np.isfinite(matrices)):
-        raise InvalidValueError(
-            f"`preconditioner` must be finite, (d, d) or (steps, d, d); got shape {matrices.shape}."
-        )
+        raise InvalidValueError(f"`preconditioner` must be finite, (d, d) or (steps, d, d); got shape {matrices.shape}.")
     dim = int(matrices.shape[-1])
     layout = _layout(model, dim, initial, label_dim)
     steps = _step_count(model, matrices, 2, steps, initial)
     layers = [
-        _layer(model, layout, context_length, matrix, 1.0, initial)
-        for matrix in np.broadcast_to(matrices, (steps, dim, dim))
+        _layer(model, layout, context_length, matrix, 1.0, initial) for matrix in np.broadcast_to(matrices, (steps, dim, dim))
     ]
     return _stack(model, layers, equal=matrices.ndim == 2, separate=separate)
 
@@ -229,9 +225,7 @@ def _layout(model: LinearSelfAttention, dim: int, initial: Array | None, label_d
             'labels are in different tokens; use "merged", "hankel" or "paired".'
         )
     if label_dim != dim:
-        raise InvalidValueError(
-            f'With the "paired" embedding `label_dim` is that of the inputs, {dim}; got {label_dim}.'
-        )
+        raise InvalidValueError(f'With the "paired" embedding `label_dim` is that of the inputs, {dim}; got {label_dim}.')
     if not model.query_in_sum:
         raise UnsupportedProblemError(
             'With the "paired" embedding the query token holds the last example: a step needs query_in_sum=True.'
@@ -240,9 +234,7 @@ def _layout(model: LinearSelfAttention, dim: int, initial: Array | None, label_d
     return _Layout(3 * dim, label=current, input=previous, query=current, answer=answer)
 
 
-def _step_count(
-    model: LinearSelfAttention, parameter: np.ndarray, ndim: int, steps: int | None, initial: Array | None
-) -> int:
+def _step_count(model: LinearSelfAttention, parameter: np.ndarray, ndim: int, steps: int | None, initial: Array | None) -> int:
     """The number of steps that `parameter`, of rank `ndim` for all steps or one more for each, and `steps` ask for."""
     each = parameter.shape[0] if parameter.ndim > ndim else None
     if each is not None and steps not in (None, each):

@@ -99,9 +99,7 @@ def gaussian(key: Key, token_dim: int, scale: float, heads: int | None = None) -
     """
     lead = _check_gaussian(token_dim, scale, heads)
     shape = (*lead, token_dim, token_dim)
-    return LSAWeights(
-        w_pv=scale * _normal(stream(key, "w_pv"), shape), w_kq=scale * _normal(stream(key, "w_kq"), shape)
-    )
+    return LSAWeights(w_pv=scale * _normal(stream(key, "w_pv"), shape), w_kq=scale * _normal(stream(key, "w_kq"), shape))
 
 
 def separate_gaussian(
@@ -142,9 +140,7 @@ def separate_gaussian(
         "w_k": (rank, token_dim),
         "w_q": (rank, token_dim),
     }
-    return SeparateWeights(
-        **{name: scale * _normal(stream(key, name), (*lead, *shape)) for name, shape in shapes.items()}
-    )
+    return SeparateWeights(**{name: scale * _normal(stream(key, name), (*lead, *shape)) for name, shape in shapes.items()})
 
 
 def balanced(weights: LSAWeights, rank: int | None = None, value_rank: int | None = None) -> SeparateWeights:

@@ -44,7 +44,6 @@ SEGMENT_BYTES = 2**27
 """Memory for the solver steps of one segment."""
 END = 1e15
 """Flow time at which a flow that still rests at its start is given up."""
-ROUNDS = 60
 POLISH_ROUNDS = 20
 
 
@@ -235,17 +234,19 @@ class _Flow:
         record = len(self.recorder.points) < 2
         ceiling = self.initial_loss - FALLEN_SHARE * abs(self.initial_loss)
         tolerance, not_before = 1e-4 * abs(self.initial_loss), 0.0
-        rounds = 0
         while True:
-            rounds += 1
-            stop = _Stop(tolerance, not_before, ceiling)
-            while not self.exhausted and not self.segment(END, stop, record):
-                pass
+            stopped = not self.exhausted and self.segment(END, _Stop(tolerance, not_before, ceiling), record)
             evidence = self.evidence()
-            verdict, reason = judge(evidence, weight_tolerance, self._why_stopped(rounds))
-            if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted or rounds == ROUNDS:
+            if self.stalled:
+                why = "the solver cannot make a step"
+            else:
+                why = f"the budget of {self.max_steps} steps or time {END:g} is spent"
+            verdict, reason = judge(evidence, weight_tolerance, why)
+            if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted:
                 self.recorder.add_always(self.time, self.state)
                 return verdict, reason, evidence
+            if not stopped:
+                continue  # a full segment without rest
             if evidence.negative_curvature:
                 # Growing from rounding to order one along the escaping direction takes ln(1e16) / |curvature|.
                 not_before = self.time + 40.0 / abs(evidence.smallest_curvature)
@@ -253,13 +254,6 @@ class _Flow:
                 share = weight_tolerance / evidence.estimated_weight_error
                 # Gauge directions inflate the first estimates; one big cut would ask for less than the solver's gradient floor.
                 tolerance = min(tolerance, evidence.gradient_norm) * min(0.3, max(0.3 * share, 1e-2))
-
-    def _why_stopped(self, rounds: int) -> str:
-        if self.stalled:
-            return "the solver cannot make a step"
-        if rounds == ROUNDS:
-            return f"the gradient tolerance was tightened {ROUNDS} times"
-        return f"the budget of {self.max_steps} steps or time {END:g} is spent"
 
 
 class _Stop(eqx.Module):

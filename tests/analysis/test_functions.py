@@ -61,9 +61,7 @@ def test_the_sensitivity_of_a_layer_without_the_query_in_its_sum_agrees_with_fin
         slope = analysis.sensitivity(eqx.Partial(model, weights), prompt)
         step, differences = 1e-5, []
         for direction in np.eye(3):
-            ahead, back = (
-                eqx.tree_at(lambda p: p.query, prompt, prompt.query + sign * step * direction) for sign in (1, -1)
-            )
+            ahead, back = (eqx.tree_at(lambda p: p.query, prompt, prompt.query + sign * step * direction) for sign in (1, -1))
             differences.append((np.asarray(model(weights, ahead)) - np.asarray(model(weights, back))) / (2 * step))
         # Central differences of a cubic: error step^2 times a third derivative, beside rounding eps / step.
         np.testing.assert_allclose(slope, np.stack(differences, axis=1), rtol=1e-6, atol=1e-7)

@@ -83,9 +83,7 @@ def test_softmax_does_not_conserve_the_scale_between_value_and_key_query():
 def test_invariants_by_hand_for_one_head():
     weights = LSAWeights(np.array([[1.0, 2.0], [0.0, 3.0]]), np.array([[1.0, 1.0], [2.0, 0.0]]))
     np.testing.assert_allclose(analysis.invariants(weights)["value_key_query"], 14.0 - 6.0)
-    parts = SeparateWeights(
-        np.array([[1.0], [2.0]]), np.array([[3.0, 0.0]]), np.array([[1.0, 1.0]]), np.array([[2.0, 0.0]])
-    )
+    parts = SeparateWeights(np.array([[1.0], [2.0]]), np.array([[3.0, 0.0]]), np.array([[1.0, 1.0]]), np.array([[2.0, 0.0]]))
     values = analysis.invariants(parts)
     np.testing.assert_allclose(values["projection_value"], [[5.0 - 9.0]])
     np.testing.assert_allclose(values["key_query"], [[2.0 - 4.0]])
@@ -120,9 +118,7 @@ def test_drift_is_the_norm_of_the_change_since_the_start():
 def test_drift_sees_heads_and_layers_of_a_trajectory():
     first, last = (merged(1, heads=2), separate(2)), (merged(3, heads=2), separate(4))
     drift = analysis.drift(jax.tree.map(lambda *w: np.stack(w), first, last))
-    change = (
-        analysis.invariants(last)["layer 0 value_key_query"] - analysis.invariants(first)["layer 0 value_key_query"]
-    )
+    change = analysis.invariants(last)["layer 0 value_key_query"] - analysis.invariants(first)["layer 0 value_key_query"]
     assert change.shape == (2, 2)
     np.testing.assert_allclose(drift["layer 0 value_key_query"], [0.0, np.linalg.norm(change)], rtol=1e-13)
     assert set(drift) == set(analysis.invariants(first))
@@ -133,7 +129,5 @@ def test_the_gauge_moves_the_balance_of_value_and_key_query_and_no_prediction():
     moved = LSAWeights(2.0 * weights.w_pv, weights.w_kq / 2.0)
     prompt = random_prompt(2)
     np.testing.assert_allclose(LINEAR(moved, prompt), LINEAR(weights, prompt), rtol=1e-12)
-    assert not np.isclose(
-        analysis.invariants(moved)["value_key_query"], analysis.invariants(weights)["value_key_query"]
-    )
+    assert not np.isclose(analysis.invariants(moved)["value_key_query"], analysis.invariants(weights)["value_key_query"])
     assert eqx.tree_equal(jax.tree.map(np.shape, moved), jax.tree.map(np.shape, weights))

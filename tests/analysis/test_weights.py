@@ -40,9 +40,7 @@ def hand_made_optimum(matrix, normaliser="context_length"):
     w_pv, w_kq = np.zeros((4, 4)), np.zeros((4, 4))
     w_pv[3, 3], w_kq[:3, :3] = size, matrix.T / size
     length = 1 if normaliser == "context_length" else 6
-    return types.SimpleNamespace(
-        name="hand made", preconditioner=length * matrix, w_pv=w_pv, w_kq=w_kq, normaliser=normaliser
-    )
+    return types.SimpleNamespace(name="hand made", preconditioner=length * matrix, w_pv=w_pv, w_kq=w_kq, normaliser=normaliser)
 
 
 MATRIX = np.array([[1.0, 0.3, -0.2], [0.1, 0.5, 0.4], [0.0, -0.6, 2.0]])

@@ -91,9 +91,7 @@ def test_step_sizes_of_each_step_compose_one_step_at_a_time():
         weights = estimators.gradient_descent_weights(prompt, size, initial=weights)
     np.testing.assert_allclose(estimators.gradient_descent_weights(prompt, sizes), weights, rtol=1e-13)
     reversed_order = estimators.gradient_descent_weights(prompt, sizes[::-1].copy())
-    np.testing.assert_allclose(
-        reversed_order, weights, rtol=1e-12
-    )  # from zero the polynomial is symmetric in the sizes
+    np.testing.assert_allclose(reversed_order, weights, rtol=1e-12)  # from zero the polynomial is symmetric in the sizes
     assert not np.allclose(estimators.gradient_descent_weights(prompt, sizes[:2]), weights, rtol=1e-3)
 
 
@@ -202,9 +200,7 @@ def test_gradient_steps_and_gd_plus_plus_rotate_with_the_inputs(seed):
     np.testing.assert_allclose(three_steps(rotated, step), expected, atol=1e4 * EPS * np.linalg.norm(expected))
     sizes, gammas = np.full(3, step), np.full(3, 0.1 * step / 7)
     expected = np.asarray(three_layers(prompt, sizes, gammas)) @ rotation.T
-    np.testing.assert_allclose(
-        three_layers(rotated, sizes, gammas), expected, atol=1e4 * EPS * np.linalg.norm(expected)
-    )
+    np.testing.assert_allclose(three_layers(rotated, sizes, gammas), expected, atol=1e4 * EPS * np.linalg.norm(expected))
 
 
 def test_estimators_map_over_a_batch_and_compile_under_jit():

@@ -30,9 +30,9 @@ def steps_by_hand(prompt, matrices, start):
     """W after steps W - (1/N) sum_i (W x_i - y_i) x_i^* P^T, one loop an example."""
     w = np.array(start)
     for matrix in matrices:
-        gradient = sum(
-            np.outer(w @ x - y, np.conj(x)) for x, y in zip(prompt.inputs, prompt.labels, strict=True)
-        ) / len(prompt.inputs)
+        gradient = sum(np.outer(w @ x - y, np.conj(x)) for x, y in zip(prompt.inputs, prompt.labels, strict=True)) / len(
+            prompt.inputs
+        )
         w = w - gradient @ matrix.T
     return w
 

@@ -143,9 +143,7 @@ def test_no_gradient_moves_the_merged_invariants(rng, key):
 
 @pytest.mark.parametrize("model", [LinearSelfAttention(), SoftmaxSelfAttention()])
 def test_no_gradient_moves_the_separate_invariants(rng, key, model):
-    layers = tuple(
-        initializers.separate_gaussian(jax.random.fold_in(key, i), 3, 0.7, heads=2, rank=2) for i in range(2)
-    )
+    layers = tuple(initializers.separate_gaussian(jax.random.fold_in(key, i), 3, 0.7, heads=2, rank=2) for i in range(2))
     for layer, gradient in zip(layers, losses(model, rng)(layers), strict=True):
         for head in range(2):
             w, g = (jax.tree.map(lambda leaf, h=head: np.asarray(leaf[h]), tree) for tree in (layer, gradient))

@@ -115,9 +115,7 @@ def test_merged_and_separate_weights_are_the_same_function(rng):
     )
     prompt = random_prompt(rng, N, DIM, LABELS, np.complex128)
     model = LinearSelfAttention()
-    heads = [
-        (separate.w_p[h] @ separate.w_v[h], np.outer(separate.w_k[h, 0].conj(), separate.w_q[h, 0])) for h in range(2)
-    ]
+    heads = [(separate.w_p[h] @ separate.w_v[h], np.outer(separate.w_k[h, 0].conj(), separate.w_q[h, 0])) for h in range(2)]
     expected = linear_reference(model, [heads], merged_tokens(prompt))[-1, DIM:]
     np.testing.assert_allclose(model(separate, prompt), expected, **ROUNDING)
     np.testing.assert_allclose(model(separate.merged(), prompt), expected, **ROUNDING)

@@ -55,9 +55,7 @@ def test_each_matrix_is_a_parameter_under_its_name():
 
 def test_training_with_optax_lowers_the_loss_and_stays_in_float64(rng):
     inputs, tasks, queries = rng.normal(size=(32, 8, 2)), rng.normal(size=(32, 2)), rng.normal(size=(32, 2))
-    prompts = [
-        Prompt(x, (x @ w)[:, None], q, np.array([q @ w])) for x, w, q in zip(inputs, tasks, queries, strict=True)
-    ]
+    prompts = [Prompt(x, (x @ w)[:, None], q, np.array([q @ w])) for x, w, q in zip(inputs, tasks, queries, strict=True)]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
     module = Attention(LinearSelfAttention(), initializers.zhang(2, 0.3), param_dtype=jnp.float64)
     optimiser = nnx.Optimizer(module, optax.adam(3e-2), wrt=nnx.Param)
