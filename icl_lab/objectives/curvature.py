@@ -61,7 +61,7 @@ def curvature(objective: Objective, weights: Weights) -> Curvature:
         step, smallest, largest = _dense(jax.hessian(loss)(flat), gradient(flat))
     else:
         step, smallest, largest = _matrix_free(product, gradient(flat))
-    return Curvature(newton_step=unravel(step), smallest=smallest, largest=largest)
+    return Curvature(newton_step=unravel(step), smallest=smallest, largest=largest)  # pyright: ignore[reportArgumentType]
 
 
 def _dense(hessian, gradient):
