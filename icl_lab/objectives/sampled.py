@@ -10,11 +10,13 @@ Prompts fall into equal groups whose spread gives the standard error.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Inexact, Int
+from jaxtyping import Float, Inexact
 from rich.console import Console
 from rich.progress import track
 
@@ -27,8 +29,8 @@ from icl_lab.typing import Array, Key, Weights
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""
-CHUNK_ELEMENTS = 2**19
-"""Feature values per chunk: a few MB, so that a chunk stays in cache between its drawing and its product."""
+CHUNK_ELEMENTS = 2**16
+"""Feature values per chunk: half a MB, so that a chunk stays in cache between its drawing and its product."""
 
 
 class Features(eqx.Module):
@@ -41,10 +43,10 @@ class Features(eqx.Module):
       symmetric: whether the Gram is symmetric, so that each entry with a < b stands for two.
     """
 
-    rows: Int[np.ndarray, "A"] = eqx.field(converter=np.asarray)
-    columns: Int[np.ndarray, "A"] = eqx.field(converter=np.asarray)
-    queries: Int[np.ndarray, "Q"] = eqx.field(converter=np.asarray)
-    outputs: Int[np.ndarray, "k"] = eqx.field(converter=np.asarray)
+    rows: tuple[int, ...] = eqx.field(static=True)
+    columns: tuple[int, ...] = eqx.field(static=True)
+    queries: tuple[int, ...] = eqx.field(static=True)
+    outputs: tuple[int, ...] = eqx.field(static=True)
     symmetric: bool = eqx.field(static=True)
 
     @staticmethod
@@ -56,10 +58,10 @@ class Features(eqx.Module):
         first, second = np.meshgrid(live, live, indexing="ij")
         keep = np.ones_like(first, bool) if np.iscomplexobj(tokens) else first <= second
         return Features(
-            rows=first[keep],
-            columns=second[keep],
-            queries=np.flatnonzero(np.any(tokens[:, -1] != 0, axis=0)),
-            outputs=np.arange(tokens.shape[-1])[model.label_slots(tokens.shape[-1], task.label_dim)],
+            rows=tuple(first[keep].tolist()),
+            columns=tuple(second[keep].tolist()),
+            queries=tuple(np.flatnonzero(np.any(tokens[:, -1] != 0, axis=0)).tolist()),
+            outputs=tuple(range(tokens.shape[-1])[model.label_slots(tokens.shape[-1], task.label_dim)]),
             symmetric=not np.iscomplexobj(tokens),
         )
 
@@ -68,25 +70,34 @@ class Features(eqx.Module):
         """Number of features F."""
         return len(self.rows) * len(self.queries)
 
-    def values(self, gram: Inexact[Array, "D D"], query: Inexact[Array, "D"]) -> Inexact[Array, "F"]:
-        """phi of one prompt."""
-        return (gram[self.rows, self.columns][:, None] * query[self.queries][None, :]).ravel()
+    def values(self, keys: Inexact[Array, "T D B"], query: Inexact[Array, "D B"]) -> Inexact[Array, "F B"]:
+        """phi of a batch of prompts, up to the normaliser, from the attended tokens and the query tokens.
+
+        The batch is the last axis, over which every operation is one vector instruction; a batch of small matrix products
+        takes twice as long.
+        """
+        # One sum for each pair: written as blocks of pairs, the compiler keeps the products in memory.
+        pairs = jnp.stack(
+            [jnp.sum(keys[:, a] * jnp.conj(keys[:, b]), axis=0) for a, b in zip(self.rows, self.columns, strict=True)]
+        )
+        return (pairs[:, None, :] * query[np.asarray(self.queries)][None, :, :]).reshape(self.count, -1)
 
     def coefficients(self, weights: Weights) -> Inexact[Array, "k F"]:
         """theta of merged or separate weights, heads added."""
         merged = weights.merged()
         w_pv = merged.w_pv if merged.w_pv.ndim == 3 else merged.w_pv[None]
         w_kq = merged.w_kq if merged.w_kq.ndim == 3 else merged.w_kq[None]
-        left = w_pv[:, self.outputs, :]
-        right = w_kq[:, :, self.queries]
+        left = w_pv[:, np.asarray(self.outputs), :]
+        right = w_kq[:, :, np.asarray(self.queries)]
+        rows, columns = np.asarray(self.rows), np.asarray(self.columns)
 
         def pair(a, b):
             return jnp.einsum("hof,hfq->ofq", left[:, :, a], right[:, b, :])
 
-        theta = pair(self.rows, self.columns)
+        theta = pair(rows, columns)
         if self.symmetric:
-            strict = jnp.asarray(self.rows < self.columns, theta.dtype)
-            theta = theta + strict[None, :, None] * pair(self.columns, self.rows)
+            strict = jnp.asarray(rows < columns, theta.dtype)
+            theta = theta + strict[None, :, None] * pair(columns, rows)
         return theta.reshape(len(self.outputs), -1)
 
 
@@ -153,11 +164,17 @@ class SampledLoss(Objective):
             per_group = -(-prompts // groups)
             chunk = max(1, min(per_group, CHUNK_ELEMENTS // features.count))
             chunks = -(-per_group // chunk)
-            tracked = track(range(groups), "sampled moments", console=Console(stderr=True), disable=not progress)
-            moments = [
-                precision.to_numpy(_moments(task, model, features, jax.random.fold_in(key, index), chunks, chunk))
-                for index in tracked
-            ]
+
+            def moments_of(index):
+                with precision.float64():  # the scope is a thread's own
+                    group_key = jax.random.fold_in(key, index)
+                    return precision.to_numpy(_moments(task, model, features, group_key, chunks, chunk))
+
+            # Two groups at a time: while one draws, the other multiplies.
+            with ThreadPoolExecutor(2) as pool:
+                running = pool.map(moments_of, range(groups))
+                console = Console(stderr=True)
+                moments = list(track(running, "sampled moments", groups, console=console, disable=not progress))
             gram, cross, variance = map(np.stack, zip(*moments, strict=True))
             loss = SampledLoss(
                 task=task,
@@ -221,14 +238,12 @@ def _quadratic(theta, gram, cross, variance):
 def _moments(task, model, features: Features, key, chunks: int, chunk: int):
     """Moments (E[phi phi^*], E[phi y^*], E|y|^2) of one group of prompts, streamed over its chunks."""
 
-    def one(key):
-        prompt = task.sample(key)
-        tokens = model.tokens(prompt)
-        return features.values(model.gram(tokens), tokens[-1]), prompt.target
-
     def batch(index):
-        phi, target = jax.vmap(one)(jax.random.split(jax.random.fold_in(key, index), chunk))
-        return phi.T @ jnp.conj(phi), phi.T @ jnp.conj(target), jnp.sum(jnp.abs(target) ** 2)
+        prompts = task.sample_batch(jax.random.fold_in(key, index), chunk)
+        tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
+        keys = tokens if model.query_in_sum else tokens[:-1]
+        phi, target = features.values(keys, tokens[-1]) / model.rho(tokens.shape[0]), prompts.target
+        return phi @ jnp.conj(phi).T, phi @ jnp.conj(target).astype(phi.dtype), jnp.sum(jnp.abs(target) ** 2)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))
     sums, _ = jax.lax.scan(lambda s, index: (jax.tree.map(jnp.add, s, batch(index)), None), zeros, jnp.arange(chunks))
