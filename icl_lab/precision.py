@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab.errors import PrecisionError
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -49,12 +47,3 @@ def in_float64(function: Callable[P, T]) -> Callable[P, T]:
             return to_numpy(function(*args, **kwargs))
 
     return wrapped
-
-
-def require_float64(dtype: np.dtype | type, purpose: str) -> None:
-    """Raise `PrecisionError` unless `dtype` is float64 or complex128; `purpose` says in a clause what needs it."""
-    if np.dtype(dtype) not in (np.dtype(np.float64), np.dtype(np.complex128)):
-        raise PrecisionError(
-            f"{purpose} needs float64, but the computation is in {np.dtype(dtype)}; open `icl_lab.precision.float64()` "
-            "round the call and pass float64 weights."
-        )

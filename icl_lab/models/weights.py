@@ -31,6 +31,10 @@ class LSAWeights(eqx.Module):
         """Itself."""
         return self
 
+    def with_head_axis(self) -> LSAWeights:
+        """The same weights with a leading head axis, of length one if there was none."""
+        return self if self.w_pv.ndim == 3 else LSAWeights(w_pv=self.w_pv[None], w_kq=self.w_kq[None])
+
 
 class SeparateWeights(eqx.Module):
     """Separate parametrisation (von Oswald et al., arXiv 2212.07677): same functions, another gradient flow.

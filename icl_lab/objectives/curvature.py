@@ -18,7 +18,7 @@ from jaxtyping import Float
 from icl_lab.objectives.arrow import arrow_from_products
 from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.population import StructuredLoss
-from icl_lab.typing import Array, Weights
+from icl_lab.typing import Array, Key, Weights
 
 DENSE_LIMIT = 400
 NULL_SHARE = 1e-11
@@ -38,6 +38,13 @@ class Curvature(eqx.Module):
     newton_step: Weights
     smallest: Float[Array, ""]
     largest: Float[Array, ""]
+
+
+@eqx.filter_jit
+def loss_and_norm(objective: Objective, weights: Weights, key: Key | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The half loss and the Euclidean norm of its gradient."""
+    loss, gradient = jax.value_and_grad(objective)(weights, key)
+    return loss, jnp.sqrt(sum(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(gradient)))
 
 
 @eqx.filter_jit

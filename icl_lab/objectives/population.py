@@ -39,11 +39,9 @@ class LiveWeights(eqx.Module):
     @staticmethod
     def of(weights: Weights, readout_sign: float) -> LiveWeights:
         """The live entries of merged or separate weights, with or without a head axis."""
-        merged = _only_layer(weights).merged()
-        w_pv = merged.w_pv if merged.w_pv.ndim == 3 else merged.w_pv[None]
-        w_kq = merged.w_kq if merged.w_kq.ndim == 3 else merged.w_kq[None]
-        last = readout_sign * w_pv[:, -1, :]
-        return LiveWeights(p1=last[:, :-1], p2=last[:, -1], k1=w_kq[:, :-1, :-1], k2=w_kq[:, -1, :-1])
+        heads = _only_layer(weights).merged().with_head_axis()
+        last = readout_sign * heads.w_pv[:, -1, :]
+        return LiveWeights(p1=last[:, :-1], p2=last[:, -1], k1=heads.w_kq[:, :-1, :-1], k2=heads.w_kq[:, -1, :-1])
 
 
 def _only_layer(weights: Weights):

@@ -84,11 +84,9 @@ class Features(eqx.Module):
 
     def coefficients(self, weights: Weights) -> Inexact[Array, "k F"]:
         """theta of merged or separate weights, heads added."""
-        merged = weights.merged()
-        w_pv = merged.w_pv if merged.w_pv.ndim == 3 else merged.w_pv[None]
-        w_kq = merged.w_kq if merged.w_kq.ndim == 3 else merged.w_kq[None]
-        left = w_pv[:, np.asarray(self.outputs), :]
-        right = w_kq[:, :, np.asarray(self.queries)]
+        heads = weights.merged().with_head_axis()
+        left = heads.w_pv[:, np.asarray(self.outputs), :]
+        right = heads.w_kq[:, :, np.asarray(self.queries)]
         rows, columns = np.asarray(self.rows), np.asarray(self.columns)
 
         def pair(a, b):
@@ -108,6 +106,7 @@ class SampledLoss(Objective):
       gram: (g, F, F) E[phi phi^*] of each group of prompts.
       cross: (g, F, k) E[phi y^*].
       variance: (g,) E|y|^2.
+      mean_gram, mean_cross, mean_variance: their means over the groups, which every evaluation of the loss needs.
       prompts: number of prompts in all groups.
     """
 
@@ -117,6 +116,9 @@ class SampledLoss(Objective):
     gram: Inexact[Array, "g F F"]
     cross: Inexact[Array, "g F k"]
     variance: Float[Array, "g"]
+    mean_gram: Inexact[Array, "F F"]
+    mean_cross: Inexact[Array, "F k"]
+    mean_variance: Float[Array, ""]
     prompts: int = eqx.field(static=True)
 
     @staticmethod
@@ -183,6 +185,9 @@ class SampledLoss(Objective):
                 gram=gram,
                 cross=cross,
                 variance=variance,
+                mean_gram=np.mean(gram, axis=0),
+                mean_cross=np.mean(cross, axis=0),
+                mean_variance=np.asarray(np.mean(variance)),
                 prompts=groups * chunks * chunk,
             )
         if not (np.all(np.isfinite(loss.variance)) and np.all(np.isfinite(loss.cross)) and np.all(np.isfinite(loss.gram))):
@@ -196,7 +201,7 @@ class SampledLoss(Objective):
         weights = _single_layer(weights)
         theta = self.model.readout_sign * self.features.coefficients(weights)
         dtype = theta.dtype
-        gram, cross, variance = (jnp.mean(jnp.asarray(m), axis=0) for m in (self.gram, self.cross, self.variance))
+        gram, cross, variance = map(jnp.asarray, (self.mean_gram, self.mean_cross, self.mean_variance))
         return 0.5 * _quadratic(theta, gram.astype(dtype), cross.astype(dtype), variance)
 
     def risk(self, weights: Weights) -> float:
@@ -215,7 +220,7 @@ class SampledLoss(Objective):
     @property
     def rate_spread(self) -> float:
         # Relaxation rates scale like products of token variances; the tokens' spread to the third power bounds them.
-        diagonal = np.sort(np.abs(np.diagonal(np.mean(self.gram, axis=0))))
+        diagonal = np.sort(np.abs(np.diagonal(self.mean_gram)))
         return float(diagonal[-1] / max(diagonal[0], 1e-300))
 
 

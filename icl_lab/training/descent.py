@@ -18,7 +18,7 @@ import optax
 
 from icl_lab import precision
 from icl_lab.errors import NonFiniteError
-from icl_lab.objectives.curvature import norm
+from icl_lab.objectives.curvature import loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import check_count
 from icl_lab.training import checkpoints
@@ -65,7 +65,7 @@ def descend(
     with precision.float64(), contextlib.ExitStack() as stack:
         report = stack.enter_context(progress_reporter(progress, "descent", steps))
         weights = jax.tree.map(jnp.asarray, weights)
-        initial_loss, first_norm = map(float, _loss_and_norm(objective, weights, _step_key(key, 0)))
+        initial_loss, first_norm = map(float, loss_and_norm(objective, weights, _step_key(key, 0)))
         if not (np.isfinite(initial_loss) and np.isfinite(first_norm)):
             raise NonFiniteError(f"the loss at the initial weights is {initial_loss}; it must be finite.")
         state, done, resumed = (weights, optimiser.init(weights)), 0, False
@@ -89,7 +89,7 @@ def descend(
             if checkpoint is not None and diverged_at is None:
                 checkpoints.save(checkpoint, precision.to_numpy(state), {"steps": done, "initial_loss": initial_loss})
         recorder.add_always(float(done), state[0])
-        loss, gradient_norm = map(float, _loss_and_norm(objective, state[0], _step_key(key, done)))
+        loss, gradient_norm = map(float, loss_and_norm(objective, state[0], _step_key(key, done)))
         evidence = Evidence(
             loss=loss,
             initial_loss=initial_loss,
@@ -106,7 +106,7 @@ def descend(
             verdict, reason = Verdict.MAX_STEPS, f"all {steps} steps are done; loss {initial_loss:.6g} to {loss:.6g}."
         result = TrainingResult(
             limit=state[0],
-            trajectory=recorder.trajectory(lambda w: _loss_and_norm(objective, w, _step_key(key, 0)), lambda w: w),
+            trajectory=recorder.trajectory(lambda w: loss_and_norm(objective, w, _step_key(key, 0)), lambda w: w),
             verdict=verdict,
             reason=reason,
             time=float(done),
@@ -144,9 +144,3 @@ def _chunk(objective, optimiser, state, key, first_step, size: int):
     state, (before, losses) = jax.lax.scan(update, state, first_step + jnp.arange(size))
     after = jax.tree.map(lambda b, last: jnp.concatenate([b[1:], last[None]]), before, state[0])
     return state, after, losses
-
-
-@eqx.filter_jit
-def _loss_and_norm(objective, weights, key):
-    loss, gradient = jax.value_and_grad(objective)(weights, key)
-    return loss, jnp.sqrt(sum(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(gradient)))

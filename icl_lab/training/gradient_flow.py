@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from icl_lab import precision
 from icl_lab.errors import InvalidValueError, NonFiniteError
-from icl_lab.objectives.curvature import DENSE_LIMIT, curvature, norm
+from icl_lab.objectives.curvature import DENSE_LIMIT, curvature, loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.population import StructuredLoss
 from icl_lab.training import checkpoints
@@ -112,7 +112,7 @@ def gradient_flow(
         polished = embed(_polish(loss, flow.state)) if polish and verdict is Verdict.CONVERGED else None
         result = TrainingResult(
             limit=embed(flow.state),
-            trajectory=flow.recorder.trajectory(lambda w: _loss_and_norm(loss, w), embed),
+            trajectory=flow.recorder.trajectory(lambda w: loss_and_norm(loss, w), embed),
             verdict=verdict,
             reason=reason,
             time=flow.time,
@@ -146,7 +146,7 @@ class _Flow:
         self.max_steps, self.report, self.checkpoint = max_steps, report, checkpoint
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(state))
         self.segment_steps = int(np.clip(SEGMENT_BYTES // (8 * size), 64, 2048))
-        loss, gradient_norm = map(float, _loss_and_norm(objective, state))
+        loss, gradient_norm = map(float, loss_and_norm(objective, state))
         if not (np.isfinite(loss) and np.isfinite(gradient_norm)):
             raise NonFiniteError(
                 f"the loss at the initial weights is {loss} and the norm of its gradient {gradient_norm}; both must be finite. "
@@ -216,7 +216,7 @@ class _Flow:
 
     def evidence(self) -> Evidence:
         """Second-order facts at the current point."""
-        loss, gradient_norm = map(float, _loss_and_norm(self.objective, self.state))
+        loss, gradient_norm = map(float, loss_and_norm(self.objective, self.state))
         second = curvature(self.objective, self.state)
         weight_norm = norm(self.state)
         return Evidence(
@@ -286,7 +286,7 @@ def _integrate(objective, state, start, end, step_size, stop, rtol, solver: str,
         return jax.tree.map(jnp.negative, jax.grad(objective)(y))
 
     def ended(t, y, args, **kwargs):
-        loss, gradient_norm = _loss_and_norm(objective, y)
+        loss, gradient_norm = loss_and_norm(objective, y)
         quiet = (gradient_norm <= stop.gradient_tolerance) & (t >= stop.not_before) & (loss <= stop.loss_ceiling)
         return quiet | ~jnp.isfinite(loss)
 
@@ -306,7 +306,7 @@ def _integrate(objective, state, start, end, step_size, stop, rtol, solver: str,
     assert sol.ts is not None
     assert sol.ys is not None
     last = jax.tree.map(lambda y: y[0], sol.ys[0])
-    loss, gradient_norm = _loss_and_norm(objective, last)
+    loss, gradient_norm = loss_and_norm(objective, last)
     return _Segment(
         times=sol.ts[1],
         path=sol.ys[1],
@@ -354,12 +354,6 @@ def _coordinates(objective: Objective, weights: Weights):
         structured, start = restricted
         return structured, start, structured.embed
     return realified(objective, weights)
-
-
-@eqx.filter_jit
-def _loss_and_norm(objective: Objective, weights: Weights):
-    loss, gradient = jax.value_and_grad(objective)(weights)
-    return loss, jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
 
 
 def _polish(objective: Objective, state: Weights) -> Weights:
