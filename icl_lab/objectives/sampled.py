@@ -33,6 +33,11 @@ CHUNK_ELEMENTS = 2**16
 """Feature values per chunk: half a MB, so that a chunk stays in cache between its drawing and its product."""
 
 
+@eqx.filter_jit
+def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8 T D"]:
+    return jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8))
+
+
 class Features(eqx.Module):
     """Which entries of the Gram and of the query token make up the features; entries that are structurally zero are left out.
 
@@ -52,7 +57,7 @@ class Features(eqx.Module):
     @staticmethod
     def of(task: Task, model: LinearSelfAttention) -> Features:
         """The live features, found from the tokens of a few prompts: a slot that is exactly zero in all of them is dead."""
-        tokens = np.asarray(jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8)))
+        tokens = np.asarray(_example_tokens(task, model))
         keys = tokens if model.query_in_sum else tokens[:, :-1]
         live = np.flatnonzero(np.any(keys != 0, axis=(0, 1)))
         first, second = np.meshgrid(live, live, indexing="ij")
@@ -71,7 +76,7 @@ class Features(eqx.Module):
         return len(self.rows) * len(self.queries)
 
     def values(self, keys: Inexact[Array, "T D B"], query: Inexact[Array, "D B"]) -> Inexact[Array, "F B"]:
-        """phi of a batch of prompts, up to the normaliser, from the attended tokens and the query tokens.
+        """phi of a batch of prompts from the attended tokens and the query tokens (divided by the normaliser).
 
         The batch is the last axis, over which every operation is one vector instruction; a batch of small matrix products
         takes twice as long.
@@ -247,7 +252,7 @@ def _moments(task, model, features: Features, key, chunks: int, chunk: int):
         prompts = task.sample_batch(jax.random.fold_in(key, index), chunk)
         tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
         keys = tokens if model.query_in_sum else tokens[:-1]
-        phi, target = features.values(keys, tokens[-1]) / model.rho(tokens.shape[0]), prompts.target
+        phi, target = features.values(keys, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
         return phi @ jnp.conj(phi).T, phi @ jnp.conj(target).astype(phi.dtype), jnp.sum(jnp.abs(target) ** 2)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))

@@ -93,10 +93,14 @@ def as_default_float(x: Any) -> Array:
 
 
 def add_noise(key: Key, values: Inexact[Array, "*shape"], noise_std: Any) -> Inexact[Array, "*shape"]:
-    """`values` plus independent Gaussian noise; nothing is drawn when `noise_std` is the concrete number 0.
+    """`values` plus independent Gaussian noise; nothing is drawn when `noise_std` is 0.
 
     Complex values get circular noise of E|noise|^2 = noise_std^2.
     """
-    if not is_traced(noise_std) and float(noise_std) == 0.0:
-        return values
-    return values + jnp.asarray(noise_std, values.dtype) * jax.random.normal(key, values.shape, values.dtype)
+
+    def noisy():
+        return values + jnp.asarray(noise_std, values.dtype) * jax.random.normal(key, values.shape, values.dtype)
+
+    if is_traced(noise_std):
+        return jax.lax.cond(noise_std == 0, lambda: values, noisy)
+    return values if float(noise_std) == 0.0 else noisy()
