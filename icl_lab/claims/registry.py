@@ -14,9 +14,19 @@ from icl_lab.errors import InvalidValueError
 
 MODULES = (
     "icl_lab.claims.zhang2023",
+    "icl_lab.claims.zhang2023_flow",
+    "icl_lab.claims.zhang2023_risk",
+    "icl_lab.claims.zhang2023_random",
     "icl_lab.claims.mahankali2023",
+    "icl_lab.claims.mahankali2023_proof",
+    "icl_lab.claims.mahankali2023_nonlinear",
     "icl_lab.claims.oswald2022",
+    "icl_lab.claims.zhangsaxe2025",
     "icl_lab.claims.lab",
+    "icl_lab.claims.lab_minima",
+    "icl_lab.claims.lab_risks",
+    "icl_lab.claims.lab_dynamics",
+    "icl_lab.claims.lab_training",
 )
 
 Run = Callable[..., Sequence[Check]]

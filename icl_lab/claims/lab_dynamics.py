@@ -1,0 +1,1 @@
+"""Claims about the time course of gradient flow from structured starts."""

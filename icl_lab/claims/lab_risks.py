@@ -1,0 +1,1 @@
+"""Claims about risks: the layer under shift, least squares, ridge and Bayes."""

@@ -1,0 +1,1 @@
+"""Risks of least squares, ridge and Bayes on Gaussian linear regression."""

@@ -1,0 +1,1 @@
+"""Stationary points of one layer's loss that are not the global minimum."""
