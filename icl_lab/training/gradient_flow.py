@@ -16,30 +16,34 @@ import time as clock
 from collections.abc import Sequence
 from pathlib import Path
 
-import diffrax as dfx
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from icl_lab import precision
 from icl_lab.errors import InvalidValueError, NonFiniteError
-from icl_lab.objectives.curvature import DENSE_LIMIT, curvature, loss_and_norm, norm
+from icl_lab.objectives.curvature import curvature, loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.population import StructuredLoss
 from icl_lab.training import checkpoints
-from icl_lab.training.implicit import ArrowSolver
 from icl_lab.training.progress import Report, progress_reporter
 from icl_lab.training.realify import realified
-from icl_lab.training.stopping import FALLEN_SHARE, Evidence, Verdict, judge
+from icl_lab.training.segment import (
+    SOLVERS,
+    Segment,
+    Stop,
+    first_step_size,
+    first_stop,
+    integrate,
+    next_stop,
+    pick_solver,
+    step_tolerance,
+)
+from icl_lab.training.stopping import Evidence, Verdict, judge
 from icl_lab.training.trajectory import Recorder, TrainingResult
 from icl_lab.typing import Array, Weights
 
-SOLVERS = ("auto", "tsit5", "dopri8", "kvaerno5")
-
-EXPLICIT_SPREAD = 1e3
-"""Largest ratio of relaxation rates for explicit integration: cond(Lambda) of about 10, since rates go like lambda^3."""
 SEGMENT_BYTES = 2**27
 """Memory for the solver steps of one segment."""
 END = 1e15
@@ -99,8 +103,8 @@ def gradient_flow(
         report = stack.enter_context(progress_reporter(progress))
         weights = jax.tree.map(_as_double, weights)
         loss, state, embed = _coordinates(objective, weights)
-        method = _pick_solver(loss, state) if solver == "auto" else solver
-        flow = _Flow(loss, state, method, _tolerance(rtol, method, weight_tolerance, loss), max_steps, report, checkpoint)
+        method = pick_solver(loss, state) if solver == "auto" else solver
+        flow = _Flow(loss, state, method, step_tolerance(rtol, method, weight_tolerance, loss), max_steps, report, checkpoint)
         resumed = flow.resume()
         if times is not None:
             flow.visit(times)
@@ -154,8 +158,7 @@ class _Flow:
             )
         self.initial_loss = loss
         self.time, self.steps = 0.0, 0
-        # A first step that changes the weights by a thousandth; the controller takes over from there.
-        self.step_size = 1e-3 * max(norm(state), 1e-3) / max(gradient_norm, 1e-300)
+        self.step_size = first_step_size(norm(state), gradient_norm)
         self.stalled = False
         self.recorder = Recorder()
         self.recorder.add_always(0.0, state)
@@ -171,7 +174,7 @@ class _Flow:
         self.recorder.add_always(self.time, self.state)
         return True
 
-    def segment(self, end: float, stop: _Stop, record: bool) -> bool:
+    def segment(self, end: float, stop: Stop, record: bool) -> bool:
         """Integrate towards time `end` for at most one segment; whether `end` or the stopping event was reached."""
         out = precision.to_numpy(
             _integrate(
@@ -206,7 +209,7 @@ class _Flow:
 
     def visit(self, times: Float[np.ndarray, "S"]) -> None:
         """Integrate to each time in turn and record the weights exactly there."""
-        never = _Stop(-1.0, np.inf, -np.inf)
+        never = Stop(-1.0, np.inf, -np.inf)
         if times[0] > 0:
             self.recorder = Recorder()
         for time in times[times > self.time]:
@@ -232,10 +235,9 @@ class _Flow:
     def run_to_limit(self, weight_tolerance: float) -> tuple[Verdict, str, Evidence]:
         """Integrate until the verdict is CONVERGED or the budget is spent."""
         record = len(self.recorder.points) < 2
-        ceiling = self.initial_loss - FALLEN_SHARE * abs(self.initial_loss)
-        tolerance, not_before = 1e-4 * abs(self.initial_loss), 0.0
+        (tolerance, ceiling), not_before = first_stop(self.initial_loss), 0.0
         while True:
-            stopped = not self.exhausted and self.segment(END, _Stop(tolerance, not_before, ceiling), record)
+            stopped = not self.exhausted and self.segment(END, Stop(tolerance, not_before, ceiling), record)
             evidence = self.evidence()
             if self.stalled:
                 why = "the solver cannot make a step"
@@ -247,104 +249,13 @@ class _Flow:
                 return verdict, reason, evidence
             if not stopped:
                 continue  # a full segment without rest
-            if evidence.negative_curvature:
-                # Growing from rounding to order one along the escaping direction takes ln(1e16) / |curvature|.
-                not_before = self.time + 40.0 / abs(evidence.smallest_curvature)
-            else:
-                share = weight_tolerance / evidence.estimated_weight_error
-                # Gauge directions inflate the first estimates; one big cut would ask for less than the solver's gradient floor.
-                tolerance = min(tolerance, evidence.gradient_norm) * min(0.3, max(0.3 * share, 1e-2))
-
-
-class _Stop(eqx.Module):
-    """Arguments of the stopping event, as arrays so that changing them does not recompile."""
-
-    gradient_tolerance: Float[Array, ""] = eqx.field(converter=np.asarray)
-    not_before: Float[Array, ""] = eqx.field(converter=np.asarray)
-    loss_ceiling: Float[Array, ""] = eqx.field(converter=np.asarray)
-
-
-class _Segment(eqx.Module):
-    """What one compiled segment returns; `path` and `times` hold `accepted` points."""
-
-    times: Float[Array, "S"]
-    path: Weights
-    accepted: Array
-    steps: Array
-    time: Array
-    state: Weights
-    loss: Array
-    gradient_norm: Array
-    reached: Array
+            tolerance, not_before = next_stop(evidence, self.time, tolerance, not_before, weight_tolerance)
 
 
 @eqx.filter_jit
-def _integrate(objective, state, start, end, step_size, stop, rtol, solver: str, segment_steps: int) -> _Segment:
-    """One segment of the flow; compiled once per type of objective, shapes and solver."""
-
-    def velocity(t, y, args):
-        return jax.tree.map(jnp.negative, jax.grad(objective)(y))
-
-    def ended(t, y, args, **kwargs):
-        loss, gradient_norm = loss_and_norm(objective, y)
-        quiet = (gradient_norm <= stop.gradient_tolerance) & (t >= stop.not_before) & (loss <= stop.loss_ceiling)
-        return quiet | ~jnp.isfinite(loss)
-
-    sol = dfx.diffeqsolve(
-        dfx.ODETerm(velocity),
-        _solver(solver, structured=isinstance(objective, StructuredLoss)),
-        start,
-        end,
-        jnp.minimum(step_size, end - start),
-        state,
-        stepsize_controller=dfx.PIDController(rtol=rtol, atol=1e-2 * rtol),
-        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(t1=True), dfx.SubSaveAt(steps=True)]),
-        max_steps=segment_steps,
-        event=dfx.Event(ended),
-        throw=False,
-    )
-    assert sol.ts is not None
-    assert sol.ys is not None
-    last = jax.tree.map(lambda y: y[0], sol.ys[0])
-    loss, gradient_norm = loss_and_norm(objective, last)
-    return _Segment(
-        times=sol.ts[1],
-        path=sol.ys[1],
-        accepted=sol.stats["num_accepted_steps"],
-        steps=sol.stats["num_steps"],
-        time=sol.ts[0][0],
-        state=last,
-        loss=loss,
-        gradient_norm=gradient_norm,
-        reached=sol.result != dfx.RESULTS.max_steps_reached,
-    )
-
-
-def _solver(name: str, structured: bool) -> dfx.AbstractSolver:
-    if name == "kvaerno5":
-        if not structured:
-            return dfx.Kvaerno5()  # a dense linear solve
-        return dfx.Kvaerno5(root_finder=dfx.with_stepsize_controller_tols(dfx.VeryChord)(linear_solver=ArrowSolver()))
-    return {"tsit5": dfx.Tsit5, "dopri8": dfx.Dopri8}[name]()
-
-
-def _pick_solver(objective: Objective, state: Weights) -> str:
-    """Explicit for moderate spreads of rates, implicit for wide ones where a linear solve is affordable."""
-    affordable = isinstance(objective, StructuredLoss) or sum(np.size(w) for w in jax.tree.leaves(state)) <= DENSE_LIMIT
-    return "kvaerno5" if objective.rate_spread > EXPLICIT_SPREAD and affordable else "tsit5"
-
-
-def _tolerance(rtol: float | None, solver: str, weight_tolerance: float, objective: Objective) -> float:
-    """Tolerance of the step controller.
-
-    At its stability limit an explicit solver leaves errors of the size of its tolerance in the fastest mode, whose gradient
-    hides that of the slowest one until it is below by the spread of the rates. An implicit solver has no such floor.
-    """
-    if rtol is not None:
-        return rtol
-    if solver == "kvaerno5":
-        return float(np.clip(0.1 * weight_tolerance, 1e-12, 1e-8))
-    return float(np.clip(0.03 * weight_tolerance / objective.rate_spread, 1e-13, 1e-9))
+def _integrate(*args) -> Segment:
+    """`integrate` with its path, compiled once per type of objective, shapes and solver."""
+    return integrate(*args, keep_path=True)
 
 
 def _coordinates(objective: Objective, weights: Weights):
