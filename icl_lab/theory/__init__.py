@@ -10,6 +10,8 @@ from icl_lab.theory import mahankali2023 as mahankali2023
 from icl_lab.theory import minima as minima
 from icl_lab.theory import nonlinear as nonlinear
 from icl_lab.theory import random_covariance as random_covariance
+from icl_lab.theory import structured as structured
+from icl_lab.theory import stability as stability
 from icl_lab.theory import timecourse as timecourse
 from icl_lab.theory import transfer as transfer
 from icl_lab.theory import vonoswald2022 as vonoswald2022
