@@ -4,6 +4,7 @@
   unless the name ends in `_abs`: then it is ||measured - expected||_F.
 - A sampled check has a standard error and passes within `SIGMAS` of them; its tolerance records that same bound in the scale
   of its error. One too noisy to tell anything (a relative tolerance above `LARGEST_SAMPLED_TOLERANCE`) does not pass.
+- An inequality (`at_most`, `at_least`) shows its bound as `expected`, and its error is by how much it is violated.
 - NaN and infinity never pass, wherever they stand.
 """
 
@@ -23,7 +24,7 @@ LARGEST_SAMPLED_TOLERANCE = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One comparison of a claim; made by `exact`, `sampled` or `holds`, which decide `passed`.
+    """One comparison of a claim; made by `exact`, `sampled`, `at_most`, `at_least` or `holds`, which decide `passed`.
 
     Attributes:
       name: what is compared; ends in `_abs` if the error is absolute.
@@ -90,6 +91,32 @@ def sampled(name: str, measured: Any, expected: Any, standard_error: Any) -> Che
 def holds(name: str, condition: bool) -> Check:
     """A yes-or-no check (a verdict, an inequality), as the number 1 or 0 beside an expected 1; the name ends in `_abs`."""
     return exact(name, float(condition), 1.0, 0.0)
+
+
+def at_most(name: str, measured: Any, bound: Any, tolerance: float = 0.0) -> Check:
+    """The check of an inequality, measured <= bound entry by entry; its error is the Frobenius norm of the excess, relative to
+    that of the bound unless the name ends in `_abs`.
+
+    Args:
+      name: what is compared.
+      measured: number or array.
+      bound: the same shape, shown as `expected`.
+      tolerance: excess that rounding explains.
+
+    Raises:
+      InvalidValueError: as `exact`.
+    """
+    measured, bound = np.asarray(measured, dtype=np.float64), np.asarray(bound, dtype=np.float64)
+    distance, scale = _error(name, measured, bound)
+    excess = float(np.linalg.norm(np.ravel(np.maximum(measured - bound, 0.0)))) / scale
+    passed = bool(math.isfinite(distance) and excess <= tolerance)
+    return Check(name, _numbers(measured), _numbers(bound), excess, float(tolerance), None, passed)
+
+
+def at_least(name: str, measured: Any, bound: Any, tolerance: float = 0.0) -> Check:
+    """`at_most` the other way round: measured >= bound."""
+    mirrored = at_most(name, -np.asarray(measured, dtype=np.float64), -np.asarray(bound, dtype=np.float64), tolerance)
+    return dataclasses.replace(mirrored, measured=_numbers(measured), expected=_numbers(bound))
 
 
 def _error(name: str, measured: Any, expected: Any) -> tuple[float, float]:

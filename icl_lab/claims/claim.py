@@ -91,6 +91,36 @@ def spectrum(meaning: str = "") -> Parameter:
     return Parameter(None, "null or a list of d numbers > 0", convert, meaning)
 
 
+def vector(default: Sequence[float] | None, meaning: str = "") -> Parameter:
+    """A list of finite numbers, or null for the claim's own default of the right length."""
+    entry = number(0.0)
+
+    def convert(value: Any) -> list[float] | None:
+        if value is None:
+            return None
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+            raise ValueError
+        return [entry.convert(x) for x in value]
+
+    return Parameter(default, "null or a list of d numbers", convert, meaning)
+
+
+def table(default: Sequence[Sequence[float]] | None, minimum: float = -math.inf, meaning: str = "") -> Parameter:
+    """A list of lists of numbers of at least `minimum`, all of one length, or null for the claim's own default."""
+    row = vector(None)
+
+    def convert(value: Any) -> list[list[float]] | None:
+        if value is None:
+            return None
+        rows = [row.convert(x) for x in value]
+        if not rows or any(x is None or len(x) != len(rows[0]) or min(x) < minimum for x in rows):
+            raise ValueError
+        return rows
+
+    words = "" if minimum == -math.inf else f" >= {minimum:g}"
+    return Parameter(default, f"null or a list of d lists of numbers{words}, all of one length", convert, meaning)
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """An executable statement.
@@ -104,6 +134,7 @@ class Claim:
       run: parameters as keywords -> checks. Runs in a float64 scope.
       validate: parameters as keywords -> None; raises what no single parameter's range can say (a spectrum of the wrong
         length, a start outside an assumption), before anything runs.
+      long: takes minutes, so that only its full id selects it, and no glob.
     """
 
     id: str
@@ -113,6 +144,7 @@ class Claim:
     parameters: Mapping[str, Parameter]
     run: Callable[..., Sequence[Check]]
     validate: Callable[..., None] | None = None
+    long: bool = False
 
     def resolve(self, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All parameters, defaults replaced by `overrides`.

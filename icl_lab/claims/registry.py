@@ -17,6 +17,7 @@ MODULES = (
     "icl_lab.claims.zhang2023_flow",
     "icl_lab.claims.zhang2023_risk",
     "icl_lab.claims.zhang2023_random",
+    "icl_lab.claims.zhang2023_fig1",
     "icl_lab.claims.mahankali2023",
     "icl_lab.claims.mahankali2023_proof",
     "icl_lab.claims.mahankali2023_nonlinear",
@@ -41,6 +42,7 @@ def claim(
     source: str,
     parameters: Mapping[str, Parameter],
     validate: Callable[..., None] | None = None,
+    long: bool = False,
 ) -> Callable[[Run], Run]:
     """Decorator that registers a function of the parameters (as keywords) as the claim `id`; see `Claim` for the rest.
 
@@ -51,7 +53,7 @@ def claim(
     def register(run: Run) -> Run:
         if id in _CLAIMS:
             raise InvalidValueError(f"claim id {id!r} is taken; ids are unique, since results are looked up by them.")
-        _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate)
+        _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate, long)
         return run
 
     return register
@@ -67,6 +69,8 @@ def all_claims() -> dict[str, Claim]:
 def select(patterns: Iterable[str] = ()) -> list[Claim]:
     """The claims whose id equals or matches (glob) one of `patterns`; all of them for no pattern.
 
+    A long claim runs only if its full id is one of the patterns.
+
     Raises:
       InvalidValueError: a pattern matches nothing; suggests the closest ids.
     """
@@ -78,17 +82,24 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
             raise InvalidValueError(
                 f"no claim matches {pattern!r}; did you mean {', '.join(close)}? `icl-lab claims` lists all."
             )
-    return [one for id, one in claims.items() if not patterns or any(fnmatch.fnmatchcase(id, pattern) for pattern in patterns)]
+
+    def wanted(one: Claim) -> bool:
+        if one.long:
+            return one.id in patterns
+        return not patterns or any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)
+
+    return [one for one in claims.values() if wanted(one)]
 
 
 def listing() -> list[dict[str, Any]]:
-    """Every claim as JSON types: id, paper, statement, source, parameters (default, accepts, meaning)."""
+    """Every claim as JSON types: id, paper, statement, source, long, parameters (default, accepts, meaning)."""
     return [
         {
             "id": one.id,
             "paper": one.paper,
             "statement": one.statement,
             "source": one.source,
+            "long": one.long,
             "parameters": {
                 name: {"default": parameter.default, "accepts": parameter.accepts, "meaning": parameter.meaning}
                 for name, parameter in one.parameters.items()

@@ -69,6 +69,27 @@ def test_a_yes_or_no_check_passes_only_on_yes():
     assert not check.holds("converged_abs", False).passed
 
 
+def test_an_inequality_shows_its_bound_and_by_how_much_it_fails():
+    made = check.at_most("gap", [1.0, 2.0], [1.5, 2.0])
+    assert made.passed
+    assert made.error == 0.0
+    assert (made.measured, made.expected) == ((1.0, 2.0), (1.5, 2.0))
+    broken = check.at_most("gap", [1.0, 2.5], [3.0, 2.0])
+    assert not broken.passed
+    assert broken.error == pytest.approx(0.5 / np.sqrt(13), rel=1e-14)
+    assert check.at_least("u", 2.0, 1.0).passed
+    assert not check.at_least("u", 0.5, 1.0).passed
+    assert check.at_least("u_abs", 1.0 - 1e-15, 1.0, tolerance=1e-14).passed
+    for bad in (np.nan, np.inf):
+        with np.errstate(invalid="ignore"):
+            assert not check.at_most("gap", bad, 1.0).passed
+            assert not check.at_most("gap", 1.0, bad).passed
+            assert not check.at_least("gap", bad, 1.0).passed
+    assert not check.at_most("gap", -np.inf, 1.0).passed
+    with pytest.raises(InvalidValueError, match="shape"):
+        check.at_most("gap", [1.0, 2.0], 3.0)
+
+
 def test_numpy_numbers_become_json_types():
     made = check.exact("number", np.float64(1.0), np.float64(1.0), np.float64(1e-9)).to_json()
     assert {type(value) for name, value in made.items() if name not in ("name", "standard_error", "passed")} == {float}

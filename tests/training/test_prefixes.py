@@ -1,0 +1,59 @@
+"""Training on prefixes: it learns, repeats itself, and its curriculum hides what it says."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.models import Decoder
+from icl_lab.tasks import LinearRegression
+from icl_lab.training.prefixes import Curriculum, _sequence, prefix_risk, train_decoder
+
+
+def small(seed=0):
+    return Decoder(1, 5, width=16, layers=1, heads=2, rngs=nnx.Rngs(seed))
+
+
+def test_training_learns_from_examples_and_repeats_itself():
+    task, key = LinearRegression(dim=1, context_length=4), jax.random.key(0)
+    decoder, again = small(), small()
+    losses = train_decoder(decoder, task, steps=300, batch=32, learning_rate=5e-3, key=key)
+    np.testing.assert_array_equal(losses, train_decoder(again, task, steps=300, batch=32, learning_rate=5e-3, key=key))
+    mean, error = prefix_risk(decoder, task, jax.random.key(1), 1000)
+    # Without an example nothing is known and the best error is E w^2 x^2 = 1; after one it is far below.
+    assert abs(mean[0] - 1) < 5 * error[0]
+    assert mean[4] + 4 * error[4] < 0.5
+    assert losses[:20].mean() > 1.2 * losses[-20:].mean()
+
+
+def test_a_hidden_coordinate_leaves_inputs_and_labels_alike():
+    task = LinearRegression(dim=2, context_length=3, noise_std=0.3)
+    inputs, labels, responses = _sequence(task, jax.random.key(0))
+    kept, seen, fewer = _sequence(task, jax.random.key(0), np.array([True, False]))
+    np.testing.assert_array_equal(kept[:, 0], inputs[:, 0])
+    np.testing.assert_array_equal(kept[:, 1], 0)
+    # The same noise, and the response to the coordinate that is left: float32 rounding.
+    np.testing.assert_allclose(seen - fewer, labels - responses, atol=1e-6)
+    prompt = task.sample(jax.random.key(0))
+    np.testing.assert_allclose(fewer[:-1], prompt.inputs[:, 0] * prompt.latent[0], atol=1e-6)
+
+
+def test_a_curriculum_starts_with_fewer_examples():
+    task, key = LinearRegression(dim=1, context_length=4), jax.random.key(0)
+    whole = train_decoder(small(), task, steps=1, key=key)
+    first = train_decoder(small(), task, steps=1, key=key, curriculum=Curriculum(1, 1, 1, 10))
+    full = train_decoder(small(), task, steps=1, key=key, curriculum=Curriculum(1, 5, 1, 10))
+    np.testing.assert_allclose(full, whole, rtol=1e-6)
+    assert abs(first - whole)[0] > 1e-3
+
+
+def test_misfits_and_divergence_are_named():
+    with pytest.raises(InvalidValueError, match="d = 1 and at most 5"):
+        train_decoder(small(), LinearRegression(dim=2, context_length=4), steps=1, key=jax.random.key(0))
+    with pytest.raises(InvalidValueError, match="at most 5"):
+        prefix_risk(small(), LinearRegression(dim=1, context_length=5), jax.random.key(0))
+    with pytest.raises(InvalidValueError, match="`every`"):
+        Curriculum(every=0)
+    with pytest.raises(NonFiniteError, match="step"):
+        train_decoder(small(), LinearRegression(dim=1, context_length=4), steps=100, learning_rate=1e30, key=jax.random.key(0))
