@@ -176,6 +176,21 @@ def scale_lower_bound(
     return float(np.sqrt(_escape(scale, covariance, context_length, theta) / (2 * np.sqrt(len(covariance)) * norm**2)))
 
 
+def start_loss_bound(
+    scale: float, covariance: Float[Array, "d d"], context_length: int | float, theta: Float[Array, "d d"]
+) -> float:
+    r"""An upper bound, below zero, of the start's half loss relative to that of zero weights.
+
+    .. math:: -\tfrac{\sigma^2}{2}\,\|\Lambda\Theta\|_F^2\,\left[2 - \sqrt d\,\sigma^2\|\Gamma\|\right]
+
+    Args and errors as `scale_lower_bound`.
+
+    Source: arXiv 2306.09927, Lemma A.4.
+    """
+    check_initialisation(scale, covariance, context_length, theta)
+    return -_escape(scale, covariance, context_length, theta) / 2
+
+
 def pl_constant(
     scale: float, covariance: Float[Array, "d d"], context_length: int | float, theta: Float[Array, "d d"]
 ) -> float:
