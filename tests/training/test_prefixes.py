@@ -7,7 +7,7 @@ from flax import nnx
 
 from icl_lab.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import Decoder
-from icl_lab.tasks import LinearRegression
+from icl_lab.tasks import LinearRegression, Sphere
 from icl_lab.training.prefixes import Curriculum, _sequence, prefix_risk, train_decoder
 
 
@@ -16,15 +16,15 @@ def small(seed=0):
 
 
 def test_training_learns_from_examples_and_repeats_itself():
-    task, key = LinearRegression(dim=1, context_length=4), jax.random.key(0)
+    # Inputs of +-1: one example tells everything.
+    task, key = LinearRegression(dim=1, context_length=4, covariates=Sphere(1, 1.0)), jax.random.key(0)
     decoder, again = small(), small()
-    losses = train_decoder(decoder, task, steps=300, batch=32, learning_rate=5e-3, key=key)
-    np.testing.assert_array_equal(losses, train_decoder(again, task, steps=300, batch=32, learning_rate=5e-3, key=key))
+    losses = train_decoder(decoder, task, steps=400, batch=32, learning_rate=1e-2, key=key)
+    np.testing.assert_array_equal(losses[:60], train_decoder(again, task, steps=60, batch=32, learning_rate=1e-2, key=key))
     mean, error = prefix_risk(decoder, task, jax.random.key(1), 1000)
-    # Without an example nothing is known and the best error is E w^2 x^2 = 1; after one it is far below.
+    # Without an example nothing is known, and the best error is E w^2 = 1.
     assert abs(mean[0] - 1) < 5 * error[0]
-    assert mean[4] + 4 * error[4] < 0.5
-    assert losses[:20].mean() > 1.2 * losses[-20:].mean()
+    assert np.all(mean[1:] + 4 * error[1:] < 0.2)
 
 
 def test_a_hidden_coordinate_leaves_inputs_and_labels_alike():
