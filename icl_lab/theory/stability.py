@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_lab.errors import AssumptionError
-from icl_lab.theory import lsa, timecourse
+from icl_lab.theory import lsa, structured, timecourse
 from icl_lab.typing import Array
 
 COMMUTING = 1e-10
@@ -89,7 +89,7 @@ def late_rates(*problem) -> LateRates:
 def origin_spectrum(covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"]) -> Float[Array, "(d+1)**2"]:
     """Eigenvalues, ascending, of the Hessian at zero in the live entries p = (p1, p2) and K = (K1, k2).
 
-    They are -||D||_F and ||D||_F (p2 with K1 along D), minus and plus each singular value of D (p1 with k2), and 0 for the rest.
+    They are -||D||_F and ||D||_F (p2 with K1 along D), plus and minus each singular value of D (p1 with k2), and otherwise 0.
     """
     drive = timecourse.signal(covariance, task_covariance)
     size, norm, singular = len(drive), np.linalg.norm(drive), np.linalg.svd(drive, compute_uv=False)
@@ -123,7 +123,7 @@ def descent(
     """
     kappa = u**2 - np.sum(inner**2)
     for _ in range(steps):
-        du, slope = timecourse.velocity(u, inner, *problem)
+        du, slope = structured.general_velocity(u, inner, *problem)
         kappa += step**2 * (du**2 - np.sum(slope**2))
         u, inner = u + step * du, inner + step * slope
     return u, inner, float(kappa)

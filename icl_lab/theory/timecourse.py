@@ -1,8 +1,8 @@
 r"""The time course of gradient flow on one layer of linear self-attention, in closed form where it has one.
 
 Setting: x ~ N(0, Lambda), w ~ N(0, Omega), label noise of variance s2, N examples, structured weights W_PV = u e e^T (e the
-last unit vector) and W_KQ = blockdiag(U, 0). With D = Lambda Omega Lambda and C = (1 + 1/N) D + (tau/N) Lambda, tau the variance
-of a label, gradient flow of *half* the mean squared error is
+last unit vector) and W_KQ = blockdiag(U, 0). With D = Lambda Omega Lambda and C = (1 + 1/N) D + (tau/N) Lambda, tau the
+variance of a label, gradient flow of *half* the mean squared error is
 
     dU/dt = u D - u^2 C U Lambda,        du/dt = <U, D> - u <U, C U Lambda>.
 
@@ -22,7 +22,7 @@ import scipy.integrate
 from jaxtyping import Float
 
 from icl_lab.errors import AssumptionError
-from icl_lab.theory import lsa
+from icl_lab.theory import lsa, structured
 from icl_lab.typing import Array
 
 RTOL = 1e-12
@@ -35,30 +35,10 @@ def signal(covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"]
     return covariance @ task_covariance @ covariance
 
 
-def velocity(
-    u: float,
-    inner: Float[Array, "d d"],
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> tuple[float, Float[Array, "d d"]]:
-    """(du/dt, dU/dt) at structured weights; see the module for the formula.
-
-    Args:
-      u: the corner of W_PV.
-      inner: (d, d), U, the input block of W_KQ.
-      covariance, task_covariance, noise_variance, context_length: the problem.
-    """
-    drive = signal(covariance, task_covariance)
-    pull = lsa.response_moment(covariance, task_covariance, noise_variance, context_length) @ inner @ covariance
-    return float(np.sum(inner * drive) - u * np.sum(inner * pull)), u * drive - u**2 * pull
-
-
 def flow(
     u: float, inner: Float[Array, "d d"], times: Float[Array, "S"], *problem
 ) -> tuple[Float[Array, "S"], Float[Array, "S d d"]]:
-    """(u, U) at increasing times >= 0, by integrating `velocity` (DOP853, relative accuracy about 1e-11).
+    """(u, U) at increasing times >= 0, by integrating `structured.general_velocity` (DOP853, relative accuracy about 1e-11).
 
     Args:
       u, inner: the start, of any balance.
@@ -285,10 +265,10 @@ def frozen_value(times: Float[Array, "S"], u: float, inner: Float[Array, "d d"],
 
 
 def _flat_velocity(dim: int, *problem) -> Callable[[float, np.ndarray], np.ndarray]:
-    """`velocity` of a state (u, U) that is one vector, as scipy wants it."""
+    """`structured.general_velocity` of a state (u, U) that is one vector, as scipy wants it."""
 
     def rates(_: float, state: np.ndarray) -> np.ndarray:
-        du, inner = velocity(state[0], state[1:].reshape(dim, dim), *problem)
+        du, inner = structured.general_velocity(state[0], state[1:].reshape(dim, dim), *problem)
         return np.concatenate([[du], inner.ravel()])
 
     return rates
