@@ -14,6 +14,7 @@ from icl_lab.errors import InvalidValueError
 
 MODULES = (
     "icl_lab.claims.zhang2023",
+    "icl_lab.claims.zhang2023_loss",
     "icl_lab.claims.zhang2023_flow",
     "icl_lab.claims.zhang2023_risk",
     "icl_lab.claims.zhang2023_random",
@@ -27,6 +28,7 @@ MODULES = (
     "icl_lab.claims.lab_minima",
     "icl_lab.claims.lab_risks",
     "icl_lab.claims.lab_dynamics",
+    "icl_lab.claims.lab_timescales",
     "icl_lab.claims.lab_training",
 )
 

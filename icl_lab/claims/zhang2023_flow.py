@@ -1,19 +1,18 @@
-"""Claims of Zhang, Frei, Bartlett 2023 on the way to Theorem 4.1: the prediction, its reduced loss, and the flow's bounds."""
+"""Claims of Zhang, Frei, Bartlett 2023 about the flow towards Theorem 4.1: its start, its equations, and its bounds."""
 
 from __future__ import annotations
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from icl_lab import analysis, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
+from icl_lab.claims.flow_paths import structured, validate_spectra
 from icl_lab.claims.registry import claim
-from icl_lab.claims.settings import check_spectrum, covariance
+from icl_lab.claims.settings import covariance
 from icl_lab.claims.zhang2023 import PAPER, _theta, _validate
 from icl_lab.linalg import psd_root
 from icl_lab.models import initializers
@@ -32,17 +31,17 @@ DRIFT_TOLERANCE = 1e-11
 # Below this share of tr(Lambda) a loss gap is rounding noise.
 RESOLVED = 1e-9
 
-_SIZES = {
+SIZES = {
     "d": integer(3, 1, "input dimension"),
     "N": integer(10, 1, "training context length"),
 }
-_INPUTS = {
+INPUTS = {
     "Lam": spectrum("eigenvalues of the input covariance; null: 2 down to 1/2"),
     "rotate": flag(False, "random eigenvectors of the covariances"),
 }
-_START = (
-    _SIZES
-    | _INPUTS
+START = (
+    SIZES
+    | INPUTS
     | {
         "sigma": number(0.1, positive=True, meaning="initial scale; sigma^2 ||Gamma|| sqrt(d) < 2"),
         "theta": choice("identity", ("identity", "random"), "the matrix Theta of the start"),
@@ -51,20 +50,12 @@ _START = (
 )
 
 
-def structured(u: float, inner: Float[Array, "d d"]) -> LSAWeights:
-    """The weights with corner u of W_PV, input block U of W_KQ, and nothing else."""
-    dim = len(inner)
-    w_pv, w_kq = np.zeros((dim + 1, dim + 1)), np.zeros((dim + 1, dim + 1))
-    w_pv[-1, -1], w_kq[:dim, :dim] = u, inner
-    return LSAWeights(w_pv=w_pv, w_kq=w_kq)
-
-
-def _objective(matrix, N, **noise_and_tasks):
+def objective_of(matrix, N, **noise_and_tasks):
     task = LinearRegression(dim=len(matrix), context_length=N, covariance=matrix, **noise_and_tasks)
     return objectives.population(task, models.LinearSelfAttention())
 
 
-def _random_structured(key, dim: int, count: int) -> list[tuple[float, Array]]:
+def random_structured(key, dim: int, count: int) -> list[tuple[float, Array]]:
     draws = np.asarray(jax.random.normal(prng.stream(key, "weights"), (count, dim**2 + 1)))
     return [(float(row[0]), row[1:].reshape(dim, dim)) for row in draws]
 
@@ -73,112 +64,6 @@ def _random_structured(key, dim: int, count: int) -> list[tuple[float, Array]]:
 def gradient(objective, weights: LSAWeights) -> LSAWeights:
     """Gradient of the half loss, compiled once for all covariances of a size."""
     return jax.grad(objective)(weights)
-
-
-@claim(
-    "zhang2023.setup",
-    paper=PAPER,
-    statement="The prediction is (p1, p2).(E E^T / N) [K1; k2^T] x_q, and no other entry of W_PV and W_KQ matters.",
-    source="equation (3.5) and the remark on the entries that drop out",
-    parameters={
-        "d": integer(3, 1, "input dimension"),
-        "N": integer(6, 1, "context length"),
-        "seed": integer(0, 0, "of weights and prompt"),
-    },
-)
-def prediction_is_bilinear(d, N, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    model = models.LinearSelfAttention()
-    prompt = LinearRegression(dim=d, context_length=N).sample(prng.stream(key, "prompt"))
-    weights = initializers.gaussian(prng.stream(key, "weights"), d + 1, 1.0)
-    other = initializers.gaussian(prng.stream(key, "other weights"), d + 1, 1.0)
-    # The same last row of W_PV and first columns of W_KQ, everything else new.
-    twin = LSAWeights(
-        w_pv=np.concatenate([other.w_pv[:-1], weights.w_pv[-1:]]),
-        w_kq=np.concatenate([weights.w_kq[:, :-1], other.w_kq[:, -1:]], axis=1),
-    )
-
-    @jax.jit
-    def answers(one):
-        tokens = model.apply(one, model.tokens(prompt))
-        return tokens[-1, -1], model(one, prompt)[0], jax.grad(lambda w: model(w, prompt)[0])(one)
-
-    (all_tokens, answer, gradient), (of_twin, _, _) = answers(weights), answers(twin)
-    expected = theory.structured.prediction(
-        weights.w_pv, weights.w_kq, *map(np.asarray, (prompt.inputs, prompt.labels[:, 0], prompt.query))
-    )
-    return [
-        check.exact("prediction", answer, expected, EXACT_TOLERANCE),
-        check.exact("last_entry_of_all_tokens", all_tokens, expected, EXACT_TOLERANCE),
-        check.exact("with_other_unreached_entries", of_twin, expected, EXACT_TOLERANCE),
-        check.exact("gradient_of_unreached_w_pv_abs", gradient.w_pv[:d], np.zeros((d, d + 1)), 0.0),
-        check.exact("gradient_of_unreached_w_kq_abs", gradient.w_kq[:, d], np.zeros(d + 1), 0.0),
-    ]
-
-
-@claim(
-    "zhang2023.lem5.1",
-    paper=PAPER,
-    statement="The prediction is a quadratic form of the weights whose matrix is indefinite, with min(d, N) + 1 negative "
-    "eigenvalues.",
-    source="Lemma 5.1",
-    parameters={
-        "d": integer(3, 1, "input dimension"),
-        "N": integer(6, 1, "context length"),
-        "seed": integer(0, 0, "of weights and prompt"),
-    },
-)
-def prediction_is_a_quadratic_form(d, N, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    model = models.LinearSelfAttention()
-    prompt = LinearRegression(dim=d, context_length=N).sample(prng.stream(key, "prompt"))
-    # vec(U) stacks the columns of U = [[K1, p1], [k2^T, p2]].
-    vec = np.asarray(jax.random.normal(prng.stream(key, "weights"), ((d + 1) ** 2,)))
-
-    def predict(vec):
-        live = vec.reshape(d + 1, d + 1).T
-        empty = jnp.zeros((d + 1, d + 1))
-        weights = LSAWeights(w_pv=empty.at[-1].set(live[:, -1]), w_kq=empty.at[:, :d].set(live[:, :d]))
-        return model(weights, prompt)[0]
-
-    answer, second = jax.jit(lambda v: (predict(v), jax.hessian(predict)(v)))(vec)
-    data = tuple(map(np.asarray, (prompt.inputs, prompt.labels[:, 0], prompt.query)))
-    form = theory.structured.quadratic_form(*data)
-    values = np.linalg.eigvalsh(np.asarray(second) / 2)
-    negative = int(np.sum(values < -EXACT_TOLERANCE * values[-1]))
-    return [
-        check.exact("prediction", answer, vec @ form @ vec, EXACT_TOLERANCE),
-        check.exact("hessian_distance_abs", np.linalg.norm(second / 2 - form) / np.linalg.norm(form), 0.0, EXACT_TOLERANCE),
-        check.exact("eigenvalues", values, theory.structured.quadratic_form_eigenvalues(*data), EXACT_TOLERANCE),
-        check.exact("negative_eigenvalues", negative, theory.structured.negative_directions(d, N), 0.0),
-    ]
-
-
-@claim(
-    "zhang2023.asm3.3",
-    paper=PAPER,
-    statement="The start W_PV = sigma e e^T, W_KQ = sigma diag(Theta Theta^T, 0) with || Theta Theta^T ||_F = 1 is balanced, and "
-    "sigma stays below sqrt(2 / (||Gamma|| sqrt(d))).",
-    source="Assumption 3.3",
-    parameters=_START,
-    validate=_validate,
-)
-def start_is_balanced(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
-    matrix = covariance(Lam, d, rotate, seed)
-    root = _theta(theta, d, seed)
-    start = initializers.zhang(d, sigma, 3 * root)  # the start scales Theta itself
-    expected = structured(sigma, sigma * root @ root.T)
-    constants = _Constants(_objective(matrix, N), start)
-    largest = np.sqrt(2 / (np.linalg.norm(constants.gamma, ord=2) * np.sqrt(d)))
-    return [
-        check.exact("w_pv", start.w_pv, expected.w_pv, EXACT_TOLERANCE),
-        check.exact("w_kq", start.w_kq, expected.w_kq, EXACT_TOLERANCE),
-        check.exact("norm_of_w_kq", np.linalg.norm(start.w_kq), sigma, EXACT_TOLERANCE),
-        check.exact("imbalance_abs", np.sum(start.w_pv**2) - np.sum(start.w_kq**2), 0.0, EXACT_TOLERANCE * sigma**2),
-        check.exact("largest_sigma", largest, theory.zhang2023.largest_init_scale(matrix, N), CONSTANT_TOLERANCE),
-        check.holds("sigma_is_below_the_largest_abs", sigma < largest),
-        check.holds("start_has_signal_abs", constants.overlap > 0),
-    ]
 
 
 class _Constants:
@@ -201,25 +86,52 @@ class _Constants:
 
 
 @claim(
+    "zhang2023.asm3.3",
+    paper=PAPER,
+    statement="The start W_PV = sigma e e^T, W_KQ = sigma diag(Theta Theta^T, 0), || Theta Theta^T ||_F = 1, is balanced, and "
+    "sigma stays below sqrt(2 / (||Gamma|| sqrt(d))).",
+    source="Assumption 3.3",
+    parameters=START,
+    validate=_validate,
+)
+def start_is_balanced(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
+    matrix = covariance(Lam, d, rotate, seed)
+    root = _theta(theta, d, seed)
+    start = initializers.zhang(d, sigma, 3 * root)  # the start scales Theta itself
+    expected = structured(sigma, sigma * root @ root.T)
+    constants = _Constants(objective_of(matrix, N), start)
+    largest = np.sqrt(2 / (np.linalg.norm(constants.gamma, ord=2) * np.sqrt(d)))
+    return [
+        check.exact("w_pv", start.w_pv, expected.w_pv, EXACT_TOLERANCE),
+        check.exact("w_kq", start.w_kq, expected.w_kq, EXACT_TOLERANCE),
+        check.exact("norm_of_w_kq", np.linalg.norm(start.w_kq), sigma, EXACT_TOLERANCE),
+        check.exact("imbalance_abs", np.sum(start.w_pv**2) - np.sum(start.w_kq**2), 0.0, EXACT_TOLERANCE * sigma**2),
+        check.exact("largest_sigma", largest, theory.zhang2023.largest_init_scale(matrix, N), CONSTANT_TOLERANCE),
+        check.at_most("sigma", sigma, largest),
+        check.holds("start_has_signal_abs", constants.overlap > 0),
+    ]
+
+
+@claim(
     "zhang2023.lem5.2",
     paper=PAPER,
     statement="On p1 = k2 = 0 gradient flow of the whole layer is dU/dt = u Lam^2 - u^2 Gamma Lam U Lam, "
     "du/dt = tr(Lam^2 U^T - u Gamma Lam U Lam U^T), and it stays there.",
     source="Lemma 5.2",
-    parameters=_SIZES
-    | _INPUTS
+    parameters=SIZES
+    | INPUTS
     | {
         "rotate": flag(True, "random eigenvectors of both covariances, which then do not commute"),
         "Om": spectrum("eigenvalues of the task covariance of the general form; null: 3/2 down to 1/2"),
         "s2": number(0.25, 0.0, "label noise of the general form"),
         "seed": integer(0, 0, "of the bases and the weights"),
     },
-    validate=lambda d, Lam, Om, **_: (check_spectrum(Lam, d, "Lam"), check_spectrum(Om, d, "Om")) and None,
+    validate=validate_spectra,
 )
 def reduced_dynamics(d, N, Lam, rotate, Om, s2, seed) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
     tasks = covariance(Om, d, rotate, seed, "tasks", largest=1.5)
-    ((u, inner),) = _random_structured(jax.random.key(seed), d, 1)
+    ((u, inner),) = random_structured(jax.random.key(seed), d, 1)
     checks = []
     for words, settings, expected in (
         ("", {}, theory.structured.velocity(u, inner, matrix, N)),
@@ -244,99 +156,18 @@ def reduced_dynamics(d, N, Lam, rotate, Om, s2, seed) -> list[Check]:
 
 
 @claim(
-    "zhang2023.lemA.1",
-    paper=PAPER,
-    statement="On structured weights the half loss is tr(u^2/2 Gamma Lam U Lam U^T - u Lam^2 U^T) + tr(Lam)/2.",
-    source="Lemma A.1",
-    parameters=_START | {"points": integer(4, 1, "random weights")},
-    validate=lambda points, **start: _validate(**start),
-)
-def equivalent_objective(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
-    matrix = covariance(Lam, d, rotate, seed)
-    root = _theta(theta, d, seed)
-    objective = _objective(matrix, N)
-    drawn = _random_structured(jax.random.key(seed), d, points)
-    measured = [objective.risk(structured(u, inner)) / 2 for u, inner in drawn]
-    expected = [theory.structured.reduced_loss(u, inner, matrix, N) + np.trace(matrix) / 2 for u, inner in drawn]
-    start = theory.structured.reduced_loss(sigma, sigma * root @ root.T, matrix, N) + np.trace(matrix) / 2
-    return [
-        check.exact("half_loss", measured, expected, EXACT_TOLERANCE),
-        check.exact("half_loss_at_start", objective.risk(initializers.zhang(d, sigma, root)) / 2, start, EXACT_TOLERANCE),
-        check.exact(
-            "half_loss_at_zero", objective.risk(structured(0.0, np.zeros((d, d)))) / 2, np.trace(matrix) / 2, EXACT_TOLERANCE
-        ),
-    ]
-
-
-@claim(
-    "zhang2023.corA.2",
-    paper=PAPER,
-    statement="The reduced loss has the minimum -tr(Lam^2 Gamma^{-1})/2, and lies above it by "
-    "||Gamma^{1/2} (u Lam^{1/2} U Lam^{1/2} - Lam Gamma^{-1})||^2 / 2.",
-    source="Corollary A.2",
-    parameters=_START | {"points": integer(4, 1, "random weights")},
-    validate=lambda points, **start: _validate(**start),
-)
-def loss_gap(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
-    matrix = covariance(Lam, d, rotate, seed)
-    root = _theta(theta, d, seed)
-    objective = _objective(matrix, N)
-    start = initializers.zhang(d, sigma, root)
-    flow = training.gradient_flow(objective, start, weight_tolerance=LIMIT_TOLERANCE)
-    minimum = objective.risk(flow.limit) / 2
-    drawn = [(sigma, sigma * root @ root.T), *_random_structured(jax.random.key(seed), d, points)]
-    measured = [objective.risk(structured(u, inner)) / 2 - minimum for u, inner in drawn]
-    expected = [theory.structured.loss_gap(u, inner, matrix, N) for u, inner in drawn]
-    lowest = theory.structured.minimum_reduced_loss(matrix, N)
-    return [
-        check.holds("flow_converged_abs", flow.verdict == training.Verdict.CONVERGED),
-        check.exact("smallest_half_loss", minimum, lowest + np.trace(matrix) / 2, EXACT_TOLERANCE),
-        check.exact(
-            "smallest_reduced_loss", minimum - objective.risk(structured(0.0, 0 * matrix)) / 2, lowest, EXACT_TOLERANCE
-        ),
-        check.exact("gap", measured, expected, EXACT_TOLERANCE),
-    ]
-
-
-@claim(
-    "zhang2023.lem5.3",
-    paper=PAPER,
-    statement="Every minimiser of the reduced loss has u U = Gamma^{-1}: a curve (c U, u / c).",
-    source="Lemma 5.3",
-    parameters=_SIZES | _INPUTS | {"starts": integer(4, 1, "random starts"), "seed": integer(0, 0, "of the basis and starts")},
-    validate=lambda d, Lam, **_: check_spectrum(Lam, d, "Lam"),
-)
-def minimisers(d, N, Lam, rotate, starts, seed) -> list[Check]:
-    matrix = covariance(Lam, d, rotate, seed)
-    objective = _objective(matrix, N)
-    inverse = np.linalg.inv(theory.zhang2023.gamma(matrix, N))
-    lowest = theory.structured.minimum_reduced_loss(matrix, N) + np.trace(matrix) / 2
-    checks = []
-    for i, (u, inner) in enumerate(_random_structured(jax.random.key(seed), d, starts)):
-        flow = training.gradient_flow(objective, structured(u, inner), weight_tolerance=0.1 * LIMIT_TOLERANCE)
-        u, inner = float(flow.limit.w_pv[-1, -1]), flow.limit.w_kq[:d, :d]
-        curve = [objective.risk(structured(u / c, c * inner)) / 2 for c in (-2.0, 0.5, 3.0)]
-        checks += [
-            check.holds(f"flow_converged_{i}_abs", flow.verdict == training.Verdict.CONVERGED),
-            check.exact(f"product_{i}", u * inner, inverse, LIMIT_TOLERANCE),
-            check.exact(f"half_loss_along_the_curve_{i}", curve, np.full(3, lowest), EXACT_TOLERANCE),
-        ]
-    return checks
-
-
-@claim(
     "zhang2023.lemA.3",
     paper=PAPER,
     statement="u^2 - ||U||_F^2 is conserved by gradient flow, and with it the balance of the start; for all entries it is "
     "||W_PV||^2 - ||W_KQ||^2.",
     source="Lemma A.3",
-    parameters=_START | {"scale": number(0.3, positive=True, meaning="of a Gaussian start of all entries")},
+    parameters=START | {"scale": number(0.3, positive=True, meaning="of a Gaussian start of all entries")},
     validate=lambda scale, **start: _validate(**start),
 )
 def balance_is_conserved(d, N, Lam, rotate, sigma, theta, seed, scale) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
     key = jax.random.key(seed)
-    objective = _objective(matrix, N)
+    objective = objective_of(matrix, N)
     times = np.linspace(0.0, 4.0, 9) * np.log(2 + 1 / sigma) / np.linalg.norm(matrix @ matrix)
     unbalanced = initializers.gaussian(prng.stream(key, "start"), d + 1, scale)
     # A head axis makes the flow integrate every entry of both matrices, although only some of them ever move.
@@ -358,7 +189,7 @@ def balance_is_conserved(d, N, Lam, rotate, sigma, theta, seed, scale) -> list[C
         size = max(1.0, float(np.max(np.sum(path.w_pv**2, axis=(1, 2, 3)))))
         drift = analysis.drift(path)["value_key_query"]
         checks += [
-            check.holds(f"{name}_loss_has_fallen_abs", bool(flow.trajectory.losses[-1] < 0.95 * flow.trajectory.losses[0])),
+            check.holds(f"{name}_loss_has_fallen_abs", bool(flow.trajectory.losses[-1] < 0.999 * flow.trajectory.losses[0])),
             check.exact(f"{name}_drift_abs", drift, np.zeros(len(times)), DRIFT_TOLERANCE * size),
         ]
         if name == "structured":
@@ -372,28 +203,28 @@ def balance_is_conserved(d, N, Lam, rotate, sigma, theta, seed, scale) -> list[C
     paper=PAPER,
     statement="From the structured start the loss is below that of zero weights, and u(t) never falls below a positive bound.",
     source="Lemmas A.4 and A.5",
-    parameters=_START,
+    parameters=START,
     validate=_validate,
 )
 def u_stays_positive(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
     root = _theta(theta, d, seed)
     product = root @ root.T
-    objective = _objective(matrix, N)
+    objective = objective_of(matrix, N)
     start = initializers.zhang(d, sigma, root)
     constants = _Constants(objective, start)
     flow = training.gradient_flow(objective, start, weight_tolerance=LIMIT_TOLERANCE)
     reduced = (objective.risk(start) - objective.risk(structured(0.0, 0 * matrix))) / 2
     start_bound = theory.zhang2023.start_loss_bound(sigma, matrix, N, product)
     lower = theory.zhang2023.scale_lower_bound(sigma, matrix, N, product)
-    rounding = GRADIENT_TOLERANCE * np.trace(matrix)
     measured_lower = np.sqrt(constants.escape / (2 * np.sqrt(d) * np.linalg.norm(constants.square, ord=2)))
     return [
         check.holds("flow_converged_abs", flow.verdict == training.Verdict.CONVERGED),
         check.exact("start_loss_bound", -constants.escape / 2, start_bound, CONSTANT_TOLERANCE),
-        check.holds("start_loss_is_below_its_bound_abs", reduced <= start_bound + rounding and start_bound < 0),
+        check.at_most("start_loss_abs", reduced, start_bound, GRADIENT_TOLERANCE * np.trace(matrix)),
+        check.holds("start_loss_bound_is_negative_abs", start_bound < 0),
         check.exact("u_lower_bound", measured_lower, lower, CONSTANT_TOLERANCE),
-        check.holds("u_stays_above_its_bound_abs", bool(np.min(flow.trajectory.weights.w_pv[:, -1, -1]) >= lower)),
+        check.at_least("smallest_u", np.min(flow.trajectory.weights.w_pv[:, -1, -1]), lower),
     ]
 
 
@@ -402,13 +233,13 @@ def u_stays_positive(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     paper=PAPER,
     statement="Along the flow |grad L|^2 >= mu (L - min L), so that the gap decays at least like exp(-mu t).",
     source="Lemma 5.4",
-    parameters=_START,
+    parameters=START,
     validate=_validate,
 )
 def pl_inequality(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
     root = _theta(theta, d, seed)
-    objective = _objective(matrix, N)
+    objective = objective_of(matrix, N)
     start = initializers.zhang(d, sigma, root)
     constants = _Constants(objective, start)
     flow = training.gradient_flow(objective, start, weight_tolerance=LIMIT_TOLERANCE)
@@ -424,6 +255,6 @@ def pl_inequality(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
         check.holds("flow_converged_abs", flow.verdict == training.Verdict.CONVERGED),
         check.exact("mu", measured_mu, mu, CONSTANT_TOLERANCE),
         check.holds("gap_is_resolved_abs", int(np.sum(resolved)) >= 10),
-        check.holds("gradient_dominates_abs", bool(np.all((path.gradient_norms**2 >= mu * gaps)[resolved]))),
-        check.holds("gap_decays_exponentially_abs", bool(np.all((gaps <= decay * (1 + EXACT_TOLERANCE))[resolved]))),
+        check.at_least("smallest_gradient_over_gap", np.min((path.gradient_norms**2)[resolved] / gaps[resolved]), mu),
+        check.at_most("largest_gap_over_exponential", np.max((gaps / decay)[resolved]), 1.0, EXACT_TOLERANCE),
     ]
