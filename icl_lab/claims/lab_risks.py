@@ -41,7 +41,7 @@ _COVARIANCES = {
     "rotate": flag(True, "random eigenvectors of the covariances"),
 }
 _SAMPLING = {
-    "samples": integer(200_000, 10_000, "prompts of a Monte Carlo mean"),
+    "samples": integer(100_000, 10_000, "prompts of a Monte Carlo mean"),
     "seed": integer(0, 0, "of weights, bases and prompts"),
 }
 
@@ -169,7 +169,7 @@ def _tail_index(task: LinearRegression, key, samples: int) -> float:
     return float(1 / np.mean(np.log(largest[1:] / largest[0])))
 
 
-def _least_squares_checks(name: str, task: LinearRegression, expected: float, key, samples: int) -> Check:
+def _least_squares_check(name: str, task: LinearRegression, expected: float, key, samples: int) -> Check:
     """The sampled risk beside a finite one; the tail of its squared errors beside that which makes the mean infinite."""
     if math.isinf(expected):
         index = (abs(task.context_length - task.dim) + 1) / 2
@@ -196,14 +196,33 @@ def _validate_ols(d, N, **others) -> None:
 )
 def least_squares(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
     key = jax.random.key(seed)
-    inputs, tasks = covariance(Lam, d, rotate, seed, "inputs"), covariance(Om, d, rotate, seed, "tasks", largest=1.5)
-    vector = np.asarray(jax.random.normal(prng.stream(key, "vector"), (d,)))
-    expected = theory.bayes.ols_risk(d, N, s2)
-    checks = []
-    for name, second_moment in (("random_tasks", tasks), ("one_task", np.outer(vector, vector))):
-        task = LinearRegression(dim=d, context_length=N, covariance=inputs, task_covariance=second_moment, noise_std=np.sqrt(s2))
-        checks.append(_least_squares_checks(name, task, expected, prng.stream(key, name), samples))
-    return checks
+    task = LinearRegression(
+        dim=d,
+        context_length=N,
+        covariance=covariance(Lam, d, rotate, seed, "inputs"),
+        task_covariance=covariance(Om, d, rotate, seed, "tasks", largest=1.5),
+        noise_std=np.sqrt(s2),
+    )
+    vector = jax.random.normal(prng.stream(key, "vector"), (d,))
+
+    def errors_of_two_tasks(one):
+        prompt = task.sample(one)
+        change = vector - prompt.latent
+        other = Prompt(
+            prompt.inputs,
+            prompt.labels + prompt.inputs @ change[:, None],
+            prompt.query,
+            prompt.target + prompt.query @ change[:, None],
+        )
+        return jnp.concatenate([estimators.ols(asked) - asked.target for asked in (prompt, other)])
+
+    keys = jax.random.split(prng.stream(key, "two tasks"), 50)
+    drawn, fixed = np.asarray(jax.jit(jax.vmap(errors_of_two_tasks))(keys)).T
+    return [
+        _least_squares_check("random_tasks", task, theory.bayes.ols_risk(d, N, s2), prng.stream(key, "prompts"), samples),
+        # On the same inputs and noise the error is the same for every task vector.
+        check.exact("errors_of_one_task_abs", fixed, drawn, 1e-6),
+    ]
 
 
 @claim(
@@ -232,7 +251,7 @@ def minimum_norm(d, N, s2, lam, Om, rotate, samples, seed) -> list[Check]:
         expected = theory.bayes.minimum_norm_risk(d, N, s2, lam, float(np.trace(tasks)))
     else:
         expected = theory.bayes.ols_risk(d, N, s2)
-    return [_least_squares_checks("minimum_norm", task, expected, prng.stream(jax.random.key(seed), "prompts"), samples)]
+    return [_least_squares_check("minimum_norm", task, expected, prng.stream(jax.random.key(seed), "prompts"), samples)]
 
 
 @claim(
@@ -335,11 +354,11 @@ def crossover(d, s2, samples, seed) -> list[Check]:
     parameters=_SIZES
     | {
         "d": integer(3, 1, "input dimension"),
-        "N": integer(1000, 50, "the limit is read from the lengths N and 2N of the simulations"),
+        "N": integer(200, 50, "the limit is read from the lengths N and 2N of the simulations"),
         "s2": number(0.25, positive=True, meaning="variance of the label noise"),
     }
     | _COVARIANCES
-    | {"samples": integer(10_000, 1_000, "prompts of a Monte Carlo mean"), "seed": integer(0, 0, "of bases and prompts")},
+    | {"samples": integer(20_000, 1_000, "prompts of a Monte Carlo mean"), "seed": integer(0, 0, "of bases and prompts")},
     validate=_validate,
 )
 def one_over_n(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
@@ -351,7 +370,7 @@ def one_over_n(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
         return LinearRegression(dim=d, context_length=length, covariance=inputs, task_covariance=tasks, noise_std=np.sqrt(s2))
 
     # N R(N) = limit + a/N + ...; lengths N and 2N remove the first correction.
-    long = 1000 * N
+    long = 5000 * N
     once, twice = (length * objectives.population(at(length), MODEL).risk(_trained(at(length)).limit) for length in (long, 2 * long))
     checks = [check.exact("layer", 2 * twice - once, theory.bayes.scaled_limit(inputs, tasks, s2), 1e-6)]
     penalty = s2 * (inverse + inverse.T) / 2
