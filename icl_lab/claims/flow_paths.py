@@ -103,17 +103,19 @@ class Path:
 
     Attributes:
       at: time -> weights in numpy.
+      steps: (S,) the solver's own times, dense where the weights move.
       crossings: for each event the times (k,) at which it crossed zero.
       states: for each event the weights at those times.
     """
 
     at: Callable[[float], Weights]
+    steps: Float[np.ndarray, "S"]
     crossings: list[Float[np.ndarray, "k"]]
     states: list[list[Weights]]
 
 
 class Integrator:
-    """Gradient flow of one objective, whose gradient is compiled once for all starts."""
+    """Gradient flow of one objective, and its derivatives, from a gradient that is compiled once for all starts."""
 
     def __init__(self, objective: Objective, like: Weights):
         """
@@ -124,11 +126,25 @@ class Integrator:
         leaves, self.structure = jax.tree.flatten(like)
         self.shapes = [np.shape(leaf) for leaf in leaves]
         _, unravel = ravel_pytree(jax.tree.map(jnp.asarray, like))
-        self._gradient = jax.jit(jax.grad(lambda state: objective(unravel(state))))
+        self._value_and_gradient = jax.jit(jax.value_and_grad(lambda state: objective(unravel(state))))
+
+    def value_and_gradient(self, state: Float[np.ndarray, "n"]) -> tuple[float, Float[np.ndarray, "n"]]:
+        """The half loss and its gradient at weights that are one vector."""
+        loss, gradient = self._value_and_gradient(state)
+        return float(loss), np.asarray(gradient)
 
     def gradient(self, state: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
         """The gradient at weights that are one vector."""
-        return np.asarray(self._gradient(state))
+        return np.asarray(self._value_and_gradient(state)[1])
+
+    def hessian(self, state: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n n"]:
+        """The Hessian, from differences of the gradient over unit steps.
+
+        They are exact up to rounding, since the losses here are quadratic in every single entry of the weights.
+        """
+        units = np.eye(len(state))
+        rows = np.array([(self.gradient(state + unit) - self.gradient(state - unit)) / 2 for unit in units])
+        return (rows + rows.T) / 2
 
     def flat(self, weights: Weights) -> Float[np.ndarray, "n"]:
         """Weights as one vector."""
@@ -170,6 +186,7 @@ class Integrator:
         )
         return Path(
             at=lambda time: self.weights(solution.sol(time)),
+            steps=solution.t,
             crossings=[np.asarray(times) for times in solution.t_events or []],
             states=[[self.weights(y) for y in states] for states in solution.y_events or []],
         )

@@ -1,7 +1,7 @@
 r"""Training dynamics of linear attention with merged and with separate key and query matrices (arXiv 2501.16265).
 
-Setting: x ~ N(0, Lambda), w ~ N(0, I), no noise, N examples, structured heads: head h has one value v_h (the corner of its W_PV)
-and acts on the inputs by U_h. Merged heads train (v_h, U_h); separate heads of rank R train v_h and K_h, Q_h (R, d) with
+Setting: x ~ N(0, Lambda), w ~ N(0, I), no noise, N examples, structured heads: head h has one value v_h (the corner of its
+W_PV) and acts on the inputs by U_h. Merged heads train (v_h, U_h); separate heads of rank R train v_h and K_h, Q_h (R, d) with
 U_h = K_h^T Q_h. The layer computes sum_h v_h b^T U_h x_q / N, b = sum_i y_i x_i, so all that counts is W = sum_h v_h U_h.
 
 Gradient flow is that of *half* the mean squared error; losses below are mean squared errors. In the eigenbasis of Lambda,
@@ -83,6 +83,21 @@ def subset_risk(spectrum: Float[Array, "d"], context_length: int | float, learne
     return float(np.sum(spectrum) - np.sum(learned * spectrum / gains(spectrum, context_length)))
 
 
+def is_strict_saddle(learned: Float[Array, "d"]) -> bool:
+    """Whether balanced heads at a fixed point (unused ones at zero) have a Hessian with a negative eigenvalue.
+
+    They do unless the set is a prefix, the leading eigenvectors and no others: a head then turns from its eigenvector towards a
+    larger one that is not in the set. At a prefix W is the best matrix of its rank, and only a new head, which enters in the
+    third order, lowers the loss; that is why plateaus last a power of the initial scale.
+
+    Args:
+      learned: (d,), 1 for an eigenvector in the set, in descending order of their (distinct) eigenvalues.
+
+    Source: the lab's own.
+    """
+    return bool(np.any(np.diff(learned) > 0))
+
+
 def plateau_risks(spectrum: Float[Array, "d"], context_length: int | float) -> Float[Array, "d+1"]:
     """The mean squared errors at which rank-one heads rest in turn, from a small start: 0, 1, ..., d leading eigenvectors.
 
@@ -94,12 +109,12 @@ def plateau_risks(spectrum: Float[Array, "d"], context_length: int | float) -> F
 
 
 def head_sizes(spectrum: Float[Array, "d"], context_length: int | float) -> Float[Array, "d"]:
-    """|v| of the balanced rank-one head that has learned eigenvector i, v* = (lambda_i g_i)^{-1/3}, also the norm of k and q."""
+    """v* = (lambda_i g_i)^{-1/3}: |v| of a balanced rank-one head that has learned eigenvector i, also the norm of k and q."""
     return (spectrum * gains(spectrum, context_length)) ** (-1 / 3)
 
 
 def head_time(start: float, end: float, eigenvalue: float, gain: float) -> float:
-    r"""Time that a balanced head on one eigenvector takes from v = start to v = end, where dv/dt = lambda^2 v^2 - lambda^3 g v^5.
+    r"""Time that a balanced head on one eigenvector takes to grow: dv/dt = lambda^2 v^2 - lambda^3 g v^5.
 
     .. math:: t = \frac{P(v/v^*) - P(v_0/v^*)}{\lambda^2 v^*}, \qquad
               P(x) = -\tfrac1x - \tfrac13\ln(1-x) + \tfrac16\ln(1+x+x^2) - \tfrac{1}{\sqrt3}\arctan\tfrac{2x+1}{\sqrt3}
@@ -107,7 +122,7 @@ def head_time(start: float, end: float, eigenvalue: float, gain: float) -> float
     so that the plateau lasts about 1 / (lambda^2 v_0): a power of the initial scale, where merged heads have its logarithm.
 
     Args:
-      start, end: 0 < start <= end < v*.
+      start, end: values of v, 0 < start <= end < v*.
       eigenvalue: lambda.
       gain: g.
 
