@@ -1,8 +1,8 @@
 """Softmax decoders under covariate shift, beside the exact error of the linear layer (arXiv 2306.09927, Figure 1).
 
-    python experiments/zhang2023_fig1.py                                        d = 3, about five minutes on two cores
-    python experiments/zhang2023_fig1.py decoder=published seed=1               the paper's size, for a GPU
-    python experiments/zhang2023_fig1.py decoder.steps=300 decoder.prompts=500  a look at the pipeline
+python experiments/zhang2023_fig1.py                                        d = 3, about five minutes on two cores
+python experiments/zhang2023_fig1.py decoder=published seed=1               the paper's size, for a GPU
+python experiments/zhang2023_fig1.py decoder.steps=300 decoder.prompts=500  a look at the pipeline
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ def draw(curves: list[dict], length: int, path: Path) -> None:
         save(
             figure,
             path,
-            "Points: softmax decoders with intervals of two standard errors; lines: the exact error of the linear layer's limit. "
-            "Under shift the decoders stay far below the linear layer, but not at zero, where least squares is from d examples "
-            "on; right of the grey line are lengths that no decoder was trained on.",
+            "Points: softmax decoders with intervals of two standard errors; lines: the exact error of the linear layer's "
+            "limit. Under shift the decoders stay far below the linear layer, but not at zero, where least squares is from d "
+            "examples on; right of the grey line are lengths that no decoder was trained on.",
             numbers,
         )
 
