@@ -4,14 +4,15 @@ Nothing here knows a model, an objective or a training loop, so that a formula s
 """
 
 from icl_lab.theory import bayes as bayes
+from icl_lab.theory import covariate_shift as covariate_shift
 from icl_lab.theory import exact_loss as exact_loss
 from icl_lab.theory import lsa as lsa
 from icl_lab.theory import mahankali2023 as mahankali2023
 from icl_lab.theory import minima as minima
 from icl_lab.theory import nonlinear as nonlinear
 from icl_lab.theory import random_covariance as random_covariance
-from icl_lab.theory import structured as structured
 from icl_lab.theory import stability as stability
+from icl_lab.theory import structured as structured
 from icl_lab.theory import timecourse as timecourse
 from icl_lab.theory import transfer as transfer
 from icl_lab.theory import vonoswald2022 as vonoswald2022

@@ -1,0 +1,48 @@
+"""Every experiment runs as its docstring says and leaves figures with their numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def run(script, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(EXPERIMENTS / script), *arguments], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("script", "figures"),
+    [
+        ("zhang2023.py", {"convergence", "matrices", "lengths", "shifts"}),
+        ("mahankali2023.py", {"risks", "step_sizes"}),
+        ("zhangsaxe2025.py", {"saddle_to_saddle"}),
+    ],
+)
+def test_a_paper_has_its_figures(script, figures, tmp_path):
+    run(script, "-o", str(tmp_path))
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_decoder_is_tested_under_every_shift_beside_the_linear_layer(tmp_path):
+    small = ("steps=20", "width=8", "layers=1", "heads=2", "prompts=250", "longest=6", "context_length=5", "dim=2")
+    printed = run("zhang2023_fig1.py", f"output={tmp_path}", "scales=[1,4]", *(f"decoder.{setting}" for setting in small))
+    assert "random, c = 4" in printed
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert [(c["trained"], c["tested"], c["scale"]) for c in curves] == [
+        (trained, tested, scale)
+        for trained in ("fixed", "random")
+        for tested, scale in (("fixed", 1.0), ("random", 1.0), ("random", 4.0))
+    ]
+    assert (tmp_path / "covariate_shift.png").exists()
