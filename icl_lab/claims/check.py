@@ -93,7 +93,7 @@ def holds(name: str, condition: bool) -> Check:
     return exact(name, float(condition), 1.0, 0.0)
 
 
-def at_most(name: str, measured: Any, bound: Any, tolerance: float = 0.0) -> Check:
+def at_most(name: str, measured: Any, bound: Any, tolerance: float = 0.0, standard_error: float | None = None) -> Check:
     """The check of an inequality, measured <= bound entry by entry; its error is the Frobenius norm of the excess, relative to
     that of the bound unless the name ends in `_abs`.
 
@@ -102,6 +102,7 @@ def at_most(name: str, measured: Any, bound: Any, tolerance: float = 0.0) -> Che
       measured: number or array.
       bound: the same shape, shown as `expected`.
       tolerance: excess that rounding explains.
+      standard_error: of `measured`, shown only; put what it allows into `measured` or `bound`.
 
     Raises:
       InvalidValueError: as `exact`.
@@ -110,12 +111,13 @@ def at_most(name: str, measured: Any, bound: Any, tolerance: float = 0.0) -> Che
     distance, scale = _error(name, measured, bound)
     excess = float(np.linalg.norm(np.ravel(np.maximum(measured - bound, 0.0)))) / scale
     passed = bool(math.isfinite(distance) and excess <= tolerance)
-    return Check(name, _numbers(measured), _numbers(bound), excess, float(tolerance), None, passed)
+    return Check(name, _numbers(measured), _numbers(bound), excess, float(tolerance), standard_error, passed)
 
 
-def at_least(name: str, measured: Any, bound: Any, tolerance: float = 0.0) -> Check:
+def at_least(name: str, measured: Any, bound: Any, tolerance: float = 0.0, standard_error: float | None = None) -> Check:
     """`at_most` the other way round: measured >= bound."""
-    mirrored = at_most(name, -np.asarray(measured, dtype=np.float64), -np.asarray(bound, dtype=np.float64), tolerance)
+    negative = -np.asarray(measured, dtype=np.float64), -np.asarray(bound, dtype=np.float64)
+    mirrored = at_most(name, *negative, tolerance, standard_error)
     return dataclasses.replace(mirrored, measured=_numbers(measured), expected=_numbers(bound))
 
 

@@ -17,7 +17,6 @@ from icl_lab.linalg import psd_root
 from icl_lab.models import initializers
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.training.trajectory import TrainingResult
 
 PAPER = "Mahankali, Hashimoto, Ma 2023, arXiv 2307.03576"
 # The paper's layer: a plain sum over the context tokens.
@@ -87,38 +86,33 @@ def _best_layer_is_one_step(matrix, N, s2, sigma, starts, samples, seed) -> list
     eta = theory.mahankali2023.step_size(d, N, s2)
     key = jax.random.key(seed)
     objective = objectives.population(task, MODEL)
-    flow = _best_flow(objective, prng.stream(key, "starts"), d, sigma * N ** (-1 / 3), starts)
-    p1, p2 = flow.limit.w_pv[-1, :d], flow.limit.w_pv[-1, d]
-    k1, k2 = flow.limit.w_kq[:d, :d], flow.limit.w_kq[d, :d]
+    flows = _flows(objective, prng.stream(key, "starts"), d, sigma * N ** (-1 / 3), starts)
+    limit = flows.limit(flows.best)
+    p1, p2 = limit.w_pv[-1, :d], limit.w_pv[-1, d]
+    k1, k2 = limit.w_kq[:d, :d], limit.w_kq[d, :d]
     ratio, error = _ratio_of_expectations(task, prng.stream(key, "prompts"), samples)
+    share, share_error = flows.share(optimum.risk / 2)
     checks = [
-        check.holds("best_flow_converged_abs", flow.verdict == training.Verdict.CONVERGED),
+        # The other starts end in spurious minima or need more steps; how many varies with the problem.
+        check.at_least("share_of_starts_at_the_global_minimum", share, 1 / starts, standard_error=share_error),
+        check.holds("best_flow_converged_abs", flows.verdicts[flows.best] is training.Verdict.CONVERGED),
         check.exact("step", p2 * k1.T + np.outer(k2, p1), optimum.preconditioner / N, LIMIT_TOLERANCE),
-        check.exact("risk", objective.risk(flow.limit), optimum.risk, RISK_TOLERANCE),
+        check.exact("risk", objective.risk(limit), optimum.risk, RISK_TOLERANCE),
         check.sampled("eta", ratio, eta, error),
     ]
     if d > 1:
         # One dimension has a second family of minimisers, which puts the same function into p1 and k2.
-        size = np.linalg.norm(flow.limit.w_pv[-1]) + np.linalg.norm(flow.limit.w_kq[:, :d])
+        size = np.linalg.norm(limit.w_pv[-1]) + np.linalg.norm(limit.w_kq[:, :d])
         even = np.concatenate([p1, k2]) / size
         checks.append(check.exact("unused_blocks_abs", even, np.zeros(2 * d), 10 * LIMIT_TOLERANCE))
     return checks
 
 
-def _best_flow(objective, key, dim: int, scale: float, starts: int) -> TrainingResult:
-    """The flow that ends lowest: random starts of all entries can end in local minima that are not global."""
+def _flows(objective, key, dim: int, scale: float, starts: int) -> training.Ensemble:
+    """Flows from random starts of all entries, which can end in local minima that are not global."""
     solver, rtol = EXPLICIT if objective.rate_spread <= LARGEST_EXPLICIT_SPREAD else IMPLICIT
-    flows = [
-        training.gradient_flow(
-            objective,
-            initializers.gaussian(one, dim + 1, scale),
-            weight_tolerance=WEIGHT_TOLERANCE,
-            solver=solver,
-            rtol=rtol,
-        )
-        for one in jax.random.split(key, starts)
-    ]
-    return min(flows, key=lambda flow: flow.evidence.loss if np.isfinite(flow.evidence.loss) else np.inf)
+    starting = jax.vmap(lambda one: initializers.gaussian(one, dim + 1, scale))(jax.random.split(key, starts))
+    return training.gradient_flows(objective, starting, weight_tolerance=WEIGHT_TOLERANCE, solver=solver, rtol=rtol)
 
 
 def _ratio_of_expectations(task: LinearRegression, key, samples: int) -> tuple[float, float]:
