@@ -19,6 +19,7 @@ MODULES = (
     "icl_lab.claims.zhang2023_risk",
     "icl_lab.claims.zhang2023_shift",
     "icl_lab.claims.zhang2023_random",
+    "icl_lab.claims.zhang2023_residual",
     "icl_lab.claims.zhang2023_fig1",
     "icl_lab.claims.mahankali2023",
     "icl_lab.claims.mahankali2023_proof",
