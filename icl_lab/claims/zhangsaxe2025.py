@@ -40,8 +40,8 @@ def _validate_merged(d, Lam, **_) -> None:
 @claim(
     "zhangsaxe2025.merged",
     paper=PAPER,
-    statement="Several merged heads rest at zero and where sum u_h U_h = Gamma^{-1}, end at the latter, and conserve the matrix "
-    "u_a u_b - <U_a, U_b>.",
+    statement="Several merged heads rest at zero and where sum u_h U_h = Gamma^{-1}, end at the latter, and conserve "
+    "u_a u_b - <U_a, U_b> for any two of them.",
     source="fixed points and conservation law of the merged parametrisation",
     parameters={
         "d": integer(3, 1, "input dimension"),
