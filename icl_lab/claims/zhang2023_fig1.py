@@ -52,7 +52,7 @@ def transformers_under_covariate_shift(d, N, extra, width, layers, steps, batch,
             mean, error = analysis.covariate_shift.shifted_risk(decoder, tested, scale, N + extra, seed, samples)
             # The second half of the context is one plateau; its average has less noise than its last point.
             risks[trained, tested, scale] = (mean[N // 2 : N + 1].mean(), mean[N], error[N], mean[N + extra], error[N + extra])
-            line = theory.random_covariance.risk_per_coordinate(trained, tested, scale, d, N, N)
+            line = theory.covariate_shift.risk_per_coordinate(trained, tested, scale, d, N, N)
             if tested == "random":
                 name = f"{trained}_trained_over_linear_layer_at_c_{scale:g}"
                 checks.append(check.at_most(name, (mean[N] + check.SIGMAS * error[N]) / line, 1 / WIDE_MARGIN))
