@@ -48,7 +48,7 @@ def regression(d, N, s2, Lam, Om, rotate, seed, *, commuting: bool) -> LinearReg
         dim=d,
         context_length=N,
         covariance=covariance(Lam, d, rotate, seed, "inputs"),
-        task_covariance=covariance(np.ones(d) if Om is None else Om, d, rotate, seed, "inputs" if commuting else "tasks"),
+        task_covariance=covariance([1.0] * d if Om is None else Om, d, rotate, seed, "inputs" if commuting else "tasks"),
         noise_std=np.sqrt(s2),
     )
 
@@ -163,6 +163,7 @@ class Integrator:
         events: Sequence[Callable[[Weights], float]] = (),
         method: str = "DOP853",
         rtol: float = 1e-12,
+        stop: bool = False,
     ) -> Path:
         """The flow up to time `end`, with the times at which functions of the weights cross zero.
 
@@ -172,15 +173,19 @@ class Integrator:
           events: continuous functions of the weights.
           method: of `scipy.integrate.solve_ivp`.
           rtol: relative tolerance; the absolute one is a hundredth of it times the norm of the start, which may be small.
+          stop: whether to end at the first crossing of the last event.
         """
         state = self.flat(start)
+        watched = [_event(self, event) for event in events]
+        if stop:
+            watched[-1].terminal = True  # pyright: ignore[reportFunctionMemberAccess]
         solution = scipy.integrate.solve_ivp(
             lambda t, y: -self.gradient(y),
             (0.0, end),
             state,
             method=method,
             dense_output=True,
-            events=[lambda t, y, event=event: event(self.weights(y)) for event in events],
+            events=watched,
             rtol=rtol,
             atol=1e-2 * rtol * float(np.linalg.norm(state)),
         )
@@ -190,3 +195,8 @@ class Integrator:
             crossings=[np.asarray(times) for times in solution.t_events or []],
             states=[[self.weights(y) for y in states] for states in solution.y_events or []],
         )
+
+
+def _event(integrate: Integrator, of: Callable[[Weights], float]) -> Callable[[float, np.ndarray], float]:
+    """A function of the weights as scipy wants it."""
+    return lambda t, state: of(integrate.weights(state))

@@ -24,6 +24,8 @@ from icl_lab.claims.registry import claim
 from icl_lab.errors import AssumptionError
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.linear import LinearRegression
+from icl_lab.theory import optimum
+from icl_lab.typing import Array
 
 # The flow stops at an estimated relative weight error of WEIGHT_TOLERANCE, and ten times that is asked of it.
 WEIGHT_TOLERANCE = 1e-10
@@ -40,7 +42,7 @@ def _unit(seed: int, name: str, dim: int) -> np.ndarray:
     return matrix / np.linalg.norm(matrix)
 
 
-def _direction(seed: int, drive: np.ndarray) -> np.ndarray:
+def _direction(seed: int, drive: Array) -> np.ndarray:
     """A random unit matrix U with <U, D> > 0."""
     matrix = _unit(seed, "inner", len(drive))
     return matrix * np.sign(np.sum(matrix * drive))
@@ -88,7 +90,7 @@ def balanced_limit(d, N, s2, Lam, Om, rotate, seed, sigma, u0) -> list[Check]:
             objective, structured(u, size * direction), weight_tolerance=WEIGHT_TOLERANCE, solver=solver, rtol=1e-13
         )
         end, inner = flow.limit.w_pv[-1, -1], flow.limit.w_kq[:d, :d]
-        w_pv, w_kq = theory.optimum.balanced_weights(product, u**2 - size**2)
+        w_pv, w_kq = optimum.balanced_weights(product, u**2 - size**2)
         checks += [
             check.holds(f"flow_converged_{words}_abs", flow.converged),
             check.exact(f"u_limit_{words}", end, w_pv[-1, -1], LIMIT_TOLERANCE),

@@ -63,7 +63,7 @@ def plateau(d, N, s2, Lam, Om, rotate, seed, sigma, fraction) -> list[Check]:
     task = regression(d, N, s2, Lam, Om, rotate, seed, commuting=False)
     problem = problem_of(task)
     drive = theory.timecourse.signal(*problem[:2])
-    norm = np.linalg.norm(drive)
+    norm = float(np.linalg.norm(drive))
     level = fraction * np.sqrt(np.linalg.norm(theory.lsa.optimal_preconditioner(*problem)))
     root = initializers.random_theta(jax.random.key(seed), d)
     thetas = {"identity": np.eye(d) / np.sqrt(d), "random": root @ root.T}

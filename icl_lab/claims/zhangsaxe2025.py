@@ -18,6 +18,7 @@ from icl_lab.claims.settings import check_spectrum, covariance
 from icl_lab.errors import AssumptionError
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.linear import LinearRegression
+from icl_lab.typing import Array
 
 PAPER = "Zhang, Singh, Latham, Saxe 2025, arXiv 2501.16265"
 EXACT_TOLERANCE = 1e-12
@@ -221,7 +222,7 @@ def _with_head(heads: Heads, index: int, value: float, key: np.ndarray, query: n
     return Heads(values=values, keys=keys, queries=queries)
 
 
-def _learned(learned: np.ndarray, sizes: np.ndarray, basis: np.ndarray, H: int) -> Heads:
+def _learned(learned: Array, sizes: Array, basis: Array, H: int) -> Heads:
     """Balanced heads, one on each learned eigenvector, the others zero."""
     active = np.zeros(H)
     active[: len(sizes)] = learned * sizes
@@ -260,8 +261,9 @@ def _time_course(integrate: Integrator, values, basis, N, H, v0) -> list[Check]:
     for mode in range(len(values)):
         alone = np.eye(len(values))[mode]
         start = _learned(alone, np.full(len(values), v0), basis, H)
-        time = theory.zhangsaxe2025.head_time(v0, sizes[mode] / 2, values[mode], gains[mode])
-        path = integrate(start, 1.5 * time, [lambda heads, mode=mode: heads.values[mode] - sizes[mode] / 2])
+        half = float(sizes[mode]) / 2
+        time = theory.zhangsaxe2025.head_time(v0, half, float(values[mode]), float(gains[mode]))
+        path = integrate(start, 1.5 * time, [lambda heads, mode=mode, half=half: heads.values[mode] - half])
         measured.append(path.crossings[0][0])
         expected.append(time)
     return [check.exact("time_to_half", measured, expected, 1e-8)]
