@@ -18,6 +18,7 @@ from icl_lab.errors import AssumptionError, InvalidValueError
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks import Gaussian, Link, Monomial, ReLU, Sign
+from icl_lab.tasks.covariates import normals
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt
 
@@ -104,7 +105,7 @@ def risk_on(weights: LSAWeights, matrix: np.ndarray, length: int, tasks=None, no
     | {
         "label": choice("all", ("all", *LINKS), "the labels as a function of w.x"),
         "s2": number(0.5, 0.0, "variance of the label noise; every label is also run without noise"),
-        "samples": integer(400_000, 1_000, "test prompts"),
+        "samples": integer(800_000, 1_000, "test prompts"),
     },
     validate=validate,
 )
@@ -117,7 +118,7 @@ def error_on_any_labels(d, N, Lam, rotate, seed, M, w, label, s2, samples) -> li
 
     def squared_errors(key):
         inputs = inputs_law.sample(prng.stream(key, "inputs"), M + 1)
-        noise = jax.random.normal(prng.stream(key, "noise"), (M + 1,))
+        noise = normals(prng.stream(key, "noise"), 1, M + 1)[0]
 
         def squared_error(link, variance):
             labels = (link(inputs @ direction) + np.sqrt(variance) * noise)[:, None]
