@@ -33,7 +33,7 @@ LIMIT_TOLERANCE = 1e-9
 PATH_TOLERANCE = 1e-9
 EXACT_TOLERANCE = 1e-12
 # An explicit solver conserves the imbalance best, as long as the slowest mode is within its reach.
-EXPLICIT_SPREAD = 3e4
+EXPLICIT_SPREAD, EXPLICIT = 1e4, {"solver": "tsit5", "rtol": 1e-13}
 
 
 def _unit(seed: int, name: str, dim: int) -> np.ndarray:
@@ -85,9 +85,11 @@ def balanced_limit(d, N, s2, Lam, Om, rotate, seed, sigma, u0) -> list[Check]:
     product = theory.lsa.optimal_preconditioner(*problem)
     checks = []
     for words, u, size in (("large_u", max(u0, sigma), min(u0, sigma)), ("large_U", min(u0, sigma), max(u0, sigma))):
-        solver = "tsit5" if objective.rate_spread <= EXPLICIT_SPREAD else "auto"
         flow = training.gradient_flow(
-            objective, structured(u, size * direction), weight_tolerance=WEIGHT_TOLERANCE, solver=solver, rtol=1e-13
+            objective,
+            structured(u, size * direction),
+            weight_tolerance=WEIGHT_TOLERANCE,
+            **(EXPLICIT if objective.rate_spread <= EXPLICIT_SPREAD else {}),
         )
         end, inner = flow.limit.w_pv[-1, -1], flow.limit.w_kq[:d, :d]
         w_pv, w_kq = optimum.balanced_weights(product, u**2 - size**2)

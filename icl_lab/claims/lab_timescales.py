@@ -25,7 +25,8 @@ from icl_lab.errors import AssumptionError
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
 
-LARGEST_PLATEAU_SCALE = 1e-5
+LARGEST_PLATEAU_SCALE = 1e-6
+LARGEST_SHARE_OF_DROP = 2.0
 LARGEST_RATIO = 0.3
 SETTLED = 30.0
 """A flow counts as settled after this many times of its slowest mode."""
@@ -33,6 +34,11 @@ SETTLED = 30.0
 
 def _u(weights: LSAWeights) -> float:
     return float(weights.w_pv[-1, -1])
+
+
+def _limit(problem) -> float:
+    """The limit of u from balanced starts."""
+    return float(np.sqrt(np.linalg.norm(theory.lsa.optimal_preconditioner(*problem))))
 
 
 def _validate_plateau(sigma, fraction, **sizes) -> None:
@@ -44,6 +50,13 @@ def _validate_plateau(sigma, fraction, **sizes) -> None:
         )
     if not 0 < fraction < 1:
         raise AssumptionError(f"`fraction` must be between 0 and 1; got {fraction:g}. u does not reach more than its limit.")
+    problem = problem_of(regression(**sizes, commuting=False))
+    share = fraction * _limit(problem) / theory.timecourse.drop_value(*problem)
+    if share > LARGEST_SHARE_OF_DROP:
+        raise AssumptionError(
+            f"u reaches `fraction` = {fraction:g} of its limit in the tail after the drop, at {share:.3g} times what the drop "
+            f"takes it to; take at most {fraction / share * LARGEST_SHARE_OF_DROP:.3g}."
+        )
 
 
 @claim(
@@ -64,7 +77,7 @@ def plateau(d, N, s2, Lam, Om, rotate, seed, sigma, fraction) -> list[Check]:
     problem = problem_of(task)
     drive = theory.timecourse.signal(*problem[:2])
     norm = float(np.linalg.norm(drive))
-    level = fraction * np.sqrt(np.linalg.norm(theory.lsa.optimal_preconditioner(*problem)))
+    level = fraction * _limit(problem)
     root = initializers.random_theta(jax.random.key(seed), d)
     thetas = {"identity": np.eye(d) / np.sqrt(d), "random": root @ root.T}
     small = sigma / 100

@@ -165,6 +165,15 @@ def plateau_time(sigma: float, theta: Float[Array, "d d"], fraction: float, *pro
     return float((np.log(1 / sigma) - np.log((1 + np.sum(theta * drive) / norm) / 2)) / norm + offset)
 
 
+def drop_value(*problem) -> float:
+    r"""u at the end of the drop if weights moved along D only: (||D||_F^3 / <D, C D Lambda>)^{1/2}.
+
+    A larger u is reached in the tail, mode by mode. Args as `flow`.
+    """
+    drive = signal(problem[0], problem[1])
+    return float(np.sqrt(np.linalg.norm(drive) ** 3 / np.sum(drive * (lsa.response_moment(*problem) @ drive @ problem[0]))))
+
+
 def overshoot(
     sigma: float, spectrum: Float[Array, "d"], noise_variance: float, context_length: int, end: float
 ) -> tuple[Float[Array, "d"], Float[Array, "d"]]:
