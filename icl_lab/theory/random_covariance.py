@@ -124,7 +124,7 @@ def preconditioner(moments: DiagonalMoments) -> Float[Array, "d d"]:
     return np.diag(moments.xi / moments.gamma)
 
 
-def limit(moments: DiagonalMoments) -> tuple[Float[Array, "d+1 d+1"], Float[Array, "d+1 d+1"]]:
+def limit(moments: DiagonalMoments) -> tuple[Float[Array, "D D"], Float[Array, "D D"]]:
     r"""The limits of W_PV and W_KQ: u = ||R||_F^{1/2} and U = R / ||R||_F^{1/2} with R the `preconditioner`.
 
     Source: arXiv 2306.09927, Theorem 4.5.
