@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from icl_lab import models, objectives, prng, theory, training
+from icl_lab import analysis, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
@@ -54,12 +54,6 @@ def _task(d, N, s2, Lam, Om, rotate, seed) -> LinearRegression:
         task_covariance=covariance(Om, d, rotate, seed, "tasks", largest=1.5),
         noise_std=np.sqrt(s2),
     )
-
-
-def _effective(weights: LSAWeights) -> np.ndarray:
-    """B = p2 K1^T + k2 p1^T of one head."""
-    p, k = np.asarray(weights.w_pv)[-1], np.asarray(weights.w_kq)[:, :-1]
-    return p[-1] * k[:-1].T + np.outer(k[-1], p[:-1])
 
 
 @claim(
@@ -110,8 +104,8 @@ def loss_of_several_heads(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, s
 @claim(
     "lab.global-min",
     paper="icl_lab",
-    statement="Over all weights of the layer the minimum is structured: p1 = k2 = 0 and p2 K1^T = Om [(1+1/N) Lam Om + (tau/N) I]^{-1}, "
-    "whatever the covariances, which need not commute, and also for singular Om.",
+    statement="Over all weights of the layer the minimum is structured, p1 = k2 = 0, with p2 K1^T = "
+    "Om [(1+1/N) Lam Om + (tau/N) I]^{-1} for any covariances, commuting or not, and also for singular Om.",
     source="parity in (w, noise) and a convex quadratic in the effective preconditioner",
     parameters=_SIZES
     | _COVARIANCES
@@ -142,16 +136,21 @@ def global_minimum(d, N, s2, Lam, Om, rotate, query_in_sum, normaliser, sigma, s
     structured = training.gradient_flow(objective, initializers.zhang(d, scale), weight_tolerance=WEIGHT_TOLERANCE)
     gradient = jax.jit(jax.grad(objective))(structured.limit)
     checks = [
-        check.exact("best_preconditioner", ratio * _effective(lowest), best, PRECONDITIONER_TOLERANCE),
+        check.exact("best_preconditioner", analysis.effective_preconditioner(lowest, model, N), best, PRECONDITIONER_TOLERANCE),
         check.exact("best_risk", objective.risk(lowest), minimum, RISK_TOLERANCE),
-        check.exact("structured_preconditioner", ratio * _effective(structured.limit), best, PRECONDITIONER_TOLERANCE),
+        check.exact(
+            "structured_preconditioner",
+            analysis.effective_preconditioner(structured.limit, model, N),
+            best,
+            PRECONDITIONER_TOLERANCE,
+        ),
         check.exact("structured_risk", objective.risk(structured.limit), minimum, RISK_TOLERANCE),
         # The structured limit is stationary also in the entries that the flow never moves.
         check.exact(
             "gradient_abs",
             np.concatenate([gradient.w_pv, gradient.w_kq]) / ratio,
             np.zeros((2 * d + 2, d + 1)),
-            PRECONDITIONER_TOLERANCE * float(task.label_variance) * np.linalg.norm(task.covariance),
+            PRECONDITIONER_TOLERANCE * float(task.label_variance) * float(np.linalg.norm(task.covariance)),
         ),
         check.holds("no_start_below_abs", float(np.min(ensemble.losses)) >= minimum / 2 * (1 - RISK_TOLERANCE)),
     ]
@@ -159,11 +158,11 @@ def global_minimum(d, N, s2, Lam, Om, rotate, query_in_sum, normaliser, sigma, s
         size = np.linalg.norm(lowest.w_pv[-1]) + np.linalg.norm(lowest.w_kq[:, :d])
         even = np.concatenate([lowest.w_pv[-1, :d], lowest.w_kq[d, :d]]) / size
         checks += [check.exact("unused_blocks_abs", even, np.zeros(2 * d), PRECONDITIONER_TOLERANCE)]
-        checks += _singular_checks(task, model, scale, ratio)
+        checks += _singular_checks(task, model, scale)
     return checks
 
 
-def _singular_checks(task: LinearRegression, model, scale: float, ratio: float) -> list[Check]:
+def _singular_checks(task: LinearRegression, model, scale: float) -> list[Check]:
     """The structured limit when the tasks avoid one direction."""
     values, vectors = np.linalg.eigh(task.task_covariance)
     values[0] = 0.0
@@ -181,7 +180,12 @@ def _singular_checks(task: LinearRegression, model, scale: float, ratio: float) 
     flow = training.gradient_flow(objective, initializers.zhang(task.dim, scale), weight_tolerance=WEIGHT_TOLERANCE)
     expected = theory.lsa.optimal_preconditioner(*parameters)
     return [
-        check.exact("singular_preconditioner", ratio * _effective(flow.limit), expected, PRECONDITIONER_TOLERANCE),
+        check.exact(
+            "singular_preconditioner",
+            analysis.effective_preconditioner(flow.limit, model, task.context_length),
+            expected,
+            PRECONDITIONER_TOLERANCE,
+        ),
         check.exact("singular_risk", objective.risk(flow.limit), theory.lsa.minimum_risk(*parameters), RISK_TOLERANCE),
     ]
 
@@ -189,8 +193,8 @@ def _singular_checks(task: LinearRegression, model, scale: float, ratio: float) 
 @claim(
     "lab.spurious-minima",
     paper="icl_lab",
-    statement="For d >= 2 a branch p2 = K1 = 0, k2 p1^T of rank one, is stationary; at short contexts it is a local minimum that is "
-    "not global, and at longer ones flows that start beside it end in others.",
+    statement="For d >= 2 a branch p2 = K1 = 0, k2 p1^T of rank one, is stationary; at short contexts it is a local minimum "
+    "that is not global, and at longer ones flows that start beside it end in others.",
     source="exact Hessian at the branch; reflection symmetry",
     parameters={
         "d": integer(3, 2, "input dimension"),

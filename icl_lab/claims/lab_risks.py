@@ -1,4 +1,4 @@
-"""Claims about risks: the layer under any shift, the classical predictors, and where the layer beats or loses to them."""
+"""Claims about risks: the layer under any shift, the Bayes predictor, and where the layer wins or loses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from icl_lab.claims.claim import flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings import check_spectrum, covariance
 from icl_lab.claims.simulation import mean_with_error, simulate
-from icl_lab.errors import AssumptionError
 from icl_lab.linalg import psd_root
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.linear import LinearRegression
@@ -25,28 +24,26 @@ MODEL = models.LinearSelfAttention()
 EXACT_TOLERANCE = 1e-11
 # The flow stops at this relative weight error, and the risk is quadratic around its end.
 RISK_TOLERANCE = 1e-10
-# With fewer degrees of freedom to spare, squared errors of least squares have infinite or wild variance.
+# With fewer examples beyond d to spare, squared errors of least squares have infinite or wild variance.
 SPARE_FOR_PLAIN_SAMPLING = 6
-TAIL_SHARE = 500
-TAIL_TOLERANCE = 0.2
 
-_SIZES = {
+SIZES = {
     "d": integer(5, 1, "input dimension"),
     "N": integer(10, 1, "context length"),
     "s2": number(0.25, 0.0, "variance of the label noise"),
 }
-_COVARIANCES = {
+COVARIANCES = {
     "Lam": spectrum("eigenvalues of the input covariance; null: 2 down to 1/2"),
     "Om": spectrum("eigenvalues of the task covariance; null: 3/2 down to 1/2"),
     "rotate": flag(True, "random eigenvectors of the covariances"),
 }
-_SAMPLING = {
+SAMPLING = {
     "samples": integer(100_000, 10_000, "prompts of a Monte Carlo mean"),
     "seed": integer(0, 0, "of weights, bases and prompts"),
 }
 
 
-def _validate(d, Lam=None, Om=None, Lam_q=None, **_) -> None:
+def validate(d, Lam=None, Om=None, Lam_q=None, **_) -> None:
     check_spectrum(Lam, d, "Lam")
     check_spectrum(Om, d, "Om")
     check_spectrum(Lam_q, d, "Lam_q")
@@ -54,10 +51,8 @@ def _validate(d, Lam=None, Om=None, Lam_q=None, **_) -> None:
 
 def _step(preconditioner: np.ndarray) -> LSAWeights:
     """The structured weights of yhat = x_q^T B (1/M) sum_i y_i x_i."""
-    w_pv, w_kq = np.zeros((2, len(preconditioner) + 1, len(preconditioner) + 1))
-    w_pv[-1, -1] = 1.0
-    w_kq[:-1, :-1] = preconditioner.T
-    return LSAWeights(w_pv, w_kq)
+    dim = len(preconditioner)
+    return LSAWeights(np.diag(np.append(np.zeros(dim), 1.0)), np.pad(preconditioner.T, ((0, 1), (0, 1))))
 
 
 @claim(
@@ -66,12 +61,12 @@ def _step(preconditioner: np.ndarray) -> LSAWeights:
     statement="The risk of any bilinear predictor under any shift of inputs, tasks, noise, length, query or label law is a "
     "closed form in second moments.",
     source="second moments of the mean of y x",
-    parameters=_SIZES
+    parameters=SIZES
     | {"d": integer(3, 1, "input dimension"), "M": integer(6, 1, "test context length")}
-    | _COVARIANCES
+    | COVARIANCES
     | {"Lam_q": spectrum("eigenvalues of the query's second moment; null: 3 down to 1/2")}
-    | _SAMPLING,
-    validate=_validate,
+    | SAMPLING,
+    validate=validate,
 )
 def risk_under_shift(d, N, s2, M, Lam, Om, rotate, Lam_q, samples, seed) -> list[Check]:
     key = jax.random.key(seed)
@@ -79,12 +74,14 @@ def risk_under_shift(d, N, s2, M, Lam, Om, rotate, Lam_q, samples, seed) -> list
     query = covariance(Lam_q, d, rotate, seed, "query", largest=3.0)
     # Neither trained on the test law nor symmetric: the optimum of Lam = I at length N, disturbed.
     disturbance = np.asarray(jax.random.normal(prng.stream(key, "disturbance"), (d, d)))
-    step = theory.lsa.optimal_preconditioner(np.eye(d), np.eye(d), 0.0, N) + 0.3 * disturbance / np.sqrt(d)
+    step = np.asarray(theory.lsa.optimal_preconditioner(np.eye(d), np.eye(d), 0.0, N) + 0.3 * disturbance / np.sqrt(d))
     weights = _step(step)
     vector = np.asarray(psd_root(tasks) @ jax.random.normal(prng.stream(key, "vector"), (d,)))
     checks = []
     for name, second_moment in (("random_tasks", tasks), ("one_task", np.outer(vector, vector))):
-        task = LinearRegression(dim=d, context_length=M, covariance=inputs, task_covariance=second_moment, noise_std=np.sqrt(s2))
+        task = LinearRegression(
+            dim=d, context_length=M, covariance=inputs, task_covariance=second_moment, noise_std=np.sqrt(s2)
+        )
         expected = theory.lsa.risk(step, inputs, second_moment, s2, M)
         checks.append(check.exact(f"risk_{name}", objectives.population(task, MODEL).risk(weights), expected, EXACT_TOLERANCE))
     task = LinearRegression(dim=d, context_length=M, covariance=inputs, task_covariance=tasks, noise_std=np.sqrt(s2))
@@ -111,156 +108,13 @@ def risk_under_shift(d, N, s2, M, Lam, Om, rotate, Lam_q, samples, seed) -> list
     return [*checks, check.sampled("risk_rectified_labels", mean, expected, error)]
 
 
-def _least_squares(task: LinearRegression, key, samples: int) -> tuple[float, float]:
-    """Risk of (minimum-norm) least squares, and its standard error, at any N for which it has a mean.
-
-    The part of the noise needs E 1/s of the smallest eigenvalue of S, whose squared error has no variance close to N = d. There
-    prompts of two fewer examples (two fewer dimensions if N < d) are drawn instead and weighted by det S, which turns their
-    Wishart law into the right one and bounds det(S) tr(S^{-1}).
-    """
-    d, N = task.dim, task.context_length
-    noise = float(task.noise_std)
-    if noise == 0 or abs(N - d) >= SPARE_FOR_PLAIN_SAMPLING:
-        return _weighted_risk(task, key, samples, weighted=False)
-    if N >= d:
-        shorter = LinearRegression(
-            dim=d,
-            context_length=N - 2,
-            covariance=task.covariance,
-            task_covariance=task.task_covariance,
-            noise_std=task.noise_std,
-        )
-        return _weighted_risk(shorter, key, samples, weighted=True)
-    clean = LinearRegression(dim=d, context_length=N, covariance=task.covariance, task_covariance=task.task_covariance)
-    narrower = LinearRegression(
-        dim=d - 2,
-        context_length=N,
-        covariance=np.asarray(task.covariance)[:-2, :-2],
-        task_covariance=np.zeros((d - 2, d - 2)),
-        noise_std=noise,
-    )
-    bias, first = _weighted_risk(clean, key, samples, weighted=False)
-    variance, second = _weighted_risk(narrower, prng.stream(key, "noise part"), samples, weighted=True)
-    return bias + variance, math.hypot(first, second)
-
-
-def _weighted_risk(task: LinearRegression, key, samples: int, weighted: bool) -> tuple[float, float]:
-    """Mean squared error of least squares on prompts weighted by the determinant of their Gram matrix."""
-
-    def pair(one):
-        prompt = task.sample(one)
-        error = jnp.sum((estimators.ols(prompt) - prompt.target) ** 2)
-        rows = prompt.inputs if task.context_length >= task.dim else prompt.inputs.T
-        return jnp.stack([error, jnp.linalg.det(rows.T @ rows) if weighted else jnp.ones_like(error)])
-
-    errors, weights = simulate(pair, key, samples).T
-    mean = np.mean(weights * errors) / np.mean(weights)
-    return float(mean), float(np.std(weights * (errors - mean), ddof=1) / np.mean(weights) / np.sqrt(samples))
-
-
-def _tail_index(task: LinearRegression, key, samples: int) -> float:
-    """Hill's estimate of a in P(squared error > t) ~ t^{-a}, from the largest errors; a mean exists only if a > 1."""
-
-    def squared_error(one):
-        prompt = task.sample(one)
-        return jnp.sum((estimators.ols(prompt) - prompt.target) ** 2)
-
-    largest = np.sort(simulate(squared_error, key, samples))[-(samples // TAIL_SHARE) :]
-    return float(1 / np.mean(np.log(largest[1:] / largest[0])))
-
-
-def _least_squares_check(name: str, task: LinearRegression, expected: float, key, samples: int) -> Check:
-    """The sampled risk beside a finite one; the tail of its squared errors beside that which makes the mean infinite."""
-    if math.isinf(expected):
-        index = (abs(task.context_length - task.dim) + 1) / 2
-        return check.exact(f"tail_index_{name}_abs", _tail_index(task, key, samples), index, TAIL_TOLERANCE)
-    mean, error = _least_squares(task, key, samples)
-    if expected == 0:
-        return check.exact(f"risk_{name}_abs", mean, 0.0, EXACT_TOLERANCE * float(task.signal_variance))
-    return check.sampled(f"risk_{name}", mean, expected, error)
-
-
-def _validate_ols(d, N, **others) -> None:
-    _validate(d, **others)
-    if N < d:
-        raise AssumptionError(f"lab.ols is about N >= d = {d} examples; got N = {N}. Fewer are the subject of lab.minnorm.")
-
-
-@claim(
-    "lab.ols",
-    paper="icl_lab; textbook",
-    statement="Least squares has excess risk s2 d / (N - d - 1), whatever the covariances and the task; infinite at N = d, d + 1.",
-    source="mean of an inverse Wishart matrix",
-    parameters=_SIZES | _COVARIANCES | _SAMPLING,
-    validate=_validate_ols,
-)
-def least_squares(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    task = LinearRegression(
-        dim=d,
-        context_length=N,
-        covariance=covariance(Lam, d, rotate, seed, "inputs"),
-        task_covariance=covariance(Om, d, rotate, seed, "tasks", largest=1.5),
-        noise_std=np.sqrt(s2),
-    )
-    vector = jax.random.normal(prng.stream(key, "vector"), (d,))
-
-    def errors_of_two_tasks(one):
-        prompt = task.sample(one)
-        change = vector - prompt.latent
-        other = Prompt(
-            prompt.inputs,
-            prompt.labels + prompt.inputs @ change[:, None],
-            prompt.query,
-            prompt.target + prompt.query @ change[:, None],
-        )
-        return jnp.concatenate([estimators.ols(asked) - asked.target for asked in (prompt, other)])
-
-    keys = jax.random.split(prng.stream(key, "two tasks"), 50)
-    drawn, fixed = np.asarray(jax.jit(jax.vmap(errors_of_two_tasks))(keys)).T
-    return [
-        _least_squares_check("random_tasks", task, theory.bayes.ols_risk(d, N, s2), prng.stream(key, "prompts"), samples),
-        # On the same inputs and noise the error is the same for every task vector.
-        check.exact("errors_of_one_task_abs", fixed, drawn, 1e-6),
-    ]
-
-
-@claim(
-    "lab.minnorm",
-    paper="icl_lab; textbook",
-    statement="For Lam = lam I and N < d the minimum-norm interpolator has excess risk lam tr(Om) (1 - N/d) + s2 N / (d - N - 1).",
-    source="mean of an inverse Wishart matrix; a Haar subspace of dimension N",
-    parameters=_SIZES
-    | {
-        "d": integer(8, 1, "input dimension"),
-        "N": integer(4, 1, "context length; from d on it is least squares"),
-        "s2": number(0.3, 0.0, "variance of the label noise"),
-        "lam": number(1.0, positive=True, meaning="variance of an input"),
-        "Om": spectrum("eigenvalues of the task covariance; null: all 1"),
-        "rotate": flag(False, "random eigenvectors of the task covariance"),
-    }
-    | _SAMPLING,
-    validate=_validate,
-)
-def minimum_norm(d, N, s2, lam, Om, rotate, samples, seed) -> list[Check]:
-    tasks = np.eye(d) if Om is None else covariance(Om, d, rotate, seed, "tasks")
-    task = LinearRegression(
-        dim=d, context_length=N, covariance=lam * np.eye(d), task_covariance=tasks, noise_std=np.sqrt(s2)
-    )
-    if N < d:
-        expected = theory.bayes.minimum_norm_risk(d, N, s2, lam, float(np.trace(tasks)))
-    else:
-        expected = theory.bayes.ols_risk(d, N, s2)
-    return [_least_squares_check("minimum_norm", task, expected, prng.stream(jax.random.key(seed), "prompts"), samples)]
-
-
 @claim(
     "lab.bayes",
     paper="icl_lab; Bayes predictor of arXiv 2307.03576 Lemma 1",
     statement="The Bayes predictor is ridge with penalty s2 Om^{-1}; on isotropic problems its risk, and that of any ridge, "
     "is an integral over Wishart eigenvalues, always below that of the layer.",
     source="Lemma 1 of arXiv 2307.03576; de Bruijn's Pfaffian formula",
-    parameters=_SIZES
+    parameters=SIZES
     | {
         "N": integer(8, 1, "context length"),
         "s2": number(0.25, positive=True, meaning="variance of the label noise"),
@@ -269,8 +123,8 @@ def minimum_norm(d, N, s2, lam, Om, rotate, samples, seed) -> list[Check]:
         "rotate": flag(False, "random eigenvectors of both covariances"),
         "penalty": number(1.0, positive=True, meaning="penalty of the other ridge predictor, for Lam = Om = I"),
     }
-    | _SAMPLING,
-    validate=_validate,
+    | SAMPLING,
+    validate=validate,
 )
 def bayes(d, N, s2, Lam, Om, rotate, penalty, samples, seed) -> list[Check]:
     key = jax.random.key(seed)
@@ -311,7 +165,7 @@ def _trained(task: LinearRegression) -> training.TrainingResult:
     statement="On Lam = Om = I the layer beats least squares exactly at context lengths d + 2 <= N < d + 1 + 2 s2 + s2^2/(d+1) "
     "if trained at N, and at M < d + 1 + s2 if trained on infinite contexts.",
     source="comparison of d (d + 1 + s2) / (N + d + 1 + s2) and s2 d / (N - d - 1)",
-    parameters={"d": integer(5, 1, "input dimension"), "s2": number(4.0, 0.0, "variance of the label noise")} | _SAMPLING,
+    parameters={"d": integer(5, 1, "input dimension"), "s2": number(4.0, 0.0, "variance of the label noise")} | SAMPLING,
 )
 def crossover(d, s2, samples, seed) -> list[Check]:
     trained, infinite = theory.bayes.longest_winning_context(d, s2), theory.bayes.longest_winning_test(d, s2)
@@ -331,7 +185,7 @@ def crossover(d, s2, samples, seed) -> list[Check]:
     # One length of the comparison, simulated with both predictors on the same prompts.
     length = max(math.floor(trained), d + SPARE_FOR_PLAIN_SAMPLING)
     task = LinearRegression(dim=d, context_length=length, noise_std=np.sqrt(s2))
-    step = _step(theory.lsa.optimal_preconditioner(np.eye(d), np.eye(d), s2, length))
+    step = _step(np.asarray(theory.lsa.optimal_preconditioner(np.eye(d), np.eye(d), s2, length)))
 
     def lead(one):
         prompt = task.sample(one)
@@ -349,17 +203,17 @@ def crossover(d, s2, samples, seed) -> list[Check]:
 @claim(
     "lab.one-over-N",
     paper="icl_lab",
-    statement="N times the excess risk tends to (d + 1) tr(Lam Om) + d s2 for the layer, and to d s2 for Bayes and least squares.",
+    statement="N times the excess risk tends to (d + 1) tr(Lam Om) + d s2 for the layer, to d s2 for Bayes and least squares.",
     source="large-N limits of lab.global-min, lab.bayes and lab.ols",
-    parameters=_SIZES
+    parameters=SIZES
     | {
         "d": integer(3, 1, "input dimension"),
         "N": integer(200, 50, "the limit is read from the lengths N and 2N of the simulations"),
         "s2": number(0.25, positive=True, meaning="variance of the label noise"),
     }
-    | _COVARIANCES
+    | COVARIANCES
     | {"samples": integer(20_000, 1_000, "prompts of a Monte Carlo mean"), "seed": integer(0, 0, "of bases and prompts")},
-    validate=_validate,
+    validate=validate,
 )
 def one_over_n(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
     key = jax.random.key(seed)
@@ -371,7 +225,9 @@ def one_over_n(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
 
     # N R(N) = limit + a/N + ...; lengths N and 2N remove the first correction.
     long = 5000 * N
-    once, twice = (length * objectives.population(at(length), MODEL).risk(_trained(at(length)).limit) for length in (long, 2 * long))
+    once, twice = (
+        length * objectives.population(at(length), MODEL).risk(_trained(at(length)).limit) for length in (long, 2 * long)
+    )
     checks = [check.exact("layer", 2 * twice - once, theory.bayes.scaled_limit(inputs, tasks, s2), 1e-6)]
     penalty = s2 * (inverse + inverse.T) / 2
 

@@ -129,10 +129,10 @@ def isotropic_risk(dim: int, context_length: int, noise_variance: float, signal:
     return isotropic_ridge_risk(dim, context_length, noise_variance, noise_variance / signal, signal)
 
 
-def isotropic_ridge_risk(
-    dim: int, context_length: int, noise_variance: float, penalty: float, signal: float = 1.0
-) -> float:
-    r"""Excess risk of ridge with penalty lambda I on Lambda = I, Omega = omega I: E sum_i (omega lambda^2 + s2 s) / (s + lambda)^2.
+def isotropic_ridge_risk(dim: int, context_length: int, noise_variance: float, penalty: float, signal: float = 1.0) -> float:
+    r"""Excess risk of ridge with penalty lambda I on Lambda = I and Omega = omega I.
+
+    .. math:: E \sum_i \frac{\omega \lambda^2 + s_2 s_i}{(s_i + \lambda)^2}
 
     A penalty of 0 is minimum-norm least squares, which needs |N - d| >= 2 or s2 = 0 to have a mean.
     """

@@ -31,7 +31,7 @@ def rank_one_branch(
 ) -> tuple[Float[Array, "d+1 d+1"], Float[Array, "d+1 d+1"], float]:
     r"""The best weights with p2 = 0 and K1 = 0, a stationary point of the whole loss.
 
-    .. math:: k_2 p_1^\top = \Lambda^{-1/2}\, s_1 u v^\top C_N^{-1/2}, \qquad L = \tfrac12(\operatorname{tr}\Lambda\Omega - s_1^2)
+    .. math:: k_2 p_1^\top = \Lambda^{-1/2} s_1 u v^\top C_N^{-1/2}, \quad L = \tfrac12(\operatorname{tr}\Lambda\Omega - s_1^2)
 
     with s_1, u, v the leading singular triple of Lambda^{1/2} B* C_N^{1/2}: the best approximation of rank one to B* in the
     norm of the loss.
@@ -61,9 +61,7 @@ def rank_one_branch(
     return w_pv, w_kq, float(np.trace(covariance @ task_covariance) - s[0] ** 2) / 2
 
 
-def branch_curvature(
-    dim: int, context_length: int, noise_variance: float, query_in_sum: bool
-) -> Float[Array, "3 3"]:
+def branch_curvature(dim: int, context_length: int, noise_variance: float, query_in_sum: bool) -> Float[Array, "3 3"]:
     """Hessian of the half loss at the branch p1 = e, k2 = beta e of Lambda = Omega = I, in the directions that matter.
 
     These are K1 = kappa (I - e e^T) + mu e e^T and p2; |e| = 1 and beta = N / (N + d + 1 + s2).
@@ -110,9 +108,9 @@ def half_loss_below_branch(
 ) -> float:
     """The half loss at which gradient flow ends that starts beside the branch, for diagonal Lambda and Omega = I.
 
-    If the branch is a minimum that is the branch itself. Else the flow leaves along its negative direction into the weights that
-    reflections of the other axes leave alone: p1 and k2 on the leading axis, p2, and a diagonal K1. These d + 3 numbers are
-    minimised over here, from the branch on; the end need not be global.
+    If the branch is a minimum that is the branch itself. Else the flow leaves along its negative direction into the weights
+    that reflections of the other axes leave alone: p1 and k2 on the leading axis, p2, and a diagonal K1. These d + 3 numbers
+    are minimised over here, from the branch on; the end need not be global.
 
     Args:
       spectrum: (d,), diagonal of Lambda.
