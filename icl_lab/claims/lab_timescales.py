@@ -131,7 +131,8 @@ def overshoot(d, N, s2, Lam, rotate, seed, sigma) -> list[Check]:
     def shares(weights: LSAWeights) -> np.ndarray:
         return _u(weights) * np.diag(basis.T @ weights.w_kq[:d, :d] @ basis) / limit
 
-    path = Integrator(exact(task), start)(start, end, [lambda w, mode=mode: shares(w)[mode] - 0.9 for mode in range(d)])
+    arrivals = [lambda w, mode=mode: shares(w)[mode] - 0.9 for mode in range(d)]
+    path = Integrator(exact(task), start)(start, end, arrivals, method="LSODA")
     peaks = np.array([_maximum(lambda time, mode=mode: shares(path.at(time))[mode], end) for mode in range(d)])
     expected_peaks, expected_times = theory.timecourse.overshoot(sigma, values, s2, N, end)
     return [
@@ -239,5 +240,7 @@ def slow_mode(N, s2, Lam, rotate, sigma, low, high, seed) -> list[Check]:
 
     drop = theory.timecourse.plateau_time(sigma, np.eye(2) / np.sqrt(2), 0.5, *problem)
     end = max(drop, 0.0) + 3 * theory.timecourse.slow_mode_time(large, small, s2, N, 0.0, high)
-    path = Integrator(exact(task), start)(start, end, [lambda w: share(w) - low, lambda w: share(w) - high])
+    path = Integrator(exact(task), start)(
+        start, end, [lambda w: share(w) - low, lambda w: share(w) - high], method="LSODA", rtol=1e-9, stop=True
+    )
     return [check.exact("time_between_shares", path.crossings[1][0] - path.crossings[0][0], law, 0.01)]

@@ -28,6 +28,7 @@ from icl_lab.typing import Array
 RTOL = 1e-12
 # Distance from the saddle at zero from which its unstable manifold is followed; the error is of its square.
 NEAR_SADDLE = 1e-6
+SETTLED_GROWTH = 1e-8
 
 
 def signal(covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
@@ -204,7 +205,8 @@ def overshoot(
     def growth(mode: int) -> Callable[[float, np.ndarray], float]:
         def of(t: float, state: np.ndarray) -> float:
             change = rates(t, state)
-            return change[0] * state[1 + mode] + state[0] * change[1 + mode]
+            # The threshold, far below what moves a peak, keeps a settled mode's rounding from crossing zero.
+            return change[0] * state[1 + mode] + state[0] * change[1 + mode] - SETTLED_GROWTH * limit[mode]
 
         of.direction = -1  # pyright: ignore[reportFunctionMemberAccess]
         return of
@@ -216,10 +218,9 @@ def overshoot(
     events = [growth(mode) for mode in range(count)] + [arrival(mode) for mode in range(count)]
     start = sigma * np.concatenate([[1.0], np.full(count, count**-0.5)])
     solution = scipy.integrate.solve_ivp(
-        rates, (0.0, end), start, method="DOP853", events=events, rtol=RTOL, atol=RTOL * 1e-2 * sigma
+        rates, (0.0, end), start, method="LSODA", events=events, rtol=RTOL, atol=RTOL * 1e-2 * sigma
     )
     at_maxima = [np.reshape(states, (-1, count + 1)) for states in solution.y_events[:count]]
-    # A mode at its limit changes by rounding only, and its "maxima" there are not above the limit by more than that.
     peaks = [max([1.0, *(states[:, 0] * states[:, 1 + i] / limit[i])]) for i, states in enumerate(at_maxima)]
     return np.array(peaks), np.array([times[0] for times in solution.t_events[count:]])
 
