@@ -121,7 +121,7 @@ def error_on_any_labels(d, N, Lam, rotate, seed, M, w, label, s2, samples) -> li
         noise = normals(prng.stream(key, "noise"), 1, M + 1)[0]
 
         def squared_error(link, variance):
-            labels = (link(inputs @ direction) + np.sqrt(variance) * noise)[:, None]
+            labels = (jax.vmap(link)(inputs @ direction) + np.sqrt(variance) * noise)[:, None]
             prompt = Prompt(inputs=inputs[:-1], labels=labels[:-1], query=inputs[-1], target=labels[-1])
             return jnp.sum((MODEL(flow.limit, prompt) - prompt.target) ** 2)
 
