@@ -80,8 +80,8 @@ def optimum(task: LinearRegression) -> Optimum:
 
 
 def effective_predictor(
-    values: Float[Array, "d+1"],
-    keys: Float[Array, "d+1 d"],
+    values: Float[Array, "D"],
+    keys: Float[Array, "D d"],
     inputs: Float[Array, "n d"],
     labels: Float[Array, "n"],
 ) -> tuple[Float[Array, "d"], Float[Array, "d"]]:

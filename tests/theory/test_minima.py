@@ -1,0 +1,83 @@
+"""Minima that are not global: tabulated values, the criterion against differences of an independent loss."""
+
+import numpy as np
+import pytest
+
+from icl_lab.errors import InvalidValueError
+from icl_lab.theory import exact_loss, lsa, minima
+
+
+def half_loss(w_pv, w_kq, lam, om, noise, length, query_in_sum):
+    return exact_loss.risk(w_pv, w_kq, lam, om, noise, length, query_in_sum=query_in_sum) / 2
+
+
+@pytest.mark.parametrize("query_in_sum", [True, False])
+@pytest.mark.parametrize(("dim", "length", "noise"), [(2, 3, 0.0), (3, 8, 0.3), (4, 2, 1.0)])
+def test_the_criterion_is_the_hessian_of_the_loss(dim, length, noise, query_in_sum):
+    beta, e = length / (length + dim + 1 + noise), np.eye(dim)[0]
+    directions = []
+    for block in (np.eye(dim) - np.outer(e, e), np.outer(e, e)):
+        directions.append((np.zeros((dim + 1, dim + 1)), np.pad(block, ((0, 1), (0, 1)))))
+    last = np.zeros((dim + 1, dim + 1))
+    last[-1, -1] = 1.0
+    directions.append((last, np.zeros((dim + 1, dim + 1))))
+    w_pv, w_kq = np.zeros((2, dim + 1, dim + 1))
+    w_pv[-1, 0], w_kq[-1, 0] = 1.0, beta
+
+    def at(x):
+        pv = w_pv + sum(c * v for c, (v, _) in zip(x, directions, strict=True))
+        kq = w_kq + sum(c * k for c, (_, k) in zip(x, directions, strict=True))
+        return half_loss(pv, kq, np.eye(dim), np.eye(dim), noise, length, query_in_sum)
+
+    step, units = 1e-2, np.eye(3)
+
+    def second(a, b):
+        return (at(a + b) - at(a - b) - at(b - a) + at(-a - b)) / (4 * step**2)
+
+    hessian = np.array([[second(step * a, step * b) for b in units] for a in units])
+    np.testing.assert_allclose(hessian, minima.branch_curvature(dim, length, noise, query_in_sum), rtol=2e-3, atol=2e-3)
+
+
+def test_where_the_branch_is_a_minimum():
+    longest = {2: 4, 3: 3, 4: 2}
+    for dim, length in longest.items():
+        for n in range(1, 8):
+            assert minima.branch_is_minimum(dim, n, 0.0, True) == (n <= length)
+            assert minima.branch_is_minimum(dim, n, 0.0, False) == (dim == 2 and n == 1)
+
+
+def test_one_dimension_is_refused():
+    with pytest.raises(InvalidValueError, match="`dim` must be >= 2"):
+        minima.branch_curvature(1, 3, 0.0, True)
+
+
+@pytest.mark.parametrize("query_in_sum", [True, False])
+def test_the_branch_is_stationary_and_has_its_loss(query_in_sum):
+    lam = np.array([[1.3, 0.4], [0.4, 0.7]])
+    om = np.array([[0.9, -0.2], [-0.2, 1.4]])
+    w_pv, w_kq, loss = minima.rank_one_branch(lam, om, 0.3, 4)
+    assert half_loss(w_pv, w_kq, lam, om, 0.3, 4, query_in_sum) == pytest.approx(loss, rel=1e-13)
+    slopes = exact_loss.risk_gradient(w_pv, w_kq, lam, om, 0.3, 4, query_in_sum=query_in_sum)
+    assert max(np.abs(slope).max() for slope in slopes) < 1e-12
+
+
+def test_the_branch_is_global_for_tasks_of_rank_one():
+    lam, direction = np.array([[1.3, 0.4], [0.4, 0.7]]), np.array([0.6, -1.1])
+    om = np.outer(direction, direction)
+    w_pv, w_kq, loss = minima.rank_one_branch(lam, om, 0.3, 4)
+    assert 2 * loss == pytest.approx(lsa.minimum_risk(lam, om, 0.3, 4), rel=1e-12)
+    np.testing.assert_allclose(np.outer(w_kq[-1, :2], w_pv[-1, :2]), lsa.optimal_preconditioner(lam, om, 0.3, 4), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "length", "expected"),
+    [
+        ((1.0, 1.0), 2, 0.8),
+        ((1.0, 1.0), 10, 0.561829),
+        ((1.0, 1.0), 100, 0.203672),
+        ((1.5, 1.0, 0.5), 8, 0.9489070700),
+    ],
+)
+def test_where_flows_from_the_branch_end(spectrum, length, expected):
+    found = minima.half_loss_below_branch(np.array(spectrum), 0.0, length, True)
+    assert found == pytest.approx(expected, abs=1e-6 if len(spectrum) == 2 else 1e-9)
