@@ -18,7 +18,7 @@ from icl_lab.linalg import psd_root
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.linear import LinearRegression
-from icl_lab.typing import Array
+from icl_lab.typing import Array, Key
 
 # Sums of a few hundred float64 products.
 EXACT_TOLERANCE = 1e-12
@@ -50,12 +50,14 @@ START = (
 )
 
 
-def objective_of(matrix, N, **noise_and_tasks):
-    task = LinearRegression(dim=len(matrix), context_length=N, covariance=matrix, **noise_and_tasks)
+def objective_of(matrix: Array, N: int) -> objectives.Objective:
+    """The exact half loss for noiseless prompts of standard normal tasks."""
+    task = LinearRegression(dim=len(matrix), context_length=N, covariance=matrix)
     return objectives.population(task, models.LinearSelfAttention())
 
 
-def random_structured(key, dim: int, count: int) -> list[tuple[float, Array]]:
+def random_structured(key: Key, dim: int, count: int) -> list[tuple[float, Array]]:
+    """Pairs of a standard normal u and a matrix U of standard normals."""
     draws = np.asarray(jax.random.normal(prng.stream(key, "weights"), (count, dim**2 + 1)))
     return [(float(row[0]), row[1:].reshape(dim, dim)) for row in draws]
 
@@ -150,7 +152,7 @@ def reduced_dynamics(d, N, Lam, rotate, Om, s2, seed) -> list[Check]:
             checks += [
                 check.exact(f"du{words}{suffix}", -slope.w_pv[-1, -1], expected[0], GRADIENT_TOLERANCE),
                 check.exact(f"dU{words}{suffix}", -slope.w_kq[:d, :d], expected[1], GRADIENT_TOLERANCE),
-                check.exact(f"dp1_dk2{words}{suffix}_abs", outside, np.zeros(2 * d), GRADIENT_TOLERANCE * size),
+                check.exact(f"dp1_dk2{words}{suffix}_abs", outside, np.zeros(2 * d), GRADIENT_TOLERANCE * float(size)),
             ]
     return checks
 

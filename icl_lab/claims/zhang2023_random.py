@@ -103,7 +103,7 @@ def _gradient_checks(objective, u, inner, expected) -> list[Check]:
     return [
         check.exact("du", -slope.w_pv[-1, -1], expected[0], GRADIENT_TOLERANCE),
         check.exact("dU", -slope.w_kq[:d, :d], expected[1], GRADIENT_TOLERANCE),
-        check.exact("dp1_dk2_abs", outside, np.zeros(2 * d), GRADIENT_TOLERANCE * np.linalg.norm(expected[1])),
+        check.exact("dp1_dk2_abs", outside, np.zeros(2 * d), GRADIENT_TOLERANCE * float(np.linalg.norm(expected[1]))),
     ]
 
 
@@ -207,7 +207,9 @@ def random_limits(d, N, values, probabilities, seed, sigma, theta) -> list[Check
         check.exact("w_kq", flow.limit.w_kq, w_kq, LIMIT_TOLERANCE),
         check.exact("preconditioner", flow.limit.w_pv[-1, -1] * flow.limit.w_kq[:d, :d].T, step, LIMIT_TOLERANCE),
         check.exact("risk", objective.risk(flow.limit), 2 * lowest, LIMIT_TOLERANCE),
-        check.exact("prediction_abs", MODEL(flow.limit, prompt)[0], answer, LIMIT_TOLERANCE * size * np.linalg.norm(step)),
+        check.exact(
+            "prediction_abs", MODEL(flow.limit, prompt)[0], answer, LIMIT_TOLERANCE * size * float(np.linalg.norm(step))
+        ),
     ]
 
 

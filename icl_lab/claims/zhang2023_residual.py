@@ -22,6 +22,7 @@ from icl_lab.objectives import RegressionLoss
 from icl_lab.tasks import ExponentialDiagonal, FiniteDiagonal, RotatedSpectrum
 from icl_lab.tasks.covariates import CovariateLaw
 from icl_lab.tasks.linear import LinearRegression
+from icl_lab.typing import Array
 
 LIMIT_TOLERANCE = 1e-9
 # Factors c of the test covariances in the paper's experiment.
@@ -184,7 +185,7 @@ def rotated_covariance(d, N, values, probabilities, Om, s2, samples, seed) -> li
     ]
 
 
-def _task(law: CovariateLaw, N: int, noise_variance: float, tasks: np.ndarray) -> LinearRegression:
+def _task(law: CovariateLaw, N: int, noise_variance: float, tasks: Array) -> LinearRegression:
     return LinearRegression(
         dim=law.dim, context_length=N, covariates=law, task_covariance=tasks, noise_std=np.sqrt(noise_variance)
     )

@@ -21,6 +21,7 @@ from icl_lab.tasks import Gaussian, Link, Monomial, ReLU, Sign
 from icl_lab.tasks.covariates import normals
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt
+from icl_lab.typing import Array
 
 MODEL = models.LinearSelfAttention()
 # Away from the training length the risk is not stationary at the limit: its error is linear in that of the weights.
@@ -53,14 +54,14 @@ LINKS: dict[str, Link] = {
 }
 
 
-def validate(d, Lam, w=(1.0,), Om=None, Lam_test=None, **_) -> None:
+def validate(d, Lam, w=None, Om=None, Lam_test=None, **_) -> None:
     """Raise on a spectrum or a task vector of another dimension, or a vector of zeros."""
     for name, values in (("Lam", Lam), ("Om", Om), ("Lam_test", Lam_test)):
         check_spectrum(values, d, name)
-    if w is not None and w != (1.0,):
-        check_spectrum(w, d, "w")
-        if not any(w):
-            raise InvalidValueError("`w` must not be zero; every layer predicts the labels of a zero task.")
+    if w is not None and len(w) != d:
+        raise InvalidValueError(f"`w` must hold d = {d} entries; got {len(w)}. Set `d` too, or null for the default vector.")
+    if w is not None and not any(w):
+        raise InvalidValueError("`w` must not be zero; its labels and their errors would all be zero.")
 
 
 def task_vector(w, dim: int) -> np.ndarray:
@@ -68,7 +69,7 @@ def task_vector(w, dim: int) -> np.ndarray:
     return np.resize([1.0, -0.5, 2.0], dim) if w is None else np.asarray(w)
 
 
-def trained(matrix: np.ndarray, N: int, noise_variance: float = 0.0) -> training.TrainingResult:
+def trained(matrix: Array, N: int, noise_variance: float = 0.0) -> training.TrainingResult:
     """Gradient flow from Assumption 3.3 at half the largest scale that it admits."""
     task = LinearRegression(dim=len(matrix), context_length=N, covariance=matrix, noise_std=np.sqrt(noise_variance))
     scale = 0.5 * theory.zhang2023.largest_init_scale(matrix, N)
@@ -81,7 +82,7 @@ def converged(flow: training.TrainingResult, name: str = "flow_converged_abs") -
     return check.holds(name, flow.verdict == training.Verdict.CONVERGED)
 
 
-def risk_on(weights: LSAWeights, matrix: np.ndarray, length: int, tasks=None, noise_variance: float = 0.0) -> float:
+def risk_on(weights: LSAWeights, matrix: Array, length: int, tasks=None, noise_variance: float = 0.0) -> float:
     """Exact risk of the layer on prompts of one length with Gaussian inputs."""
     task = LinearRegression(
         dim=len(matrix),

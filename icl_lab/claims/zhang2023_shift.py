@@ -34,6 +34,7 @@ from icl_lab.linalg import check_covariance, psd_root
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt
+from icl_lab.typing import Array
 
 # Single predictions, linear in the weights' error.
 PREDICTION_TOLERANCE = 1e-9
@@ -44,7 +45,7 @@ _SAMPLES = {"samples": integer(100_000, 1_000, "test prompts")}
 _QUERY = {"Lam_q": table(None, meaning="second moment of the query; null: a banded matrix that does not commute with Lam")}
 
 
-def _preconditioner(matrix: np.ndarray, N: int) -> np.ndarray:
+def _preconditioner(matrix: Array, N: int) -> np.ndarray:
     return np.linalg.inv(theory.zhang2023.gamma(matrix, N))
 
 
@@ -160,7 +161,7 @@ def query_shift(d, N, Lam, rotate, seed, M, w, Lam_q, samples) -> list[Check]:
     return [
         *checks,
         check.exact("answer_to_orthogonal_query_abs", answers[0], normal @ step @ mean_response, scale),
-        check.exact("answer_to_gamma_times_orthogonal_abs", answers[1], 0.0, scale * np.linalg.norm(gamma)),
+        check.exact("answer_to_gamma_times_orthogonal_abs", answers[1], 0.0, scale * float(np.linalg.norm(gamma))),
     ]
 
 
@@ -193,7 +194,7 @@ def _answers(weights: LSAWeights, inputs: np.ndarray, labels: np.ndarray, querie
 )
 def covariate_shift(d, N, Lam, rotate, seed, M, w, c, Lam_test, Lam_q, samples) -> list[Check]:
     matrix, vector, moment = covariance(Lam, d, rotate, seed), task_vector(w, d), _query_moment(Lam_q, d)
-    other = covariance(np.resize([0.5, 1.5, 3.0], d) if Lam_test is None else Lam_test, d, rotate, seed, "test")
+    other = covariance(np.resize([0.5, 1.5, 3.0], d).tolist() if Lam_test is None else Lam_test, d, rotate, seed, "test")
     one_task = np.outer(vector, vector)
     flow, infinite = trained(matrix, N), trained(matrix, INFINITE_TRAINING)
     step = _preconditioner(matrix, N)
