@@ -185,7 +185,7 @@ def _fixed_points(integrate: Integrator, values, basis, N, H) -> list[Check]:
         unused = np.flatnonzero(learned == 0)
         if len(unused):
             # The same function, since the head's value and key are zero; and the function with a little of a new eigenvector.
-            head, vector = unused[0], basis[:, unused[0]]
+            head, vector = int(unused[0]), basis[:, unused[0]]
             spare_negative.append(_lowest(integrate, _with_head(point, head, 0.0, 0 * vector, vector)) < -1e-9)
             lowered.append(_risk_and_slope(integrate, _with_head(point, head, 0.1, 0.1 * vector, 0.1 * vector))[0] < risk)
     expected = [theory.zhangsaxe2025.subset_product(values, N, learned) for learned in sets]
