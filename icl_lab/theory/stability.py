@@ -28,11 +28,11 @@ class LateRates:
       off_diagonal: (d, d), u^2 c_i l_j of the entry U_ij; the diagonal, which belongs to the others, is infinite.
     """
 
-    diagonal: Float[Array, "d+1"]
+    diagonal: Float[Array, "n"]
     off_diagonal: Float[Array, "d d"]
 
     @property
-    def spectrum(self) -> Float[Array, "d*d+1"]:
+    def spectrum(self) -> Float[Array, "m"]:
         """All d^2 + 1 eigenvalues, ascending."""
         off = self.off_diagonal[np.isfinite(self.off_diagonal)]
         return np.sort(np.concatenate([self.diagonal, off]))
