@@ -23,6 +23,7 @@ from icl_lab.tasks.linear import LinearRegression
 
 # Rows of values and of their probabilities.
 DEFAULT_LAW = ([[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]], [[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]])
+LARGEST_SUPPORT = 2**14
 MODEL = models.LinearSelfAttention()
 EXACT_TOLERANCE = 1e-12
 GRADIENT_TOLERANCE = 1e-13
@@ -60,6 +61,12 @@ def validate_law(d, values, probabilities, **_) -> None:
     law = FiniteDiagonal(*law_of(d, values, probabilities))
     if law.dim != d:
         raise InvalidValueError(f"`values` must hold d = {d} lists; got {law.dim}. Set `d` too.")
+    size = np.prod([np.count_nonzero(row) for row in law.probabilities], dtype=np.float64)
+    if size > LARGEST_SUPPORT:
+        raise InvalidValueError(
+            f"the law has {size:.0f} covariances, over all of which the loss is averaged; at most {LARGEST_SUPPORT} are allowed. "
+            "Take a smaller `d` or fewer values of each eigenvalue."
+        )
 
 
 def _validate_start(d, N, values, probabilities, seed, sigma, theta, **_) -> None:

@@ -122,6 +122,8 @@ def test_bad_laws_and_starts_are_refused():
             verify.run([id], {"values": [[1.0, 2.0]]})
         with pytest.raises(InvalidValueError, match="sum to 1"):
             verify.run([id], {"probabilities": [[0.5, 0.4]] * 3})
+        with pytest.raises(InvalidValueError, match="1048576 covariances"):
+            verify.run([id], {"d": 20})
 
 
 @pytest.mark.slow
