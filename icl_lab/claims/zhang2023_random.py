@@ -64,7 +64,7 @@ def validate_law(d, values, probabilities, **_) -> None:
     size = np.prod([np.count_nonzero(row) for row in law.probabilities], dtype=np.float64)
     if size > LARGEST_SUPPORT:
         raise InvalidValueError(
-            f"the law has {size:.0f} covariances, over all of which the loss is averaged; at most {LARGEST_SUPPORT} are allowed. "
+            f"the law has {size:.0f} covariances, over which the loss is averaged; at most {LARGEST_SUPPORT} are allowed. "
             "Take a smaller `d` or fewer values of each eigenvalue."
         )
 
