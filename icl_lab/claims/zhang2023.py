@@ -24,16 +24,17 @@ PATH_TOLERANCE = 1e-7
 LARGEST_FULL_DIM = 8
 
 
-def _theta(kind: str, dim: int, seed: int) -> np.ndarray:
+def theta_matrix(kind: str, dim: int, seed: int) -> np.ndarray:
     """Theta of Assumption 3.3, scaled to || Theta Theta^T ||_F = 1."""
     if kind == "identity":
         return np.eye(dim) / dim**0.25
     return np.asarray(initializers.random_theta(jax.random.key(seed), dim))
 
 
-def _validate(d, N, Lam, rotate, sigma, theta, seed) -> None:
+def validate_start(d, N, Lam, rotate, sigma, theta, seed) -> None:
+    """Raise on a spectrum of another dimension or a start outside Assumption 3.3."""
     check_spectrum(Lam, d, "Lam")
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     theory.zhang2023.check_initialisation(sigma, covariance(Lam, d, rotate, seed), N, root @ root.T)
 
 
@@ -52,13 +53,13 @@ def _validate(d, N, Lam, rotate, sigma, theta, seed) -> None:
         "theta": choice("identity", ("identity", "random"), "the matrix Theta of the start"),
         "seed": integer(0, 0, "of the random basis and of Theta"),
     },
-    validate=_validate,
+    validate=validate_start,
 )
 def limits_of_gradient_flow(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
     task = LinearRegression(dim=d, context_length=N, covariance=matrix)
     objective = objectives.population(task, models.LinearSelfAttention())
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     # Up to the time at which the start, growing at the rate ||Lam^2||_F, has left the plateau.
     times = np.linspace(0.0, 3.0, 5) * np.log(1 + 1 / sigma) / np.linalg.norm(matrix @ matrix)
     start = initializers.zhang(d, sigma, root)

@@ -13,7 +13,7 @@ from icl_lab.claims.claim import choice, flag, integer, number, spectrum
 from icl_lab.claims.flow_paths import structured, validate_spectra
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings import covariance
-from icl_lab.claims.zhang2023 import PAPER, _theta, _validate
+from icl_lab.claims.zhang2023 import PAPER, theta_matrix, validate_start
 from icl_lab.linalg import psd_root
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
@@ -94,11 +94,11 @@ class _Constants:
     "sigma stays below sqrt(2 / (||Gamma|| sqrt(d))).",
     source="Assumption 3.3",
     parameters=START,
-    validate=_validate,
+    validate=validate_start,
 )
 def start_is_balanced(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     start = initializers.zhang(d, sigma, 3 * root)  # the start scales Theta itself
     expected = structured(sigma, sigma * root @ root.T)
     constants = _Constants(objective_of(matrix, N), start)
@@ -164,7 +164,7 @@ def reduced_dynamics(d, N, Lam, rotate, Om, s2, seed) -> list[Check]:
     "||W_PV||^2 - ||W_KQ||^2.",
     source="Lemma A.3",
     parameters=START | {"scale": number(0.3, positive=True, meaning="of a Gaussian start of all entries")},
-    validate=lambda scale, **start: _validate(**start),
+    validate=lambda scale, **start: validate_start(**start),
 )
 def balance_is_conserved(d, N, Lam, rotate, sigma, theta, seed, scale) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
@@ -174,7 +174,7 @@ def balance_is_conserved(d, N, Lam, rotate, sigma, theta, seed, scale) -> list[C
     unbalanced = initializers.gaussian(prng.stream(key, "start"), d + 1, scale)
     # A head axis makes the flow integrate every entry of both matrices, although only some of them ever move.
     starts = {
-        "structured": initializers.zhang(d, sigma, _theta(theta, d, seed)),
+        "structured": initializers.zhang(d, sigma, theta_matrix(theta, d, seed)),
         "gaussian": unbalanced,
     }
     checks = []
@@ -206,11 +206,11 @@ def balance_is_conserved(d, N, Lam, rotate, sigma, theta, seed, scale) -> list[C
     statement="From the structured start the loss is below that of zero weights, and u(t) never falls below a positive bound.",
     source="Lemmas A.4 and A.5",
     parameters=START,
-    validate=_validate,
+    validate=validate_start,
 )
 def u_stays_positive(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     product = root @ root.T
     objective = objective_of(matrix, N)
     start = initializers.zhang(d, sigma, root)
@@ -236,11 +236,11 @@ def u_stays_positive(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     statement="Along the flow |grad L|^2 >= mu (L - min L), so that the gap decays at least like exp(-mu t).",
     source="Lemma 5.4",
     parameters=START,
-    validate=_validate,
+    validate=validate_start,
 )
 def pl_inequality(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     objective = objective_of(matrix, N)
     start = initializers.zhang(d, sigma, root)
     constants = _Constants(objective, start)

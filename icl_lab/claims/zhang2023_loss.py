@@ -13,7 +13,7 @@ from icl_lab.claims.claim import integer
 from icl_lab.claims.flow_paths import structured
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings import check_spectrum, covariance
-from icl_lab.claims.zhang2023 import PAPER, _theta, _validate
+from icl_lab.claims.zhang2023 import PAPER, theta_matrix, validate_start
 from icl_lab.claims.zhang2023_flow import INPUTS, SIZES, START, objective_of, random_structured
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
@@ -110,11 +110,11 @@ def prediction_is_a_quadratic_form(d, N, seed) -> list[Check]:
     statement="On structured weights the half loss is tr(u^2/2 Gamma Lam U Lam U^T - u Lam^2 U^T) + tr(Lam)/2.",
     source="Lemma A.1",
     parameters=START | {"points": integer(4, 1, "random weights")},
-    validate=lambda points, **start: _validate(**start),
+    validate=lambda points, **start: validate_start(**start),
 )
 def equivalentobjective_of(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     objective = objective_of(matrix, N)
     drawn = random_structured(jax.random.key(seed), d, points)
     measured = [objective.risk(structured(u, inner)) / 2 for u, inner in drawn]
@@ -136,11 +136,11 @@ def equivalentobjective_of(d, N, Lam, rotate, sigma, theta, seed, points) -> lis
     "||Gamma^{1/2} (u Lam^{1/2} U Lam^{1/2} - Lam Gamma^{-1})||^2 / 2.",
     source="Corollary A.2",
     parameters=START | {"points": integer(4, 1, "random weights")},
-    validate=lambda points, **start: _validate(**start),
+    validate=lambda points, **start: validate_start(**start),
 )
 def loss_gap(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     objective = objective_of(matrix, N)
     start = initializers.zhang(d, sigma, root)
     flow = training.gradient_flow(objective, start, weight_tolerance=LIMIT_TOLERANCE)

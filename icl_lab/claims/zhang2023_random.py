@@ -11,7 +11,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, table
 from icl_lab.claims.flow_paths import structured
 from icl_lab.claims.registry import claim
-from icl_lab.claims.zhang2023 import PAPER, _theta
+from icl_lab.claims.zhang2023 import PAPER, theta_matrix
 from icl_lab.claims.zhang2023_flow import gradient, random_structured
 from icl_lab.errors import InvalidValueError
 from icl_lab.linalg import haar_orthogonal
@@ -71,7 +71,7 @@ def validate_law(d, values, probabilities, **_) -> None:
 
 def _validate_start(d, N, values, probabilities, seed, sigma, theta, **_) -> None:
     validate_law(d, values, probabilities)
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     theory.random_covariance.check_initialisation(sigma, *law_of(d, values, probabilities), N, root @ root.T)
 
 
@@ -168,7 +168,7 @@ def random_minimum(d, N, values, probabilities, seed, sigma, theta, points) -> l
     law = law_of(d, values, probabilities)
     moments = theory.random_covariance.diagonal_moments(*law, N)
     objective = _objective(FiniteDiagonal(*law), N)
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     best = minimiser(objective)
     slope = gradient(objective, best)
     minimum = objective.risk(best) / 2
@@ -199,7 +199,7 @@ def random_limits(d, N, values, probabilities, seed, sigma, theta) -> list[Check
     law = law_of(d, values, probabilities)
     moments = theory.random_covariance.diagonal_moments(*law, N)
     objective = _objective(FiniteDiagonal(*law), N)
-    start = initializers.zhang(d, sigma, _theta(theta, d, seed))
+    start = initializers.zhang(d, sigma, theta_matrix(theta, d, seed))
     flow = training.gradient_flow(objective, start, weight_tolerance=WEIGHT_TOLERANCE)
     w_pv, w_kq = theory.random_covariance.limit(moments)
     step = theory.random_covariance.preconditioner(moments)
@@ -231,7 +231,7 @@ def random_limits(d, N, values, probabilities, seed, sigma, theta) -> list[Check
 )
 def random_bounds(d, N, values, probabilities, seed, sigma, theta) -> list[Check]:
     law = law_of(d, values, probabilities)
-    root = _theta(theta, d, seed)
+    root = theta_matrix(theta, d, seed)
     bounds = (sigma, *law, N, root @ root.T)
     lower, mu = theory.random_covariance.scale_lower_bound(*bounds), theory.random_covariance.pl_constant(*bounds)
     objective = _objective(FiniteDiagonal(*law), N)
