@@ -11,18 +11,18 @@ from icl_lab import prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number, spectrum
-from icl_lab.claims.flow_paths import Integrator, exact
+from icl_lab.claims.flow_paths import Integrator, Reparametrised, exact
 from icl_lab.claims.registry import claim
-from icl_lab.claims.separate_heads import Heads, heads_loss
+from icl_lab.claims.separate_heads import Heads, embed, heads_loss
 from icl_lab.claims.settings import check_spectrum, covariance
 from icl_lab.errors import AssumptionError
-from icl_lab.models.weights import LSAWeights
+from icl_lab.models.weights import LSAWeights, SeparateWeights
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.typing import Array
 
 PAPER = "Zhang, Singh, Latham, Saxe 2025, arXiv 2501.16265"
 EXACT_TOLERANCE = 1e-12
-SETTLED = 60.0
+SETTLED = 45.0
 """Merged heads are followed for this many times of the slowest mode."""
 WAITS = 300.0
 """A small start is followed for this many times 1 / (lambda^2 sigma), the length of the longest plateau."""
@@ -140,7 +140,7 @@ def separate(d, N, H, R, Lam, rotate, sigma, v0, seed) -> list[Check]:
         *_dynamics(objective, matrix, N, H, R, seed),
         *_fixed_points(integrate, values, basis, N, H),
         *_prefixes(integrate, values, N, _random_heads(seed, H, 1, d, sigma)),
-        *_time_course(integrate, values, basis, N, H, v0),
+        *_time_course(objective, values, basis, N, v0),
     ]
 
 
@@ -254,16 +254,23 @@ def _prefixes(integrate: Integrator, values, N, start: Heads) -> list[Check]:
     ]
 
 
-def _time_course(integrate: Integrator, values, basis, N, H, v0) -> list[Check]:
+def _time_course(objective: Reparametrised, values, basis, N, v0) -> list[Check]:
     """One balanced head alone on each eigenvector in turn: the time to half its limit."""
-    sizes, gains = theory.zhangsaxe2025.head_sizes(values, N), theory.zhangsaxe2025.gains(values, N)
+    d = len(values)
+
+    # Heads along the eigenvectors form an invariant subspace; its own coordinates keep rounding from leaving it.
+    def aligned(sizes: tuple[Array, Array, Array]) -> SeparateWeights:
+        v, key, query = sizes
+        return embed(Heads(values=v, keys=(key[:, None] * basis.T)[:, None], queries=(query[:, None] * basis.T)[:, None]))
+
+    integrate = Integrator(Reparametrised(objective.base, aligned), (np.zeros(d),) * 3)
+    limits, gains = theory.zhangsaxe2025.head_sizes(values, N), theory.zhangsaxe2025.gains(values, N)
     measured, expected = [], []
-    for mode in range(len(values)):
-        alone = np.eye(len(values))[mode]
-        start = _learned(alone, np.full(len(values), v0), basis, H)
-        half = float(sizes[mode]) / 2
+    for mode in range(d):
+        half = float(limits[mode]) / 2
         time = theory.zhangsaxe2025.head_time(v0, half, float(values[mode]), float(gains[mode]))
-        path = integrate(start, 1.5 * time, [lambda heads, mode=mode, half=half: heads.values[mode] - half])
+        start = (v0 * np.eye(d)[mode],) * 3
+        path = integrate(start, 1.5 * time, [lambda heads, mode=mode, half=half: heads[0][mode] - half], stop=True)
         measured.append(path.crossings[0][0])
         expected.append(time)
     return [check.exact("time_to_half", measured, expected, 1e-8)]

@@ -48,6 +48,20 @@ class LateRates:
         return float(2 / self.spectrum[-1])
 
 
+def common_basis(covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Common eigenvectors, as columns, of two covariances that commute.
+
+    Raises:
+      AssumptionError: they do not.
+    """
+    commutator = covariance @ task_covariance - task_covariance @ covariance
+    if np.linalg.norm(commutator) > COMMUTING * np.linalg.norm(covariance) * np.linalg.norm(task_covariance):
+        raise AssumptionError("`covariance` and `task_covariance` must commute: the formula is one of common eigenmodes.")
+    # A generic combination has the common eigenvectors even where one of the two is degenerate.
+    mixture = covariance / np.linalg.norm(covariance) + np.sqrt(2) * task_covariance / np.linalg.norm(task_covariance)
+    return np.linalg.eigh(mixture)[1]
+
+
 def late_rates(*problem) -> LateRates:
     r"""The Hessian's eigenvalues at the balanced optimum u^2 = ||U||_F^2 of commuting Lambda and Omega.
 
@@ -65,14 +79,7 @@ def late_rates(*problem) -> LateRates:
       AssumptionError: Lambda and Omega do not commute.
     """
     covariance, task_covariance = problem[0], problem[1]
-    commutator = covariance @ task_covariance - task_covariance @ covariance
-    if np.linalg.norm(commutator) > COMMUTING * np.linalg.norm(covariance) * np.linalg.norm(task_covariance):
-        raise AssumptionError(
-            "the late rates are known for commuting `covariance` and `task_covariance`; these do not commute."
-        )
-    # A generic combination has the common eigenvectors even where one of the two is degenerate.
-    mixture = covariance / np.linalg.norm(covariance) + np.sqrt(2) * task_covariance / np.linalg.norm(task_covariance)
-    _, basis = np.linalg.eigh(mixture)
+    basis = common_basis(covariance, task_covariance)
     drive, moment, values = (
         np.diag(basis.T @ matrix @ basis)
         for matrix in (timecourse.signal(covariance, task_covariance), lsa.response_moment(*problem), covariance)

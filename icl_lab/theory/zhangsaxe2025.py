@@ -18,6 +18,7 @@ import scipy.integrate
 from jaxtyping import Float
 
 from icl_lab.theory import lsa
+from icl_lab.theory.stability import common_basis
 from icl_lab.theory.timecourse import RTOL, signal
 from icl_lab.typing import Array
 
@@ -167,11 +168,12 @@ def full_rank_flow(
     d_i, c_i, l_i are the eigenvalues of D, C (see `theory.timecourse`) and Lambda, which commute.
 
     Returns:
-      v (S,) and k (S, d), in the order of the ascending eigenvalues of Lambda.
+      v (S,) and k (S, d), in the order of `theory.stability.common_basis`.
 
     Source: the lab's own.
     """
-    values, basis = np.linalg.eigh(covariance)
+    basis = common_basis(covariance, task_covariance)
+    values = np.diag(basis.T @ covariance @ basis)
     moment = lsa.response_moment(covariance, task_covariance, noise_variance, context_length)
     drive = np.diag(basis.T @ signal(covariance, task_covariance) @ basis)
     pull = np.diag(basis.T @ moment @ basis) * values
