@@ -113,7 +113,7 @@ def loss_of_several_heads(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, s
     | {
         "query_in_sum": flag(True, "whether the query token is among the attended ones"),
         "normaliser": _NORMALISER,
-        "sigma": number(0.3, positive=True, meaning="scale of the random starts"),
+        "sigma": number(0.03, positive=True, meaning="scale of the random starts; large ones end in local minima more often"),
         "starts": integer(12, 1, "random starts, of which the best counts"),
         "seed": integer(0, 0, "of starts and bases"),
     },
@@ -198,7 +198,7 @@ def _singular_checks(task: LinearRegression, model, scale: float) -> list[Check]
         "Lam": spectrum("eigenvalues of the input covariance; null: 3/2 down to 1/2 in equal steps"),
         "rotate": flag(False, "random eigenvectors of the input covariance"),
         "query_in_sum": flag(True, "whether the query token is among the attended ones"),
-        "sigma": number(0.5, positive=True, meaning="scale of the random starts"),
+        "sigma": number(0.03, positive=True, meaning="scale of the random starts"),
         "starts": integer(6, 1, "starts near the branch, and as many random ones"),
         "seed": integer(0, 0, "of starts and bases"),
     },

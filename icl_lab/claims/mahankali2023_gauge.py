@@ -30,7 +30,7 @@ LIMIT_TOLERANCE = 1e-7
     parameters=COMMON
     | PAIR
     | {
-        "sigma": number(0.3, positive=True, meaning="scale of the random starts, times N^{-1/3}"),
+        "sigma": number(0.03, positive=True, meaning="scale of the random starts, times N^{-1/3}"),
         "starts": integer(8, 1, "random starts"),
         "seed": integer(0, 0, "of starts, gauges and bases"),
     },
