@@ -253,16 +253,18 @@ def one_head_of_full_rank(d, N, s2, Lam, Om, rotate, seed, sigma) -> list[Check]
     # A plateau of order 1 / sigma, then the slowest mode's growth from sigma and its relaxation.
     escape = 3 * np.sqrt(d) / (sigma * drive[-1])
     end = 2 * escape + 2 * (np.log(1 + 1 / sigma) + 30) / (value * drive[0])
-    path = Integrator(heads_loss(exact(task)), start)(start, end, method="LSODA")
+    integrate = Integrator(heads_loss(exact(task)), start)
     times = np.linspace(0.0, 2 * escape, 6)
     v, k = theory.zhangsaxe2025.full_rank_flow(sigma, times, *problem)
+    path = integrate(start, times[-1])
     states = [path.at(time) for time in times]
-    last = path.at(end)
+    # Long after the drop the strong modes have settled and the flow is stiff.
+    last = integrate(start, end, method="LSODA").at(end)
     return [
         check.exact("u_along_the_flow", [state.values[0] for state in states], v, 1e-8),
         check.exact("K_along_the_flow", [state.keys[0] for state in states], k[:, :, None] * basis.T, 1e-8),
         check.exact("u_limit", last.values[0], value, 1e-8),
         check.exact("KK_limit", last.keys[0].T @ last.keys[0], gram, 1e-8),
         check.exact("product", last.product(), product, 1e-8),
-        check.exact("invariant_abs", last.values[0] ** 2 - np.sum(last.keys**2), 0.0, 1e-10),
+        check.exact("invariant_abs", states[-1].values[0] ** 2 - np.sum(states[-1].keys ** 2), 0.0, 1e-10),
     ]

@@ -1,7 +1,9 @@
 """Second-order facts and the drift of descent, against printed numbers and against brute force."""
 
 import numpy as np
+import pytest
 
+from icl_lab.errors import AssumptionError
 from icl_lab.theory import lsa, stability, structured
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
@@ -49,3 +51,20 @@ def test_descent_drifts_by_a_known_amount():
     np.testing.assert_allclose(u, 1.1659119559, rtol=1e-9)
     np.testing.assert_allclose(u**2 - np.linalg.norm(inner) ** 2, -0.0118768968, rtol=1e-7)
     np.testing.assert_allclose(drift, -0.0118768968, rtol=1e-7)
+
+
+def test_late_rates_solve_the_secular_equation():
+    values = np.diag(COVARIANCE)
+    product = np.diag(lsa.optimal_preconditioner(*PROBLEM))
+    scale, pull = np.linalg.norm(product), np.diag(lsa.response_moment(*PROBLEM)) * values
+    for h in stability.late_rates(*PROBLEM).diagonal:
+        np.testing.assert_allclose(h - np.sum(pull * product**2) / scale, np.sum(values**4 / (h - scale * pull)), atol=1e-8)
+
+
+def test_common_eigenvectors_are_found_where_one_covariance_is_degenerate(rng):
+    basis = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    other = basis @ np.diag([0.5, 1.0, 2.0]) @ basis.T
+    found = stability.common_basis(np.eye(3), (other + other.T) / 2)
+    np.testing.assert_allclose(np.abs(found.T @ basis), np.eye(3), atol=1e-12)
+    with pytest.raises(AssumptionError, match="must commute"):
+        stability.common_basis(COVARIANCE, other)

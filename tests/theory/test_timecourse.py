@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from icl_lab.theory import lsa, structured, timecourse
+from icl_lab.errors import AssumptionError
+from icl_lab.theory import lsa, structured, timecourse, zhang2023
 
 COVARIANCE, THETA = np.diag([2.0, 1.0, 0.5]), np.eye(3) / np.sqrt(3)
 PROBLEM = (COVARIANCE, np.eye(3), 0.0, 10)
+
+
+@pytest.fixture
+def noisy(rng):
+    """A problem in which nothing commutes."""
+    root, other = rng.normal(size=(2, 3, 3))
+    return root @ root.T / 3 + np.eye(3) / 2, other @ other.T / 3 + np.eye(3) / 2, 0.4, 6
 
 
 def test_the_flow_passes_through_known_points():
@@ -74,3 +82,58 @@ def test_a_frozen_value_makes_the_flow_linear(rng):
     closed = timecourse.frozen_value(np.array([0.0, 0.7]), u, start, *problem)
     np.testing.assert_allclose(closed[0], start, atol=1e-13)
     np.testing.assert_allclose(closed[1], solution.y[:, -1].reshape(3, 3), rtol=1e-9)
+
+
+def test_the_noiseless_curve_at_unit_scales_is_that_of_the_paper():
+    times, sigma = np.arange(1.0, 5.0), 0.01
+    grown = np.exp(2 * 2 * times)
+    step = grown / ((1 + 5 / 31) * (grown - 1) + 2 / sigma**2)
+    np.testing.assert_allclose(timecourse.logistic(times, 4, 1.0, 1.0, 0.0, 31, sigma) / 2, step, rtol=1e-12)
+
+
+def test_the_flow_is_that_of_the_paper_without_noise():
+    times = np.array([0.5, 2.0])
+    u, inner = timecourse.flow(0.1, 0.1 * THETA, times, *PROBLEM)
+    paper_u, paper_inner = zhang2023.reduced_flow(0.1, COVARIANCE, 10, THETA, times)
+    np.testing.assert_allclose(u, paper_u, rtol=1e-9)
+    np.testing.assert_allclose(inner, paper_inner, atol=1e-9)
+
+
+def test_the_linear_phase_is_the_flow_while_it_is_small(noisy):
+    drive = timecourse.signal(*noisy[:2])
+    theta = np.diag([1.0, 2.0, 2.0]) / 3
+    times = np.array([0.5, 1.0, 2.0]) / np.linalg.norm(drive)
+    u, _ = timecourse.flow(1e-7, 1e-7 * theta, times, *noisy)
+    np.testing.assert_allclose(timecourse.linear_phase(times, 1e-7, theta, drive), u, rtol=1e-9)
+
+
+def test_u_is_at_its_fraction_at_the_plateau_time(noisy):
+    theta = np.eye(3) / np.sqrt(3)
+    time = timecourse.plateau_time(1e-7, theta, 0.4, *noisy)
+    u, _ = timecourse.flow(1e-7, 1e-7 * theta, np.array([time]), *noisy)
+    assert u[0] == pytest.approx(0.4 * np.sqrt(np.linalg.norm(lsa.optimal_preconditioner(*noisy))), rel=1e-5)
+
+
+def test_the_drop_takes_u_to_the_optimum_along_the_signal(noisy):
+    drive = timecourse.signal(*noisy[:2])
+    size = timecourse.drop_value(*noisy) ** 2
+    step = size * drive / np.linalg.norm(drive)
+    slope = [lsa.risk((1 + s) * step, noisy[0], noisy[1], noisy[2], noisy[3]) for s in (-1e-4, 1e-4)]
+    assert slope[0] == pytest.approx(slope[1], rel=1e-10)
+
+
+def test_an_overshoot_is_the_maximum_of_the_flow():
+    spectrum, noise, length = np.array([1.5, 0.6]), 0.3, 8
+    peaks, _ = timecourse.overshoot(0.01, spectrum, noise, length, 40.0)
+    problem = (np.diag(spectrum), np.eye(2), noise, length)
+    times = np.linspace(0.1, 40.0, 4000)
+    u, inner = timecourse.flow(0.01, 0.01 * np.eye(2) / np.sqrt(2), times, *problem)
+    shares = u[:, None] * np.diagonal(inner, axis1=1, axis2=2) / np.diag(lsa.optimal_preconditioner(*problem))
+    np.testing.assert_allclose(peaks, shares.max(axis=0), atol=1e-5)
+
+
+def test_a_frozen_value_ends_at_the_optimum(noisy, rng):
+    last = timecourse.frozen_value(np.array([1e5]), 0.7, rng.normal(size=(3, 3)), *noisy)[0]
+    np.testing.assert_allclose(0.7 * last, lsa.optimal_preconditioner(*noisy), atol=1e-12)
+    with pytest.raises(AssumptionError, match="must not be 0"):
+        timecourse.frozen_value(np.array([1.0]), 0.0, np.eye(3), *noisy)
