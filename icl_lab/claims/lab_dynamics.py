@@ -125,7 +125,7 @@ def structured_flow(d, N, s2, Lam, Om, rotate, seed, sigma) -> list[Check]:
         checks += [
             check.exact(f"du_dt_{words}", -gradient.w_pv[-1, -1], du, EXACT_TOLERANCE),
             check.exact(f"dU_dt_{words}", -gradient.w_kq[:d, :d], slope, EXACT_TOLERANCE),
-            check.exact(f"p1_and_k2_abs_{words}_abs", others, np.zeros(2 * d), 1e-13),
+            check.exact(f"p1_and_k2_{words}_abs", others, np.zeros(2 * d), 1e-13),
         ]
     direction = _direction(seed, theory.timecourse.signal(*problem[:2]))
     # Up to the time at which a mode that grows at the rate ||D||_F has left the plateau.
