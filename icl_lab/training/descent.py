@@ -79,7 +79,8 @@ def descend(
         diverged_at = None
         while done < steps and diverged_at is None:
             size = min(chunk, steps - done)
-            state, path, losses = _chunk(objective, optimiser, state, key, done, size)
+            # The step as an array: a Python number would be static and compile every chunk anew.
+            state, path, losses = _chunk(objective, optimiser, state, key, jnp.asarray(done), size)
             losses, path = np.asarray(losses), precision.to_numpy(path)
             if not np.all(np.isfinite(losses)):
                 diverged_at = done + int(np.flatnonzero(~np.isfinite(losses))[0])

@@ -11,6 +11,7 @@ from icl_lab.models import LinearSelfAttention, LSAWeights, SoftmaxSelfAttention
 from icl_lab.models.initializers import gaussian, zhang
 from icl_lab.tasks import LinearRegression
 from icl_lab.training import Verdict, checkpoints
+from icl_lab.training.descent import MAX_CHUNK
 
 SPECTRUM = np.array([2.0, 1.0, 0.5])
 
@@ -29,6 +30,24 @@ def test_gradient_descent_pins_the_product_and_loses_balance_linearly_in_the_ste
         drifts.append(abs(result.limit.w_pv[3, 3] ** 2 - np.sum(result.limit.w_kq**2)))
     slope = np.polyfit(np.log([0.1, 0.05, 0.025]), np.log(drifts), 1)[0]
     assert slope == pytest.approx(1.0, abs=0.15)
+
+
+def test_further_chunks_of_steps_compile_nothing(loss, monkeypatch):
+    traced = []
+    right = type(loss).__call__
+
+    def counted(self, weights, key=None):
+        traced.append(None)
+        return right(self, weights, key)
+
+    monkeypatch.setattr(type(loss), "__call__", counted)
+    counts = []
+    for chunks in (1, 3):
+        jax.clear_caches()
+        traced.clear()
+        training.descend(loss, zhang(3, 0.1), optax.sgd(0.05), chunks * MAX_CHUNK)
+        counts.append(len(traced))
+    assert counts[0] == counts[1]
 
 
 def test_a_step_too_large_is_recorded_as_divergence(loss):
