@@ -5,12 +5,16 @@ from dataclasses import fields
 
 import jax
 import pytest
+from flax import nnx
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from icl_lab.analysis.covariate_shift import Training
 from icl_lab.config import build, paths, schema
 from icl_lab.errors import InvalidValueError
+from icl_lab.models import Decoder
 from icl_lab.runs.launch import one_sentence
+from icl_lab.training.prefixes import Curriculum
 
 FOLDER = paths.config_dir()
 
@@ -33,7 +37,21 @@ def choices(group):
 
 def test_every_file_is_in_a_group_that_this_test_knows():
     groups = {path.parent.name for path in FOLDER.glob("*/*.yaml")}
-    assert groups == {*schema.GROUPS, "experiment"}
+    assert groups == {*schema.GROUPS, "experiment", "decoder"}
+
+
+@pytest.mark.parametrize("name", choices("decoder"))
+def test_every_decoder_composes_with_the_experiment_that_trains_it(name):
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        size = compose("covariate_shift", overrides=[f"decoder={name}"]).decoder
+    sizes = {name: size[name] for name in ("width", "layers", "heads", "steps", "batch", "learning_rate")}
+    Training(**sizes, curriculum=Curriculum(**size.curriculum))
+
+    def make():
+        return Decoder(size.dim, size.longest + 1, width=size.width, layers=1, heads=size.heads, rngs=nnx.Rngs(0))
+
+    assert nnx.eval_shape(make).dim == size.dim
+    assert size.longest > size.context_length
 
 
 @pytest.mark.parametrize("name", choices("task"))
