@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import analysis, estimators, models, objectives, prng, theory, training
+from icl_lab import analysis, estimators, models, objectives, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number, spectrum
@@ -19,13 +20,10 @@ from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.theory.optimum import balanced_weights
 
 # The layer as a literal sum over at most some thousand terms.
 FORWARD_TOLERANCE = 1e-12
 EXACT_TOLERANCE = 1e-11
-LONG = 10**6
-"""Context length at which the large-n limits are read."""
 POINTS = 4
 """Random layers at which an identity is checked."""
 
@@ -117,13 +115,21 @@ def loss_is_bayes_plus_distance(d, N, s2, Lam, Om, rotate, scale, samples, seed)
     key = jax.random.key(seed)
     task = task_of(d, N, s2, Lam, Om, rotate, seed)
     layers = [_random_layer(prng.stream(key, f"layer {i}"), task, scale) for i in range(2)]
-    ridge = _ridge(task)
+    ridge = bayes_predictor(task)
+
+    metric = jnp.asarray(task.covariance)
 
     def paired(one):
         prompt = task.sample(one)
-        best = ridge(prompt)[0]
-        errors = [MODEL(layer, prompt)[0] for layer in layers]
-        return jnp.stack([(error - prompt.target[0]) ** 2 - (error - best) ** 2 for error in errors])
+        best = _weights_of(ridge, prompt)
+        squares = []
+        for layer in layers:
+            fitted = _weights_of(partial(MODEL, layer), prompt)
+            # The mean over queries of what the two squared errors differ by.
+            squares.append(
+                (fitted - prompt.latent) @ metric @ (fitted - prompt.latent) - (fitted - best) @ metric @ (fitted - best)
+            )
+        return jnp.stack(squares)
 
     drawn = simulate(paired, prng.stream(key, "prompts"), samples)
     expected, uncertainty = theory.bayes.risk(task.covariance, task.task_covariance, s2, N, samples, seed)
@@ -138,7 +144,7 @@ def loss_is_bayes_plus_distance(d, N, s2, Lam, Om, rotate, scale, samples, seed)
     return checks
 
 
-def _ridge(task: LinearRegression):
+def bayes_predictor(task: LinearRegression):
     """The Bayes predictor, a function of a prompt: penalty s2 Om^{-1}, and its limit without noise.
 
     The limit is least squares of minimum norm in the inputs in which tasks are isotropic.
@@ -150,6 +156,15 @@ def _ridge(task: LinearRegression):
         return lambda prompt: estimators.ridge(prompt, penalty)
     factor = jnp.asarray(np.linalg.cholesky(task.task_covariance))
     return lambda prompt: estimators.ols(Prompt(prompt.inputs @ factor, prompt.labels, factor.T @ prompt.query, prompt.target))
+
+
+def _weights_of(predictor, prompt: Prompt):
+    """The vector of a predictor that is linear in the query: its answers to the unit queries, (d,)."""
+
+    def answer(query):
+        return predictor(Prompt(prompt.inputs, prompt.labels, query, prompt.target))[0]
+
+    return jax.vmap(answer)(jnp.eye(prompt.inputs.shape[1]))
 
 
 @claim(
@@ -180,13 +195,12 @@ def moments_of_the_context(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Che
 
     inverse = np.linalg.inv(inputs)
     at_zero = slope(np.zeros((d, d)))
-    ridge = _ridge(task)
+    ridge = bayes_predictor(task)
 
     def products(one):
         prompt = task.sample(one)
         b = prompt.inputs.T @ prompt.labels[:, 0]
-        # A predictor's weights are its answers to the unit queries.
-        fitted = jax.vmap(lambda query: ridge(Prompt(prompt.inputs, prompt.labels, query, prompt.target))[0])(jnp.eye(d))
+        fitted = _weights_of(ridge, prompt)
         return b[None, :, None] * jnp.stack([b, fitted])[:, None, :]
 
     drawn = simulate(products, prng.stream(jax.random.key(seed), "prompts"), samples)
@@ -264,42 +278,4 @@ def odd_and_even_do_not_interact(d, N, s2, Lam, Om, rotate, scale, seed) -> list
         check.exact("even_risk_abs", even, total - expected_odd, EXACT_TOLERANCE * total),
         check.exact("risk_is_the_sum", odd + even, both, EXACT_TOLERANCE),
         check.at_least("even_square_abs", even, 0.0, EXACT_TOLERANCE * total),
-    ]
-
-
-@claim(
-    "mahankali2023.bayes-gap",
-    paper=PAPER,
-    statement="The layer's excess risk d (d+1+s2)/(n+d+1+s2) exceeds the Bayes risk at all n; the ratio tends to (d+1+s2)/s2.",
-    source="Lemmas 1 and 2; icl_lab",
-    parameters=COMMON
-    | {
-        "s2": number(0.5, positive=True, meaning="variance of the label noise"),
-        "samples": integer(100_000, 1_000, "prompts"),
-        "seed": integer(0, 0, "of prompts"),
-    },
-)
-def the_gap_to_bayes(d, N, s2, samples, seed) -> list[Check]:
-    task = LinearRegression(dim=d, context_length=N, noise_std=np.sqrt(s2))
-    start = initializers.zhang(d, 0.3 * N ** (-1 / 3))
-    objective = objectives.population(task, MODEL)
-    layer = objective.risk(training.gradient_flow(objective, start).limit)
-    ridge = _ridge(task)
-
-    def squared_error(one):
-        prompt = task.sample(one)
-        return jnp.sum((ridge(prompt) - prompt.target) ** 2)
-
-    mean, error = mean_with_error(simulate(squared_error, prng.stream(jax.random.key(seed), "prompts"), samples))
-    bayes = theory.bayes.isotropic_risk(d, N, s2)
-    # The layer of step 1 on infinitely long contexts, nearly; the risk is what the closed loss says.
-    long = objectives.population(LinearRegression(dim=d, context_length=LONG, noise_std=np.sqrt(s2)), MODEL)
-    best = long.risk(LSAWeights(*balanced_weights(np.eye(d) / (LONG + d + 1 + s2))))
-    ratio = best / theory.bayes.isotropic_risk(d, LONG, s2)
-    return [
-        check.exact("layer_risk", layer, theory.mahankali2023.minimum_risk(d, N, s2), 1e-10),
-        check.sampled("bayes_risk", mean, bayes, error),
-        check.at_least("layer_above_bayes", layer, bayes),
-        # Corrections to the limit are of order (d + s2) / n.
-        check.exact("ratio_at_long_contexts", ratio, theory.mahankali2023.scaled_gap(d, s2), 10 * (d + 1 + s2) / LONG),
     ]
