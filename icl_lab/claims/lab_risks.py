@@ -26,6 +26,7 @@ EXACT_TOLERANCE = 1e-11
 RISK_TOLERANCE = 1e-10
 # With fewer examples beyond d to spare, squared errors of least squares have infinite or wild variance.
 SPARE_FOR_PLAIN_SAMPLING = 6
+SHORTEST_LIMIT = 100
 
 SIZES = {
     "d": integer(5, 1, "input dimension"),
@@ -208,7 +209,7 @@ def crossover(d, s2, samples, seed) -> list[Check]:
     parameters=SIZES
     | {
         "d": integer(3, 1, "input dimension"),
-        "N": integer(200, 50, "the limit is read from the lengths N and 2N of the simulations"),
+        "N": integer(200, 1, "the limit is read from simulations at lengths N and 2N, never below 100 and 200"),
         "s2": number(0.25, positive=True, meaning="variance of the label noise"),
     }
     | COVARIANCES
@@ -223,6 +224,7 @@ def one_over_n(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
     def at(length: int) -> LinearRegression:
         return LinearRegression(dim=d, context_length=length, covariance=inputs, task_covariance=tasks, noise_std=np.sqrt(s2))
 
+    N = max(N, SHORTEST_LIMIT)
     # N R(N) = limit + a/N + ...; lengths N and 2N remove the first correction.
     long = 5000 * N
     once, twice = (

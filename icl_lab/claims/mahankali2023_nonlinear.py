@@ -45,7 +45,7 @@ def _response(family: str, width: int) -> Response:
         "s2": number(0.25, 0.0, "variance of the label noise"),
         "K": integer(4, 1, "units of the ReLU network"),
         "family": choice("all", ("all", *FAMILIES), "which responses"),
-        "samples": integer(120_000, 10_000, "prompts of each family"),
+        "samples": integer(80_000, 10_000, "prompts of each family"),
         "seed": integer(0, 0, "of prompts"),
     },
 )

@@ -16,7 +16,7 @@ SETTINGS = {
     "lab.minnorm": {"d": 5, "N": 2, "lam": 1.7, "Om": [1.0, 2.0, 0.5, 1.0, 1.0], "samples": 20_000, "seed": 2},
     "lab.bayes": {"d": 2, "N": 3, "s2": 0.6, "Lam": [2.0, 0.5], "rotate": True, "samples": 20_000, "seed": 2},
     "lab.crossover": {"d": 3, "s2": 2.0, "samples": 20_000},
-    "lab.one-over-N": {"d": 2, "N": 60, "samples": 20_000, "seed": 2},
+    "lab.one-over-N": {"d": 2, "N": 7, "samples": 20_000, "seed": 2},
 }
 
 
