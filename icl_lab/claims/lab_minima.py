@@ -249,10 +249,11 @@ def _isotropic_checks(objective, N: int, s2: float, query_in_sum: bool) -> list[
     curvatures = np.linalg.eigvalsh(hessian)
     rounding = 1e-10 * curvatures[-1]
     minimum = theory.minima.branch_is_minimum(d, N, s2, query_in_sum)
+    branch_risk = objective.risk(LSAWeights(w_pv, w_kq))
     checks = [
         check.exact("gradient_isotropic_abs", slope, np.zeros_like(slope), STATIONARY_TOLERANCE * d**2),
-        check.exact("half_loss_isotropic", objective.risk(LSAWeights(w_pv, w_kq)) / 2, half_loss, EXACT_TOLERANCE),
-        check.exact("half_loss_is_d_minus_beta", half_loss, (d - beta) / 2, EXACT_TOLERANCE),
+        check.exact("half_loss_isotropic", branch_risk / 2, half_loss, EXACT_TOLERANCE),
+        check.exact("half_loss_is_d_minus_beta", branch_risk / 2, (d - beta) / 2, EXACT_TOLERANCE),
         check.exact(
             "criterion_matrix",
             directions @ hessian @ directions.T,
