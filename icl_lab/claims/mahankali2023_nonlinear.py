@@ -102,11 +102,14 @@ def _least_squares(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarra
 
     On every feature G_ij x_q,k of a prompt it is the best sum of any number of layers: the convex lifting of the problem.
     """
-    sizes = np.sqrt(np.mean(features**2, axis=0))
-    features = features / sizes[None, :]
-    inverse = np.linalg.inv(features.T @ features / len(targets))
-    fitted = inverse @ (features.T @ targets) / len(targets)
+    count = len(targets)
+    # Not a matrix product: OpenBLAS's threads take seconds over tall products beside XLA's.
+    gram = np.einsum("pf,pg->fg", features, features) / count
+    sizes = np.sqrt(np.diagonal(gram))
+    scale = np.outer(sizes, sizes)
+    inverse = np.linalg.inv(gram / scale)
+    fitted = inverse @ (features.T @ targets / sizes) / count
     # Robust to residuals whose variance depends on the prompt, as it does here.
-    scores = features * (targets - features @ fitted)[:, None]
-    covariance = inverse @ (scores.T @ scores) @ inverse / len(targets) ** 2
+    scores = features * (targets - features @ (fitted / sizes))[:, None]
+    covariance = inverse @ (np.einsum("pf,pg->fg", scores, scores) / scale) @ inverse / count**2
     return fitted, sizes, np.sqrt(np.diagonal(covariance))
