@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import models, objectives, prng, theory
@@ -12,7 +13,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings import check_spectrum, covariance
-from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.claims.simulation import simulated_risk
 from icl_lab.models import initializers
 from icl_lab.tasks.linear import LinearRegression
 
@@ -64,7 +65,7 @@ def exact_loss(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, samples, see
         expected = theory.exact_loss.risk(*reference, **options)
         slopes = theory.exact_loss.risk_gradient(*reference, **options)
         gradient = jax.jit(jax.grad(objective))(weights)
-        mean, error = _simulated_risk(task, model, weights, prng.stream(key, f"prompts {words}"), samples)
+        mean, error = simulated_risk(functools.partial(model, weights), task, prng.stream(key, f"prompts {words}"), samples)
         checks += [
             check.exact(f"risk_{words}", objective.risk(weights), expected, EXACT_TOLERANCE),
             # The reference differentiates the risk, the objective is half of it.
@@ -73,13 +74,3 @@ def exact_loss(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, samples, see
             check.sampled(f"simulated_risk_{words}", mean, expected, error),
         ]
     return checks
-
-
-def _simulated_risk(task, model, weights, key, samples: int) -> tuple[float, float]:
-    """Mean squared error of the literal forward pass over fresh prompts, and its standard error."""
-
-    def squared_error(one):
-        prompt = task.sample(one)
-        return jnp.sum((model(weights, prompt) - prompt.target) ** 2)
-
-    return mean_with_error(simulate(squared_error, key, samples))

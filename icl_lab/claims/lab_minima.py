@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings import check_spectrum, covariance
-from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.claims.simulation import simulated_risk
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.objectives.curvature import loss_and_norm
 from icl_lab.tasks.linear import LinearRegression
@@ -92,12 +94,7 @@ def loss_of_several_heads(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, s
             check.exact(f"gradient_w_kq_{words}", 2 * np.asarray(gradient.w_kq), slopes[1], EXACT_TOLERANCE),
         ]
     model = models.LinearSelfAttention(query_in_sum=False, normaliser=normaliser)
-
-    def squared_error(one):
-        prompt = task.sample(one)
-        return jnp.sum((model(weights, prompt) - prompt.target) ** 2)
-
-    mean, error = mean_with_error(simulate(squared_error, prng.stream(key, "prompts"), samples))
+    mean, error = simulated_risk(functools.partial(model, weights), task, prng.stream(key, "prompts"), samples)
     # The last reference of the loop is that of this model.
     return [*checks, check.sampled("simulated_risk", mean, theory.exact_loss.risk(*reference, **options), error)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import analysis, objectives, prng, theory, training
@@ -13,7 +12,7 @@ from icl_lab.claims.claim import integer, number
 from icl_lab.claims.mahankali2023 import MODEL, PAPER
 from icl_lab.claims.mahankali2023_proof import COMMON, EXACT_TOLERANCE, PAIR, bayes_predictor, live_rows, task_of, validate
 from icl_lab.claims.registry import claim
-from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.claims.simulation import simulated_risk
 from icl_lab.models import LSAWeights, SeparateWeights, initializers
 from icl_lab.objectives.curvature import loss_and_norm
 from icl_lab.tasks.linear import LinearRegression
@@ -124,13 +123,7 @@ def the_gap_to_bayes(d, N, s2, samples, seed) -> list[Check]:
     start = initializers.zhang(d, 0.3 * N ** (-1 / 3))
     objective = objectives.population(task, MODEL)
     layer = objective.risk(training.gradient_flow(objective, start).limit)
-    ridge = bayes_predictor(task)
-
-    def squared_error(one):
-        prompt = task.sample(one)
-        return jnp.sum((ridge(prompt) - prompt.target) ** 2)
-
-    mean, error = mean_with_error(simulate(squared_error, prng.stream(jax.random.key(seed), "prompts"), samples))
+    mean, error = simulated_risk(bayes_predictor(task), task, prng.stream(jax.random.key(seed), "prompts"), samples)
     bayes = theory.bayes.isotropic_risk(d, N, s2)
     # The best layer at a length that is nearly infinite.
     long = objectives.population(LinearRegression(dim=d, context_length=LONG, noise_std=np.sqrt(s2)), MODEL)

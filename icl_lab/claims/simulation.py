@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from icl_lab.tasks.prompt import Prompt, Task
 from icl_lab.typing import Array, Key
 
 CHUNK = 20_000
@@ -31,3 +33,13 @@ def simulate(statistic: Callable[[Key], Array], key: Key, samples: int) -> np.nd
 def mean_with_error(values: np.ndarray) -> tuple[float, float]:
     """Mean of a sample and its standard error."""
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def simulated_risk(predictor: Callable[[Prompt], Array], task: Task, key: Key, samples: int) -> tuple[float, float]:
+    """Mean squared error of a predictor over fresh prompts, and its standard error."""
+
+    def squared_error(one):
+        prompt = task.sample(one)
+        return jnp.sum((predictor(prompt) - prompt.target) ** 2)
+
+    return mean_with_error(simulate(squared_error, key, samples))

@@ -112,7 +112,7 @@ def prediction_is_a_quadratic_form(d, N, seed) -> list[Check]:
     parameters=START | {"points": integer(4, 1, "random weights")},
     validate=lambda points, **start: validate_start(**start),
 )
-def equivalentobjective_of(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
+def equivalent_objective(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
     matrix = covariance(Lam, d, rotate, seed)
     root = theta_matrix(theta, d, seed)
     objective = objective_of(matrix, N)
