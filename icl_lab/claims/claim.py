@@ -135,6 +135,7 @@ class Claim:
       validate: parameters as keywords -> None; raises what no single parameter's range can say (a spectrum of the wrong
         length, a start outside an assumption), before anything runs.
       long: takes minutes, so that only its full id selects it, and no glob.
+      also: further settings that a run without overrides covers, each a few parameters that differ from the defaults.
     """
 
     id: str
@@ -145,6 +146,7 @@ class Claim:
     run: Callable[..., Sequence[Check]]
     validate: Callable[..., None] | None = None
     long: bool = False
+    also: Sequence[Mapping[str, Any]] = ()
 
     def resolve(self, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All parameters, defaults replaced by `overrides`.

@@ -49,6 +49,7 @@ def claim(
     parameters: Mapping[str, Parameter],
     validate: Callable[..., None] | None = None,
     long: bool = False,
+    also: Sequence[Mapping[str, Any]] = (),
 ) -> Callable[[Run], Run]:
     """Decorator that registers a function of the parameters (as keywords) as the claim `id`; see `Claim` for the rest.
 
@@ -59,7 +60,7 @@ def claim(
     def register(run: Run) -> Run:
         if id in _CLAIMS:
             raise InvalidValueError(f"claim id {id!r} is taken; ids are unique, since results are looked up by them.")
-        _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate, long)
+        _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate, long, also)
         return run
 
     return register

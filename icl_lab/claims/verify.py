@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import multiprocessing
 import time
 import traceback
@@ -13,6 +14,7 @@ import jax
 
 from icl_lab import precision
 from icl_lab.claims import registry
+from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Claim
 from icl_lab.errors import InvalidValueError
 
@@ -80,12 +82,20 @@ def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
     try:
         with precision.float64():
             checks = [check.to_json() for check in one.run(**parameters)]
+            if parameters == one.resolve():
+                checks += [check.to_json() for setting in one.also for check in _at(one, setting)]
         if not checks:
             reason = "the claim made no check, which proves nothing"
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
     return _entry(one, parameters, checks, time.perf_counter() - start, reason)
+
+
+def _at(one: Claim, setting: Mapping[str, Any]) -> list[Check]:
+    """The checks of a claim at one of its further settings, which their names begin with."""
+    where = ",".join(f"{name}={value}" for name, value in setting.items())
+    return [dataclasses.replace(check, name=f"{where}: {check.name}") for check in one.run(**one.resolve(setting))]
 
 
 def all_passed(entries: Iterable[Entry]) -> bool:

@@ -8,11 +8,13 @@ import jax
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.curvature import Curvature as Curvature
 from icl_lab.objectives.curvature import curvature as curvature
+from icl_lab.objectives.moments import Features as Features
+from icl_lab.objectives.moments import MomentLoss as MomentLoss
+from icl_lab.objectives.moments import Moments as Moments
 from icl_lab.objectives.objective import Objective as Objective
 from icl_lab.objectives.population import RegressionLoss as RegressionLoss
 from icl_lab.objectives.population import StructuredLoss as StructuredLoss
 from icl_lab.objectives.population import StructuredWeights as StructuredWeights
-from icl_lab.objectives.sampled import Features as Features
 from icl_lab.objectives.sampled import SampledLoss as SampledLoss
 from icl_lab.objectives.streamed import StreamedLoss as StreamedLoss
 from icl_lab.tasks.prompt import Task

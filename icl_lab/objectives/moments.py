@@ -1,0 +1,152 @@
+r"""The loss of one linear attention layer as a quadratic form in cubic features of the prompt.
+
+One layer's prediction is linear in the features, :math:`\hat y_o = \sum_f \theta_{of}\,\phi_f` with
+:math:`\phi_{ab,c} = G_{ab}\,e_c` (G the attention Gram, e the query token) and coefficients
+:math:`\theta_{o,ab,c} = W^{PV}_{oa}W^{KQ}_{bc}` (both orders added for a < b when G is symmetric). So
+v = E|y|^2, c = E[phi y*], M = E[phi phi*] are sufficient for every training run on the task. Where they are known in closed
+form the loss is exact; `objectives.sampled` estimates them from prompts. Losses of several positions or laws add, and so do
+their moments.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Inexact
+
+from icl_lab import precision
+from icl_lab.errors import InvalidValueError
+from icl_lab.models.linear_attention import LinearSelfAttention
+from icl_lab.objectives.objective import Objective
+from icl_lab.tasks.prompt import Task
+from icl_lab.typing import Array, Key, Weights
+
+
+@eqx.filter_jit
+def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8 T D"]:
+    return jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8))
+
+
+class Features(eqx.Module):
+    """Which entries of the Gram and of the query token make up the features; entries that are structurally zero are left out.
+
+    Attributes:
+      rows, columns: (A,) indices a, b of the Gram entries (a <= b for real tokens, all pairs for complex ones).
+      queries: (Q,) indices c of the query token.
+      outputs: (k,) label slots of the query token.
+      symmetric: whether the Gram is symmetric, so that each entry with a < b stands for two.
+    """
+
+    rows: tuple[int, ...] = eqx.field(static=True)
+    columns: tuple[int, ...] = eqx.field(static=True)
+    queries: tuple[int, ...] = eqx.field(static=True)
+    outputs: tuple[int, ...] = eqx.field(static=True)
+    symmetric: bool = eqx.field(static=True)
+
+    @staticmethod
+    def of(task: Task, model: LinearSelfAttention) -> Features:
+        """The live features, found from the tokens of a few prompts: a slot that is exactly zero in all of them is dead."""
+        tokens = np.asarray(_example_tokens(task, model))
+        keys = tokens if model.query_in_sum else tokens[:, :-1]
+        live = np.flatnonzero(np.any(keys != 0, axis=(0, 1)))
+        first, second = np.meshgrid(live, live, indexing="ij")
+        keep = np.ones_like(first, bool) if np.iscomplexobj(tokens) else first <= second
+        return Features(
+            rows=tuple(first[keep].tolist()),
+            columns=tuple(second[keep].tolist()),
+            queries=tuple(np.flatnonzero(np.any(tokens[:, -1] != 0, axis=0)).tolist()),
+            outputs=tuple(range(tokens.shape[-1])[model.label_slots(tokens.shape[-1], task.label_dim)]),
+            symmetric=not np.iscomplexobj(tokens),
+        )
+
+    @property
+    def count(self) -> int:
+        """Number of features F."""
+        return len(self.rows) * len(self.queries)
+
+    def values(self, keys: Inexact[Array, "T D B"], query: Inexact[Array, "D B"]) -> Inexact[Array, "F B"]:
+        """phi of a batch of prompts from the attended tokens and the query tokens (divided by the normaliser).
+
+        The batch is the last axis, over which every operation is one vector instruction; a batch of small matrix products
+        takes twice as long.
+        """
+        # One sum for each pair: written as blocks of pairs, the compiler keeps the products in memory.
+        pairs = jnp.stack(
+            [jnp.sum(keys[:, a] * jnp.conj(keys[:, b]), axis=0) for a, b in zip(self.rows, self.columns, strict=True)]
+        )
+        return (pairs[:, None, :] * query[np.asarray(self.queries)][None, :, :]).reshape(self.count, -1)
+
+    def coefficients(self, weights: Weights) -> Inexact[Array, "k F"]:
+        """theta of merged or separate weights, heads added."""
+        heads = weights.merged().with_head_axis()
+        left = heads.w_pv[:, np.asarray(self.outputs), :]
+        right = heads.w_kq[:, :, np.asarray(self.queries)]
+        rows, columns = np.asarray(self.rows), np.asarray(self.columns)
+
+        def pair(a, b):
+            return jnp.einsum("hof,hfq->ofq", left[:, :, a], right[:, b, :])
+
+        theta = pair(rows, columns)
+        if self.symmetric:
+            strict = jnp.asarray(rows < columns, theta.dtype)
+            theta = theta + strict[None, :, None] * pair(columns, rows)
+        return theta.reshape(len(self.outputs), -1)
+
+
+class Moments(eqx.Module):
+    """What the loss knows of the task.
+
+    Attributes:
+      gram: (F, F) E[phi phi^*].
+      cross: (F, k) E[phi y^*].
+      variance: E|y|^2.
+    """
+
+    gram: Inexact[Array, "*g F F"]
+    cross: Inexact[Array, "*g F k"]
+    variance: Float[Array, "*g"]
+
+    def risk(self, theta: Inexact[Array, "k F"]) -> Float[Array, ""]:
+        """sum_o E|y_o - theta_o phi|^2."""
+        linear = jnp.sum(theta * self.cross.T.astype(theta.dtype))
+        square = jnp.sum(jnp.conj(theta) * (theta @ self.gram.astype(theta.dtype)))
+        return self.variance - 2 * jnp.real(linear) + jnp.real(square)
+
+
+class MomentLoss(Objective):
+    """Half loss of one linear attention layer from its moments, exact where they are."""
+
+    task: Task
+    model: LinearSelfAttention
+    features: Features
+    moments: Moments
+
+    def coefficients(self, weights: Weights) -> Inexact[Array, "k F"]:
+        """theta of the weights of one layer, the sign of the readout included.
+
+        Raises:
+          InvalidValueError: weights of more than one layer.
+        """
+        if isinstance(weights, tuple):
+            if len(weights) != 1:
+                raise InvalidValueError(f"feature moments describe one layer; got weights of {len(weights)} layers.")
+            (weights,) = weights
+        return self.model.readout_sign * self.features.coefficients(weights)
+
+    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
+        return 0.5 * jax.tree.map(jnp.asarray, self.moments).risk(self.coefficients(weights))
+
+    def risk(self, weights: Weights) -> float:
+        with precision.float64():
+            return 2.0 * float(self(jax.tree.map(jnp.asarray, weights)))
+
+    def standard_error(self, weights: Weights) -> float:
+        return 0.0
+
+    @property
+    def rate_spread(self) -> float:
+        # Relaxation rates scale like products of token variances; the tokens' spread to the third power bounds them.
+        diagonal = np.sort(np.abs(np.diagonal(self.moments.gram)))
+        return float(diagonal[-1] / max(diagonal[0], 1e-300))
