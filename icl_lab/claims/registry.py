@@ -34,6 +34,16 @@ MODULES = (
     "icl_lab.claims.lab_dynamics",
     "icl_lab.claims.lab_timescales",
     "icl_lab.claims.lab_training",
+    "icl_lab.claims.zheng2024",
+    "icl_lab.claims.zheng2024_loss",
+    "icl_lab.claims.zheng2024_capability",
+    "icl_lab.claims.zhou2025",
+    "icl_lab.claims.zhou2025_noise",
+    "icl_lab.claims.zhou2025_depth",
+    "icl_lab.claims.zhou2025_rollout",
+    "icl_lab.claims.lab_autoregressive",
+    "icl_lab.claims.lab_rotations",
+    "icl_lab.claims.vonoswald2023",
 )
 
 Run = Callable[..., Sequence[Check]]

@@ -8,4 +8,5 @@ from icl_lab.models.linear_attention import LinearSelfAttention as LinearSelfAtt
 from icl_lab.models.modules import Attention as Attention
 from icl_lab.models.softmax_attention import SoftmaxSelfAttention as SoftmaxSelfAttention
 from icl_lab.models.weights import LSAWeights as LSAWeights
+from icl_lab.models.weights import PairedWeights as PairedWeights
 from icl_lab.models.weights import SeparateWeights as SeparateWeights

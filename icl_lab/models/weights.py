@@ -11,6 +11,8 @@ a leading head axis on every matrix; heads add. A model of several layers takes 
 from __future__ import annotations
 
 import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Inexact
 
 from icl_lab.typing import Array
@@ -52,3 +54,25 @@ class SeparateWeights(eqx.Module):
     def merged(self) -> LSAWeights:
         """The merged weights of the same function: W_PV = P V, W_KQ = W_K^* W_Q; numpy stays numpy."""
         return LSAWeights(w_pv=self.w_p @ self.w_v, w_kq=self.w_k.swapaxes(-1, -2).conj() @ self.w_q)
+
+
+class PairedWeights(eqx.Module):
+    """The two blocks of a layer on tokens (0, x_t, x_{t-1}) that gradient flow moves; all others are zero.
+
+    Attributes:
+      value: (d, d), P: from the attended token's x_i to the answer.
+      key_query: (d, d), K: scores the attended token's x_{i-1} against the query token's x_t.
+
+    Source: Zheng et al. (arXiv 2405.16845), Assumption 3.1.
+    """
+
+    value: Inexact[Array, "d d"]
+    key_query: Inexact[Array, "d d"]
+
+    def merged(self) -> LSAWeights:
+        """The full (3d, 3d) matrices; numpy stays numpy."""
+        xp = np if isinstance(self.value, np.ndarray) else jnp
+        dim = self.value.shape[0]
+        return LSAWeights(
+            w_pv=xp.pad(self.value, ((0, 2 * dim), (dim, dim))), w_kq=xp.pad(self.key_query, ((2 * dim, 0), (dim, dim)))
+        )

@@ -3,6 +3,7 @@
 Nothing here knows a model, an objective or a training loop, so that a formula shares no code with what it is compared with.
 """
 
+from icl_lab.theory import autoregressive as autoregressive
 from icl_lab.theory import bayes as bayes
 from icl_lab.theory import covariate_shift as covariate_shift
 from icl_lab.theory import exact_loss as exact_loss
@@ -11,6 +12,8 @@ from icl_lab.theory import mahankali2023 as mahankali2023
 from icl_lab.theory import minima as minima
 from icl_lab.theory import nonlinear as nonlinear
 from icl_lab.theory import random_covariance as random_covariance
+from icl_lab.theory import rollout as rollout
+from icl_lab.theory import rotations as rotations
 from icl_lab.theory import stability as stability
 from icl_lab.theory import structured as structured
 from icl_lab.theory import timecourse as timecourse
@@ -18,4 +21,6 @@ from icl_lab.theory import transfer as transfer
 from icl_lab.theory import vonoswald2022 as vonoswald2022
 from icl_lab.theory import zhang2023 as zhang2023
 from icl_lab.theory import zhangsaxe2025 as zhangsaxe2025
+from icl_lab.theory import zheng2024 as zheng2024
+from icl_lab.theory import zhou2025 as zhou2025
 from icl_lab.theory.optimum import Optimum as Optimum

@@ -1,0 +1,1 @@
+"""Claims of the lab about AR(p) series and one layer trained on random coefficients."""

@@ -1,0 +1,1 @@
+"""Claims of Zheng et al. 2024 (arXiv 2405.16845): the flow and its limit."""

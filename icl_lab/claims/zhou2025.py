@@ -1,0 +1,1 @@
+"""Claims of Zhou et al. 2025 (arXiv 2510.09776): one layer, its gap and its weights."""

@@ -1,0 +1,1 @@
+"""Moments of AR(p) series and of random AR(p) coefficients, and risks of estimators on them."""

@@ -1,0 +1,1 @@
+"""Risks on x_{t+1} = W x_t + noise with a random orthogonal W."""
