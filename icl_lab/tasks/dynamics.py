@@ -8,7 +8,7 @@ prompt.
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,11 +19,9 @@ from jaxtyping import Float, Inexact
 from icl_lab.errors import InvalidValueError
 from icl_lab.linalg import haar_orthogonal, is_traced
 from icl_lab.prng import stream
-from icl_lab.tasks.covariates import normals
-from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_default_float, as_float64, check_count, check_nonnegative
+from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative
+from icl_lab.tasks.starts import GaussianStart, StartLaw
 from icl_lab.typing import Array, Key
-
-Number: TypeAlias = int | float
 
 
 class TransitionLaw(eqx.Module):
@@ -105,135 +103,6 @@ class FixedTransition(TransitionLaw):
             raise InvalidValueError(f"`matrix` must be ({dim}, {dim}), because dim = {dim}; got shape {self.matrix.shape}.")
 
 
-class StartMoments(NamedTuple):
-    """Moments of one start vector, the same for every coordinate j.
-
-    Attributes:
-      m2: E |x_j|^2.
-      kappa1: E |x_j|^4.
-      kappa2: E |x_j|^6.
-      kappa3: sum over r != j of E |x_j|^2 |x_r|^4.
-
-    Source: the constants of Zheng et al. (arXiv 2405.16845), Theorem 4.1.
-    """
-
-    m2: Array | float
-    kappa1: Array | float
-    kappa2: Array | float
-    kappa3: Array | float
-
-
-class StartLaw(eqx.Module):
-    """A law of x_1. `scale` is the standard deviation of a coordinate (Gaussian laws) or the size of a non-zero one.
-
-    `sign_symmetric`: the law survives flipping the sign of any one coordinate.
-    """
-
-    scale: eqx.AbstractVar[Array]
-    sign_symmetric: eqx.AbstractVar[bool]
-
-    @abc.abstractmethod
-    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One x_1."""
-
-    @abc.abstractmethod
-    def moments(self, dim: int) -> StartMoments:
-        """Second, fourth and sixth moments."""
-
-
-class GaussianStart(StartLaw):
-    """x_1 ~ N(0, scale^2 I)."""
-
-    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
-    sign_symmetric: bool = eqx.field(static=True, default=True, init=False)
-
-    def __check_init__(self):
-        _check_scale(self.scale)
-
-    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One x_1."""
-        return as_default_float(self.scale) * normals(key, 1, dim)[0]
-
-    def moments(self, dim: int) -> StartMoments:
-        """1, 3, 15 and 3 (d - 1), times powers of the scale."""
-        return _scaled_moments(self.scale, 1, 3, 15, 3 * (dim - 1))
-
-
-class ComplexGaussianStart(StartLaw):
-    """x_1 circular complex Gaussian, E |x_j|^2 = scale^2."""
-
-    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
-    sign_symmetric: bool = eqx.field(static=True, default=True, init=False)
-
-    def __check_init__(self):
-        _check_scale(self.scale)
-
-    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One complex x_1."""
-        dtype = jnp.result_type(complex)
-        return jnp.asarray(self.scale, dtype) * jax.random.normal(key, (dim,), dtype)
-
-    def moments(self, dim: int) -> StartMoments:
-        """|x|^2 is exponential: 1, 2, 6 and 2 (d - 1), times powers of the scale."""
-        return _scaled_moments(self.scale, 1, 2, 6, 2 * (dim - 1))
-
-
-class SparseStart(StartLaw):
-    """x_1 uniform on the 2d vectors scale e_j, -scale e_j."""
-
-    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
-    sign_symmetric: bool = eqx.field(static=True, default=True, init=False)
-
-    def __check_init__(self):
-        _check_scale(self.scale)
-
-    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One x_1."""
-        index = jax.random.randint(key, (), 0, 2 * dim)
-        signed = jnp.where(index < dim, as_default_float(self.scale), -as_default_float(self.scale))
-        return signed * jax.nn.one_hot(index % dim, dim, dtype=jnp.result_type(float))
-
-    def moments(self, dim: int) -> StartMoments:
-        """1/d each, and no two coordinates together."""
-        return _scaled_moments(self.scale, 1 / dim, 1 / dim, 1 / dim, 0)
-
-
-class RademacherStart(StartLaw):
-    """x_1 with independent coordinates +-scale."""
-
-    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
-    sign_symmetric: bool = eqx.field(static=True, default=True, init=False)
-
-    def __check_init__(self):
-        _check_scale(self.scale)
-
-    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One x_1."""
-        return as_default_float(self.scale) * jax.random.rademacher(key, (dim,), jnp.result_type(float))
-
-    def moments(self, dim: int) -> StartMoments:
-        """1, 1, 1 and d - 1, times powers of the scale."""
-        return _scaled_moments(self.scale, 1, 1, 1, dim - 1)
-
-
-class ConstantStart(StartLaw):
-    """x_1 = scale (1, .., 1): the moments of the Rademacher start without its symmetry."""
-
-    scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
-    sign_symmetric: bool = eqx.field(static=True, default=False, init=False)
-
-    def __check_init__(self):
-        _check_scale(self.scale)
-
-    def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """The start; the key is not used."""
-        return jnp.full((dim,), as_default_float(self.scale))
-
-    def moments(self, dim: int) -> StartMoments:
-        """1, 1, 1 and d - 1, times powers of the scale."""
-        return _scaled_moments(self.scale, 1, 1, 1, dim - 1)
-
-
 class LinearDynamics(Task):
     """x_{t+1} = W x_t + ε_t, ε_t of covariance noise_std^2 I (circular if the sequence is complex).
 
@@ -283,14 +152,3 @@ class LinearDynamics(Task):
 
 def _angles(key: Key, count: int) -> Float[Array, "count"]:
     return jax.random.uniform(key, (count,), maxval=2 * np.pi)
-
-
-def _scaled_moments(scale: Array, m2: Number, kappa1: Number, kappa2: Number, kappa3: Number) -> StartMoments:
-    return StartMoments(m2 * scale**2, kappa1 * scale**4, kappa2 * scale**6, kappa3 * scale**6)
-
-
-def _check_scale(scale: Array) -> None:
-    if not is_traced(scale) and not (np.ndim(scale) == 0 and np.isfinite(scale) and scale > 0):
-        raise InvalidValueError(
-            f"`scale` must be a finite number > 0, the size of a start vector; got {np.asarray(scale).tolist()!r}."
-        )
