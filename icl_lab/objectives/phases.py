@@ -169,9 +169,7 @@ def _first_counts(kinds, lengths, model, dim) -> dict:
     t = np.repeat(np.asarray(lengths, np.int32) + 1, [len(a) for a in attended])
     weight = 1.0 / np.repeat([float(model.rho(length + 1)) for length in lengths], [len(a) for a in attended])
     return {
-        (kind,): _count(
-            [i - 1 - kind[0], kind[1] + 1 - i, t - 1 - kind[2], -t], weight * (i > max(kind[0], kind[1])), patterns
-        )
+        (kind,): _count([i - 1 - kind[0], kind[1] + 1 - i, t - 1 - kind[2], -t], weight * (i > max(kind[0], kind[1])), patterns)
         for kind in kinds
     }
 

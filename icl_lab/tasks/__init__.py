@@ -28,6 +28,8 @@ from icl_lab.tasks.embeddings import interleaved as interleaved
 from icl_lab.tasks.embeddings import merged as merged
 from icl_lab.tasks.embeddings import paired as paired
 from icl_lab.tasks.embeddings import paired_short as paired_short
+from icl_lab.tasks.gaussian_series import GaussianSeries as GaussianSeries
+from icl_lab.tasks.gaussian_series import arma_autocovariances as arma_autocovariances
 from icl_lab.tasks.linear import LinearRegression as LinearRegression
 from icl_lab.tasks.links import Hermite as Hermite
 from icl_lab.tasks.links import Link as Link

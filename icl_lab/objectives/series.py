@@ -1,0 +1,171 @@
+r"""Exact loss of one linear attention layer on a stationary Gaussian series, at finite length, without sampling.
+
+Through Hankel tokens h_i = (x_i, .., x_{i+p}) the layer sees n = N + p values and predicts x_{n+1} from the features
+:math:`\hat G_{jk}\,x_{n-p+l}`, with :math:`\hat G_{jk} = \tfrac1N\sum_i x_{i+j}x_{i+k} = x^\top B_a x` quadratic in the series.
+By Isserlis' theorem, S being the covariance of (x_1 .. x_n) and s that of the series with the target,
+
+.. math::
+    E\,\phi_{al}\phi_{bm} &= (t_a t_b + 2\operatorname{tr}B_aSB_bS)\,S_{lm} + 2t_a(SB_bS)_{lm} + 2t_b(SB_aS)_{lm}
+                             + 4(SB_aSB_bS + SB_bSB_aS)_{lm} \\
+    E\,\phi_{al}\,y &= t_a s_l + 2(SB_as)_l, \qquad t_a = \operatorname{tr}B_aS = \gamma_{|j-k|}
+
+B_a has 2N entries and the traces are sums over lags, so no two matrices of the series' size are multiplied: O(F p n^2 / p)
+with F = p(p+1)(p+2)/2 features. Random coefficients average these moments over a Gauss quadrature of their law.
+
+Source: the setting of Zhou et al. (arXiv 2510.09776).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from icl_lab import precision
+from icl_lab.errors import UnsupportedProblemError
+from icl_lab.models.linear_attention import LinearSelfAttention
+from icl_lab.objectives.moments import Features, MomentLoss, Moments
+from icl_lab.tasks.autoregressive import Autoregressive, RandomAutoregressive, autocovariances, coefficients_from_partial
+from icl_lab.tasks.gaussian_series import GaussianSeries, toeplitz
+
+LARGEST_QUADRATURE = 20_000
+"""Nodes of a quadrature over coefficients beyond which sampling the prompts is the better way."""
+
+
+def supports(task: object, model: object) -> bool:
+    """Whether `series_loss` exists for a task and a model."""
+    known = isinstance(task, Autoregressive | GaussianSeries)
+    if isinstance(task, RandomAutoregressive):
+        known = task.dim <= 2 and float(task.bound) < 1 and math.prod(quadrature_sizes(task)) <= LARGEST_QUADRATURE
+    layer = isinstance(model, LinearSelfAttention) and model.loops == 1
+    return known and layer and model.embedding == "hankel" and not model.query_in_sum
+
+
+def series_loss(
+    task: Autoregressive | GaussianSeries | RandomAutoregressive,
+    model: LinearSelfAttention,
+    nodes: tuple[int, ...] | None = None,
+) -> MomentLoss:
+    """The exact half loss of one layer on Hankel tokens.
+
+    Args:
+      task: a Gaussian series; with random coefficients, of order 1 or 2.
+      model: one layer on "hankel" tokens whose query stays out of the sum.
+      nodes: nodes on each axis of the quadrature over random coefficients; by default so many that its error is rounding.
+
+    Raises:
+      UnsupportedProblemError: another task or model, or a quadrature that would be too large.
+    """
+    if not supports(task, model):
+        raise UnsupportedProblemError(
+            "the exact series loss needs an AR or Gaussian series (random coefficients: order 1 or 2, `bound` well below 1) and one "
+            f'linear attention layer on "hankel" tokens with the query out of the sum; got {type(task).__name__} and {model}. '
+            "Use `objectives.SampledLoss`."
+        )
+    length, order = task.context_length, task.dim
+    count = length + order + 1
+    if isinstance(task, RandomAutoregressive):
+        moments = _averaged(task, count, quadrature_sizes(task) if nodes is None else nodes)
+    elif isinstance(task, Autoregressive):
+        moments = series_moments(task.autocovariances(count), order)
+    else:
+        moments = series_moments(np.asarray(task.autocovariance), order)
+    scale = length / model.rho(length + 1)
+    pairs = [(j, k) for j in range(order + 1) for k in range(j, order + 1)]
+    return MomentLoss(
+        task=task,
+        model=model,
+        features=Features(
+            rows=tuple(j for j, _ in pairs),
+            columns=tuple(k for _, k in pairs),
+            queries=tuple(range(order)),
+            outputs=(order,),
+            symmetric=True,
+        ),
+        moments=Moments(gram=scale**2 * moments.gram, cross=scale * moments.cross, variance=moments.variance),
+    )
+
+
+def series_moments(autocovariance: Float[np.ndarray, "n+1"], order: int) -> Moments:
+    """Moments of the features Ghat_jk x_{n-p+l}, j <= k <= p, l < p, and of the next value.
+
+    Args:
+      autocovariance: γ_0 .. γ_n, n = N + p.
+      order: p.
+
+    Returns:
+      Moments with F = p(p+1)(p+2)/2 features, pairs (j, k) row by row, lags l fastest, oldest first.
+    """
+    gamma = np.asarray(autocovariance, np.float64)
+    n = len(gamma) - 1
+    windows = n - order
+    j, k = np.triu_indices(order + 1)
+    covariance = toeplitz(gamma[:n])
+    with_target = gamma[n - np.arange(n)]
+    last = covariance[windows:]  # rows of S for the query's values
+    # Rows l of S B_a, B_a = (1/2N) sum_i (e_{i+j} e_{i+k}^T + e_{i+k} e_{i+j}^T).
+    rows = np.zeros((len(j), order, n))
+    for a, (first, second) in enumerate(zip(j, k, strict=True)):
+        rows[a, :, second : second + windows] += last[:, first : first + windows] / (2 * windows)
+        rows[a, :, first : first + windows] += last[:, second : second + windows] / (2 * windows)
+    traces = gamma[k - j]
+    once = np.einsum("aln,mn->alm", rows, last)  # S B_a S
+    flat = rows.reshape(-1, n)
+    twice = (flat @ covariance @ flat.T).reshape(len(j), order, len(j), order)  # (S B_a S B_b S)_lm at [a, l, b, m]
+    lags = np.arange(1 - windows, windows)
+    pairs = (windows - np.abs(lags)) / windows**2  # share of the pairs of windows at this lag
+
+    def lagged(u, v):
+        return gamma[np.abs(lags[:, None, None] + u[:, None] - v[None, :])]
+
+    products = 0.5 * np.einsum("m,mab->ab", pairs, lagged(j, j) * lagged(k, k) + lagged(j, k) * lagged(k, j))  # tr B_a S B_b S
+    gram = np.einsum("ab,lm->albm", np.outer(traces, traces) + 2 * products, covariance[windows:, windows:])
+    gram += 2 * np.einsum("a,blm->albm", traces, once) + 2 * np.einsum("b,alm->albm", traces, once)
+    gram += 4 * (twice + twice.transpose(2, 1, 0, 3))
+    cross = np.outer(traces, with_target[windows:]) + 2 * rows @ with_target
+    count = len(j) * order
+    return Moments(gram=gram.reshape(count, count), cross=cross.reshape(count, 1), variance=gamma[0])
+
+
+def quadrature_sizes(task: RandomAutoregressive) -> tuple[int, ...]:
+    """Nodes on each axis of partial autocorrelations, order 1 or 2, at which the quadrature's error is rounding.
+
+    The moments are analytic up to unit roots. Those lie 1/R away on the last axis, R the bound, and (1 + R^2)/(2R) away on
+    the first of two, at r_2 = -1, where the roots are a complex pair of modulus R. The error of n Gauss nodes falls like the
+    -2n-th power of the sum of the half axes of the ellipse through the nearest one.
+    """
+    bound = float(task.bound)
+    reaches = {1: (1 / bound,), 2: ((1 + bound**2) / (2 * bound), 1 / bound)}[task.dim]
+    return tuple(math.ceil(18.0 / math.log(reach + math.sqrt(reach**2 - 1))) for reach in reaches)
+
+
+def coefficient_quadrature(
+    task: RandomAutoregressive, nodes: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "K p"], Float[np.ndarray, "K"]]:
+    """Coefficients ρ and weights of a product rule for the law of `RandomAutoregressive` of order 1 or 2.
+
+    The partial autocorrelations are independent, r_1 uniform on (-1, 1) and r_2 of density (1 - r_2)/2; each axis has a
+    Gauss-Legendre rule.
+    """
+    rules = [np.polynomial.legendre.leggauss(count) for count in nodes]
+    densities = (np.full(nodes[0], 0.5), *(0.5 * (1 - points) for points, _ in rules[1:]))
+    partial = np.array(list(itertools.product(*(points for points, _ in rules))))
+    masses = [weights * density for (_, weights), density in zip(rules, densities, strict=True)]
+    with precision.float64():
+        coefficients = np.asarray(jax.vmap(coefficients_from_partial)(partial))
+    scaled = coefficients * float(task.bound) ** np.arange(1, task.dim + 1)[None, :]
+    return scaled, np.prod(np.array(list(itertools.product(*masses))), axis=1)
+
+
+def _averaged(task: RandomAutoregressive, count: int, nodes: tuple[int, ...]) -> Moments:
+    """Moments averaged over the law of the coefficients."""
+    total = None
+    for coefficients, weight in zip(*coefficient_quadrature(task, nodes), strict=True):
+        moments = series_moments(autocovariances(coefficients, task.noise_std, count), task.dim)
+        moments = jax.tree.map(lambda m, weight=weight: weight * np.asarray(m), moments)
+        total = moments if total is None else jax.tree.map(np.add, total, moments)
+    assert total is not None
+    return total
