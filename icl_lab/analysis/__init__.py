@@ -16,6 +16,8 @@ from icl_lab.analysis.risk import RiskCurve as RiskCurve
 from icl_lab.analysis.risk import Risks as Risks
 from icl_lab.analysis.risk import risk_against_length as risk_against_length
 from icl_lab.analysis.risk import sampled_risks as sampled_risks
+from icl_lab.analysis.rollout import collapse_step as collapse_step
+from icl_lab.analysis.rollout import rollout as rollout
 from icl_lab.analysis.sampling import Estimate as Estimate
 from icl_lab.analysis.sampling import Predictor as Predictor
 from icl_lab.analysis.sampling import sample_mean as sample_mean

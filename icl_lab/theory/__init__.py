@@ -3,6 +3,7 @@
 Nothing here knows a model, an objective or a training loop, so that a formula shares no code with what it is compared with.
 """
 
+from icl_lab.theory import all_ones as all_ones
 from icl_lab.theory import autoregressive as autoregressive
 from icl_lab.theory import bayes as bayes
 from icl_lab.theory import covariate_shift as covariate_shift
@@ -11,9 +12,12 @@ from icl_lab.theory import lsa as lsa
 from icl_lab.theory import mahankali2023 as mahankali2023
 from icl_lab.theory import minima as minima
 from icl_lab.theory import nonlinear as nonlinear
+from icl_lab.theory import phases as phases
 from icl_lab.theory import random_covariance as random_covariance
+from icl_lab.theory import recovery as recovery
 from icl_lab.theory import rollout as rollout
 from icl_lab.theory import rotations as rotations
+from icl_lab.theory import softmax_series as softmax_series
 from icl_lab.theory import stability as stability
 from icl_lab.theory import structured as structured
 from icl_lab.theory import timecourse as timecourse
