@@ -127,9 +127,7 @@ def quadratic(dim: int, length: int, scale: float = 1.0) -> Quadratic:
     steps = [np.stack([np.arange(1, t), np.full(t - 1, t)]) for t in range(2, length)]
     i, t = np.concatenate(steps, axis=1)
     products = _power_sums(i, t)
-    cross = [
-        np.sum(power_sum_moment([(i if r < 2 else 0 * i) - t, *products[r]], dim) / (t - 1.0)) for r in range(4)
-    ]
+    cross = [np.sum(power_sum_moment([(i if r < 2 else 0 * i) - t, *products[r]], dim) / (t - 1.0)) for r in range(4)]
     return Quadratic(dim * (length - 2) * scale**2, scale**4 * np.array(cross), scale**6 * gram)
 
 

@@ -64,9 +64,7 @@ def limiting_relative_error(law: Constants) -> float:
     return 1 - law.kappa1**2 / (law.m2 * law.kappa2)
 
 
-def gradient_step(
-    states: Inexact[Array, "t d"], step_size: float
-) -> Inexact[Array, "d"]:
+def gradient_step(states: Inexact[Array, "t d"], step_size: float) -> Inexact[Array, "d"]:
     r"""The prediction W x_t of the matrix after one gradient step from W = 0 on :math:`\tfrac12\sum_{i<t}\|x_{i+1} - W x_i\|^2`.
 
     Args:

@@ -137,9 +137,7 @@ def diagonal_loss(
     return float((length - 2) / 2 * np.sum(second - 2 * cross + square))
 
 
-def exchangeable_loss(
-    law: Constants, key_query: Inexact[Array, "d"], value: Inexact[Array, "d"], length: int
-) -> float:
+def exchangeable_loss(law: Constants, key_query: Inexact[Array, "d"], value: Inexact[Array, "d"], length: int) -> float:
     """`diagonal_loss` for a law whose coordinates, and pairs of coordinates, are alike.
 
     Args:
