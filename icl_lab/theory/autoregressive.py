@@ -121,6 +121,15 @@ def least_squares_excess(order: int, length: int, noise_variance: float) -> floa
     return order * noise_variance / length
 
 
+def feature_count(order: int) -> int:
+    """Number of features of one layer on AR(p) windows, p (p + 1) (p + 2) / 2.
+
+    Args:
+      order: p.
+    """
+    return order * (order + 1) * (order + 2) // 2
+
+
 class FeatureMoments(NamedTuple):
     """Moments of the features of one layer: gram (.., F, F), cross (.., F), variance (..) = E y^2."""
 
@@ -206,7 +215,7 @@ def coefficient_rule(
 
     def legendre(pole: float):
         # The integrand is analytic up to a unit root at `pole`, in units of the half width of the axis.
-        return np.polynomial.legendre.leggauss(max(NODES, math.ceil(12 / math.acosh(pole))) if nodes is None else nodes)
+        return np.polynomial.legendre.leggauss(max(NODES, math.ceil(16 / math.acosh(pole))) if nodes is None else nodes)
 
     if order == 1:
         points, weights = legendre(1 / bound)
@@ -232,7 +241,7 @@ def random_feature_moments(
       Moments without leading axis.
     """
     coefficients, weights = coefficient_rule(order, bound, nodes)
-    count = order * (order + 1) * (order + 2) // 2
+    count = feature_count(order)
     gram, cross, variance = np.zeros((count, count)), np.zeros(count), 0.0
     for start in range(0, len(weights), 128):
         some, share = coefficients[start : start + 128], weights[start : start + 128]
