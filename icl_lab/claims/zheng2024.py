@@ -193,7 +193,7 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
         flow = training.gradient_flow(objective, start, weight_tolerance=STOP, solver="tsit5", rtol=1e-11)
         key_query, value, others = blocks(flow.limit)
         a, b = theory.zheng2024.limit(constants, T, first, second)
-        where, identity = f"a0={first:g},b0={second:g}", np.eye(d)
+        where = f"a0={first:g},b0={second:g}"
         imbalance = (np.sum(np.abs(key_query) ** 2) - np.sum(np.abs(value) ** 2)) / d
         off = max(np.max(np.abs(matrix - np.diag(np.diag(matrix)))) for matrix in (key_query, value))
         turned = max(np.max(np.abs(matrix.imag)) for matrix in (key_query, value))

@@ -152,3 +152,42 @@ def live_blocks(
     """The matrices of `loss` whose only non-zero blocks are P (the first of W_PV) and K (row x_{t-1}, column x_t)."""
     dim = len(value)
     return np.pad(value, ((0, 0), (0, dim))), np.pad(key_query, ((dim, 0), (0, dim)))
+
+
+def sampled_loss(
+    w_pv: Inexact[Array, "d D"],
+    w_kq: Inexact[Array, "D D"],
+    law: str,
+    length: int,
+    scale: float,
+    samples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """`loss` by Monte Carlo, where an exact average would take too many sequences; the mean and its standard error.
+
+    Args:
+      w_pv, w_kq, law, length, scale: as in `loss`.
+      samples: sequences, with random phases and start vectors drawn from the nodes of `start_nodes`.
+      seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    dim = len(w_pv)
+    values = []
+    for first in range(0, samples, CHUNK):
+        size = min(CHUNK, samples - first)
+        start = draw_starts(law, dim, scale, size, rng)
+        turns = np.exp(1j * rng.uniform(0, 2 * np.pi, (size, 1, dim)) * np.arange(length)[None, :, None])
+        states = start[:, None, :] * turns
+        values.append(np.sum(np.abs(predictions(w_pv, w_kq, states) - states[:, 2:]) ** 2, axis=(1, 2)) / 2)
+    drawn = np.concatenate(values)
+    return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / np.sqrt(samples))
+
+
+def draw_starts(
+    law: str, dim: int, scale: float, samples: int, rng: np.random.Generator
+) -> Inexact[Array, "B d"]:
+    """Random start vectors with the moments of the law up to order 6; args as in `sampled_loss`."""
+    if law == "sparse":
+        return scale * np.eye(dim)[rng.integers(dim, size=samples)]
+    nodes, weights = coordinate_nodes(law)
+    return scale * rng.choice(nodes, size=(samples, dim), p=weights)
