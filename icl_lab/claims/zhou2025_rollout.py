@@ -103,7 +103,7 @@ def rollout_of_the_best_predictor(rho, sigma, K, samples, seed) -> list[Check]:
         check.sampled("sampled_errors", rolled.sampled[1][0], errors, rolled.sampled[1][1]),
         check.exact("they_add_up_to_the_variance", rolled.moments + rolled.errors, np.full(K, variance), EXACT_TOLERANCE),
         check.at_least("errors_grow_abs", np.diff(rolled.errors), np.zeros(K - 1), EXACT_TOLERANCE * variance),
-        check.exact("decay_rate", radius, theory.rollout.spectral_radius(np.asarray(rho)), ROOT_TOLERANCE),
+        check.exact("decay_rate", radius, theory.bartlett.spectral_radius(np.asarray(rho)), ROOT_TOLERANCE),
     ]
 
 
@@ -136,8 +136,8 @@ def rollout_of_other_coefficients(rho, sigma, factor, k, samples, seed) -> list[
 @claim(
     "zhou2025.cot-lsa",
     paper=PAPER,
-    statement="The rollout of the trained layer obeys y_k = alpha S_{k-1}/(N+k-1) w.h_k, S_k = S_{k-1} + (y_k - w.h_k)^2/sigma^2, "
-    "and collapses faster than that of the best predictor.",
+    statement="The rollout of the trained layer obeys y_k = alpha S_{k-1}/(N+k-1) w.h_k, "
+    "S_k = S_{k-1} + (y_k - w.h_k)^2/sigma^2, and collapses faster than that of the best predictor.",
     source="rollouts; the recursion is icl_lab's",
     parameters=COEFFICIENTS
     | {

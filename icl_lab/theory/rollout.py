@@ -1,44 +1,19 @@
 r"""Several layers and rollouts on AR(p) series (around Zhou et al. 2025, arXiv 2510.09776), in closed form.
 
 x_t = rho_1 x_{t-1} + .. + rho_p x_{t-p} + eps_t, eps_t ~ N(0, sigma^2); A is the companion matrix, psi_k = (A^k)_{11} the
-impulse response, w.h_k the best predictor of value k, V = gamma_0 - sigma^2 its variance. Rollouts append their own predictions;
-horizon k = 1 is the next value. A context has N complete windows, so N innovations.
+impulse response, w.h_k the best predictor of value k, V = gamma_0 - sigma^2 its variance. Rollouts append their own
+predictions; horizon k = 1 is the next value. A context has N complete windows, so N innovations.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
-import scipy.signal
 from jaxtyping import Float
 
 from icl_lab.tasks.autoregressive import companion
+from icl_lab.theory.autoregressive import lyapunov_covariance
+from icl_lab.theory.bartlett import impulse_response, memory
 from icl_lab.typing import Array
-
-NEGLIGIBLE = 1e-17
-"""Impulse responses are followed until their modulus stays below this."""
-
-
-def impulse_response(coefficients: Float[Array, "p"], count: int) -> Float[Array, "count"]:
-    """psi_0 .. psi_{count-1}, what one unit innovation leaves k steps later."""
-    return scipy.signal.lfilter([1.0], np.append(1.0, -np.asarray(coefficients)), np.eye(1, count)[0])
-
-
-def state_covariance(coefficients: Float[Array, "p"], noise_std: float) -> Float[Array, "p p"]:
-    r"""Gamma_p, from :math:`\Gamma = A \Gamma A^\top + \sigma^2 e_1 e_1^\top`.
-
-    Args:
-      coefficients: (p,), rho_1 .. rho_p, nearest lag first, stationary.
-      noise_std: sigma > 0.
-    """
-    innovation = np.zeros((len(coefficients), len(coefficients)))
-    innovation[0, 0] = noise_std**2
-    return scipy.linalg.solve_discrete_lyapunov(companion(coefficients), innovation)
-
-
-def spectral_radius(coefficients: Float[Array, "p"]) -> float:
-    """rho(A), the largest modulus of a root of z^p - rho_1 z^{p-1} - .. - rho_p."""
-    return float(np.max(np.abs(np.roots(np.append(1.0, -np.asarray(coefficients))))))
 
 
 def bayes_second_moment(coefficients: Float[Array, "p"], noise_std: float, steps: int) -> Float[Array, "steps"]:
@@ -53,13 +28,13 @@ def bayes_second_moment(coefficients: Float[Array, "p"], noise_std: float, steps
 
     Source: rollouts of arXiv 2510.09776; the law of total variance.
     """
-    return state_covariance(coefficients, noise_std)[0, 0] - bayes_mse(coefficients, noise_std, steps)
+    return lyapunov_covariance(coefficients, noise_std**2)[0, 0] - bayes_mse(coefficients, noise_std, steps)
 
 
 def bayes_mse(coefficients: Float[Array, "p"], noise_std: float, steps: int) -> Float[Array, "steps"]:
     r"""Mean squared errors :math:`\sigma^2\sum_{j<k}\psi_j^2` of the best rollout, increasing to gamma_0; see
     `bayes_second_moment`."""
-    return noise_std**2 * np.cumsum(impulse_response(coefficients, steps) ** 2)
+    return noise_std**2 * np.cumsum(impulse_response(coefficients, np.zeros(0), steps) ** 2)
 
 
 def plugin_mse(coefficients: Float[Array, "p"], used: Float[Array, "p"], noise_std: float, steps: int) -> Float[Array, "steps"]:
@@ -73,7 +48,7 @@ def plugin_mse(coefficients: Float[Array, "p"], used: Float[Array, "p"], noise_s
       noise_std: sigma > 0.
       steps: number of horizons.
     """
-    covariance = state_covariance(coefficients, noise_std)
+    covariance = lyapunov_covariance(coefficients, noise_std**2)
     errors = []
     for k in range(1, steps + 1):
         a = np.linalg.matrix_power(companion(used), k)[0]
@@ -136,7 +111,7 @@ def simulated_series(coefficients: Float[Array, "p"], noise_std: float, length: 
     """(count, length) stationary series, started from N(0, Gamma_p)."""
     order = len(coefficients)
     generator = np.random.default_rng(seed)
-    start = generator.standard_normal((count, order)) @ np.linalg.cholesky(state_covariance(coefficients, noise_std)).T
+    start = generator.standard_normal((count, order)) @ np.linalg.cholesky(lyapunov_covariance(coefficients, noise_std**2)).T
     values = np.concatenate([start, noise_std * generator.standard_normal((count, length - order))], axis=1)
     for t in range(order, length):
         values[:, t] += values[:, t - order : t] @ np.asarray(coefficients)[::-1]
@@ -168,6 +143,32 @@ def ratio_of_medians(first: Float[Array, "B"], second: Float[Array, "B"], groups
     ]
     ratio = np.median(first) / np.median(second)
     return float(ratio), float(np.std(parts, ddof=1) / np.sqrt(groups))
+
+
+def one_layer_gap(coefficients: Float[Array, "p"], context_length: int) -> float:
+    r"""Excess over sigma^2 of the layer pi = alpha r / sigma^2, Q = r w^T with alpha = N/(N+4), exactly at every N.
+
+    .. math:: v\Big[1 - 2\alpha\Big(1+\frac{2q}{N}\Big) + \alpha^2\Big(1+\frac{4q+2}{N}+\frac{8q}{N^2}\Big)\Big], \qquad
+              v\,q = \sum_{k=1}^N\psi_k^2, \quad v = V/\sigma^2
+
+    It is 2 v / (N+4) if q = 1, where the context remembers nothing from before it. Independent of sigma.
+
+    Args:
+      coefficients: (p,), rho_1 .. rho_p.
+      context_length: N.
+    """
+    v = float(lyapunov_covariance(coefficients, 1.0)[0, 0]) - 1
+    remembered = float(np.sum(impulse_response(coefficients, np.zeros(0), context_length + 1)[1:] ** 2))
+    n, alpha = context_length, context_length / (context_length + 4)
+    mean = v + 2 * remembered / n
+    square = v * (1 + 2 / n) + 4 * remembered / n + 8 * remembered / n**2
+    return v - 2 * alpha * mean + alpha**2 * square
+
+
+def one_layer_size(coefficients: Float[Array, "p"], noise_std: float, context_length: int) -> float:
+    r"""|pi| |Q| of that layer, :math:`\frac{N}{N+4}\,|r|^2\,|w|/\sigma^2`: what training has to grow to on a small series."""
+    square = float(np.sum(np.asarray(coefficients) ** 2))
+    return context_length / (context_length + 4) * (1 + square) * np.sqrt(square) / noise_std**2
 
 
 def two_layer_prediction(
@@ -210,16 +211,9 @@ def two_layer_gap(coefficients: Float[Array, "p"], context_length: int) -> float
 
 def two_layer_correction(coefficients: Float[Array, "p"]) -> float:
     """The bracket of `two_layer_gap`."""
-    psi = impulse_response(coefficients, memory(coefficients))[1:]
+    psi = impulse_response(coefficients, np.zeros(0), memory(coefficients))[1:]
     v = float(psi @ psi)
     if v == 0:
         return 208.0
     lagged = np.correlate(psi, psi, mode="full")[len(psi) :]
     return 208 + 848 * v + 120 * v**2 + 96 * float(psi[: len(lagged)] @ lagged) / v
-
-
-def memory(coefficients: Float[Array, "p"]) -> int:
-    """A number of steps after which the impulse response stays below 1e-17."""
-    radius = spectral_radius(coefficients)
-    # Repeated roots add a power of k to the geometric decay.
-    return 50 + 2 * int(np.ceil(np.log(NEGLIGIBLE) / np.log(max(radius, 0.1))))

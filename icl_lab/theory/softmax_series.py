@@ -12,13 +12,13 @@ from jaxtyping import Float
 
 from icl_lab.errors import AssumptionError
 from icl_lab.tasks.autoregressive import companion
-from icl_lab.theory.rollout import state_covariance
+from icl_lab.theory.autoregressive import lyapunov_covariance
 from icl_lab.typing import Array
 
 
 def column_covariance(coefficients: Float[Array, "p"], noise_std: float) -> Float[Array, "p+1 p+1"]:
     """Gamma_{p+1} = [gamma_|i-j|], the covariance of a column, from that of the state and one step of the companion matrix."""
-    covariance = state_covariance(coefficients, noise_std)
+    covariance = lyapunov_covariance(coefficients, noise_std**2)
     return scipy.linalg.toeplitz(np.append(covariance[0], (companion(coefficients) @ covariance)[0, -1]))
 
 
@@ -48,7 +48,7 @@ def scaled_gap(coefficients: Float[Array, "p"], noise_std: float, scale: float) 
     Raises:
       AssumptionError: C^2 <= 2 v, where the variance of the weights is infinite.
     """
-    v = float(state_covariance(coefficients, noise_std)[0, 0]) / noise_std**2 - 1
+    v = float(lyapunov_covariance(coefficients, noise_std**2)[0, 0]) / noise_std**2 - 1
     check_scale(scale, v)
     share = 1 - 2 * v / scale**2
     return float(noise_std**2 * (scale**2 * share**-0.5 + v * share**-1.5))
