@@ -36,6 +36,7 @@ MODULES = (
     "icl_lab.claims.lab_training",
     "icl_lab.claims.zheng2024",
     "icl_lab.claims.zheng2024_loss",
+    "icl_lab.claims.zheng2024_ones",
     "icl_lab.claims.zheng2024_capability",
     "icl_lab.claims.zhou2025",
     "icl_lab.claims.zhou2025_noise",

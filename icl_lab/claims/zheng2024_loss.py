@@ -209,9 +209,7 @@ def gram_of_all_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
         objective = loss_of(d, T, name, scale, live=False)
         checks += [
             brute_force(name, objective.risk(weights) / 2, weights, name, T, scale, samples, seed),
-            check.exact(
-                f"{name}_live_blocks", objective.risk(pair), loss_of(d, T, name, scale).risk(pair), EXACT_TOLERANCE
-            ),
+            check.exact(f"{name}_live_blocks", objective.risk(pair), loss_of(d, T, name, scale).risk(pair), EXACT_TOLERANCE),
         ]
     return checks
 
@@ -265,7 +263,9 @@ def _orbit_gradient(weights: LSAWeights, states: Array) -> LSAWeights:
 
 def _validate_pairs(d, **_) -> None:
     if d < 2:
-        raise InvalidValueError(f"zheng2024.offdiag: `d` must be at least 2; got {d}. One coordinate has nothing off the diagonal.")
+        raise InvalidValueError(
+            f"zheng2024.offdiag: `d` must be at least 2; got {d}. One coordinate has nothing off the diagonal."
+        )
 
 
 @claim(

@@ -183,9 +183,7 @@ def sampled_loss(
     return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / np.sqrt(samples))
 
 
-def draw_starts(
-    law: str, dim: int, scale: float, samples: int, rng: np.random.Generator
-) -> Inexact[Array, "B d"]:
+def draw_starts(law: str, dim: int, scale: float, samples: int, rng: np.random.Generator) -> Inexact[Array, "B d"]:
     """Random start vectors with the moments of the law up to order 6; args as in `sampled_loss`."""
     if law == "sparse":
         return scale * np.eye(dim)[rng.integers(dim, size=samples)]

@@ -64,6 +64,19 @@ def limiting_relative_error(law: Constants) -> float:
     return 1 - law.kappa1**2 / (law.m2 * law.kappa2)
 
 
+def is_recovered(starts: Inexact[Array, "B d"], law: Constants) -> bool:
+    """Whether every coordinate of the start vectors satisfies |x_{1,j}|^2 in {0, kappa2 / kappa1}.
+
+    Args:
+      starts: (B, d), draws of x_1.
+      law: their constants.
+
+    Source: arXiv 2405.16845, Theorem 4.2.
+    """
+    squares = np.abs(starts) ** 2 * law.kappa1 / law.kappa2
+    return bool(np.all(np.minimum(squares, np.abs(squares - 1)) < 1e-9))
+
+
 def gradient_step(states: Inexact[Array, "t d"], step_size: float) -> Inexact[Array, "d"]:
     r"""The prediction W x_t of the matrix after one gradient step from W = 0 on :math:`\tfrac12\sum_{i<t}\|x_{i+1} - W x_i\|^2`.
 
