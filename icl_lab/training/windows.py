@@ -156,7 +156,8 @@ def _squared_error(model, weights, inputs, targets, order: int):
 
 @eqx.filter_jit
 def _mse(model, weights, examples, order: int):
-    return _squared_error(model, weights, *examples, order)
+    inputs, targets = examples
+    return _squared_error(model, weights, inputs, targets, order)
 
 
 @eqx.filter_jit
@@ -174,4 +175,4 @@ def _epoch(model, optimiser, state, key: Key, examples, held_out, order: int, ba
         return (optax.apply_updates(weights, updates), moments), loss
 
     state, losses = jax.lax.scan(update, state, chosen)
-    return state, jnp.mean(losses), _squared_error(model, state[0], *held_out, order)
+    return state, jnp.mean(losses), _mse(model, state[0], held_out, order)
