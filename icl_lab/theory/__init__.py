@@ -5,9 +5,12 @@ Nothing here knows a model, an objective or a training loop, so that a formula s
 
 from icl_lab.theory import all_ones as all_ones
 from icl_lab.theory import autoregressive as autoregressive
+from icl_lab.theory import bartlett as bartlett
 from icl_lab.theory import bayes as bayes
 from icl_lab.theory import covariate_shift as covariate_shift
+from icl_lab.theory import diagonal_loss as diagonal_loss
 from icl_lab.theory import exact_loss as exact_loss
+from icl_lab.theory import isserlis as isserlis
 from icl_lab.theory import lsa as lsa
 from icl_lab.theory import mahankali2023 as mahankali2023
 from icl_lab.theory import minima as minima
