@@ -196,12 +196,12 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
         where = f"a0={first:g},b0={second:g}"
         imbalance = (np.sum(np.abs(key_query) ** 2) - np.sum(np.abs(value) ** 2)) / d
         off = max(np.max(np.abs(matrix - np.diag(np.diag(matrix)))) for matrix in (key_query, value))
-        turned = max(np.max(np.abs(matrix.imag)) for matrix in (key_query, value))
+        turned = max(np.max(np.abs(np.imag(matrix))) for matrix in (key_query, value))
         checks += [
             check.holds(f"{where}_converged_abs", flow.converged),
-            check.exact(f"{where}_ab", np.diag(value @ key_query).real, np.full(d, product), LIMIT_TOLERANCE),
-            check.exact(f"{where}_a", np.diag(key_query).real, a * np.ones(d), LIMIT_TOLERANCE),
-            check.exact(f"{where}_b", np.diag(value).real, b * np.ones(d), LIMIT_TOLERANCE),
+            check.exact(f"{where}_ab", np.real(np.diag(value @ key_query)), np.full(d, product), LIMIT_TOLERANCE),
+            check.exact(f"{where}_a", np.real(np.diag(key_query)), a * np.ones(d), LIMIT_TOLERANCE),
+            check.exact(f"{where}_b", np.real(np.diag(value)), b * np.ones(d), LIMIT_TOLERANCE),
             check.exact(
                 f"{where}_conserved_abs", imbalance, first**2 - second**2, LIMIT_TOLERANCE * max(1.0, first**2 + second**2)
             ),

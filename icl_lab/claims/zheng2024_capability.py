@@ -1,10 +1,9 @@
-"""Claims of Zheng et al. 2024 (arXiv 2405.16845): what the trained layer can do, and its simulations."""
+"""Claims of Zheng et al. 2024 (arXiv 2405.16845): what the trained layer can do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,6 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import simulate
 from icl_lab.claims.zheng2024 import (
     EXACT_TOLERANCE,
-    INITS,
     LAW,
     LIMIT_TOLERANCE,
     MODEL,
@@ -39,7 +37,6 @@ from icl_lab.typing import Array
 FORWARD_TOLERANCE = 1e-12
 # Squared error of float64 rounding, relative to the states' size.
 ROUNDING_TOLERANCE = 1e-20
-MAP_TOLERANCE = 1e-8
 
 LARGE = {
     "d": integer(5, 1, "dimension of the states"),
@@ -59,21 +56,21 @@ def trained(d: int, T: int, law: str, scale: float) -> PairedWeights:
     return training.gradient_flow(objective, start, weight_tolerance=STOP, solver="tsit5", rtol=1e-11).limit
 
 
-def test_task(d: int, t: int, law: str, scale: float) -> LinearDynamics:
+def task_at(d: int, t: int, law: str, scale: float) -> LinearDynamics:
     """Sequences whose x_{t+1} is the target."""
     return LinearDynamics(d, t - 1, DiagonalUnitary(), STARTS[law](scale))
 
 
 def risk_at(d: int, t: int, law: str, scale: float) -> Callable[[PairedWeights], float]:
     """The exact squared error at position t alone, as a function of the weights."""
-    return objectives.phase_loss(test_task(d, t, law, scale), MODEL, lengths=[t - 1], live=True).risk
+    return objectives.phase_loss(task_at(d, t, law, scale), MODEL, lengths=[t - 1], live=True).risk
 
 
 @claim(
     "zheng2024.mesa-gd",
     paper=PAPER,
-    statement="The trained layer predicts W x_t with W one gradient step from zero, of size ab/(t-1), on half the sum of squares "
-    "of the sequence seen so far.",
+    statement="The trained layer predicts W x_t with W one gradient step from zero, of size ab/(t-1), on half the sum of "
+    "squares of the sequence seen so far.",
     source="corollary of Theorem 4.1",
     parameters={
         "d": integer(3, 1, "dimension of the states"),
@@ -89,7 +86,7 @@ def layer_is_one_gradient_step(d, T, t, law, sigma, c, seed) -> list[Check]:
     scale = scale_of(sigma, c)
     weights = trained(d, T, law, scale)
     product = float(np.trace(weights.value @ weights.key_query)) / d
-    task, key = test_task(d, t, law, scale), jax.random.key(seed)
+    task, key = task_at(d, t, law, scale), jax.random.key(seed)
     checks = [
         check.exact(
             "ab", product, theory.zheng2024.limit_product(theory.zheng2024.constants(law, d, scale), T), LIMIT_TOLERANCE
@@ -144,7 +141,7 @@ def error_at_a_position(d, T, t, law, sigma, c, s) -> list[Check]:
     for name in STARTS if law == "all" else (law,):
         constants = theory.zheng2024.constants(name, d, scale)
         product = theory.zheng2024.limit_product(constants, T) if s is None else s
-        expected = theory.recovery.test_error(constants, d, product, t)
+        expected = theory.recovery.squared_error(constants, d, product, t)
         measured = risk_at(d, t, name, scale)(scaled_identities(d, 1.0, product))
         # Relative to the error of predicting zero, since that of a sparse start vanishes.
         checks.append(check.exact(f"{name}_abs", measured, expected, EXACT_TOLERANCE * d * constants.m2))
@@ -153,7 +150,7 @@ def error_at_a_position(d, T, t, law, sigma, c, s) -> list[Check]:
 
 def _simulated(weights: PairedWeights, d, t, law, scale, samples, seed) -> np.ndarray:
     """Real parts of the mean ratio yhat/x over the coordinates that are not zero, and squared errors: (samples, 2)."""
-    task = test_task(d, t, law, scale)
+    task = task_at(d, t, law, scale)
     layer = jax.tree.map(jnp.asarray, weights)
 
     def statistics(key):
@@ -188,8 +185,8 @@ def _long_limits(d: int, t: int, law: str, scale: float) -> tuple[float, float]:
 @claim(
     "zheng2024.prop4.1",
     paper=PAPER,
-    statement="Gaussian x_1 are not recovered: the mean of yhat/x is s* sigma^2 at every length, 1/5 for long training, where the "
-    "relative error tends to 2/5; for complex Gaussian x_1 both are 1/3.",
+    statement="Gaussian x_1 are not recovered: the mean of yhat/x is s* sigma^2 at every length, 1/5 for long training, where "
+    "the relative error tends to 2/5; for complex Gaussian x_1 both are 1/3.",
     source="Proposition 4.1; finite lengths and complex x_1: icl_lab",
     parameters=LARGE | {"law": choice("gaussian", ("gaussian", "complex_gaussian"), "of x_1"), "sigma": SCALE["sigma"]} | TEST,
 )
@@ -199,7 +196,7 @@ def gaussian_is_not_recovered(d, T, law, sigma, t, samples, seed) -> list[Check]
     weights = trained(d, T, law, sigma)
     drawn = _simulated(weights, d, t, law, sigma, samples, seed)
     mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
-    expected = theory.recovery.test_error(constants, d, product, t)
+    expected = theory.recovery.squared_error(constants, d, product, t)
     long_product, relative = _long_limits(d, t, law, sigma)
     return [
         check.sampled("mean_ratio", mean[0], theory.recovery.mean_ratio(law, product, sigma), error[0]),
@@ -235,7 +232,7 @@ def which_laws_are_recovered(d, T, law, sigma, c, t, samples, seed) -> list[Chec
     drawn = _simulated(weights, d, t, law, scale, samples, seed)
     mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
     ratio = theory.recovery.mean_ratio(law, product, scale)
-    expected = theory.recovery.test_error(constants, d, product, t)
+    expected = theory.recovery.squared_error(constants, d, product, t)
     starts = jax.vmap(lambda key: STARTS[law](scale).sample(key, d))(jax.random.split(jax.random.key(seed), 1000))
     long_product, relative = _long_limits(d, t, law, scale)
     if law == "sparse":
@@ -264,61 +261,3 @@ def which_laws_are_recovered(d, T, law, sigma, c, t, samples, seed) -> list[Chec
             0.0,
         ),
     ]
-
-
-SIMULATIONS = {
-    ("gaussian", 0.5): (1e-3, 200),
-    ("gaussian", 1.0): (1e-4, 150),
-    ("gaussian", 2.0): (2e-6, 200),
-    ("sparse", 0.5): (3e-2, 200),
-    ("sparse", 1.0): (1e-3, 200),
-    ("sparse", 2.0): (1e-4, 120),
-    ("constant", 1.0): (5e-4, 200),
-}
-"""Step size and number of steps of each experiment of the paper, by start law and scale."""
-
-
-@claim(
-    "zheng2024.sims",
-    paper=PAPER,
-    statement="Plain gradient descent on the exact loss follows a map of (a, b), for all-ones starts of (a, a', b, b'), which "
-    "gives every curve of the experiments; their reference lines are its limits for infinite T.",
-    source="Section 5, experiments; the map: icl_lab",
-    parameters=LARGE | {"law": choice("all", ("all", "gaussian", "sparse", "constant"), "of x_1")},
-)
-def simulated_curves(d, T, law) -> list[Check]:
-    checks = []
-    for (name, scale), (step_size, steps) in SIMULATIONS.items():
-        if law not in ("all", name):
-            continue
-        objective = objectives.phase_loss(task_of(d, T, name, scale), MODEL, live=True)
-        firsts = np.array(INITS)[:, :, None, None] * np.eye(d)[None, None]
-        starts = PairedWeights(firsts[:, 1], firsts[:, 0])
-        measured = np.asarray(_descents(objective, starts, jnp.asarray(step_size), LONGEST_DESCENT))[:, : steps + 1]
-        expected = np.array([_expected_curve(name, d, T, scale, start, step_size, steps) for start in INITS])
-        for (a0, b0), curve, line in zip(INITS, measured, expected, strict=True):
-            shown = np.unique(np.append(np.arange(0, steps, 10), steps))
-            checks.append(check.exact(f"{name}_{scale:g}_a0={a0:g},b0={b0:g}", curve[shown], line[shown], MAP_TOLERANCE))
-    return checks
-
-
-LONGEST_DESCENT = max(steps for _, steps in SIMULATIONS.values())
-
-
-@eqx.filter_jit
-def _descents(objective, starts: PairedWeights, step_size: Array, steps: int) -> Array:
-    """The mean diagonal of the elementwise product P K along gradient descent from each start, (S, steps + 1)."""
-
-    def step(weights, _):
-        moved = jax.tree.map(lambda w, g: w - step_size * g, weights, jax.grad(objective)(weights))
-        return moved, jnp.mean(jnp.diag(weights.value * weights.key_query))
-
-    return jax.vmap(lambda start: jax.lax.scan(step, start, length=steps + 1)[1])(jax.tree.map(jnp.asarray, starts))
-
-
-def _expected_curve(law, d, T, scale, start, step_size, steps) -> np.ndarray:
-    if law == "constant":
-        path = theory.all_ones.descent(theory.all_ones.quadratic(d, T, scale), d, *start, step_size, steps)
-        return path[:, 0] * path[:, 2]
-    a, b = theory.zheng2024.descent(theory.zheng2024.constants(law, d, scale), T, *start, step_size, steps)
-    return a * b

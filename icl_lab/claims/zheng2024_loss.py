@@ -61,10 +61,7 @@ class SkewStart(IndependentStart):
 
 ALL_STARTS = STARTS | {"skew": SkewStart}
 REAL_LAWS = tuple(law for law in LAWS if law != "complex_gaussian")
-WEIGHTS = {
-    "a": number(0.31, meaning="K = a I"),
-    "b": number(0.47, meaning="P = b I"),
-}
+WEIGHTS = {"a": number(0.31, meaning="K = a I"), "b": number(0.47, meaning="P = b I")}
 SEED = {"seed": integer(0, 0, "of the random weights and sequences")}
 SAMPLES = {"samples": integer(30_000, 1_000, "sequences, where their number is too large for an exact average")}
 
@@ -107,8 +104,8 @@ def brute_force(name: str, measured: float, weights: LSAWeights, law: str, T: in
 @claim(
     "zheng2024.loss-diag",
     paper=PAPER,
-    statement="At K = diag(a_j), P = diag(b_j) the loss of any start law is a closed form in its even moments; at a I, b I it is "
-    "(d/2)(T-2)(m2 - 2 s kappa1 + s^2 kbar), s = ab.",
+    statement="At K = diag(a_j), P = diag(b_j) the loss of any start law is a closed form in its even moments; at a I, b I it "
+    "is (d/2)(T-2)(m2 - 2 s kappa1 + s^2 kbar), s = ab.",
     source="icl_lab; the loss of arXiv 2405.16845, Section 3",
     parameters=SIZES | {"law": choice("gaussian", LAWS, "of x_1")} | SCALE | WEIGHTS | SEED,
     also=({"law": "constant"},),
@@ -123,12 +120,12 @@ def loss_at_diagonal_weights(d, T, law, sigma, c, a, b, seed) -> list[Check]:
     ones = np.ones(d)
     uniform = objective.risk(scaled_identities(d, a, b)) / 2
     return [
-        check.exact("loss", uniform, theory.zheng2024.exchangeable_loss(constants, a * ones, b * ones, T), EXACT_TOLERANCE),
+        check.exact("loss", uniform, theory.diagonal_loss.exchangeable(constants, a * ones, b * ones, T), EXACT_TOLERANCE),
         check.exact("loss_as_a_polynomial_in_ab", uniform, polynomial, EXACT_TOLERANCE),
         check.exact(
             "loss_at_complex_diagonals",
             objective.risk(PairedWeights(np.diag(b_j), np.diag(a_j))) / 2,
-            theory.zheng2024.exchangeable_loss(constants, a_j, b_j, T),
+            theory.diagonal_loss.exchangeable(constants, a_j, b_j, T),
             EXACT_TOLERANCE,
         ),
     ]
@@ -137,8 +134,8 @@ def loss_at_diagonal_weights(d, T, law, sigma, c, a, b, seed) -> list[Check]:
 @claim(
     "zheng2024.cubature",
     paper=PAPER,
-    statement="The loss of all blocks is an exact average over finitely many sequences: equally spaced phases, four nodes for a "
-    "Gaussian coordinate; more of them change nothing.",
+    statement="The loss of all blocks is an exact average over finitely many sequences: equally spaced phases, four nodes for "
+    "a Gaussian coordinate; more of them change nothing.",
     source="icl_lab",
     parameters=SIZES | {"law": choice("gaussian", LAWS, "of x_1")} | SCALE | SAMPLES | SEED,
 )
@@ -217,8 +214,8 @@ def gram_of_all_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
 @claim(
     "zheng2024.dead-blocks",
     paper=PAPER,
-    statement="For every law of a real x_1 no block but P and K has a gradient when only these are non-zero, and at real P and K "
-    "theirs is real: the features of the blocks carry different powers of a common phase of W.",
+    statement="For every law of a real x_1 no block but P and K has a gradient when only these are non-zero, and at real P and "
+    "K theirs is real: the features of the blocks carry different powers of a common phase of W.",
     source="icl_lab, extending the proof of Theorem 4.1",
     parameters=SIZES | law_parameter(REAL_LAWS) | SCALE | SEED,
 )
@@ -227,15 +224,16 @@ def blocks_that_never_move(d, T, law, sigma, c, seed) -> list[Check]:
     for name in laws_of(law, REAL_LAWS):
         key = prng.stream(jax.random.key(seed), name)
         pair = gaussian_pair(prng.stream(key, "weights"), d, scale)
-        points = {"complex": pair.merged(), "real": PairedWeights(pair.value.real + 0j, pair.key_query.real + 0j).merged()}
+        real = PairedWeights(np.real(pair.value) + 0j, np.real(pair.key_query) + 0j)
         states = _orbits(prng.stream(key, "sequences"), d, T, ALL_STARTS[name](scale))
-        gradients = {"orbit": [_orbit_gradient(weights, states) for weights in points.values()]}
+        gradients = {"orbit": [_orbit_gradient(weights.merged(), states) for weights in (pair, real)]}
         if 8 * d**3 <= MOST_FEATURES and T <= LONGEST_FULL:
-            gradients["loss"] = [jax.grad(loss_of(d, T, name, scale, live=False))(weights) for weights in points.values()]
+            objective = loss_of(d, T, name, scale, live=False)
+            gradients["loss"] = [jax.grad(objective)(weights.merged()) for weights in (pair, real)]
         for kind, (at_complex, at_real) in gradients.items():
             key_query, value, others = blocks(at_complex)
             size = max(np.max(np.abs(key_query)), np.max(np.abs(value)))
-            turned = max(np.max(np.abs(block.imag)) for block in blocks(at_real)[:2])
+            turned = max(np.max(np.abs(np.imag(block))) for block in blocks(at_real)[:2])
             checks += [
                 check.exact(f"{name}_{kind}_other_blocks_abs", others / size, 0.0, DEAD_TOLERANCE / 10),
                 check.exact(f"{name}_{kind}_imaginary_part_abs", turned / size, 0.0, DEAD_TOLERANCE / 10),
@@ -271,8 +269,8 @@ def _validate_pairs(d, **_) -> None:
 @claim(
     "zheng2024.offdiag",
     paper=PAPER,
-    statement="At a I, b I the off-diagonal gradient of P and K vanishes under Assumption 4.1; for other laws it is a closed form "
-    "in odd moments, and a mean of zero is not enough.",
+    statement="At a I, b I the off-diagonal gradient of P and K vanishes under Assumption 4.1; for other laws it is a closed "
+    "form in odd moments, and a mean of zero is not enough.",
     source="proof of Theorem 4.1 for sufficiency; the closed form: icl_lab",
     parameters=SIZES | law_parameter(LAWS) | SCALE | WEIGHTS,
     validate=_validate_pairs,
@@ -282,12 +280,12 @@ def off_diagonal_gradient(d, T, law, sigma, c, a, b) -> list[Check]:
     off = ~np.eye(d, dtype=bool)
     for name in laws_of(law, LAWS):
         gradient = jax.grad(loss_of(d, T, name, scale))
-        odd = theory.zheng2024.odd_moments(name, d, scale)
+        odd = theory.diagonal_loss.odd_moments(name, d, scale)
         measured = gradient(PairedWeights(b * np.eye(d), a * np.eye(d)))
         # At a = 0 only the target's term is left, linear in b.
         target = np.asarray(gradient(PairedWeights(np.eye(d), np.zeros((d, d)))).key_query)[off]
-        in_key, in_value = theory.zheng2024.off_diagonal_gradient(odd, T, a, b)
-        slope, _ = theory.zheng2024.off_diagonal_gradient(odd, T, 0.0, 1.0)
+        in_key, in_value = theory.diagonal_loss.off_diagonal_gradient(odd, T, a, b)
+        slope, _ = theory.diagonal_loss.off_diagonal_gradient(odd, T, 0.0, 1.0)
         pairs = {
             "key_query": (np.asarray(measured.key_query)[off], in_key),
             "value": (np.asarray(measured.value)[off], in_value),

@@ -4,19 +4,19 @@ By permutation symmetry the flow from K = a I, P = b I stays on
 
     K = a' J + (a - a') I,   P = b' J + (b - b') I,   J all ones,
 
-where a and a' are the diagonal and the off-diagonal entries. With (a0, a1) = (a - a', a') and (b0, b1) likewise the prediction is
-linear in the four products (b0 a0, b0 a1, b1 a0, b1 a1), with features made of power sums p_k = sum_j lambda_j^k of the phases.
+where a and a' are the diagonal and the off-diagonal entries. With (a0, a1) = (a - a', a') and (b0, b1) likewise the prediction
+is linear in the four products (b0 a0, b0 a1, b1 a0, b1 a1), with features made of power sums p_k = sum_j lambda_j^k of the
+phases.
 Everything here is the lab's own; the paper shows only that the layer is not plain gradient descent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.integrate
-import scipy.optimize
 from jaxtyping import Float, Int
 
 from icl_lab.errors import InvalidValueError
@@ -59,14 +59,14 @@ class Weights(NamedTuple):
     b_off: float
 
 
-def power_sum_moment(exponents: Int[Array, "R *batch"], dim: int) -> Float[Array, "*batch"]:
+def power_sum_moment(exponents: Sequence[Int[Array, "*batch"]], dim: int) -> Float[Array, "*batch"]:
     """E prod_r p_{k_r} for d independent uniform phases.
 
     Opening the product, each factor picks a coordinate; those that pick the same one must have exponents that add up to zero.
     So the mean is the sum over set partitions of the factors with all block sums zero of d (d-1) .. (d - blocks + 1).
 
     Args:
-      exponents: (R, ...), k_1 .. k_R for a batch of products.
+      exponents: k_1 .. k_R, each of the shape of a batch of products.
       dim: d.
     """
     count = len(exponents)

@@ -1,7 +1,7 @@
 r"""What the layer of arXiv 2405.16845 does on fresh sequences: its errors, ratios, and which start laws it can recover.
 
-The layer is yhat_t = (s / (t-1)) sum_{i<t} x_{i+1} x_i^* x_t, s = a b: one gradient step on the sequence seen so far. Errors are
-expected squared errors E||yhat_t - x_{t+1}||^2 without a half. Laws of x_1 are named, and constants made, as in
+The layer is yhat_t = (s / (t-1)) sum_{i<t} x_{i+1} x_i^* x_t, s = a b: one gradient step on the sequence seen so far. Errors
+are expected squared errors E||yhat_t - x_{t+1}||^2 without a half. Laws of x_1 are named, and constants made, as in
 `theory.zheng2024`.
 """
 
@@ -14,7 +14,7 @@ from icl_lab.theory.zheng2024 import Constants, constants
 from icl_lab.typing import Array
 
 
-def test_error(law: Constants, dim: int, product: float, position: int | float) -> float:
+def squared_error(law: Constants, dim: int, product: float, position: int | float) -> float:
     r"""The error at one position, d [m2 - 2 s kappa1 + s^2 (kappa2 + kappa3 / (t - 1))].
 
     Args:
@@ -27,9 +27,6 @@ def test_error(law: Constants, dim: int, product: float, position: int | float) 
     """
     square = law.kappa2 + law.kappa3 / (position - 1)
     return float(dim * (law.m2 - 2 * product * law.kappa1 + product**2 * square))
-
-
-test_error.__test__ = False  # pytest collects names that begin with "test"
 
 
 def mean_ratio(law: str, product: float, scale: float) -> float:
@@ -78,7 +75,7 @@ def is_recovered(starts: Inexact[Array, "B d"], law: Constants) -> bool:
 
 
 def gradient_step(states: Inexact[Array, "t d"], step_size: float) -> Inexact[Array, "d"]:
-    r"""The prediction W x_t of the matrix after one gradient step from W = 0 on :math:`\tfrac12\sum_{i<t}\|x_{i+1} - W x_i\|^2`.
+    r"""The prediction W x_t after one gradient step from W = 0 on :math:`\tfrac12\sum_{i<t}\|x_{i+1} - W x_i\|^2`.
 
     Args:
       states: (t, d), x_1 .. x_t.
