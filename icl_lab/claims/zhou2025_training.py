@@ -1,0 +1,380 @@
+"""Claims of Zhou et al. 2025 (arXiv 2510.09776) about one trained layer: its weights, its gap, and what it is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from icl_lab import estimators, objectives, prng, theory, training
+from icl_lab.claims import check
+from icl_lab.claims.check import Check
+from icl_lab.claims.claim import integer, vector
+from icl_lab.claims.registry import claim
+from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.claims.zhou2025 import (
+    LSA,
+    MIXED_SERIES,
+    PAPER,
+    SERIES,
+    is_autoregressive,
+    mixed_moments,
+    mixed_task,
+    validate_coefficients,
+    validate_mixed,
+    window_order,
+)
+from icl_lab.errors import AssumptionError
+from icl_lab.models import LSAWeights, initializers
+from icl_lab.tasks.autoregressive import Autoregressive
+
+# The flow stops at an estimated weight error well below these.
+WEIGHT_TOLERANCE = 1e-7
+GAP_TOLERANCE = 1e-7
+COEFFICIENT_TOLERANCE = 1e-5
+LOCAL_MINIMUM_TOLERANCE = 1e-6
+# Eigenvalues above minus this share of the largest count as not negative.
+CURVATURE_TOLERANCE = 1e-7
+# Below it, rho(A)^(2N) is lost in the tolerance of theta.
+NEGLIGIBLE_MEMORY = 1e-8
+# Excesses differ from their leading terms by at most this share of 1/N.
+NEXT_TERM = 12.0
+# Standard deviation of the starting weights, for series of unit variance: small, but no long plateau.
+START_SCALE = 0.1
+# A start that takes longer has found a valley of another stationary point.
+MAX_STEPS = 20_000
+# "Best of at least eight starts": with that many, more are drawn until one is at the minimum.
+ENOUGH_STARTS = 8
+ROUNDS = 6
+
+STARTS = {
+    "starts": integer(8, 1, "random starts; with eight or more, further ones are drawn until one finds the global minimum"),
+    "seed": integer(0, 0, "of the starts"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Where gradient flow took each start.
+
+    Attributes:
+      weights: of every start, matrices with a leading axis.
+      risks: (S,) E(prediction - y)^2.
+      converged: (S,).
+      smallest_curvatures: (S,) smallest eigenvalue of the Hessian, relative to the largest.
+    """
+
+    weights: LSAWeights
+    risks: np.ndarray
+    converged: np.ndarray
+    smallest_curvatures: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """The start of least risk."""
+        return int(np.argmin(self.risks))
+
+    def of(self, index: int) -> LSAWeights:
+        """The weights of one start."""
+        return jax.tree.map(lambda w: w[index], self.weights)
+
+
+def train(objective: objectives.MomentLoss, starts: LSAWeights) -> Limits:
+    """Gradient flow from a batch of starts."""
+    ensemble = training.gradient_flows(
+        objective, starts, weight_tolerance=WEIGHT_TOLERANCE, solver="tsit5", max_steps=MAX_STEPS
+    )
+    return Limits(
+        weights=ensemble.limits,
+        risks=2 * ensemble.losses,
+        converged=np.array([verdict is training.Verdict.CONVERGED for verdict in ensemble.verdicts]),
+        smallest_curvatures=np.array([e.smallest_curvature / e.largest_curvature for e in ensemble.evidence]),
+    )
+
+
+def random_starts(order: int, spread: float, starts: int, seed: int, part: int = 0) -> LSAWeights:
+    """Gaussian starts for a series of standard deviation `spread`; the answer is cubic in it, and quadratic in the weights."""
+    key = jax.random.fold_in(prng.stream(jax.random.key(seed), "starts"), part)
+    return initializers.gaussian(key, order + 1, START_SCALE / spread, starts)
+
+
+def best_of_starts(
+    objective: objectives.MomentLoss, noise: float, minimum: float, starts: int, seed: int, first: LSAWeights | None = None
+) -> Limits:
+    """Flows from random starts, and from more of them while none is at the minimum, if there are enough to tell.
+
+    Args:
+      objective: exact loss on a series.
+      noise: sigma.
+      minimum: least risk, at which no more starts are drawn.
+      starts: how many at a time.
+      seed: of the starts.
+      first: one more start, put before the random ones of the first round.
+    """
+    order = objective.task.dim
+    spread = float(np.sqrt(objective.moments.variance))
+    rounds = []
+    for part in range(ROUNDS if starts >= ENOUGH_STARTS else 1):
+        begin = random_starts(order, spread, starts, seed, part)
+        if first is not None:
+            begin = jax.tree.map(lambda one, many: np.concatenate([one[None], many]), first, begin)
+        rounds.append(train(objective, begin))
+        if rounds[-1].risks.min() <= minimum + GAP_TOLERANCE * noise**2:
+            break
+    return Limits(
+        weights=jax.tree.map(lambda *parts: np.concatenate(parts), *(part.weights for part in rounds)),
+        risks=np.concatenate([part.risks for part in rounds]),
+        converged=np.concatenate([part.converged for part in rounds]),
+        smallest_curvatures=np.concatenate([part.smallest_curvatures for part in rounds]),
+    )
+
+
+def ar_minimum(rho, sigma: float, N: int) -> theory.isserlis.BestLayer:
+    """The layer of least risk on an AR series, by theory alone."""
+    filters = theory.zhou2025.reflected_filters(rho)
+    return theory.isserlis.best_layer(mixed_moments(rho, None, len(rho), sigma, N), filters)
+
+
+@claim(
+    "zhou2025.no-gain",
+    paper=PAPER,
+    statement="On AR(p) series no layer has a risk below sigma^2, that of linear regression on p lags; on other series the "
+    "trained layer can be better than any regression on its window.",
+    source="the bound by linear regression, and where it ends",
+    parameters=MIXED_SERIES
+    | {
+        "theta": vector((0.0, 0.9), "moving-average coefficients, nearest lag first; null: none"),
+        "p": dataclasses.replace(MIXED_SERIES["p"], default=1),
+        "N": integer(10, 2, "windows in the context"),
+    }
+    | STARTS
+    | {"samples": integer(100_000, 10_000, "simulated series of an AR(p)")},
+    also=({"N": 50}, {"N": 200}, {"rho": [0.5, -0.3], "theta": None, "p": 2, "N": 20}),
+    validate=lambda rho, theta, **_: validate_mixed(rho, theta),
+)
+def no_gain_on_autoregressions(rho, theta, p, sigma, N, starts, seed, samples) -> list[Check]:
+    order = window_order(rho, p)
+    reference = mixed_moments(rho, theta, order, sigma, N)
+    best = theory.isserlis.best_layer(reference, theory.zhou2025.reflected_filters(reference.linear_weights[::-1]))
+    task = mixed_task(rho, theta, order, sigma, N)
+    objective = objectives.series_loss(task, LSA)
+    limits = best_of_starts(objective, sigma, best.risk, starts, seed)
+    covariance = np.asarray(task.autocovariance)
+    window = covariance[np.abs(np.subtract.outer(np.arange(order), np.arange(order)))]
+    linear = covariance[order - np.arange(order)]
+    regression = float(covariance[0] - linear @ np.linalg.solve(window, linear))
+    checks = [
+        check.exact("risk_of_regression", regression, reference.linear_risk, 1e-10),
+        check.at_least("no_start_ends_below_the_minimum", limits.risks, np.full(len(limits.risks), best.risk), 1e-10),
+    ]
+    if starts >= ENOUGH_STARTS:
+        difference = limits.risks[limits.best] - regression
+        expected = best.risk - reference.linear_risk
+        checks.append(check.exact("trained_risk_minus_regression_abs", difference, expected, GAP_TOLERANCE * sigma**2))
+    if is_autoregressive(rho, theta, order):
+        ones = np.full(len(limits.risks), sigma**2)
+        checks += [check.at_least("no_start_ends_below_regression", limits.risks, ones)]
+        checks += _orthogonality_checks(objective, reference, sigma, samples, seed)
+    return checks
+
+
+def _orthogonality_checks(objective, reference, sigma: float, samples: int, seed: int) -> list[Check]:
+    """The innovation is uncorrelated with any answer, so that errors add: one layer at random weights, and two."""
+    key = jax.random.key(seed)
+    order = reference.order
+    layers = tuple(initializers.gaussian(prng.stream(key, name), order + 1, 0.3) for name in ("one", "two"))
+    linear = jnp.asarray(reference.linear_weights)
+
+    def statistics(one):
+        prompt = objective.task.sample(one)
+        forecast = linear @ prompt.query
+        innovation = prompt.target[0] - forecast
+        single, double = LSA(layers[:1], prompt)[0], LSA(layers, prompt)[0]
+        return jnp.stack([(single - forecast) ** 2, single * innovation, double * innovation])
+
+    values = simulate(statistics, prng.stream(key, "series"), samples)
+    theta = theory.zhou2025.coefficients(layers[0].w_pv[-1], layers[0].w_kq[:, :order])
+    excess = reference.risk(theta) - sigma**2
+    names = ("excess_of_random_weights", "innovation_times_one_layer_abs", "innovation_times_two_layers_abs")
+    pairs = [mean_with_error(column) for column in values.T]
+    return [
+        check.exact("excess_of_random_weights_exactly", objective.risk(layers[0]) - sigma**2, excess, 1e-10),
+        *(
+            check.sampled(name, mean, value, error)
+            for name, (mean, error), value in zip(names, pairs, (excess, 0.0, 0.0), strict=True)
+        ),
+    ]
+
+
+def _validate_closed_form(rho, N, **_) -> None:
+    validate_coefficients(rho)
+    theory.zhou2025.check_innovation_filter_is_best(rho, N)
+
+
+@claim(
+    "zhou2025.trained-weights",
+    paper=PAPER,
+    statement="The best of several gradient flows ends at pi = N/(N+4) r / sigma^2, Q = r w^T, with excess 2V/(N+4); others end "
+    "at the time-reversed filter, with 2V/(N+2), or at further stationary points.",
+    source="exact population loss",
+    parameters=SERIES | {"rho": vector((0.5,), SERIES["rho"].meaning), "N": integer(20, 2, "windows in the context")} | STARTS,
+    also=({"rho": [0.5, -0.3]},),
+    validate=_validate_closed_form,
+)
+def trained_layer_is_known(rho, sigma, N, starts, seed) -> list[Check]:
+    known = (rho, sigma, N)
+    objective = objectives.series_loss(Autoregressive(np.asarray(rho), N, sigma), LSA)
+    minimum = ar_minimum(*known)
+    first = near_reversed_filter(rho, sigma, N, seed) if starts >= ENOUGH_STARTS else None
+    limits = best_of_starts(objective, sigma, minimum.risk, starts, seed, first)
+    gaps = limits.risks - sigma**2
+    names = np.array([theory.zhou2025.name_limit(float(gap), *known) for gap in gaps])
+    checks = [check.at_least("no_start_ends_below_the_minimum", limits.risks, np.full(len(gaps), minimum.risk), 1e-10)]
+    if starts >= ENOUGH_STARTS or theory.zhou2025.GLOBAL_MINIMUM in names:
+        checks += _global_checks(objective, limits, minimum, known)
+    reversed_ = np.flatnonzero(limits.converged & (names == theory.zhou2025.TIME_REVERSED))
+    if starts >= ENOUGH_STARTS:
+        checks.append(check.holds("time_reversed_filter_is_found_abs", len(reversed_) > 0))
+    if len(reversed_):
+        expected = np.full(len(reversed_), theory.zhou2025.reversed_gap(*known))
+        curvatures = limits.smallest_curvatures[reversed_]
+        checks += [
+            check.exact("time_reversed_filter_gap", gaps[reversed_], expected, LOCAL_MINIMUM_TOLERANCE),
+            check.at_least("time_reversed_filter_hessian_abs", curvatures, np.zeros(len(reversed_)), CURVATURE_TOLERANCE),
+        ]
+    others = gaps[names == theory.zhou2025.OTHER]
+    if len(others):
+        best = np.full(len(others), theory.zhou2025.trained_gap(*known))
+        checks.append(check.at_least("other_stationary_point_gap", others, best))
+    return checks
+
+
+def near_reversed_filter(rho, sigma: float, N: int, seed: int) -> LSAWeights:
+    """The layer of the backward innovations with both matrices of one norm, two percent away in a random direction."""
+    layer = theory.zhou2025.reversed_weights(rho, sigma, N)
+    w_pv, w_kq = layer.matrices()
+    scale = np.sqrt(np.linalg.norm(w_kq) / np.linalg.norm(w_pv))
+    drawn = initializers.gaussian(prng.stream(jax.random.key(seed), "near"), len(w_pv), 1.0)
+    size = 0.02 * np.linalg.norm(w_kq) / scale / len(w_pv)
+    return LSAWeights(w_pv * scale + size * drawn.w_pv, w_kq / scale + size * drawn.w_kq)
+
+
+def _global_checks(objective, limits: Limits, minimum, known) -> list[Check]:
+    """The best start beside the closed form, and beside the minimum that theory finds without it."""
+    rho, sigma, N = known
+    best = limits.of(limits.best)
+    gap = limits.risks[limits.best] - sigma**2
+    theta = np.asarray(objective.coefficients(best))[0]
+    closed = theory.zhou2025.trained_gap(*known)
+    tolerance = GAP_TOLERANCE + theory.zhou2025.neglected(rho, N)
+    bounds = theory.zhou2025.scaled_innovation_gap(*known), mixed_moments(rho, None, len(rho), sigma, N).lifted_gap()
+    checks = [
+        check.exact("best_gap", gap, closed, tolerance),
+        check.exact("best_gap_of_any_layer", gap, minimum.risk - sigma**2, GAP_TOLERANCE),
+        check.exact("theta_of_the_best_layer", theta, minimum.theta, COEFFICIENT_TOLERANCE),
+        check.at_most("best_gap_is_at_most_that_of_the_scaled_filter", gap, bounds[0], GAP_TOLERANCE),
+        check.at_least("best_gap_is_at_least_the_lifted_one", gap, bounds[1], GAP_TOLERANCE),
+    ]
+    if theory.bartlett.spectral_radius(np.asarray(rho)) ** (2 * N) < NEGLIGIBLE_MEMORY:
+        expected = theory.zhou2025.trained_weights(*known).coefficients
+        checks.append(check.exact("theta", theta, expected, COEFFICIENT_TOLERANCE))
+    return checks
+
+
+def _lengths(N: int) -> list[int]:
+    return [N * 2**k for k in range(4)]
+
+
+def _validate_lengths(rho, N, **_) -> None:
+    validate_coefficients(rho)
+    for length in _lengths(N):
+        theory.zhou2025.check_innovation_filter_is_best(rho, length)
+
+
+@claim(
+    "zhou2025.consistency",
+    paper=PAPER,
+    statement="The risk of the trained layer tends to sigma^2 at the rate 1/n, from above.",
+    source="excess 2V/(N+4) of the trained layer",
+    parameters=SERIES
+    | {"rho": vector((0.5,), SERIES["rho"].meaning), "N": integer(20, 2, "the shortest context; then 2N, 4N and 8N")}
+    | STARTS
+    | {"starts": integer(8, ENOUGH_STARTS, "random starts at the shortest context, whose limits are trained on at the next")},
+    validate=_validate_lengths,
+)
+def trained_risk_tends_to_noise(rho, sigma, N, starts, seed) -> list[Check]:
+    first = objectives.series_loss(Autoregressive(np.asarray(rho), N, sigma), LSA)
+    limits, gaps, least = None, [], []
+    for length in _lengths(N):
+        # The same objective with other moments, so that nothing compiles anew.
+        moments = objectives.series_loss(Autoregressive(np.asarray(rho), length, sigma), LSA).moments
+        objective = dataclasses.replace(first, moments=moments)
+        least.append(ar_minimum(rho, sigma, length).risk - sigma**2)
+        if limits is None:
+            limits = best_of_starts(objective, sigma, least[0] + sigma**2, starts, seed)
+        else:
+            limits = train(objective, limits.weights)
+        gaps.append(limits.risks[limits.best] - sigma**2)
+    lengths = np.array(_lengths(N))
+    closed = np.array([theory.zhou2025.trained_gap(rho, sigma, length) for length in _lengths(N)])
+    tolerance = GAP_TOLERANCE + theory.zhou2025.neglected(rho, N)
+    exponent = np.polyfit(np.log(lengths + 4), np.log(gaps), 1)[0]
+    return [
+        check.exact("gaps", gaps, closed, tolerance),
+        check.exact("gaps_of_any_layer", gaps, least, GAP_TOLERANCE),
+        check.exact("power_of_N_plus_4", exponent, -1.0, tolerance),
+        check.at_least("risks_minus_noise_abs", gaps, np.zeros(len(gaps))),
+        check.at_most("N_gap_over_2V", lengths * gaps / (2 * theory.zhou2025.signal_variance(rho, sigma)), np.ones(len(gaps))),
+    ]
+
+
+def _validate_crossover(rho, sigma, N, **_) -> None:
+    _validate_closed_form(rho, N)
+    ratio = 2 * theory.zhou2025.signal_variance(rho, 1.0) / len(rho)
+    if abs(ratio - 1) < NEXT_TERM / N:
+        raise AssumptionError(
+            f"At `rho` = {rho} the leading terms of the excesses, 2V / N and p sigma^2 / N, have the ratio {ratio:.4g}; at N = {N} "
+            "the next terms decide which is larger. Take a longer context, or other coefficients."
+        )
+
+
+@claim(
+    "zhou2025.ols-crossover",
+    paper="icl_lab, on the series of arXiv 2510.09776",
+    statement="A trained layer, with the coefficients in its weights, loses to in-context least squares, which has to estimate "
+    "them, as soon as 2V > p sigma^2.",
+    source="leading terms of the two excesses, 2V/N and p sigma^2/N",
+    parameters=SERIES
+    | {"rho": vector((0.9,), SERIES["rho"].meaning), "N": integer(100, 20, "windows in the context")}
+    | STARTS
+    | {
+        "starts": integer(8, ENOUGH_STARTS, STARTS["starts"].meaning),
+        "samples": integer(40_000, 10_000, "simulated series for least squares"),
+    },
+    also=({"rho": [0.5]},),
+    validate=_validate_crossover,
+)
+def layer_loses_to_least_squares(rho, sigma, N, starts, seed, samples) -> list[Check]:
+    task = Autoregressive(np.asarray(rho), N, sigma)
+    objective = objectives.series_loss(task, LSA)
+    limits = best_of_starts(objective, sigma, ar_minimum(rho, sigma, N).risk, starts, seed)
+    gap = limits.risks[limits.best] - sigma**2
+    forecast = jnp.asarray(theory.zhou2025.bayes_weights(rho).copy())
+
+    def squared_distance(one):
+        prompt = task.sample(one)
+        return (estimators.ols(prompt)[0] - forecast @ prompt.query) ** 2
+
+    excess, error = mean_with_error(simulate(squared_distance, prng.stream(jax.random.key(seed), "series"), samples))
+    unit = theory.autoregressive.least_squares_excess(len(rho), N, sigma**2)
+    loses = 2 * theory.zhou2025.signal_variance(rho, sigma) > len(rho) * sigma**2
+    closed = theory.zhou2025.trained_gap(rho, sigma, N)
+    return [
+        check.exact("trained_gap", gap, closed, GAP_TOLERANCE + theory.zhou2025.neglected(rho, N)),
+        check.exact(
+            "least_squares_excess_in_leading_terms_abs", excess / unit, 1.0, NEXT_TERM / N + check.SIGMAS * error / unit
+        ),
+        check.exact("layer_loses_abs", float(gap > excess), float(loses), 0.0),
+    ]
