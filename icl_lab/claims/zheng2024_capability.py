@@ -35,6 +35,8 @@ from icl_lab.theory.zheng2024 import SYMMETRIC_LAWS
 from icl_lab.typing import Array
 
 FORWARD_TOLERANCE = 1e-12
+SEQUENCES = 3
+"""Random sequences on which the layer is compared with a gradient step."""
 # Squared error of float64 rounding, relative to the states' size.
 ROUNDING_TOLERANCE = 1e-20
 
@@ -86,41 +88,35 @@ def layer_is_one_gradient_step(d, T, t, law, sigma, c, seed) -> list[Check]:
     scale = scale_of(sigma, c)
     weights = trained(d, T, law, scale)
     product = float(np.trace(weights.value @ weights.key_query)) / d
-    task, key = task_at(d, t, law, scale), jax.random.key(seed)
-    checks = [
-        check.exact(
-            "ab", product, theory.zheng2024.limit_product(theory.zheng2024.constants(law, d, scale), T), LIMIT_TOLERANCE
-        )
+    prompts = task_at(d, t, law, scale).sample_batch(jax.random.key(seed), SEQUENCES)
+    states = np.concatenate([np.asarray(prompts.inputs), np.asarray(prompts.query)[:, None]], axis=1)
+    steps = np.array([theory.recovery.gradient_step(sequence, product / (t - 1)) for sequence in states])
+    answers = {
+        "layer": jax.vmap(lambda prompt: MODEL(weights, prompt))(prompts),
+        # The estimator's step size multiplies the mean gradient.
+        "estimator": jax.vmap(lambda prompt: estimators.gradient_descent(prompt, product))(prompts),
+        "autodiff": jax.vmap(lambda sequence: _inner_step(sequence, product / (t - 1)))(states),
+    }
+    expected = theory.zheng2024.limit_product(theory.zheng2024.constants(law, d, scale), T)
+    return [
+        check.exact("ab", product, expected, LIMIT_TOLERANCE),
+        *(check.exact(name, _parts(answer), _parts(steps), FORWARD_TOLERANCE) for name, answer in answers.items()),
     ]
-    for i in range(3):
-        prompt = task.sample(prng.stream(key, f"sequence {i}"))
-        states = np.concatenate([np.asarray(prompt.inputs), np.asarray(prompt.query)[None]])
-        step = theory.recovery.gradient_step(states, product / (t - 1))
-        answers = {
-            "layer": MODEL(weights, prompt),
-            # The estimator's step size multiplies the mean gradient.
-            "estimator": estimators.gradient_descent(prompt, product),
-            "autodiff": -product / (t - 1) * _inner_gradient(states) @ states[-1],
-        }
-        checks += [
-            check.exact(f"{name}_{i}", _parts(answer), _parts(step), FORWARD_TOLERANCE) for name, answer in answers.items()
-        ]
-    return checks
 
 
-def _parts(values: Array) -> np.ndarray:
-    """Real and imaginary parts, since checks compare real numbers."""
-    return np.array([np.real(values), np.imag(values)])
-
-
-def _inner_gradient(states: Array) -> np.ndarray:
-    """The gradient at W = 0 of half the sum of squares, by autodiff; JAX's is the conjugate of the ascent direction."""
+def _inner_step(states: Array, step_size: float) -> Array:
+    """The prediction after a step on half the sum of squares, by autodiff; JAX's gradient is the conjugate of the ascent."""
 
     def loss(matrix):
         return 0.5 * jnp.sum(jnp.abs(states[1:] - states[:-1] @ matrix.T) ** 2)
 
     dim = states.shape[1]
-    return np.asarray(jnp.conj(jax.grad(loss)(jnp.zeros((dim, dim), complex))))
+    return -step_size * jnp.conj(jax.grad(loss)(jnp.zeros((dim, dim), complex))) @ states[-1]
+
+
+def _parts(values: Array) -> np.ndarray:
+    """Real and imaginary parts, since checks compare real numbers."""
+    return np.array([np.real(values), np.imag(values)])
 
 
 @claim(

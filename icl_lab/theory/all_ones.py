@@ -194,7 +194,7 @@ def flow(form: Quadratic, dim: int, a0: float, b0: float, times: Float[Array, "S
     return solution.y.T
 
 
-def descent(form: Quadratic, dim: int, a0: float, b0: float, step_size: float, steps: int) -> Float[Array, "steps+1 4"]:
+def descent(form: Quadratic, dim: int, a0: float, b0: float, step_size: float, steps: int) -> Float[Array, "K 4"]:
     """(a, a', b, b') along plain gradient descent of the matrix entries, the start included; args as `limit`."""
     path = [np.array([a0, 0.0, b0, 0.0])]
     for _ in range(steps):

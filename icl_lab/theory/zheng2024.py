@@ -213,7 +213,7 @@ def final_rate(law: Constants, length: int, a0: float, b0: float) -> float:
 
 def descent(
     law: Constants, length: int, a0: float, b0: float, step_size: float, steps: int
-) -> tuple[Float[Array, "steps+1"], Float[Array, "steps+1"]]:
+) -> tuple[Float[Array, "K"], Float[Array, "K"]]:
     """a and b along plain gradient descent of the population loss, the start included.
 
     Args:
