@@ -11,6 +11,7 @@ from icl_lab.estimators.gradient_descent import mean_gradient as mean_gradient
 from icl_lab.estimators.least_squares import ols as ols
 from icl_lab.estimators.least_squares import ols_weights as ols_weights
 from icl_lab.estimators.least_squares import recursive_least_squares as recursive_least_squares
+from icl_lab.estimators.least_squares import recursive_least_squares_path as recursive_least_squares_path
 from icl_lab.estimators.least_squares import recursive_least_squares_weights as recursive_least_squares_weights
 from icl_lab.estimators.names import ESTIMATORS as ESTIMATORS
 from icl_lab.estimators.names import named as named
@@ -18,6 +19,9 @@ from icl_lab.estimators.preconditioned import preconditioned_gradient_descent as
 from icl_lab.estimators.preconditioned import (
     preconditioned_gradient_descent_weights as preconditioned_gradient_descent_weights,
 )
+from icl_lab.estimators.refinement import chebyshev_steps as chebyshev_steps
+from icl_lab.estimators.refinement import query_refinement as query_refinement
+from icl_lab.estimators.refinement import refined_query as refined_query
 from icl_lab.estimators.ridge import ridge as ridge
 from icl_lab.estimators.ridge import ridge_weights as ridge_weights
 from icl_lab.estimators.sequences import last_value as last_value

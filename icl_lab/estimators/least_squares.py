@@ -38,22 +38,22 @@ def ols(prompt: Prompt) -> Inexact[Array, "k"]:
     return predict(ols_weights(prompt), prompt)
 
 
-def recursive_least_squares_weights(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k d"]:
-    r"""The ridge matrix, built one example at a time by rank-one updates of the inverse.
+def recursive_least_squares_path(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "N k d"]:
+    r"""The ridge matrices of the first 1 .. N examples, by one rank-one update of the inverse an example.
 
     With R the inverse of the penalised Gram matrix so far,
 
     .. math:: g = \frac{R\,\bar x}{1 + x^\top R\,\bar x}, \qquad
               W \leftarrow W + (y - W x)\, g^\top, \qquad R \leftarrow R - g\, x^\top R .
 
-    After all examples it equals `ridge_weights` up to rounding, which grows as the penalty gets small.
+    For a sequence of states, row t - 2 times x_t is the answer of the mesa layer at position t.
 
     Args:
       prompt: one prompt with N examples, taken in order.
       penalty: Lambda, as in `ridge_weights`; the start is R = Lambda^{-1}, W = 0.
 
     Returns:
-      W (k, d).
+      W after each example, (N, k, d); equal to ridge up to rounding, which grows as the penalty gets small.
 
     Raises:
       InvalidValueError, NotPositiveDefiniteError: a penalty that is not positive definite, or of the wrong shape.
@@ -73,10 +73,15 @@ def recursive_least_squares_weights(prompt: Prompt, penalty: Penalty) -> Inexact
         direction = inverse @ x.conj()
         gain = direction / (1 + x @ direction)
         weights = weights + jnp.outer(y - weights @ x, gain)
-        return (weights, inverse - jnp.outer(gain, direction.conj())), None
+        return (weights, inverse - jnp.outer(gain, direction.conj())), weights
 
     start = jnp.zeros((labels.shape[1], dim), inputs.dtype)
-    return jax.lax.scan(update, (start, inverse), (inputs, labels))[0][0]
+    return jax.lax.scan(update, (start, inverse), (inputs, labels))[1]
+
+
+def recursive_least_squares_weights(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k d"]:
+    """The ridge matrix of all examples, built one at a time: the last of `recursive_least_squares_path`."""
+    return recursive_least_squares_path(prompt, penalty)[-1]
 
 
 def recursive_least_squares(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:

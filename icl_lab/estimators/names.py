@@ -12,6 +12,7 @@ from icl_lab.errors import InvalidValueError
 from icl_lab.estimators.gradient_descent import gd_plus_plus, gradient_descent
 from icl_lab.estimators.least_squares import ols, recursive_least_squares
 from icl_lab.estimators.preconditioned import preconditioned_gradient_descent
+from icl_lab.estimators.refinement import query_refinement
 from icl_lab.estimators.ridge import ridge
 from icl_lab.estimators.sequences import last_value, yule_walker, zero
 
@@ -26,6 +27,7 @@ ESTIMATORS: dict[str, Callable] = {
         ols,
         ridge,
         recursive_least_squares,
+        query_refinement,
         yule_walker,
     )
 }
