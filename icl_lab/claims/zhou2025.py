@@ -56,6 +56,8 @@ MIXED_SERIES = {
 def validate_coefficients(rho, **_) -> None:
     if rho is None:
         raise InvalidValueError("`rho` must be a list of coefficients; got null.")
+    if not np.any(rho):
+        raise InvalidValueError(f"`rho` must not be zero, or there is nothing to predict; got {rho}.")
     check_stationary(np.asarray(rho))
 
 

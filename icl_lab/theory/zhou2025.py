@@ -249,6 +249,15 @@ def context_share(rho: Sequence[float] | Float[Array, "p"], context_length: int)
     return float(psi[1:] @ psi[1:] / variance) if variance > 0 else 1.0
 
 
+def innovation_moments(law: str) -> tuple[float, float]:
+    """m_4 and m_6 of a symmetric law of variance one.
+
+    Args:
+      law: "gaussian", "uniform", "laplace" or "rademacher".
+    """
+    return {"gaussian": (3.0, 15.0), "uniform": (9 / 5, 27 / 7), "laplace": (6.0, 90.0), "rademacher": (1.0, 1.0)}[law]
+
+
 def innovation_gap(
     rho: Sequence[float] | Float[Array, "p"],
     noise_std: float,
