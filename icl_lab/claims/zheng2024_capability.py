@@ -154,7 +154,9 @@ def _simulated(weights: PairedWeights, d, t, law, scale, samples, seed) -> np.nd
         answer = MODEL(layer, prompt)
         occupied = prompt.target != 0
         ratios = jnp.where(occupied, answer / jnp.where(occupied, prompt.target, 1.0), 0.0)
-        return jnp.stack([jnp.sum(ratios.real) / jnp.sum(occupied), jnp.sum(jnp.abs(answer - prompt.target) ** 2)])
+        return jnp.stack(
+            [jnp.sum(ratios.real) / jnp.sum(occupied.astype(float)), jnp.sum(jnp.abs(answer - prompt.target) ** 2)]
+        )
 
     return simulate(statistics, prng.stream(jax.random.key(seed), "sequences"), samples)
 
@@ -163,19 +165,19 @@ def _long_limits(d: int, t: int, law: str, scale: float) -> tuple[float, float]:
     """The limit of ab for long training, and the relative error there for long tests, from the exact losses at t and 2 t - 1.
 
     The loss at one context length n is m2 - 2 s kappa1 + s^2 (kappa2 + kappa3/n): the inverse of its best s, and its value at
-    any s, are affine in 1/n, so that two lengths give the limit.
+    any s, are affine in 1/n, so that two lengths give the limit. The unit of u is s scale^2.
     """
     inverses, losses = [], []
     for position in (t, 2 * t - 1):
         risk = risk_at(d, position, law, scale)
-        at_zero, at_one, at_two = (risk(scaled_identities(d, 1.0, s / scale**2)) for s in (0.0, 1.0, 2.0))
+        at_zero, at_one, at_two = (risk(scaled_identities(d, 1.0, u / scale**2)) for u in (0.0, 1.0, 2.0))
         square = (at_two - 2 * at_one + at_zero) / 2
         linear = at_one - at_zero - square
-        inverses.append(-2 * square / linear / scale**2)
+        inverses.append(-2 * square / linear)
         losses.append((at_zero, linear, square))
-    product = 1 / (2 * inverses[1] - inverses[0])
-    values = [zero + linear * (product * scale**2) + square * (product * scale**2) ** 2 for zero, linear, square in losses]
-    return product, (2 * values[1] - values[0]) / losses[0][0]
+    u = 1 / (2 * inverses[1] - inverses[0])
+    short, long = (zero + linear * u + square * u**2 for zero, linear, square in losses)
+    return u / scale**2, (2 * long - short) / losses[0][0]
 
 
 @claim(

@@ -49,9 +49,7 @@ def simulated_curves(d, T, law) -> list[Check]:
         if law not in ("all", name):
             continue
         objective = objectives.phase_loss(task_of(d, T, name, scale), MODEL, live=True)
-        firsts = np.array(INITS)[:, :, None, None] * np.eye(d)[None, None]
-        starts = PairedWeights(firsts[:, 1], firsts[:, 0])
-        measured = np.asarray(_descents(objective, starts, jnp.asarray(step_size), LONGEST_DESCENT))[:, : steps + 1]
+        measured = np.asarray(_descents(objective, jnp.asarray(INITS), jnp.asarray(step_size), LONGEST_DESCENT))[:, : steps + 1]
         expected = np.array([_expected_curve(name, d, T, scale, start, step_size, steps) for start in INITS])
         for (a0, b0), curve, line in zip(INITS, measured, expected, strict=True):
             shown = np.unique(np.append(np.arange(0, steps, 10), steps))
@@ -60,14 +58,18 @@ def simulated_curves(d, T, law) -> list[Check]:
 
 
 @eqx.filter_jit
-def _descents(objective, starts: PairedWeights, step_size: Array, steps: int) -> Array:
-    """The mean diagonal of the elementwise product P K along gradient descent from each start, (S, steps + 1)."""
+def _descents(objective, inits: Array, step_size: Array, steps: int) -> Array:
+    """The mean diagonal of the elementwise product P K along gradient descent from each (a0, b0), (S, steps + 1)."""
 
     def step(weights, _):
         moved = jax.tree.map(lambda w, g: w - step_size * g, weights, jax.grad(objective)(weights))
         return moved, jnp.mean(jnp.diag(weights.value * weights.key_query))
 
-    return jax.vmap(lambda start: jax.lax.scan(step, start, length=steps + 1)[1])(jax.tree.map(jnp.asarray, starts))
+    def curve(init):
+        start = PairedWeights(init[1] * jnp.eye(objective.task.dim), init[0] * jnp.eye(objective.task.dim))
+        return jax.lax.scan(step, start, length=steps + 1)[1]
+
+    return jax.vmap(curve)(inits)
 
 
 def _expected_curve(law: str, d: int, T: int, scale: float, start: tuple[float, float], step_size: float, steps: int) -> Array:
