@@ -9,20 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import models, objectives, prng, theory
+from icl_lab import objectives, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, integer, number, vector
+from icl_lab.claims.claim import integer, vector
 from icl_lab.claims.registry import claim
+from icl_lab.claims.series_settings import (
+    LSA,
+    MIXED_SERIES,
+    PAPER,
+    SERIES,
+    coefficient_arrays,
+    features_of,
+    is_autoregressive,
+    mixed_moments,
+    mixed_task,
+    series_prompt,
+    validate_coefficients,
+    validate_mixed,
+    window_order,
+)
 from icl_lab.errors import InvalidValueError
 from icl_lab.models import initializers
-from icl_lab.tasks.autoregressive import Autoregressive, RandomAutoregressive, check_stationary
-from icl_lab.tasks.gaussian_series import GaussianSeries, arma_autocovariances, toeplitz
-from icl_lab.tasks.prompt import Prompt
+from icl_lab.tasks.autoregressive import Autoregressive, RandomAutoregressive
+from icl_lab.tasks.gaussian_series import arma_autocovariances, toeplitz
 from icl_lab.typing import Array, Key
-
-PAPER = "Zhou, Wang, Goel, Zhang 2025, arXiv 2510.09776"
-LSA = models.LinearSelfAttention(embedding="hankel", query_in_sum=False)
 
 # Sums of a few hundred float64 products.
 IDENTITY_TOLERANCE = 1e-12
@@ -34,73 +45,6 @@ RATE_TOLERANCE = 1e-8
 RATE_CONSTANT = 16.0
 
 CHUNK = 10_000
-NONE = np.zeros(0)
-
-SERIES = {
-    "rho": vector((0.5, -0.3), "coefficients of the series, nearest lag first"),
-    "sigma": number(1.0, positive=True, meaning="standard deviation of the innovations"),
-}
-MIXED_SERIES = {
-    "rho": vector(None, "autoregressive coefficients, nearest lag first; null: none"),
-    "theta": vector(None, "moving-average coefficients, nearest lag first; null: none"),
-    "p": Parameter(
-        None,
-        "null or an integer >= 1",
-        lambda value: value if value is None else integer(1, 1).convert(value),
-        "lags in a window; null: as many as coefficients in rho, at least one",
-    ),
-    "sigma": SERIES["sigma"],
-}
-
-
-def validate_coefficients(rho, **_) -> None:
-    if rho is None:
-        raise InvalidValueError("`rho` must be a list of coefficients; got null.")
-    if not np.any(rho):
-        raise InvalidValueError(f"`rho` must not be zero, or there is nothing to predict; got {rho}.")
-    check_stationary(np.asarray(rho))
-
-
-def validate_mixed(rho, theta, **_) -> None:
-    if rho is None and theta is None:
-        raise InvalidValueError("`rho` and `theta` must not both be null: white noise has nothing to predict.")
-    if rho is not None:
-        check_stationary(np.asarray(rho))
-
-
-def window_order(rho, p) -> int:
-    """p, or the number of autoregressive coefficients if it is not given."""
-    return p if p is not None else max(1, len(rho or ()))
-
-
-def is_autoregressive(rho, theta, order: int) -> bool:
-    """Whether a window of `order` values holds all that the past says about the next one."""
-    return not np.any(theta or 0.0) and len(np.trim_zeros(rho or (), "b")) <= order
-
-
-def mixed_task(rho, theta, order: int, sigma: float, length: int) -> GaussianSeries:
-    """The ARMA series as prompts of `length` windows."""
-    return GaussianSeries(arma_autocovariances(rho or (), theta or (), sigma, length + order + 1), order)
-
-
-def mixed_moments(rho, theta, order: int, sigma: float, length: int) -> theory.isserlis.FeatureMoments:
-    """The reference moments of the same series."""
-    coefficients, moving = (NONE if values is None else np.asarray(values) for values in (rho, theta))
-    gamma = theory.bartlett.autocovariances(coefficients, moving, sigma, length + order + 1)
-    return theory.isserlis.feature_moments(gamma, order)
-
-
-def series_prompt(values: Array, order: int) -> Prompt:
-    """The prompt that shows all of a series but its last value, which is the target."""
-    count = values.shape[0] - order
-    windows = values[jnp.arange(count)[:, None] + jnp.arange(order)[None, :]]
-    return Prompt(windows[:-1], values[order:-1, None], windows[-1], values[-1:], latent=jnp.zeros(0, values.dtype))
-
-
-def features_of(objective: objectives.MomentLoss, prompt: Prompt) -> Array:
-    """phi (F,) of a prompt, from the tokens of the model."""
-    tokens = objective.model.tokens(prompt)
-    return objective.features.values(tokens[:-1, :, None], tokens[-1, :, None])[:, 0] / objective.model.rho(tokens.shape[0])
 
 
 @claim(
@@ -194,7 +138,7 @@ def _mean_and_error(statistic: Callable[[Key], Array], key: Key, samples: int) -
         return jnp.stack([jnp.mean(values, axis=0), jnp.mean(values**2, axis=0)])
 
     count = -(-samples // CHUNK)
-    mean, square = sum(np.asarray(chunk(jax.random.fold_in(key, i))) for i in range(count)) / count
+    mean, square = np.mean([np.asarray(chunk(jax.random.fold_in(key, i))) for i in range(count)], axis=0)
     return mean, np.sqrt((square - mean**2) / (count * CHUNK - 1))
 
 
@@ -234,9 +178,9 @@ def unexplained_window(objective: objectives.MomentLoss, gamma: np.ndarray) -> t
     known = covariance[:length, :length]
     points = np.sqrt(length) * np.linalg.cholesky(known).T
     history = np.asarray(_mean_gradient(objective, points)) @ known[:, last]
-    delta = known[last, last] - history.T @ np.linalg.solve(objective.moments.gram, history)
+    delta = known[last, last] - history.T @ np.linalg.solve(np.asarray(objective.moments.gram), history)
     linear = np.linalg.solve(known[last, last], covariance[last, length])
-    return delta, float(linear @ delta @ linear), float(linear @ covariance[last, length])
+    return np.asarray(delta), float(linear @ delta @ linear), float(linear @ covariance[last, length])
 
 
 @claim(
@@ -290,7 +234,7 @@ def gap_of_free_coefficients(rho, sigma, N) -> list[Check]:
 )
 def rate_of_the_gap(rho, theta, p, sigma, lengths) -> list[Check]:
     order = window_order(rho, p)
-    coefficients, moving = (NONE if values is None else np.asarray(values) for values in (rho, theta))
+    coefficients, moving = coefficient_arrays(rho, theta)
     long = theory.bartlett.memory(coefficients) + len(moving) + order + 1
     limit = theory.bartlett.scale_variance(theory.bartlett.autocovariances(coefficients, moving, sigma, long), order)
     target = arma_autocovariances(coefficients, moving, sigma, order + 1)

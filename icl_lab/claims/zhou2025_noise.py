@@ -13,8 +13,8 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, integer, vector
 from icl_lab.claims.registry import claim
+from icl_lab.claims.series_settings import LAB, LSA, PAPER, SERIES, series_prompt, validate_coefficients
 from icl_lab.claims.simulation import mean_with_error, simulate
-from icl_lab.claims.zhou2025 import LSA, PAPER, SERIES, series_prompt, validate_coefficients
 from icl_lab.models import series_constructions
 from icl_lab.typing import Array, Key
 
@@ -92,7 +92,7 @@ def gap_grows_with_kurtosis(rho, sigma, N, law, samples, seed) -> list[Check]:
 
 @claim(
     "zhou2025.no-gap-rademacher",
-    paper="icl_lab, on the series of arXiv 2510.09776",
+    paper=LAB,
     statement="On AR(p) series with innovations +-sigma the weights pi = r / sigma^2, Q = r w^T predict w.h exactly at any "
     "length: that the gap is strict is a property of the noise law.",
     source="the mean squared innovation is sigma^2",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, objectives, prng, theory, training
+from icl_lab import estimators, objectives, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, vector
 from icl_lab.claims.registry import claim
-from icl_lab.claims.simulation import mean_with_error, simulate
-from icl_lab.claims.zhou2025 import (
+from icl_lab.claims.series_flows import ENOUGH_STARTS, STARTS, Limits, best_of_starts, train
+from icl_lab.claims.series_settings import (
+    LAB,
     LSA,
     MIXED_SERIES,
     PAPER,
@@ -26,12 +25,12 @@ from icl_lab.claims.zhou2025 import (
     validate_mixed,
     window_order,
 )
+from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.errors import AssumptionError
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.autoregressive import Autoregressive
 
-# The flow stops at an estimated weight error well below these.
-WEIGHT_TOLERANCE = 1e-7
+# The flow stops at an estimated weight error that leaves errors well below these.
 GAP_TOLERANCE = 1e-7
 COEFFICIENT_TOLERANCE = 1e-5
 LOCAL_MINIMUM_TOLERANCE = 1e-6
@@ -41,100 +40,11 @@ CURVATURE_TOLERANCE = 1e-7
 NEGLIGIBLE_MEMORY = 1e-8
 # Excesses differ from their leading terms by at most this share of 1/N.
 NEXT_TERM = 12.0
-# Standard deviation of the starting weights, for series of unit variance: small, but no long plateau.
-START_SCALE = 0.1
-# A start that takes longer has found a valley of another stationary point.
-MAX_STEPS = 20_000
-# "Best of at least eight starts": with that many, more are drawn until one is at the minimum.
-ENOUGH_STARTS = 8
-ROUNDS = 6
-
-STARTS = {
-    "starts": integer(8, 1, "random starts; with eight or more, further ones are drawn until one finds the global minimum"),
-    "seed": integer(0, 0, "of the starts"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Where gradient flow took each start.
-
-    Attributes:
-      weights: of every start, matrices with a leading axis.
-      risks: (S,) E(prediction - y)^2.
-      converged: (S,).
-      smallest_curvatures: (S,) smallest eigenvalue of the Hessian, relative to the largest.
-    """
-
-    weights: LSAWeights
-    risks: np.ndarray
-    converged: np.ndarray
-    smallest_curvatures: np.ndarray
-
-    @property
-    def best(self) -> int:
-        """The start of least risk."""
-        return int(np.argmin(self.risks))
-
-    def of(self, index: int) -> LSAWeights:
-        """The weights of one start."""
-        return jax.tree.map(lambda w: w[index], self.weights)
-
-
-def train(objective: objectives.MomentLoss, starts: LSAWeights) -> Limits:
-    """Gradient flow from a batch of starts."""
-    ensemble = training.gradient_flows(
-        objective, starts, weight_tolerance=WEIGHT_TOLERANCE, solver="tsit5", max_steps=MAX_STEPS
-    )
-    return Limits(
-        weights=ensemble.limits,
-        risks=2 * ensemble.losses,
-        # A start beside a stationary point has no loss to lose, which the verdict would ask for.
-        converged=np.array([e.estimated_weight_error <= WEIGHT_TOLERANCE for e in ensemble.evidence]),
-        smallest_curvatures=np.array([e.smallest_curvature / e.largest_curvature for e in ensemble.evidence]),
-    )
-
-
-def random_starts(order: int, spread: float, starts: int, seed: int, part: int = 0) -> LSAWeights:
-    """Gaussian starts for a series of standard deviation `spread`; the answer is cubic in it, and quadratic in the weights."""
-    key = jax.random.fold_in(prng.stream(jax.random.key(seed), "starts"), part)
-    return initializers.gaussian(key, order + 1, START_SCALE / spread, starts)
-
-
-def best_of_starts(
-    objective: objectives.MomentLoss, noise: float, minimum: float, starts: int, seed: int, first: LSAWeights | None = None
-) -> Limits:
-    """Flows from random starts, and from more of them while none is at the minimum, if there are enough to tell.
-
-    Args:
-      objective: exact loss on a series.
-      noise: sigma.
-      minimum: least risk, at which no more starts are drawn.
-      starts: how many at a time.
-      seed: of the starts.
-      first: one more start, put before the random ones of the first round.
-    """
-    order = objective.task.dim
-    spread = float(np.sqrt(objective.moments.variance))
-    rounds = []
-    for part in range(ROUNDS if starts >= ENOUGH_STARTS else 1):
-        begin = random_starts(order, spread, starts, seed, part)
-        if first is not None:
-            begin = jax.tree.map(lambda one, many: np.concatenate([one[None], many]), first, begin)
-        rounds.append(train(objective, begin))
-        if rounds[-1].risks.min() <= minimum + GAP_TOLERANCE * noise**2:
-            break
-    return Limits(
-        weights=jax.tree.map(lambda *parts: np.concatenate(parts), *(part.weights for part in rounds)),
-        risks=np.concatenate([part.risks for part in rounds]),
-        converged=np.concatenate([part.converged for part in rounds]),
-        smallest_curvatures=np.concatenate([part.smallest_curvatures for part in rounds]),
-    )
 
 
 def ar_minimum(rho, sigma: float, N: int) -> theory.isserlis.BestLayer:
     """The layer of least risk on an AR series, by theory alone."""
-    filters = theory.zhou2025.reflected_filters(rho)
+    filters = theory.bartlett.reflected_filters(np.asarray(rho))
     return theory.isserlis.best_layer(mixed_moments(rho, None, len(rho), sigma, N), filters)
 
 
@@ -147,18 +57,17 @@ def ar_minimum(rho, sigma: float, N: int) -> theory.isserlis.BestLayer:
     parameters=MIXED_SERIES
     | {
         "theta": vector((0.0, 0.9), "moving-average coefficients, nearest lag first; null: none"),
-        "p": dataclasses.replace(MIXED_SERIES["p"], default=1),
         "N": integer(10, 2, "windows in the context"),
     }
     | STARTS
     | {"samples": integer(100_000, 10_000, "simulated series of an AR(p)")},
-    also=({"N": 50}, {"N": 200}, {"rho": [0.5, -0.3], "theta": None, "p": 2, "N": 20}),
+    also=({"N": 50}, {"N": 200}, {"rho": [0.5, -0.3], "theta": None, "N": 20}),
     validate=lambda rho, theta, **_: validate_mixed(rho, theta),
 )
 def no_gain_on_autoregressions(rho, theta, p, sigma, N, starts, seed, samples) -> list[Check]:
     order = window_order(rho, p)
     reference = mixed_moments(rho, theta, order, sigma, N)
-    best = theory.isserlis.best_layer(reference, theory.zhou2025.reflected_filters(reference.linear_weights[::-1]))
+    best = theory.isserlis.best_layer(reference, theory.bartlett.reflected_filters(reference.linear_weights[::-1]))
     task = mixed_task(rho, theta, order, sigma, N)
     objective = objectives.series_loss(task, LSA)
     limits = best_of_starts(objective, sigma, best.risk, starts, seed)
@@ -306,12 +215,9 @@ def _validate_lengths(rho, N, **_) -> None:
     validate=_validate_lengths,
 )
 def trained_risk_tends_to_noise(rho, sigma, N, starts, seed) -> list[Check]:
-    first = objectives.series_loss(Autoregressive(np.asarray(rho), N, sigma), LSA)
     limits, gaps, least = None, [], []
     for length in _lengths(N):
-        # The same objective with other moments, so that nothing compiles anew.
-        moments = objectives.series_loss(Autoregressive(np.asarray(rho), length, sigma), LSA).moments
-        objective = dataclasses.replace(first, moments=moments)
+        objective = objectives.series_loss(Autoregressive(np.asarray(rho), length, sigma), LSA)
         least.append(ar_minimum(rho, sigma, length).risk - sigma**2)
         if limits is None:
             limits = best_of_starts(objective, sigma, least[0] + sigma**2, starts, seed)
@@ -343,7 +249,7 @@ def _validate_crossover(rho, sigma, N, **_) -> None:
 
 @claim(
     "zhou2025.ols-crossover",
-    paper="icl_lab, on the series of arXiv 2510.09776",
+    paper=LAB,
     statement="A trained layer, with the coefficients in its weights, loses to in-context least squares, which has to estimate "
     "them, as soon as 2V > p sigma^2.",
     source="leading terms of the two excesses, 2V/N and p sigma^2/N",

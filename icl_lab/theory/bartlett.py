@@ -8,6 +8,8 @@ until it has decayed below rounding.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import scipy.signal
 from jaxtyping import Float
@@ -53,7 +55,7 @@ def impulse_response(coefficients: Float[Array, "p"], moving: Float[Array, "q"],
     """
     numerator = np.concatenate([[1.0], np.asarray(moving, dtype=np.float64)])
     denominator = np.concatenate([[1.0], -np.asarray(coefficients, dtype=np.float64)])
-    return scipy.signal.lfilter(numerator, denominator, np.eye(1, count)[0])
+    return np.asarray(scipy.signal.lfilter(numerator, denominator, np.eye(1, count)[0]))
 
 
 def autocovariances(
@@ -73,6 +75,32 @@ def autocovariances(
     terms = memory(coefficients) + len(moving) + 1
     psi = impulse_response(coefficients, moving, terms + count)
     return noise_std**2 * np.array([psi[:terms] @ psi[k : k + terms] for k in range(count)])
+
+
+def reflected_filters(coefficients: Float[Array, "p"]) -> Float[Array, "k p1"]:
+    r"""The filters that whiten an autoregression: the innovation filter r = (-rho_p, .., -rho_1, 1), oldest value first, and r
+    with any set of its roots replaced by their reciprocals; r is the first, the time-reversed (1, -rho_1, .., -rho_p) the last.
+
+    Complex roots are reflected in pairs, which keeps a filter real. Zero roots, which have no reciprocals, lose their factor
+    instead, which moves the filter to earlier values.
+
+    Args:
+      coefficients: (p,) rho, nearest lag first.
+
+    Returns:
+      (k, p+1).
+    """
+    roots = np.roots(np.append(1.0, -np.asarray(coefficients, dtype=np.float64)))
+    groups = [[root] for root in roots if root.imag == 0] + [[root, root.conj()] for root in roots if root.imag > 0]
+    groups += [[0.0]] * (len(coefficients) - sum(map(len, groups)))
+    filters = []
+    for flips in itertools.product((False, True), repeat=len(groups)):
+        product = np.ones(1)
+        for group, flipped in zip(groups, flips, strict=True):
+            for root in group:
+                product = np.convolve(product, [-root, 1.0] if not flipped else [1.0, -root])
+        filters.append(np.real(product))
+    return np.array(filters)
 
 
 def covariance(gamma: Float[Array, "L"], order: int) -> Float[Array, "p1 p1"]:

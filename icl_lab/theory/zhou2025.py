@@ -12,7 +12,6 @@ by an estimate of the number 1, the mean squared innovation over sigma^2.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -162,32 +161,6 @@ def reversed_weights(rho: Sequence[float] | Float[Array, "p"], noise_std: float,
     return LayerWeights(scale * filter_ / noise_std**2, np.outer(filter_, bayes_weights(rho)))
 
 
-def reflected_filters(rho: Sequence[float] | Float[Array, "p"]) -> Float[Array, "k p1"]:
-    r"""The filters that whiten the series like r: r with any set of its roots replaced by their reciprocals.
-
-    Each stands for a stationary point of the population loss, r itself for the first, the time-reversed filter for the last.
-    Complex roots are reflected in pairs, which keeps a filter real. Zero roots, which have no reciprocals, lose their factor
-    instead, which moves the filter to earlier values.
-
-    Args:
-      rho: (p,) coefficients, nearest lag first.
-
-    Returns:
-      (k, p+1), the last non-zero entry 1.
-    """
-    roots = np.roots(np.append(1.0, -np.asarray(rho, dtype=np.float64)))
-    groups = [[root] for root in roots if root.imag == 0] + [[root, root.conj()] for root in roots if root.imag > 0]
-    groups += [[0.0]] * (len(rho) - sum(map(len, groups)))
-    filters = []
-    for flips in itertools.product((False, True), repeat=len(groups)):
-        product = np.ones(1)
-        for group, flipped in zip(groups, flips, strict=True):
-            for root in group:
-                product = np.convolve(product, [-root, 1.0] if not flipped else [1.0, -root])
-        filters.append(np.real(product))
-    return np.array(filters)
-
-
 def neglected(rho: Sequence[float] | Float[Array, "p"], context_length: int) -> float:
     r"""What `trained_gap` neglects, relative to it: 4 (1 - q) / N, q being `context_share`.
 
@@ -217,7 +190,7 @@ def check_innovation_filter_is_best(rho: Sequence[float] | Float[Array, "p"], co
     order = len(np.asarray(rho))
     gamma = bartlett.autocovariances(np.asarray(rho), np.zeros(0), 1.0, context_length + order + 1)
     moments = isserlis.feature_moments(gamma, order)
-    filters = reflected_filters(rho)
+    filters = bartlett.reflected_filters(np.asarray(rho))
     own = isserlis.best_layer(moments, filters[:1], starts=0).risk - 1
     best = isserlis.best_layer(moments, filters).risk - 1
     if best < own * (1 - 1e-8):
