@@ -28,7 +28,7 @@ IDENTITY_TOLERANCE = 1e-14
 # Relative size of the O(1/N) correction to the variance of a softmax head, times N.
 SOFTMAX_CORRECTION = 20
 # Longest correction of the two-layer gap, beside its leading 12: its square is what the expansion leaves out.
-LARGEST_CORRECTION = 1.5
+LARGEST_CORRECTION = 0.75
 DEPTH_CHUNK = 1_000
 PROMPTS = 256
 SHOWN = 5
@@ -116,6 +116,12 @@ def a_layer_more_never_hurts(rho, sigma, N, L, samples, seed) -> list[Check]:
     ]
 
 
+def _validate_signal(rho, **_) -> None:
+    validate(rho)
+    if not np.any(rho):
+        raise InvalidValueError("`rho` must not be zero: white noise has nothing to predict, so its gap is zero.")
+
+
 @claim(
     "zhou2025.depth2",
     paper="icl_lab, extending arXiv 2510.09776",
@@ -124,11 +130,11 @@ def a_layer_more_never_hurts(rho, sigma, N, L, samples, seed) -> list[Check]:
     source="icl_lab",
     parameters=SERIES
     | {
-        "N": integer(640, 2, "windows of the context; the limit is measured where its correction is at most 1.5"),
-        "samples": integer(20_000, 1_000, "series of a Monte Carlo mean"),
+        "N": integer(640, 2, "windows of the context; the limit is measured where its correction is at most 0.75"),
+        "samples": integer(10_000, 1_000, "series of a Monte Carlo mean"),
     }
     | SEED,
-    validate=validate,
+    validate=_validate_signal,
 )
 def two_layers(rho, sigma, N, samples, seed) -> list[Check]:
     key, coefficients = jax.random.key(seed), np.asarray(rho)
@@ -143,17 +149,24 @@ def two_layers(rho, sigma, N, samples, seed) -> list[Check]:
 
     @jax.jit
     def gaps(one):
+        """The squared distance to the best prediction, and how much of it is not (w.h)^2 (1 - s)^4."""
         prompts = task.sample_batch(one, DEPTH_CHUNK)
-        return (jax.vmap(lambda prompt: LSA(weights, prompt)[0])(prompts) - prompts.query @ oldest_first) ** 2
+        best = prompts.query @ oldest_first
+        square = (jax.vmap(lambda prompt: LSA(weights, prompt)[0])(prompts) - best) ** 2
+        estimate = jnp.mean((prompts.labels[..., 0] - prompts.inputs @ oldest_first) ** 2, axis=1) / sigma**2
+        return jnp.stack([square, square - best**2 * (1 - estimate) ** 4])
 
     keys = jax.random.split(prng.stream(key, "series"), -(-samples // DEPTH_CHUNK))
-    drawn = np.concatenate([np.asarray(gaps(one)) for one in keys])
-    mean, error = mean_with_error(length**2 * drawn / explained)
+    squares, rest = length**2 / explained * np.concatenate([np.asarray(gaps(one)) for one in keys], axis=1)
+    # Eighth powers of s - 1 have heavy tails; the part that holds them has a closed form.
+    mean, error = mean_with_error(rest)
+    mean += theory.rollout.equal_estimates_gap(coefficients, length)
+    plain, plain_error = mean_with_error(squares)
     return [
         check.exact("prediction", answers, expected, LAYER_TOLERANCE),
         check.exact("correction_to_the_best_abs", answers - best, expected - best, LAYER_TOLERANCE * math.sqrt(explained)),
         check.sampled("scaled_gap", mean, theory.rollout.two_layer_gap(coefficients, length), error),
-        check.at_most("gap_below_that_of_one_layer", mean / length**2, 2 / (length + 4), standard_error=error / length**2),
+        check.at_most("below_one_layer", plain / length**2, 2 / (length + 4), standard_error=plain_error / length**2),
     ]
 
 
@@ -221,9 +234,7 @@ def _validate_scale(rho, C, **_) -> None:
     parameters=SERIES
     | {
         "rho": vector((0.3,), "coefficients of the series, nearest lag first"),
-        "C": number(
-            1.0, positive=True, meaning="scale of the values; C^2 > 2 V/sigma^2"
-        ),
+        "C": number(1.0, positive=True, meaning="scale of the values; C^2 > 2 V/sigma^2"),
         "N": integer(400, 20, "windows of the context"),
         "samples": integer(40_000, 1_000, "series of a Monte Carlo mean"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -59,14 +60,14 @@ class _LinearRollout:
       transition: (p, p), the map of the last p values, oldest first, to the last p values after one step.
     """
 
-    def __init__(self, used: Array, rho: Array, sigma: float, steps: int, samples: int, seed: int):
+    def __init__(self, used: Array, rho: Sequence[float], sigma: float, steps: int, samples: int, seed: int):
         observed = len(rho) + 1
         task = Autoregressive(rho, steps + 1, sigma)
         drawn = jax.jit(lambda key: task.sample_batch(key, samples))(prng.stream(jax.random.key(seed), "series"))
         paths = np.concatenate([np.asarray(drawn.inputs)[:, 0], np.asarray(drawn.labels)[..., 0]], axis=1)
         # A rollout is linear in the series, so unit series show its coefficients.
         starts = np.concatenate([np.eye(observed), paths[:, :observed]])
-        rolled = analysis.rollout(linear_forecaster, np.asarray(used)[::-1].copy(), starts, len(rho), steps)
+        rolled = analysis.rollout(linear_forecaster, used[::-1].copy(), starts, len(rho), steps)
         units, values = rolled[:observed].T, rolled[observed:]
 
         covariance = scipy.linalg.toeplitz(task.autocovariances(observed + steps))
@@ -90,7 +91,7 @@ class _LinearRollout:
     validate=validate,
 )
 def rollout_of_the_best_predictor(rho, sigma, K, samples, seed) -> list[Check]:
-    rolled = _LinearRollout(rho, rho, sigma, K, samples, seed)
+    rolled = _LinearRollout(np.asarray(rho), rho, sigma, K, samples, seed)
     moments = theory.rollout.bayes_second_moment(np.asarray(rho), sigma, K)
     errors = theory.rollout.bayes_mse(np.asarray(rho), sigma, K)
     variance = Autoregressive(rho, 1, sigma).autocovariances(1)[0]

@@ -193,6 +193,20 @@ def two_layer_prediction(
     return best[:, -1] * (1 - (1 - first) * (1 - second)), best[:, -1]
 
 
+def equal_estimates_gap(coefficients: Float[Array, "p"], context_length: int) -> float:
+    r"""N^2 / V times E[(w.h)^2 (1-s)^4], the gap of the two layers if s' were s; exactly at every N.
+
+    .. math:: 12 + \frac{48}{N} + q\Big(\frac{160}{N} + \frac{384}{N^2}\Big), \qquad q = \sigma^2\sum_{k=1}^N\psi_k^2 / V
+
+    Args:
+      coefficients: (p,), rho_1 .. rho_p, not all zero.
+      context_length: N.
+    """
+    psi = impulse_response(coefficients, np.zeros(0), context_length + 1)[1:]
+    remembered = float(psi @ psi) / (float(lyapunov_covariance(coefficients, 1.0)[0, 0]) - 1)
+    return 12 + 48 / context_length + remembered * (160 / context_length + 384 / context_length**2)
+
+
 def two_layer_gap(coefficients: Float[Array, "p"], context_length: int) -> float:
     r"""N^2 / V times the excess of the two-layer construction, to relative order 1/N.
 

@@ -112,6 +112,11 @@ def test_a_gap_of_one_layers_order_is_caught(monkeypatch):
     assert failed(run("zhou2025.depth2")) == {"scaled_gap"}
 
 
+def test_a_fourth_moment_to_leading_order_only_is_caught(monkeypatch):
+    monkeypatch.setattr(rollout, "equal_estimates_gap", lambda rho, length: 12.0)
+    assert failed(run("zhou2025.depth2", samples=10_000)) == {"scaled_gap"}
+
+
 def test_two_layers_without_their_second_are_caught(monkeypatch):
     right = series_constructions.two_layers
 
@@ -120,7 +125,7 @@ def test_two_layers_without_their_second_are_caught(monkeypatch):
         return first, type(second)(0 * second.w_pv, second.w_kq)
 
     monkeypatch.setattr(series_constructions, "two_layers", first_alone)
-    assert failed(run("zhou2025.depth2")) >= {"prediction", "scaled_gap", "gap_below_that_of_one_layer"}
+    assert failed(run("zhou2025.depth2")) >= {"prediction", "scaled_gap", "below_one_layer"}
 
 
 def test_a_layer_that_writes_something_is_caught(monkeypatch):

@@ -72,6 +72,17 @@ def test_the_gap_of_two_layers(rho, length):
     assert abs(mean - rollout.two_layer_gap(rho, 10**9)) < 2.5 + 4 * error
 
 
+def test_the_gap_with_equal_estimates():
+    rho = np.array([0.6, 0.2])
+    series = rollout.simulated_series(rho, 0.7, 10, 200_000, seed=5)
+    observed, best = rollout.innovations(series, rho)
+    estimate = np.mean(observed**2, axis=1) / 0.49
+    variance = rollout.lyapunov_covariance(rho, 0.49)[0, 0] - 0.49
+    mean, error = mean_and_error(64 / variance * best[:, -1] ** 2 * (1 - estimate) ** 4)
+    assert abs(mean - rollout.equal_estimates_gap(rho, 8)) < 4 * error
+    assert error < 3
+
+
 def test_the_gap_of_two_layers_without_signal_is_that_of_the_estimates():
     # E (s-1)^4 = 12/N^2 + 48/N^3 with s' = s; (w.h)^2 is an independent factor of mean V only if nothing is remembered.
     assert rollout.two_layer_correction(np.array([0.0])) == 208.0
