@@ -87,6 +87,8 @@ def chebyshev_steps(smallest: float, largest: float, steps: int) -> Float[np.nda
     """
     check_count(steps, "steps", 1, "It is the number of refinements.")
     if not 0 < smallest < largest < np.inf:
-        raise InvalidValueError(f"the eigenvalues must lie in an interval 0 < smallest < largest; got {smallest!r}, {largest!r}.")
+        raise InvalidValueError(
+            f"the eigenvalues must lie in an interval 0 < smallest < largest; got {smallest!r}, {largest!r}."
+        )
     nodes = np.cos((2 * np.arange(1, steps + 1) - 1) * np.pi / (2 * steps))
     return 2 / (smallest + largest + (largest - smallest) * nodes)

@@ -94,7 +94,9 @@ def rotation_cubature(task: LinearDynamics, model: eqx.Module, lengths: tuple[in
     dim, count = task.dim, 3 * (max(lengths) + 2) + 1
     size = 4**dim * count ** (dim // 2)
     if size > LARGEST_RULE:
-        raise UnsupportedProblemError(f"the cubature needs {size} prompts, more than {LARGEST_RULE}; use a smaller d or length.")
+        raise UnsupportedProblemError(
+            f"the cubature needs {size} prompts, more than {LARGEST_RULE}; use a smaller d or length."
+        )
     nodes, node_masses = np.polynomial.hermite_e.hermegauss(4)
     starts = float(task.start.scale) * np.array(list(itertools.product(nodes, repeat=dim)))
     start_masses = np.prod(np.array(list(itertools.product(node_masses / np.sqrt(2 * math.pi), repeat=dim))), axis=1)

@@ -26,6 +26,7 @@ from icl_lab.theory import structured as structured
 from icl_lab.theory import timecourse as timecourse
 from icl_lab.theory import transfer as transfer
 from icl_lab.theory import vonoswald2022 as vonoswald2022
+from icl_lab.theory import vonoswald2023 as vonoswald2023
 from icl_lab.theory import zhang2023 as zhang2023
 from icl_lab.theory import zhangsaxe2025 as zhangsaxe2025
 from icl_lab.theory import zheng2024 as zheng2024

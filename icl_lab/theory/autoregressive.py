@@ -190,9 +190,7 @@ def feature_moments(autocovariances: Float[Array, "z n+1"], order: int) -> Featu
     return FeatureMoments(gram.reshape(-1, count, count), cross.reshape(-1, count), gamma[:, 0])
 
 
-def coefficient_rule(
-    order: int, bound: float, nodes: int | None = None
-) -> tuple[Float[Array, "z p"], Float[Array, "z"]]:
+def coefficient_rule(order: int, bound: float, nodes: int | None = None) -> tuple[Float[Array, "z p"], Float[Array, "z"]]:
     r"""A Gauss-Legendre rule for rho_j = bound^j phi_j, phi uniform on the region of stationary coefficients, p <= 2.
 
     For p = 2 the triangle |phi_2| < 1, |phi_1| < 1 - phi_2 is a square in (phi_1 / (1 - phi_2), phi_2).

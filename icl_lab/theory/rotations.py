@@ -70,7 +70,9 @@ def step_moments(dim: int, position: int, noise_variance: float = 0.0) -> StepMo
       InvalidValueError: an odd dimension, or t < 2.
     """
     if dim % 2 or position < 2:
-        raise InvalidValueError(f"rotation blocks need an even d, and one step a position t >= 2; got d = {dim}, t = {position}.")
+        raise InvalidValueError(
+            f"rotation blocks need an even d, and one step a position t >= 2; got d = {dim}, t = {position}."
+        )
     seen = np.arange(1, position)
     i, j = seen[:, None], seen[None, :]
     here, ahead = np.full_like(seen, position), np.full_like(seen, position + 1)
