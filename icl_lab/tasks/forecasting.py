@@ -77,9 +77,7 @@ def published_series(
         if np.max(np.abs(np.roots(np.append(1.0, -coefficients)))) < 1:
             break
     else:
-        raise InvalidValueError(
-            f"seed {seed} gives no stationary coefficients of order {order} in {ATTEMPTS} draws."
-        )
+        raise InvalidValueError(f"seed {seed} gives no stationary coefficients of order {order} in {ATTEMPTS} draws.")
     start = stream.normal(0, np.sqrt(autocovariances(coefficients, noise_std, 1)[0]), order)
     innovations = stream.normal(0, noise_std, length + burn_in - order)
     recursion = np.append(1.0, -coefficients)
