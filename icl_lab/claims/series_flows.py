@@ -59,7 +59,7 @@ class Limits:
 def train(objective: objectives.MomentLoss, starts: LSAWeights) -> Limits:
     """Gradient flow from a batch of starts."""
     # The loss is a function of the moments alone; with one task for all series of an order it compiles once.
-    same = dataclasses.replace(objective, task=Autoregressive(np.full(objective.task.dim, 0.1), 1))
+    same = dataclasses.replace(objective, task=Autoregressive(np.full(objective.task.dim, 0.5 / objective.task.dim), 1))
     ensemble = training.gradient_flows(same, starts, weight_tolerance=WEIGHT_TOLERANCE, solver="tsit5", max_steps=MAX_STEPS)
     return Limits(
         weights=ensemble.limits,

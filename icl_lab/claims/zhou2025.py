@@ -219,7 +219,7 @@ def gap_of_free_coefficients(rho, sigma, N) -> list[Check]:
     parameters=MIXED_SERIES
     | {
         "rho": vector((0.5,), "autoregressive coefficients, nearest lag first; null: none"),
-        "lengths": vector((50, 100, 200, 400), "context lengths N"),
+        "lengths": vector((50.0, 100.0, 200.0, 400.0), "context lengths N"),
     },
     also=(
         {"rho": [0.9]},
