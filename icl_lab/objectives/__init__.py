@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 
 from icl_lab.models.linear_attention import LinearSelfAttention
+from icl_lab.objectives import phases, series
 from icl_lab.objectives.curvature import Curvature as Curvature
 from icl_lab.objectives.curvature import curvature as curvature
 from icl_lab.objectives.moments import Features as Features
@@ -36,6 +37,10 @@ def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: i
     key = jax.random.key(0) if key is None else key
     if layers == 1 and RegressionLoss.supports(task, model):
         return RegressionLoss.build(task, model)
+    if layers == 1 and phases.supports(task, model):
+        return phase_loss(task, model, lengths=[task.context_length])  # pyright: ignore[reportArgumentType]
+    if layers == 1 and series.supports(task, model):
+        return series_loss(task, model)  # pyright: ignore[reportArgumentType]
     if layers == 1 and isinstance(model, LinearSelfAttention) and model.loops == 1:
         return SampledLoss.build(task, model, key, prompts)
     return StreamedLoss.build(task, model, key)

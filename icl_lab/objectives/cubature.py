@@ -54,7 +54,8 @@ class CubatureLoss(Objective):
             return jnp.sum(jnp.abs(self.model(weights, prompt) - prompt.target) ** 2)
 
         batches = zip(self.prompts, self.masses, strict=True)
-        return 0.5 * sum(jnp.asarray(mass) @ jax.vmap(squared_error)(prompts) for prompts, mass in batches)
+        losses = [jnp.asarray(mass) @ jax.vmap(squared_error)(prompts) for prompts, mass in batches]
+        return 0.5 * jnp.sum(jnp.stack(losses))
 
     def risk(self, weights: Weights) -> float:
         with precision.float64():

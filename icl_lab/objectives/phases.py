@@ -105,7 +105,7 @@ def _features(dim: int, live: bool) -> Features:
     )
 
 
-def _patterns(dim: int, slots: int) -> tuple[list[tuple[int, ...]], Int[Array, "d**slots"]]:
+def _patterns(dim: int, slots: int) -> tuple[list[tuple[int, ...]], Int[Array, "tuples"]]:
     """The patterns of equal indices among `slots` indices below `dim`, and the pattern of every index tuple.
 
     A pattern is the tuple of the first slot that holds the same index, for each slot.
@@ -113,7 +113,7 @@ def _patterns(dim: int, slots: int) -> tuple[list[tuple[int, ...]], Int[Array, "
     indices = np.indices((dim,) * slots).reshape(slots, -1)
     first = np.argmax(indices[:, None, :] == indices[None, :, :], axis=1)
     codes = np.tensordot(slots ** np.arange(slots), first, axes=1)
-    found, examples, which = np.unique(codes, return_index=True, return_inverse=True)
+    _, examples, which = np.unique(codes, return_index=True, return_inverse=True)
     return [tuple(int(j) for j in first[:, e]) for e in examples], which.reshape(-1)
 
 

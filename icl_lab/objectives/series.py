@@ -40,8 +40,9 @@ def supports(task: object, model: object) -> bool:
     known = isinstance(task, Autoregressive | GaussianSeries)
     if isinstance(task, RandomAutoregressive):
         known = task.dim <= 2 and float(task.bound) < 1 and math.prod(quadrature_sizes(task)) <= LARGEST_QUADRATURE
-    layer = isinstance(model, LinearSelfAttention) and model.loops == 1
-    return known and layer and model.embedding == "hankel" and not model.query_in_sum
+    if not (known and isinstance(model, LinearSelfAttention)):
+        return False
+    return model.loops == 1 and model.embedding == "hankel" and not model.query_in_sum
 
 
 def series_loss(
@@ -61,9 +62,9 @@ def series_loss(
     """
     if not supports(task, model):
         raise UnsupportedProblemError(
-            "the exact series loss needs an AR or Gaussian series (random coefficients: order 1 or 2, `bound` well below 1) and one "
-            f'linear attention layer on "hankel" tokens with the query out of the sum; got {type(task).__name__} and {model}. '
-            "Use `objectives.SampledLoss`."
+            "the exact series loss needs an AR or Gaussian series (random coefficients: order 1 or 2, `bound` well below 1) "
+            'and one linear attention layer on "hankel" tokens with the query out of the sum; got '
+            f"{type(task).__name__} and {model}. Use `objectives.SampledLoss`."
         )
     length, order = task.context_length, task.dim
     count = length + order + 1
@@ -89,7 +90,7 @@ def series_loss(
     )
 
 
-def series_moments(autocovariance: Float[np.ndarray, "n+1"], order: int) -> Moments:
+def series_moments(autocovariance: Float[np.ndarray, "lags"], order: int) -> Moments:
     """Moments of the features Ghat_jk x_{n-p+l}, j <= k <= p, l < p, and of the next value.
 
     Args:
@@ -127,7 +128,7 @@ def series_moments(autocovariance: Float[np.ndarray, "n+1"], order: int) -> Mome
     gram += 4 * (twice + twice.transpose(2, 1, 0, 3))
     cross = np.outer(traces, with_target[windows:]) + 2 * rows @ with_target
     count = len(j) * order
-    return Moments(gram=gram.reshape(count, count), cross=cross.reshape(count, 1), variance=gamma[0])
+    return Moments(gram=gram.reshape(count, count), cross=cross.reshape(count, 1), variance=np.asarray(gamma[0]))
 
 
 def quadrature_sizes(task: RandomAutoregressive) -> tuple[int, ...]:
@@ -162,10 +163,9 @@ def coefficient_quadrature(
 
 def _averaged(task: RandomAutoregressive, count: int, nodes: tuple[int, ...]) -> Moments:
     """Moments averaged over the law of the coefficients."""
-    total = None
+    gram, cross, variance = 0.0, 0.0, 0.0
     for coefficients, weight in zip(*coefficient_quadrature(task, nodes), strict=True):
         moments = series_moments(autocovariances(coefficients, task.noise_std, count), task.dim)
-        moments = jax.tree.map(lambda m, weight=weight: weight * np.asarray(m), moments)
-        total = moments if total is None else jax.tree.map(np.add, total, moments)
-    assert total is not None
-    return total
+        gram, cross = gram + weight * moments.gram, cross + weight * moments.cross
+        variance += float(weight * moments.variance)
+    return Moments(gram=np.asarray(gram), cross=np.asarray(cross), variance=np.asarray(variance))

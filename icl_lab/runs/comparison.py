@@ -81,7 +81,7 @@ def predictors(task: Task, step_size: float, preconditioner: Array, penalty: flo
 
 def is_sequence(task: Task) -> bool:
     """Whether the examples of a prompt are consecutive values of one series, so that the query follows the last one."""
-    return isinstance(task, tasks.Autoregressive | tasks.RandomAutoregressive | tasks.LinearDynamics)
+    return isinstance(task, tasks.Autoregressive | tasks.RandomAutoregressive | tasks.GaussianSeries | tasks.LinearDynamics)
 
 
 def bayes_penalty(task: Task) -> float | Float[np.ndarray, "d d"]:

@@ -31,7 +31,7 @@ class GaussianSeries(Task):
       NotPositiveDefiniteError: no autocovariance of any series.
     """
 
-    autocovariance: Float[Array, "n+1"]
+    autocovariance: Float[Array, "lags"]
     dim: int = eqx.field(static=True)
     label_dim: int = eqx.field(static=True)
     context_length: int = eqx.field(static=True)
