@@ -109,8 +109,8 @@ def _permanent(cov: np.ndarray, left, right):
 @claim(
     "lab.rotation-gd1",
     paper=PAPER,
-    statement="On rotations by random angles, with or without noise, the best product of a layer that is one gradient step, and "
-    "its loss, are ratios of sums over pairings of traces of powers of W.",
+    statement="On rotations by random angles, with or without noise, the best product of a layer that is one gradient step, "
+    "and its loss, are ratios of sums over pairings of traces of powers of W.",
     source="Isserlis' theorem given W, then the mean over angles",
     parameters={
         "d": _even(4),
@@ -146,8 +146,8 @@ def one_step_on_rotations(d, T, sigma, samples, seed) -> list[Check]:
 @claim(
     "lab.haar-gd1-limit",
     paper=PAPER,
-    statement="In the noise-free limit of long sequences E x^T S x / t and E||S x||^2 / t^2 are 2d + 1 and 6d + 9 for Haar W on "
-    "O(d), and 2d and 6d on SO(d) with d even, where no eigenvalue has to be +-1; the best step follows.",
+    statement="In the noise-free limit of long sequences E x^T S x / t and E||S x||^2 / t^2 are 2d + 1 and 6d + 9 for Haar W "
+    "on O(d), and 2d and 6d on SO(d) with d even, where no eigenvalue has to be +-1; the best step follows.",
     source="time averages in the eigenbasis of W",
     parameters={
         "d": integer(4, 1, "dimension"),
@@ -161,7 +161,7 @@ def one_step_on_haar(d, group, samples, seed) -> list[Check]:
     law = HaarOrthogonal()
 
     def time_averages(key):
-        transition = law.sample(prng.stream(key, "task"), d)
+        transition = jnp.asarray(law.sample(prng.stream(key, "task"), d))
         if group == "SO":
             flipped = transition.at[:, 0].multiply(-1.0)
             transition = jnp.where(jnp.linalg.det(transition) < 0, flipped, transition)
@@ -261,8 +261,8 @@ def noisy_least_squares(d, T, sigma, samples, seed) -> list[Check]:
 @claim(
     "lab.complex-vs-real",
     paper=PAPER + "; the real counterpart of arXiv 2405.16845",
-    statement="A real layer trained on planar rotations does not stay on the two blocks of the complex theorem: it also moves the "
-    "block that scores x_i against x_{t-1}, and ends lower by the recurrence x_{t+1} = 2 cos(theta) x_t - x_{t-1}.",
+    statement="A real layer trained on planar rotations does not stay on the two blocks of the complex theorem: it also moves "
+    "the block that scores x_i against x_{t-1}, and ends lower by the recurrence x_{t+1} = 2 cos(theta) x_t - x_{t-1}.",
     source="exact moments of the real layer; conservation of p^2 - k^2 - q^2",
     parameters={
         "T": integer(5, 3, "states of a sequence; the loss sums positions 2 .. T - 1"),
@@ -290,7 +290,7 @@ def complex_and_real_differ(T, a0, b0, sigma) -> list[Check]:
     dead[0][2:4, 4:] = dead[0][4:, 2:4] = dead[1][:2, 2:4] = 0.0
     moved = np.array(end.w_kq), np.array(end.w_pv)
     moved[0][2:4, 4:] = moved[0][4:, 2:4] = moved[1][:2, 2:4] = 0.0
-    size = np.linalg.norm(slope.w_kq)
+    size = float(np.linalg.norm(slope.w_kq))
     return [
         check.exact("best_product_of_two_blocks", (low - high) / (2 * curvature), product, EXACT_TOLERANCE),
         check.exact("loss_of_two_blocks", rest - (high - low) ** 2 / (8 * curvature), diagonal_loss, EXACT_TOLERANCE),

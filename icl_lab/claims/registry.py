@@ -46,6 +46,7 @@ MODULES = (
     "icl_lab.claims.zhou2025_rollout",
     "icl_lab.claims.zhou2025_published",
     "icl_lab.claims.lab_autoregressive",
+    "icl_lab.claims.lab_random_autoregressive",
     "icl_lab.claims.lab_rotations",
     "icl_lab.claims.vonoswald2023",
 )

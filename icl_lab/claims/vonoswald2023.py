@@ -43,8 +43,8 @@ SEQUENCE = {
 @claim(
     "vonoswald2023.gd1",
     paper=PAPER,
-    statement="One causal linear attention layer on tokens (x_t, x_{t-1}) with value block bI and key-query block aI is, at every "
-    "position at once, one gradient step from W = 0 on the squared errors of the transitions seen so far.",
+    statement="One causal linear attention layer on tokens (x_t, x_{t-1}) with value block bI and key-query block aI is, at "
+    "every position at once, one gradient step from W = 0 on the squared errors of the transitions seen so far.",
     source="the construction of one gradient step, for sequences",
     parameters=SEQUENCE | {"a": number(0.4, meaning="key-query block"), "b": number(0.9, meaning="value block")},
 )
@@ -68,7 +68,7 @@ def one_layer_is_one_step(d, T, sigma, seed, a, b) -> list[Check]:
 @claim(
     "vonoswald2023.mesa-layer",
     paper=PAPER,
-    statement="The mesa layer, rank-one updates of the inverse Gram matrix, gives in-context ridge regression at every position.",
+    statement="The mesa layer, rank-one updates of the inverse Gram matrix, is in-context ridge regression at every position.",
     source="the mesa layer; Sherman-Morrison formula",
     parameters=SEQUENCE | {"lam": number(0.1, positive=True, meaning="penalty, added to the unnormalised Gram matrix")},
 )
@@ -95,8 +95,8 @@ def _above_one(value) -> float:
 @claim(
     "vonoswald2023.multilayer",
     paper=PAPER,
-    statement="L residual layers that see the whole context are L gradient steps; behind a causal mask they are not, but layers "
-    "that only refine the query converge to the mesa layer at every position, faster with Chebyshev steps.",
+    statement="L residual layers that see the whole context are L gradient steps; behind a causal mask they are not, but "
+    "layers that only refine the query converge to the mesa layer at every position, faster with Chebyshev steps.",
     source="the layers as matrix powers; Richardson and Chebyshev iteration",
     parameters={
         "d": integer(4, 1, "dimension"),
@@ -136,7 +136,7 @@ def several_layers(d, n, L, eta, K, lam, kappa, seed) -> list[Check]:
 def _refined_queries(inputs: np.ndarray, labels: np.ndarray, K: int, lam: float) -> list[Check]:
     """Refinement at all positions, with steps for the spectrum of the longest context."""
     count, dim = len(labels), inputs.shape[1]
-    largest = lam + np.linalg.norm(inputs[:-1], ord=2) ** 2
+    largest = lam + float(np.linalg.norm(inputs[:-1], ord=2)) ** 2
     # Position t sees t examples; examples of zeros add nothing.
     seen = np.tril(np.ones((count, count)))[:, :, None]
     prompts = Prompt(seen * inputs[None, :-1], seen * labels[None], inputs[1:], np.zeros((count, dim)))

@@ -16,6 +16,7 @@ from icl_lab.theory import mahankali2023 as mahankali2023
 from icl_lab.theory import minima as minima
 from icl_lab.theory import nonlinear as nonlinear
 from icl_lab.theory import phases as phases
+from icl_lab.theory import random_autoregressive as random_autoregressive
 from icl_lab.theory import random_covariance as random_covariance
 from icl_lab.theory import recovery as recovery
 from icl_lab.theory import rollout as rollout

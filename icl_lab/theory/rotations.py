@@ -39,7 +39,7 @@ def mean_cosines(*frequencies: Int[Array, "*n"]) -> Int[Array, "*n"]:
 
 
 def mean_traces(blocks: int, exponents: list[Int[Array, "*n"]]) -> Float[Array, "*n"]:
-    """E prod_r tr W^{n_r} over m independent rotation angles, for up to three traces of tr W^n = sum over blocks 2 cos(n theta).
+    """E prod_r tr W^{n_r} over m independent rotation angles, up to three traces; tr W^n = sum over blocks of 2 cos(n theta).
 
     Args:
       blocks: m.
@@ -58,8 +58,8 @@ def mean_traces(blocks: int, exponents: list[Int[Array, "*n"]]) -> Float[Array, 
 def step_moments(dim: int, position: int, noise_variance: float = 0.0) -> StepMoments:
     r"""Moments of one gradient step at position t, W of rotation blocks.
 
-    Isserlis' theorem: a product of scalar products is a sum over pairings of its vectors, each a product of traces of powers of W
-    (one a cycle). Without noise c_t = 4m(t-1) and M_t = m[12((t-1)^2 + (t-1)) + 8(m-1)(t-1)].
+    Isserlis' theorem: a product of scalar products is a sum over pairings of its vectors, each a product of traces of powers
+    of W (one a cycle). Without noise c_t = 4m(t-1) and M_t = m[12((t-1)^2 + (t-1)) + 8(m-1)(t-1)].
 
     Args:
       dim: d = 2m.
@@ -179,7 +179,7 @@ def unit_root_excess(dim: int, position: int, noise_variance: float) -> float:
 
 
 class PlanarLayer(NamedTuple):
-    """A real layer on planar rotations with W_PV block (answer, x_t) p I, W_KQ blocks (x_{t-1}, x_t) k I and (x_t, x_{t-1}) q I.
+    """A real layer on planar rotations: W_PV block (answer, x_t) p I, W_KQ blocks (x_{t-1}, x_t) k I, (x_t, x_{t-1}) q I.
 
     Attributes:
       value: p.  key_query: k.  reverse: q.  loss: half loss summed over t = 2 .. T - 1.
@@ -192,7 +192,7 @@ class PlanarLayer(NamedTuple):
 
 
 def planar_form(length: int, scale: float = 1.0) -> tuple[float, Float[Array, "2"], Float[Array, "2 2"]]:
-    r"""v, c, M of the summed loss (1/2)(v - 2 c.theta + theta^T M theta), theta = (p k, p q), for x_{t+1} = rotation x_t, d = 2.
+    r"""v, c, M of the summed loss (1/2)(v - 2 c.theta + theta^T M theta), theta = (p k, p q), for planar rotations, d = 2.
 
     In complex notation x_t = e^{i theta (t-1)} z and x_a.x_b = |z|^2 cos((a-b) theta), so that prediction and target are
     Laurent polynomials in e^{i theta}; their products average to products of coefficients.

@@ -40,7 +40,7 @@ def full_context_steps(
       layers: L.
     """
     values, vectors = np.linalg.eigh(inputs.T @ inputs)
-    factors = sum((1 - step_size * values) ** j for j in range(layers)) * step_size
+    factors = step_size * np.sum([(1 - step_size * values) ** j for j in range(layers)], axis=0)
     return labels.T @ inputs @ (vectors * factors[None, :]) @ vectors.T @ query
 
 
