@@ -37,7 +37,7 @@ class FeatureMoments(NamedTuple):
     variance: Float[Array, "*z"]
 
 
-def feature_moments(autocovariances: Float[Array, "z n+1"], order: int) -> FeatureMoments:
+def feature_moments(autocovariances: Float[Array, "z lags"], order: int) -> FeatureMoments:
     r"""Moments of the features of Gaussian series, by Isserlis' theorem: the fifteen pairings of each product of six values.
 
     Args:

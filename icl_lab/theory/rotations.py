@@ -26,7 +26,7 @@ class StepMoments(NamedTuple):
     square: float
 
 
-def mean_cosines(*frequencies: Int[Array, "*n"]) -> Int[Array, "*n"]:
+def mean_cosines(*frequencies: Int[Array, "..."]) -> Int[Array, "..."]:
     """E prod_r 2 cos(n_r theta), theta uniform: the number of signs with sum_r +-n_r = 0.
 
     Args:
@@ -38,7 +38,7 @@ def mean_cosines(*frequencies: Int[Array, "*n"]) -> Int[Array, "*n"]:
     return counts
 
 
-def mean_traces(blocks: int, exponents: list[Int[Array, "*n"]]) -> Float[Array, "*n"]:
+def mean_traces(blocks: int, exponents: list[Int[Array, "..."]]) -> Float[Array, "..."]:
     """E prod_r tr W^{n_r} over m independent rotation angles, up to three traces; tr W^n = sum over blocks of 2 cos(n theta).
 
     Args:
@@ -81,7 +81,7 @@ def step_moments(dim: int, position: int, noise_variance: float = 0.0) -> StepMo
     return StepMoments(dim * (1 + position * noise_variance), float(np.sum(cross)), float(np.sum(square)))
 
 
-def _mean_of_products(times: list[Int[Array, "*n"]], blocks: int, noise_variance: float) -> Float[Array, "*n"]:
+def _mean_of_products(times: list[Int[Array, "..."]], blocks: int, noise_variance: float) -> Float[Array, "..."]:
     """E of the product of x_{times[0]}.x_{times[1]}, x_{times[2]}.x_{times[3]}, ..."""
     times = list(np.broadcast_arrays(*times))
     total = np.zeros(times[0].shape)
