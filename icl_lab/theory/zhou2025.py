@@ -180,20 +180,31 @@ def check_memory(rho: Sequence[float] | Float[Array, "p"], context_length: int) 
         )
 
 
-def check_innovation_filter_is_best(rho: Sequence[float] | Float[Array, "p"], context_length: int) -> None:
-    """Raise `AssumptionError` unless the closed weights are, up to what they neglect, those of least risk.
+def filter_gaps(rho: Sequence[float] | Float[Array, "p"], context_length: int) -> tuple[float, float]:
+    """The gaps over sigma^2 of the best layer near the innovation filter, and of the best of all.
 
-    For some series of order 2 and more (rho = (-0.214, 0.428) at N = 23) a filter with only some roots reflected has a gap
-    that is smaller by a share of order 1/N^2, however fast the series forgets.
+    For some series of order 2 and more (rho = (-0.214, 0.428) at N = 23) they differ, however fast the series forgets: a filter
+    with only some roots reflected has a gap that is smaller by a share of order 1/N^2.
     """
-    check_memory(rho, context_length)
     order = len(np.asarray(rho))
     gamma = bartlett.autocovariances(np.asarray(rho), np.zeros(0), 1.0, context_length + order + 1)
     moments = isserlis.feature_moments(gamma, order)
     filters = bartlett.reflected_filters(np.asarray(rho))
     own = isserlis.best_layer(moments, filters[:1], starts=0).risk - 1
-    best = isserlis.best_layer(moments, filters).risk - 1
-    if best < own * (1 - 1e-8):
+    return own, isserlis.best_layer(moments, filters).risk - 1
+
+
+def innovation_filter_is_best(rho: Sequence[float] | Float[Array, "p"], context_length: int) -> bool:
+    """Whether the two `filter_gaps` are equal, so that the closed weights are, up to what they neglect, those of least risk."""
+    own, best = filter_gaps(rho, context_length)
+    return best >= own * (1 - 1e-8)
+
+
+def check_innovation_filter_is_best(rho: Sequence[float] | Float[Array, "p"], context_length: int) -> None:
+    """Raise `AssumptionError` unless `innovation_filter_is_best`, and the series forgets within the context."""
+    check_memory(rho, context_length)
+    if not innovation_filter_is_best(rho, context_length):
+        own, best = filter_gaps(rho, context_length)
         raise AssumptionError(
             f"At `rho` = {np.asarray(rho).tolist()}, N = {context_length} and sigma = 1, a filter with some roots reflected "
             f"has the gap {best:.9g}, below the {own:.9g} of the innovation filter: the closed form is only a local minimum "
