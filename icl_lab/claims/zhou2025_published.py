@@ -129,7 +129,8 @@ def published_training_stops_short(p, seed, sigma, N, length, epochs) -> list[Ch
     # Near a unit root the flat start lasts longer than the published patience even then.
     scaled, _ = excess(1 / sigma, 3 * epochs, 5 * PATIENCE)
     return [
-        check.at_least("raw_excess_over_closed_form_abs", raw, gap / 2),
+        # More than SCALED_SHARE allows, so that the two runs differ.
+        check.at_least("raw_excess_over_closed_form_abs", raw, gap / 4),
         check.at_most("raw_size_of_the_weights", raw_size, 0.75 * theory.rollout.one_layer_size(rho, sigma, N)),
         check.exact("closed_form_size", _size(closed), theory.rollout.one_layer_size(rho, sigma, N), SIZE_TOLERANCE),
         check.exact("scaled_excess_over_closed_form_abs", scaled, 0.0, SCALED_SHARE * gap),
