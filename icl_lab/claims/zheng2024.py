@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -36,9 +38,12 @@ INITS = ((0.1, 0.1), (0.5, 1.5), (2.0, 2.0))
 
 EXACT_TOLERANCE = 1e-10
 FLOW_TOLERANCE = 1e-8
-# The flow stops at an estimated weight error of a hundredth of this.
+# The flow stops at an estimated weight error of a tenth of this, or after this many steps: a start close to the minimum leaves
+# the loss too little to fall for the verdict.
 LIMIT_TOLERANCE = 1e-7
-STOP = 1e-9
+MOST_STEPS = 10_000
+# A sparse law's Gram is singular, which says nothing about stiffness.
+TO_THE_LIMIT: Any = {"weight_tolerance": 1e-8, "solver": "tsit5", "rtol": 1e-11, "max_steps": MOST_STEPS}
 RATE_TOLERANCE = 1e-4
 # Blocks that the theorem says stay at zero, and zero gradients.
 DEAD_TOLERANCE = 1e-10
@@ -189,8 +194,7 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
     zero_loss = d / 2 * (T - 2) * constants.m2
     checks = []
     for (first, second), start in zip(inits, starts, strict=True):
-        # The sparse law's Gram is singular, which says nothing about stiffness.
-        flow = training.gradient_flow(objective, start, weight_tolerance=STOP, solver="tsit5", rtol=1e-11)
+        flow = training.gradient_flow(objective, start, **TO_THE_LIMIT)
         key_query, value, others = blocks(flow.limit)
         a, b = theory.zheng2024.limit(constants, T, first, second)
         where = f"a0={first:g},b0={second:g}"
@@ -198,7 +202,7 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
         off = max(np.max(np.abs(matrix - np.diag(np.diag(matrix)))) for matrix in (key_query, value))
         turned = max(np.max(np.abs(np.imag(matrix))) for matrix in (key_query, value))
         checks += [
-            check.holds(f"{where}_converged_abs", flow.converged),
+            check.at_most(f"{where}_estimated_weight_error_abs", flow.estimated_weight_error, LIMIT_TOLERANCE),
             check.exact(f"{where}_ab", np.real(np.diag(value @ key_query)), np.full(d, product), LIMIT_TOLERANCE),
             check.exact(f"{where}_a", np.real(np.diag(key_query)), a * np.ones(d), LIMIT_TOLERANCE),
             check.exact(f"{where}_b", np.real(np.diag(value)), b * np.ones(d), LIMIT_TOLERANCE),
@@ -233,7 +237,9 @@ def random_starts(d, T, sigma, std, seed) -> list[Check]:
     for size in std or [0.1]:
         key = prng.stream(jax.random.key(seed), f"start {size}")
         value, key_query = size * np.asarray(jax.random.normal(key, (2, d, d), complex))
-        flow = training.gradient_flow(objective, PairedWeights(value, key_query), weight_tolerance=LIMIT_TOLERANCE)
+        flow = training.gradient_flow(
+            objective, PairedWeights(value, key_query), weight_tolerance=LIMIT_TOLERANCE, max_steps=MOST_STEPS
+        )
         key_end, value_end, _ = blocks(flow.limit)
         conserved = np.sum(np.abs(value) ** 2) - np.sum(np.abs(key_query) ** 2)
         off = max(np.max(np.abs(matrix - np.diag(np.diag(matrix)))) for matrix in (key_end, value_end))
@@ -241,7 +247,7 @@ def random_starts(d, T, sigma, std, seed) -> list[Check]:
         large = np.hypot(conserved / d, 2 * product)
         expected = [np.full(d, np.sqrt((large - conserved / d) / 2)), np.full(d, np.sqrt((large + conserved / d) / 2))]
         checks += [
-            check.holds(f"std={size:g}_converged_abs", flow.converged),
+            check.at_most(f"std={size:g}_estimated_weight_error_abs", flow.estimated_weight_error, LIMIT_TOLERANCE),
             check.exact(
                 f"std={size:g}_largest_of_PK_minus_sI_abs",
                 np.max(np.abs(value_end @ key_end - product * np.eye(d))),

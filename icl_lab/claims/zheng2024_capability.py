@@ -22,7 +22,7 @@ from icl_lab.claims.zheng2024 import (
     PAPER,
     SCALE,
     STARTS,
-    STOP,
+    TO_THE_LIMIT,
     number_or_null,
     scale_of,
     scaled_identities,
@@ -55,7 +55,7 @@ def trained(d: int, T: int, law: str, scale: float) -> PairedWeights:
     """The limit of gradient flow from (0.5, 1.5), real."""
     objective = objectives.phase_loss(task_of(d, T, law, scale), MODEL, live=True)
     start = PairedWeights(1.5 * np.eye(d), 0.5 * np.eye(d))
-    return training.gradient_flow(objective, start, weight_tolerance=STOP, solver="tsit5", rtol=1e-11).limit
+    return training.gradient_flow(objective, start, **TO_THE_LIMIT).limit
 
 
 def task_at(d: int, t: int, law: str, scale: float) -> LinearDynamics:
