@@ -210,8 +210,8 @@ def minimum_norm(d, samples, seed) -> list[Check]:
     errors = [np.sum(states[:, 1] ** 2, axis=1)]
     for n in range(1, d + 1):
         # One program a length: several batches of factorisations in one can wait for each other's threads.
-        seen = Prompt(states[:, :n], states[:, 1 : n + 1], states[:, n], states[:, n + 1])
-        errors.append(np.sum((np.asarray(jax.jit(jax.vmap(estimators.ols))(seen)) - seen.target) ** 2, axis=1))
+        seen = jax.vmap(Prompt)(states[:, :n], states[:, 1 : n + 1], states[:, n], states[:, n + 1])
+        errors.append(np.sum((np.asarray(jax.jit(jax.vmap(estimators.ols))(seen)) - states[:, n + 1]) ** 2, axis=1))
     checks = []
     for t in range(1, d + 1):
         mean, error = mean_with_error(errors[t - 1])

@@ -139,7 +139,7 @@ def _refined_queries(inputs: np.ndarray, labels: np.ndarray, K: int, lam: float)
     largest = lam + float(np.linalg.norm(inputs[:-1], ord=2)) ** 2
     # Position t sees t examples; examples of zeros add nothing.
     seen = np.tril(np.ones((count, count)))[:, :, None]
-    prompts = Prompt(seen * inputs[None, :-1], seen * labels[None], inputs[1:], np.zeros((count, dim)))
+    prompts = jax.vmap(Prompt)(seen * inputs[None, :-1], seen * labels[None], inputs[1:], np.zeros((count, dim)))
     checks = []
     for name, sizes in (
         ("constant", np.full(K, 2 / (lam + largest))),

@@ -108,5 +108,9 @@ def rotation_cubature(task: LinearDynamics, model: eqx.Module, lengths: tuple[in
     points = turns * planes[None, :, None, :]
     states = np.stack([points.real, points.imag], axis=-1).reshape(size, max(lengths) + 2, dim)
     masses = np.tile(start_masses / len(angles), len(angles))
-    prompts = tuple(Prompt(states[:, :n], states[:, 1 : n + 1], states[:, n], states[:, n + 1]) for n in lengths)
+    with precision.float64():
+        prompts = tuple(
+            precision.to_numpy(jax.vmap(Prompt)(states[:, :n], states[:, 1 : n + 1], states[:, n], states[:, n + 1]))
+            for n in lengths
+        )
     return CubatureLoss(task, model, prompts, (masses,) * len(lengths))

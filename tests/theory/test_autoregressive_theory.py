@@ -65,10 +65,10 @@ def test_feature_moments_are_sums_over_all_pairings(order):
     gamma = gamma[: length + order + 1]
     moments = random_autoregressive.feature_moments(gamma[None], order)
     features = [
-        [(i + j, i + k, length + l) for i in range(length)]
+        [(i + j, i + k, length + lag) for i in range(length)]
         for j in range(order + 1)
         for k in range(j, order + 1)
-        for l in range(order)
+        for lag in range(order)
     ]
 
     def mean(times):
