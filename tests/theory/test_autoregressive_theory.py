@@ -118,12 +118,13 @@ def _five(length, nodes):
     return np.array([float(moments.variance), *steps, random_autoregressive.layer_minimum(moments, 2, 12), lifted]) - 1
 
 
+@pytest.mark.slow
 def test_random_ar2_under_a_coarse_rule():
     np.testing.assert_allclose(_five(20, 14), [1.89259472, 1.583100972, 1.387404695, 1.381060514, 1.361277802], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_fourteen_nodes_are_not_enough_near_the_corner_of_the_triangle():
-    # The mean of V over the triangle, by a fine rule of other coordinates: V = (1 + phi_2)-type rational functions.
     exact = _five(20, None)
     assert exact[0] == pytest.approx(1.9161373583, rel=1e-8)
     np.testing.assert_allclose(exact[1:], [1.7400711, 1.5590772, 1.5139745, 1.4979230], rtol=1e-6)
