@@ -104,7 +104,7 @@ def test_long_contexts_approach_the_infinite_one():
     assert (step, excess) == pytest.approx((0.2991469018, 0.0932429100), rel=1e-9)
     moments = random_autoregressive.random_feature_moments(1, 800, 0.5)
     (eta,), risk = random_autoregressive.span_minimum(moments, random_autoregressive.step_basis(1, False))
-    assert (eta, risk - 1) == pytest.approx(random_autoregressive.infinite_context_step(0.5), abs=4e-3)
+    assert (eta, risk - 1) == pytest.approx(random_autoregressive.infinite_context_step(0.5), abs=1e-2)
     scaled = random_autoregressive.infinite_context_step(0.9, 4.0)
     assert scaled == pytest.approx((step / 4, 4 * excess))
 
