@@ -102,9 +102,9 @@ def test_best_layer_on_random_ar1(length, step, excess):
 def test_long_contexts_approach_the_infinite_one():
     step, excess = random_autoregressive.infinite_context_step(0.9)
     assert (step, excess) == pytest.approx((0.2991469018, 0.0932429100), rel=1e-9)
-    moments = random_autoregressive.random_feature_moments(1, 800, 0.5)
+    moments = random_autoregressive.random_feature_moments(1, 1500, 0.5)
     (eta,), risk = random_autoregressive.span_minimum(moments, random_autoregressive.step_basis(1, False))
-    assert (eta, risk - 1) == pytest.approx(random_autoregressive.infinite_context_step(0.5), abs=1e-2)
+    assert (eta, risk - 1) == pytest.approx(random_autoregressive.infinite_context_step(0.5), rel=0.02, abs=2e-3)
     scaled = random_autoregressive.infinite_context_step(0.9, 4.0)
     assert scaled == pytest.approx((step / 4, 4 * excess))
 
