@@ -123,6 +123,8 @@ def at_least(name: str, measured: Any, bound: Any, tolerance: float = 0.0, stand
 
 def _error(name: str, measured: Any, expected: Any) -> tuple[float, float]:
     """The error and the scale it is divided by."""
+    if np.iscomplexobj(measured) or np.iscomplexobj(expected):
+        raise InvalidValueError(f"check {name!r}: compare real and imaginary parts, as two real numbers; got complex values.")
     measured, expected = np.asarray(measured, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if measured.shape != expected.shape:
         raise InvalidValueError(

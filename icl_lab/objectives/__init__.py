@@ -13,6 +13,7 @@ from icl_lab.objectives.moments import Features as Features
 from icl_lab.objectives.moments import MomentLoss as MomentLoss
 from icl_lab.objectives.moments import Moments as Moments
 from icl_lab.objectives.objective import Objective as Objective
+from icl_lab.objectives.phases import phase_features as phase_features
 from icl_lab.objectives.phases import phase_loss as phase_loss
 from icl_lab.objectives.population import RegressionLoss as RegressionLoss
 from icl_lab.objectives.population import StructuredLoss as StructuredLoss

@@ -86,13 +86,13 @@ def phase_loss(
     return MomentLoss(
         task=task,
         model=model,
-        features=_features(dim, live),
+        features=phase_features(dim, live),
         moments=Moments(gram=_by_feature(gram, dim, 2), cross=_by_feature(cross, dim, 1), variance=np.asarray(variance)),
     )
 
 
-def _features(dim: int, live: bool) -> Features:
-    """Key slots and query slots of the tokens (0, x_t, x_{t-1}): both blocks, or those of the live features."""
+def phase_features(dim: int, live: bool) -> Features:
+    """The features of tokens (0, x_t, x_{t-1}): of both blocks, or (`live`) those of `PairedWeights` alone."""
     now, before = range(dim, 2 * dim), range(2 * dim, 3 * dim)
     both = [*now, *before]
     pairs = list(itertools.product(now if live else both, before if live else both))

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Inexact
 from rich.console import Console
 from rich.progress import track
 
@@ -20,8 +21,8 @@ from icl_lab import precision
 from icl_lab.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
-from icl_lab.tasks.prompt import Task, check_count
-from icl_lab.typing import Key, Weights
+from icl_lab.tasks.prompt import Prompt, Task, check_count
+from icl_lab.typing import Array, Key, Weights
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""
@@ -50,6 +51,9 @@ class SampledLoss(MomentLoss):
         groups: int = 10,
         memory_limit: int = MEMORY_LIMIT,
         progress: bool = False,
+        *,
+        features: Features | None = None,
+        every_position: bool = False,
     ) -> SampledLoss:
         """The loss from `prompts` sampled prompts.
 
@@ -61,9 +65,12 @@ class SampledLoss(MomentLoss):
           groups: at least 2; their spread gives the standard error.
           memory_limit: bytes the moments may take.
           progress: show a progress bar on a terminal.
+          features: those the weights use; by default every feature that is not identically zero.
+          every_position: for "paired" tokens, the sum of the losses of the context lengths 1 .. N of each sequence, whose Grams
+            are running sums.
 
         Raises:
-          UnsupportedProblemError: not a single linear layer.
+          UnsupportedProblemError: not a single linear layer, or every position of other tokens.
           MemoryBudgetError: before allocating, with the bytes needed and allowed.
           NonFiniteError: a sampled prompt held a NaN or an infinity.
         """
@@ -71,10 +78,14 @@ class SampledLoss(MomentLoss):
             raise UnsupportedProblemError(
                 f"feature moments exist for one linear attention layer; got {model}. Use `StreamedLoss` for other models."
             )
+        if every_position and model.embedding != "paired":
+            raise UnsupportedProblemError(
+                f'every position of a sequence has its next state as target on "paired" tokens; got {model.embedding!r}.'
+            )
         check_count(prompts, "prompts", 2, "A standard error needs at least two prompts.")
         check_count(groups, "groups", 2, "The spread of the groups is the standard error.")
         with precision.float64():
-            features = Features.of(task, model)
+            features = Features.of(task, model) if features is None else features
             complex_factor = 1 if features.symmetric else 2
             needed = 8 * complex_factor * (groups + 2) * features.count**2
             if needed > memory_limit:
@@ -84,13 +95,14 @@ class SampledLoss(MomentLoss):
                     "`objectives.StreamedLoss`, or raise `memory_limit`."
                 )
             per_group = -(-prompts // groups)
-            chunk = max(1, min(per_group, CHUNK_ELEMENTS // features.count))
+            positions = task.context_length if every_position else 1
+            chunk = max(1, min(per_group, CHUNK_ELEMENTS // (features.count * positions)))
             chunks = -(-per_group // chunk)
 
             def moments_of(index):
                 with precision.float64():  # the scope is a thread's own
                     group_key = jax.random.fold_in(key, index)
-                    return precision.to_numpy(_moments(task, model, features, group_key, chunks, chunk))
+                    return precision.to_numpy(_moments(task, model, features, group_key, chunks, chunk, every_position))
 
             # Two groups at a time: while one draws, the other multiplies.
             with ThreadPoolExecutor(2) as pool:
@@ -121,17 +133,32 @@ class SampledLoss(MomentLoss):
 
 
 @eqx.filter_jit
-def _moments(task, model, features: Features, key, chunks: int, chunk: int):
+def _moments(task, model, features: Features, key, chunks: int, chunk: int, every_position: bool):
     """Moments of one group of prompts, streamed over its chunks."""
 
     def batch(index):
         prompts = task.sample_batch(jax.random.fold_in(key, index), chunk)
         tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
-        keys = tokens if model.query_in_sum else tokens[:-1]
-        phi, target = features.values(keys, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
+        if every_position:
+            phi, target = _at_every_position(model, features, tokens, prompts)
+        else:
+            keys = tokens if model.query_in_sum else tokens[:-1]
+            phi, target = features.values(keys, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
         cross = phi @ jnp.conj(target).astype(phi.dtype)
         return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))
     sums, _ = jax.lax.scan(lambda s, index: (jax.tree.map(jnp.add, s, batch(index)), None), zeros, jnp.arange(chunks))
     return jax.tree.map(lambda s: s / (chunks * chunk), sums)
+
+
+def _at_every_position(model, features: Features, tokens: Inexact[Array, "T D B"], prompts: Prompt):
+    """Features (F, N B) and targets (N B, k) of the queries x_2 .. x_{N+1}, each attending to the tokens up to it."""
+    products = tokens[:, np.asarray(features.rows)] * jnp.conj(tokens[:, np.asarray(features.columns)])
+    sums = jnp.cumsum(products, axis=0)
+    seen = sums[1:] if model.query_in_sum else sums[:-1]
+    rho = jnp.asarray([model.rho(count) for count in range(2, tokens.shape[0] + 1)], tokens.dtype)
+    queries = tokens[1:, np.asarray(features.queries)] / rho[:, None, None]
+    phi = jnp.moveaxis(seen[:, :, None] * queries[:, None], 0, 2).reshape(features.count, -1)
+    targets = jnp.concatenate([prompts.labels[:, 1:], prompts.target[:, None]], axis=1)
+    return phi, jnp.moveaxis(targets, 0, 1).reshape(phi.shape[1], -1)

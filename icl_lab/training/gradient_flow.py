@@ -80,7 +80,7 @@ def gradient_flow(
         "auto" by the spread of the objective's relaxation rates.
       rtol: relative tolerance of the step controller (the absolute one is 100 times smaller); by default well below
         `weight_tolerance`, and for explicit solvers also below what their stability limit leaves of the slowest mode.
-      max_steps: budget of solver steps.
+      max_steps: budget of solver steps, rounded up to whole segments.
       polish: also follow Newton steps from the limit to the stationary point (a second, separate result).
       progress: show a progress line when stderr is a terminal and two seconds have passed.
       checkpoint: .npz file to which the state is written after every segment and from which an interrupted flow goes on
@@ -149,7 +149,7 @@ class _Flow:
         self.objective, self.state, self.solver, self.rtol = objective, state, solver, rtol
         self.max_steps, self.report, self.checkpoint = max_steps, report, checkpoint
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(state))
-        self.segment_steps = int(np.clip(SEGMENT_BYTES // (8 * size), 64, 2048))
+        self.segment_steps = min(int(np.clip(SEGMENT_BYTES // (8 * size), 64, 2048)), max_steps)
         loss, gradient_norm = map(float, loss_and_norm(objective, state))
         if not (np.isfinite(loss) and np.isfinite(gradient_norm)):
             raise NonFiniteError(
@@ -186,7 +186,7 @@ class _Flow:
                 stop,
                 np.float64(self.rtol),
                 self.solver,
-                min(self.segment_steps, self.max_steps - self.steps),
+                self.segment_steps,
             )
         )
         accepted = int(out.accepted)

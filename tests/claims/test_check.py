@@ -27,6 +27,11 @@ def test_a_relative_error_to_zero_is_refused():
         check.exact("zeros", [0.0, 0.0], [0.0, 0.0], 1e-9)
 
 
+def test_complex_values_are_refused():
+    with pytest.raises(InvalidValueError, match="real and imaginary"):
+        check.exact("x_abs", 1 + 1j, 1.0, 1e-3)
+
+
 def test_shapes_are_never_broadcast():
     with pytest.raises(InvalidValueError, match="shape"):
         check.exact("vector", [1.0, 1.0], 1.0, 1e-9)

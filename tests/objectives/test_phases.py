@@ -83,6 +83,19 @@ def test_the_published_minimum_at_the_published_size():
     assert float(loss(result.limit)) == pytest.approx(103.9497599, rel=1e-9)
 
 
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("query_in_sum", [True, False])
+def test_sampled_sequences_give_the_sum_over_positions(rng, key, live, query_in_sum):
+    model = LinearSelfAttention(causal=True, embedding="paired", query_in_sum=query_in_sum)
+    task = tasks.LinearDynamics(2, 3, tasks.DiagonalUnitary(), tasks.RademacherStart())
+    sampled = objectives.SampledLoss.build(
+        task, model, key, 20_000, features=objectives.phase_features(2, live), every_position=True
+    )
+    weights = PairedWeights(complex_normal(rng, 2, 2), complex_normal(rng, 2, 2)) if live else all_entries(rng, 2)
+    exact = objectives.phase_loss(task, model, live=live)
+    assert abs(exact.risk(weights) - sampled.risk(weights)) < 4 * sampled.standard_error(weights)
+
+
 def test_the_query_may_stay_out_of_the_sum(rng, key):
     model = LinearSelfAttention(causal=True, embedding="paired", query_in_sum=False, normaliser="none")
     task = tasks.LinearDynamics(2, 3, tasks.DiagonalUnitary(), tasks.RademacherStart())
@@ -98,6 +111,8 @@ def test_problems_without_phases_are_refused():
     clean = tasks.LinearDynamics(2, 3, tasks.DiagonalUnitary())
     with pytest.raises(UnsupportedProblemError, match="paired"):
         objectives.phase_loss(clean, LinearSelfAttention())
+    with pytest.raises(UnsupportedProblemError, match="every position"):
+        objectives.SampledLoss.build(clean, LinearSelfAttention(), jax.random.key(0), every_position=True)
     with pytest.raises(InvalidValueError, match="lengths"):
         objectives.phase_loss(clean, MODEL, [0])
     with pytest.raises(MemoryBudgetError, match="live=True"):
