@@ -256,7 +256,7 @@ def random_ar2(bound, N, sigma, nodes, starts, seed) -> list[Check]:
             "zero": float(moments.variance),
             "step": step_risk,
             "preconditioned_step": theory.random_autoregressive.span_minimum(moments, free)[1],
-            "layer": theory.random_autoregressive.layer_minimum(moments, 2),
+            "layer": theory.isserlis.best_layer(moments, 2, starts=24).risk,
             "lifted": theory.random_autoregressive.span_minimum(moments, np.eye(len(moments.cross)))[1],
         }
         matrix, risk = _restricted_risk(loss, 2, free=False)

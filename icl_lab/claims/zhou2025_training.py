@@ -45,7 +45,7 @@ NEXT_TERM = 12.0
 def ar_minimum(rho, sigma: float, N: int) -> theory.isserlis.BestLayer:
     """The layer of least risk on an AR series, by theory alone."""
     filters = theory.bartlett.reflected_filters(np.asarray(rho))
-    return theory.isserlis.best_layer(mixed_moments(rho, None, len(rho), sigma, N), filters)
+    return theory.isserlis.best_layer(mixed_moments(rho, None, len(rho), sigma, N), len(rho), filters)
 
 
 @claim(
@@ -67,7 +67,9 @@ def ar_minimum(rho, sigma: float, N: int) -> theory.isserlis.BestLayer:
 def no_gain_on_autoregressions(rho, theta, p, sigma, N, starts, seed, samples) -> list[Check]:
     order = window_order(rho, p)
     reference = mixed_moments(rho, theta, order, sigma, N)
-    best = theory.isserlis.best_layer(reference, theory.bartlett.reflected_filters(reference.linear_weights[::-1]))
+    best = theory.isserlis.best_layer(
+        reference, reference.order, theory.bartlett.reflected_filters(reference.linear_weights[::-1])
+    )
     task = mixed_task(rho, theta, order, sigma, N)
     objective = objectives.series_loss(task, LSA)
     limits = best_of_starts(objective, sigma, best.risk, starts, seed)

@@ -29,10 +29,11 @@ from icl_lab.errors import UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
 from icl_lab.tasks.autoregressive import Autoregressive, RandomAutoregressive, autocovariances, coefficients_from_partial
-from icl_lab.tasks.gaussian_series import GaussianSeries, toeplitz
+from icl_lab.tasks.gaussian_series import GaussianSeries
 
 LARGEST_QUADRATURE = 20_000
 """Nodes of a quadrature over coefficients beyond which sampling the prompts is the better way."""
+QUADRATURE_CHUNK = 128
 
 
 def supports(task: object, model: object) -> bool:
@@ -90,45 +91,52 @@ def series_loss(
     )
 
 
-def series_moments(autocovariance: Float[np.ndarray, "lags"], order: int) -> Moments:
+def series_moments(autocovariance: Float[np.ndarray, "*z lags"], order: int) -> Moments:
     """Moments of the features Ghat_jk x_{n-p+l}, j <= k <= p, l < p, and of the next value.
 
     Args:
-      autocovariance: γ_0 .. γ_n, n = N + p.
+      autocovariance: γ_0 .. γ_n, n = N + p, of one series or of several along a leading axis.
       order: p.
 
     Returns:
-      Moments with F = p(p+1)(p+2)/2 features, pairs (j, k) row by row, lags l fastest, oldest first.
+      Moments with F = p(p+1)(p+2)/2 features, pairs (j, k) row by row, lags l fastest, oldest first; with the same leading
+      axis.
     """
-    gamma = np.asarray(autocovariance, np.float64)
-    n = len(gamma) - 1
+    gamma = np.atleast_2d(np.asarray(autocovariance, np.float64))
+    n = gamma.shape[1] - 1
     windows = n - order
     j, k = np.triu_indices(order + 1)
-    covariance = toeplitz(gamma[:n])
-    with_target = gamma[n - np.arange(n)]
-    last = covariance[windows:]  # rows of S for the query's values
+    positions = np.arange(n)
+    covariance = gamma[:, np.abs(positions[:, None] - positions[None, :])]
+    with_target = gamma[:, n - positions]
+    last = covariance[:, windows:]  # rows of S for the query's values
     # Rows l of S B_a, B_a = (1/2N) sum_i (e_{i+j} e_{i+k}^T + e_{i+k} e_{i+j}^T).
-    rows = np.zeros((len(j), order, n))
+    rows = np.zeros((len(gamma), len(j), order, n))
     for a, (first, second) in enumerate(zip(j, k, strict=True)):
-        rows[a, :, second : second + windows] += last[:, first : first + windows] / (2 * windows)
-        rows[a, :, first : first + windows] += last[:, second : second + windows] / (2 * windows)
-    traces = gamma[k - j]
-    once = np.einsum("aln,mn->alm", rows, last)  # S B_a S
-    flat = rows.reshape(-1, n)
-    twice = (flat @ covariance @ flat.T).reshape(len(j), order, len(j), order)  # (S B_a S B_b S)_lm at [a, l, b, m]
+        rows[:, a, :, second : second + windows] += last[:, :, first : first + windows] / (2 * windows)
+        rows[:, a, :, first : first + windows] += last[:, :, second : second + windows] / (2 * windows)
+    traces = gamma[:, k - j]
+    once = rows @ last.swapaxes(1, 2)[:, None]  # S B_a S
+    flat = rows.reshape(len(gamma), -1, n)
+    count = len(j) * order
+    # (S B_a S B_b S)_lm at [a, l, b, m]
+    twice = (flat @ covariance @ flat.swapaxes(1, 2)).reshape(-1, len(j), order, len(j), order)
     lags = np.arange(1 - windows, windows)
     pairs = (windows - np.abs(lags)) / windows**2  # share of the pairs of windows at this lag
 
     def lagged(u, v):
-        return gamma[np.abs(lags[:, None, None] + u[:, None] - v[None, :])]
+        return gamma[:, np.abs(lags[:, None, None] + u[:, None] - v[None, :])]
 
-    products = 0.5 * np.einsum("m,mab->ab", pairs, lagged(j, j) * lagged(k, k) + lagged(j, k) * lagged(k, j))  # tr B_a S B_b S
-    gram = np.einsum("ab,lm->albm", np.outer(traces, traces) + 2 * products, covariance[windows:, windows:])
-    gram += 2 * np.einsum("a,blm->albm", traces, once) + 2 * np.einsum("b,alm->albm", traces, once)
-    gram += 4 * (twice + twice.transpose(2, 1, 0, 3))
-    cross = np.outer(traces, with_target[windows:]) + 2 * rows @ with_target
-    count = len(j) * order
-    return Moments(gram=gram.reshape(count, count), cross=cross.reshape(count, 1), variance=np.asarray(gamma[0]))
+    products = 0.5 * np.einsum("m,zmab->zab", pairs, lagged(j, j) * lagged(k, k) + lagged(j, k) * lagged(k, j))
+    within = traces[:, :, None] * traces[:, None, :] + 2 * products  # products = tr B_a S B_b S
+    gram = np.einsum("zab,zlm->zalbm", within, covariance[:, windows:, windows:])
+    gram += 2 * np.einsum("za,zblm->zalbm", traces, once) + 2 * np.einsum("zb,zalm->zalbm", traces, once)
+    gram += 4 * (twice + twice.transpose(0, 3, 2, 1, 4))
+    cross = traces[:, :, None] * with_target[:, None, windows:] + 2 * (rows @ with_target[:, None, :, None])[..., 0]
+    lead = np.shape(autocovariance)[:-1]
+    return Moments(
+        gram=gram.reshape(*lead, count, count), cross=cross.reshape(*lead, count, 1), variance=gamma[:, 0].reshape(lead)
+    )
 
 
 def quadrature_sizes(task: RandomAutoregressive) -> tuple[int, ...]:
@@ -163,9 +171,16 @@ def coefficient_quadrature(
 
 def _averaged(task: RandomAutoregressive, count: int, nodes: tuple[int, ...]) -> Moments:
     """Moments averaged over the law of the coefficients."""
+    coefficients, weights = coefficient_quadrature(task, nodes)
+    gamma = np.zeros((len(coefficients), count))
+    for row, some in zip(gamma, coefficients, strict=True):
+        row[: task.dim + 1] = autocovariances(some, task.noise_std, task.dim + 1)
+    for lag in range(task.dim + 1, count):
+        gamma[:, lag] = np.sum(coefficients * gamma[:, lag - task.dim : lag][:, ::-1], axis=1)
     gram, cross, variance = 0.0, 0.0, 0.0
-    for coefficients, weight in zip(*coefficient_quadrature(task, nodes), strict=True):
-        moments = series_moments(autocovariances(coefficients, task.noise_std, count), task.dim)
-        gram, cross = gram + weight * moments.gram, cross + weight * moments.cross
-        variance += float(weight * moments.variance)
+    for first in range(0, len(weights), QUADRATURE_CHUNK):
+        share = weights[first : first + QUADRATURE_CHUNK]
+        moments = series_moments(gamma[first : first + QUADRATURE_CHUNK], task.dim)
+        gram, cross = gram + np.tensordot(share, moments.gram, 1), cross + np.tensordot(share, moments.cross, 1)
+        variance += float(share @ moments.variance)
     return Moments(gram=np.asarray(gram), cross=np.asarray(cross), variance=np.asarray(variance))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.linalg
@@ -131,8 +132,28 @@ class BestLayer:
     risk: float
 
 
+@runtime_checkable
+class LayerMoments(Protocol):
+    """What `best_layer` reads of the moments of a law of series, attributes as in `FeatureMoments`."""
+
+    @property
+    def gram(self) -> Float[Array, "F F"]:
+        """(F, F)."""
+        ...
+
+    @property
+    def cross(self) -> Float[Array, "F"]:
+        """(F,)."""
+        ...
+
+    @property
+    def variance(self) -> Any:
+        """E y^2."""
+        ...
+
+
 def best_layer(
-    moments: FeatureMoments, filters: Sequence[Float[Array, "p1"]] | Float[Array, "k p1"] = (), starts: int = 12
+    moments: LayerMoments, order: int, filters: Sequence[Float[Array, "p1"]] | Float[Array, "k p1"] = (), starts: int = 12
 ) -> BestLayer:
     r"""The global minimum over pi and Q, found without gradient flow.
 
@@ -144,12 +165,15 @@ def best_layer(
     from many directions.
 
     Args:
-      moments: of the series.
+      moments: of the series, or averaged over a law of series.
+      order: p.
       filters: directions of pi to start from, for p > 1, besides random ones.
       starts: how many random directions.
     """
-    order = moments.order
     size = order + 1
+    gram, cross, variance = moments.gram, moments.cross, float(moments.variance)
+    # The smallest risk of free coefficients is the scale of the others.
+    scale = variance - float(cross @ np.linalg.solve(gram, cross))
     pairs = [(j, k) for j in range(size) for k in range(j, size)]
     # spread[i]: d U / d pi_i, from (k, l) to (a, l).
     spread = np.zeros((size, len(pairs) * order, size * order))
@@ -158,17 +182,20 @@ def best_layer(
             spread[j, a * order + lag, k * order + lag] = 1.0
             spread[k, a * order + lag, j * order + lag] = 1.0
 
+    def risk(theta: np.ndarray) -> float:
+        return variance + float((gram @ theta - 2 * cross) @ theta)
+
     def solve(pi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         lift = np.tensordot(pi, spread, 1)
-        query = np.linalg.solve(lift.T @ moments.gram @ lift, lift.T @ moments.cross)
+        query = np.linalg.solve(lift.T @ gram @ lift, lift.T @ cross)
         return query, lift @ query
 
     def value(pi: np.ndarray) -> tuple[float, np.ndarray]:
         unit = pi / np.linalg.norm(pi)
         query, theta = solve(unit)
         # Q is optimal, so only the direct dependence on pi counts; the risk is relative, so that tolerances have no scale.
-        slope = 2 * (spread @ query) @ (moments.gram @ theta - moments.cross) / moments.linear_risk
-        return moments.risk(theta) / moments.linear_risk, (slope - (slope @ unit) * unit) / np.linalg.norm(pi)
+        slope = 2 * (spread @ query) @ (gram @ theta - cross) / scale
+        return risk(theta) / scale, (slope - (slope @ unit) * unit) / np.linalg.norm(pi)
 
     if order == 1:
         angles = np.linspace(0.0, np.pi, 181)
@@ -180,4 +207,4 @@ def best_layer(
     pi = min(ends, key=lambda end: end.fun).x
     pi = pi / np.linalg.norm(pi)
     query, theta = solve(pi)
-    return BestLayer(pi, query.reshape(size, order), theta, moments.risk(theta))
+    return BestLayer(pi, query.reshape(size, order), theta, risk(theta))

@@ -193,39 +193,6 @@ def step_basis(order: int, preconditioned: bool) -> Float[Array, "F q"]:
     return flat if preconditioned else flat @ np.eye(order).reshape(-1, 1)
 
 
-def layer_minimum(moments: FeatureMoments, order: int, starts: int = 24, sweeps: int = 20_000) -> float:
-    r"""Smallest risk of one layer, theta_{jk,l} = pi_j Q_kl + pi_k Q_jl (once for j = k), by alternating least squares.
-
-    Either factor is a linear least-squares problem given the other. Best of `starts` random starts.
-
-    Args:
-      moments: without leading axis.
-      order: p.
-      starts: how many starts.
-      sweeps: largest number of alternations of a start.
-    """
-    first, second = np.triu_indices(order + 1)
-    # theta = sum_{j,k,l} pair[jk, j, k] pi_j Q_kl
-    pair = np.zeros((len(first), order + 1, order + 1))
-    pair[np.arange(len(first)), first, second] = 1.0
-    pair[np.arange(len(first)), second, first] = 1.0
-    lags = np.eye(order)
-    generator, best = np.random.default_rng(0), np.inf
-    for _ in range(starts):
-        filters, risk, following = generator.standard_normal(order + 1), np.inf, np.inf
-        for _ in range(sweeps):
-            basis = np.einsum("ajk,j,lm->alkm", pair, filters, lags).reshape(len(first) * order, -1)
-            queries = span_minimum(moments, basis)[0].reshape(order + 1, order)
-            basis = np.einsum("ajk,kl->alj", pair, queries).reshape(len(first) * order, -1)
-            filters, following = span_minimum(moments, basis)
-            filters = filters / np.linalg.norm(filters)
-            if risk - following < 1e-14 * following:
-                break
-            risk = following
-        best = min(best, following)
-    return best
-
-
 def infinite_context_step(bound: float, noise_variance: float = 1.0) -> tuple[float, float]:
     r"""Step size and excess of the best layer at infinite context on AR(1) series with rho ~ U(-R, R).
 

@@ -190,8 +190,8 @@ def filter_gaps(rho: Sequence[float] | Float[Array, "p"], context_length: int) -
     gamma = bartlett.autocovariances(np.asarray(rho), np.zeros(0), 1.0, context_length + order + 1)
     moments = isserlis.feature_moments(gamma, order)
     filters = bartlett.reflected_filters(np.asarray(rho))
-    own = isserlis.best_layer(moments, filters[:1], starts=0).risk - 1
-    return own, isserlis.best_layer(moments, filters).risk - 1
+    own = isserlis.best_layer(moments, moments.order, filters[:1], starts=0).risk - 1
+    return own, isserlis.best_layer(moments, moments.order, filters).risk - 1
 
 
 def innovation_filter_is_best(rho: Sequence[float] | Float[Array, "p"], context_length: int) -> bool:

@@ -64,7 +64,7 @@ def test_moments_are_sums_over_all_pairings():
 @pytest.mark.parametrize(("rho", "length", "lifted", "trained"), TABLE)
 def test_the_table_of_gaps(rho, length, lifted, trained):
     found = moments(rho, length)
-    best = isserlis.best_layer(found, bartlett.reflected_filters(np.asarray(rho)))
+    best = isserlis.best_layer(found, found.order, bartlett.reflected_filters(np.asarray(rho)))
     assert abs(found.lifted_gap() - lifted) < 1e-9
     assert abs(best.risk - 1 - trained) < 1e-9
     assert np.linalg.eigvalsh(found.unexplained())[0] > 0
@@ -73,7 +73,7 @@ def test_the_table_of_gaps(rho, length, lifted, trained):
 @pytest.mark.parametrize("sigma", [1.0, 0.05, 30.0])
 def test_closed_weights_are_the_best_ones_in_every_scale(sigma):
     rho, length = [0.5, -0.3], 25
-    best = isserlis.best_layer(moments(rho, length, sigma), bartlett.reflected_filters(np.asarray(rho)))
+    best = isserlis.best_layer(moments(rho, length, sigma), len(rho), bartlett.reflected_filters(np.asarray(rho)))
     closed = zhou2025.trained_weights(rho, sigma, length)
     np.testing.assert_allclose(best.theta, closed.coefficients, rtol=0, atol=1e-7 * np.abs(best.theta).max())
     assert np.isclose(best.risk - sigma**2, zhou2025.trained_gap(rho, sigma, length), rtol=1e-9)
@@ -152,7 +152,7 @@ def test_closed_forms_are_refused_where_they_do_not_hold():
 
 def test_a_filter_with_one_reflected_root_can_be_better_than_the_innovation_filter():
     rho = [-0.214, 0.428]
-    best = isserlis.best_layer(moments(rho, 23), bartlett.reflected_filters(np.asarray(rho)))
+    best = isserlis.best_layer(moments(rho, 23), len(rho), bartlett.reflected_filters(np.asarray(rho)))
     closed = zhou2025.trained_gap(rho, 1.0, 23)
     assert np.isclose((best.risk - 1) / closed - 1, -5.855e-4, atol=1e-6)
 
@@ -161,7 +161,7 @@ def test_a_filter_with_one_reflected_root_can_be_better_than_the_innovation_filt
 def test_a_layer_beats_regression_on_a_moving_average(length, difference):
     found = moments([], length, moving=[0.0, 0.9], order=1)
     assert np.isclose(found.linear_risk, 1.81)
-    assert abs(isserlis.best_layer(found).risk - 1.81 - difference) < 1e-8
+    assert abs(isserlis.best_layer(found, found.order).risk - 1.81 - difference) < 1e-8
 
 
 @pytest.mark.parametrize(
