@@ -14,6 +14,7 @@ from icl_lab.analysis.invariants import drift as drift
 from icl_lab.analysis.invariants import invariants as invariants
 from icl_lab.analysis.risk import RiskCurve as RiskCurve
 from icl_lab.analysis.risk import Risks as Risks
+from icl_lab.analysis.risk import lag_excess as lag_excess
 from icl_lab.analysis.risk import risk_against_length as risk_against_length
 from icl_lab.analysis.risk import sampled_risks as sampled_risks
 from icl_lab.analysis.rollout import collapse_step as collapse_step

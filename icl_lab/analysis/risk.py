@@ -147,3 +147,21 @@ def risk_against_length(
         means=np.stack([result.risks.mean for result in results]),
         standard_errors=np.stack([result.risks.standard_error for result in results]),
     )
+
+
+def lag_excess(predictor: Predictor, task: Task, key: Key, prompts: int) -> Estimate:
+    """E(yhat - rho_1 x_n - .. - rho_p x_{n-p+1})^2: the excess over the innovation variance of a predictor of AR(p) series.
+
+    Unlike a difference of risks it has no noise of the target.
+
+    Args:
+      predictor: prompt -> (1,).
+      task: AR(p) prompts, whose latent is (rho_1 .. rho_p).
+      key, prompts: as `sample_mean`.
+    """
+    estimate, _ = sample_mean(eqx.Partial(_distance_to_lags, predictor), task, key, prompts)
+    return estimate
+
+
+def _distance_to_lags(predictor: Predictor, prompt: Prompt) -> Array:
+    return (predictor(prompt)[0] - prompt.query @ prompt.latent[::-1]) ** 2
