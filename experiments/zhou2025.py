@@ -230,7 +230,7 @@ def softmax_comparison(config: DictConfig, folder: Path) -> None:
         figure,
         folder / "softmax.png",
         "In an endless context a softmax head is linear too, but its weights add up to one, so that sampling noise is left "
-        "even where there is no signal. Short contexts are beyond the 1/N law.",
+        "even where there is no signal. In short contexts, beyond the 1/N law, the trained softmax head is the better one.",
         numbers,
     )
 

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, models, prng, theory, training
+from icl_lab import estimators, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, choice, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate, simulated_risk
 from icl_lab.models import PairedWeights
-from icl_lab.objectives.cubature import rotation_cubature
 from icl_lab.tasks.dynamics import GaussianStart, HaarOrthogonal, LinearDynamics, RotationBlocks
 from icl_lab.tasks.prompt import Prompt
 
@@ -273,7 +272,7 @@ def noisy_least_squares(d, T, sigma, samples, seed) -> list[Check]:
 )
 def complex_and_real_differ(T, a0, b0, sigma) -> list[Check]:
     identity = np.eye(2)
-    objective = rotation_cubature(LinearDynamics(2, T - 2, RotationBlocks(), start=GaussianStart(sigma)), MODEL)
+    objective = objectives.rotation_cubature(LinearDynamics(2, T - 2, RotationBlocks(), start=GaussianStart(sigma)), MODEL)
     start = PairedWeights(b0 * identity, a0 * identity).merged()
     slope = jax.tree.map(np.asarray, jax.jit(jax.grad(objective))(start))
     # On the two blocks alone the loss is a parabola in the product.

@@ -7,6 +7,8 @@ import jax
 
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives import phases, series
+from icl_lab.objectives.cubature import CubatureLoss as CubatureLoss
+from icl_lab.objectives.cubature import rotation_cubature as rotation_cubature
 from icl_lab.objectives.curvature import Curvature as Curvature
 from icl_lab.objectives.curvature import curvature as curvature
 from icl_lab.objectives.moments import Features as Features

@@ -46,3 +46,34 @@ def test_the_decoder_is_tested_under_every_shift_beside_the_linear_layer(tmp_pat
         for tested, scale in (("fixed", 1.0), ("random", 1.0), ("random", 4.0))
     ]
     assert (tmp_path / "covariate_shift.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_random_phases_have_their_figures(tmp_path):
+    small = ("dim=2", "length=12", "sequences=500", "inits=[[0.5,1.5]]", "random_scales=[0.1]")
+    run("zheng2024.py", f"output={tmp_path}", *small)
+    figures = {"products", "recovery", "all_ones", "random_starts"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_series_have_their_figures(tmp_path):
+    small = (
+        "series_length=4000",
+        "seeds=[100]",
+        "scaling.orders=[3]",
+        "scaling.lengths=[5,10]",
+        "scaling.epochs=3",
+        "depth.lengths=[10]",
+        "depth.layers=[1,2]",
+        "depth.steps=20",
+        "rollout.length=17",
+        "rollout.steps=30",
+        "rollout.series=20",
+        "softmax.lengths=[5,10]",
+    )
+    run("zhou2025.py", f"output={tmp_path}", *small)
+    figures = {"rollouts", "softmax", "depth", "context_scaling"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
