@@ -3,13 +3,16 @@
 Nothing here knows a model, an objective or a training loop, so that a formula shares no code with what it is compared with.
 """
 
+from icl_lab.theory import ahn2023 as ahn2023
 from icl_lab.theory import all_ones as all_ones
 from icl_lab.theory import autoregressive as autoregressive
 from icl_lab.theory import bartlett as bartlett
 from icl_lab.theory import bayes as bayes
 from icl_lab.theory import covariate_shift as covariate_shift
+from icl_lab.theory import descent_steps as descent_steps
 from icl_lab.theory import diagonal_loss as diagonal_loss
 from icl_lab.theory import exact_loss as exact_loss
+from icl_lab.theory import gram_moments as gram_moments
 from icl_lab.theory import isserlis as isserlis
 from icl_lab.theory import lsa as lsa
 from icl_lab.theory import mahankali2023 as mahankali2023

@@ -1,0 +1,1 @@
+"""Claims of Ahn et al. 2023 (arXiv 2306.00297)."""

@@ -1,0 +1,1 @@
+"""Claims of the lab about layers: moments of the Gram matrix, ridge and momentum as layers."""
