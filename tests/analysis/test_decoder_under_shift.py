@@ -11,6 +11,7 @@ from icl_lab.training.prefixes import Curriculum
 TINY = Training(width=8, layers=1, heads=2, steps=2, batch=4, curriculum=Curriculum(1, 1, 1, 1))
 
 
+@pytest.mark.slow
 def test_an_untrained_like_decoder_errs_like_the_zero_predictor():
     decoder = covariate_shift.train_under("random", 2, 3, 5, TINY, seed=0)
     assert decoder.examples == 6

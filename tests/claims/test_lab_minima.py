@@ -29,6 +29,7 @@ def measured(entry, name):
     return next(check["measured"] for check in entry["checks"] if check["name"] == name)
 
 
+@pytest.mark.slow
 def test_several_heads_are_right_and_one_dropped_pairing_is_seen(monkeypatch):
     assert not failed(run("lab.exact-loss-multihead"))
 
@@ -56,6 +57,7 @@ def test_the_global_minimum_elsewhere(overrides):
     assert not failed(run("lab.global-min", starts=12, **overrides))
 
 
+@pytest.mark.slow
 def test_the_branch_is_a_minimum_at_short_contexts_and_wrong_criteria_are_caught(monkeypatch):
     entry = run("lab.spurious-minima")
     assert not failed(entry)

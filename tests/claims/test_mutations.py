@@ -140,6 +140,7 @@ def test_nothing_fails_without_one(id):
     assert not failing(id)
 
 
+@pytest.mark.slow
 def test_the_query_token_handled_the_other_way_is_caught(monkeypatch):
     population = importlib.import_module("icl_lab.objectives.population")  # hidden behind the function of the same name
     right = population.mean_squared_error

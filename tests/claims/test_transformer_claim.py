@@ -1,5 +1,7 @@
 """The long claim: run only by its full name, and able to fail."""
 
+import pytest
+
 from icl_lab.claims import registry, verify
 
 
@@ -9,6 +11,7 @@ def test_no_glob_starts_it():
     assert [one.id for one in registry.select(["zhang2023.fig1"])] == ["zhang2023.fig1"]
 
 
+@pytest.mark.slow
 def test_an_untrained_transformer_fails_it():
     settings = {"d": 1, "N": 4, "width": 8, "layers": 1, "steps": 2, "batch": 4, "samples": 1000}
     (entry,) = verify.run(["zhang2023.fig1"], settings)

@@ -107,7 +107,7 @@ def test_sweep_stores_good_runs_records_bad_ones_and_goes_on_where_it_stopped(tm
 
 
 def test_verify_writes_nothing_but_json_to_standard_output(tmp_path):
-    done = icl_lab_command("verify", "oswald2022.*", "--set", "d=3", "--json", "-", cwd=tmp_path)
+    done = icl_lab_command("verify", "oswald2022.prop1", "--set", "d=3", "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)
     assert entry["id"] == "oswald2022.prop1"

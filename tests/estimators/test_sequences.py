@@ -108,6 +108,7 @@ PARAMETERS = {
     "ols": {},
     "ridge": {"penalty": 0.5},
     "recursive_least_squares": {"penalty": 0.5},
+    "query_refinement": {"step_size": 0.1, "steps": 3, "penalty": 0.5},
     "yule_walker": {},
 }
 

@@ -99,6 +99,7 @@ def test_structured_and_dense_routes_agree(near_minimum):
     assert curvature_module.norm(arrow.newton_step) == pytest.approx(size, rel=0.02)
 
 
+@pytest.mark.slow
 def test_matrix_free_route_agrees_with_the_dense_one(near_minimum, monkeypatch):
     loss, _, moved = near_minimum
     moved = jax.tree.map(jnp.asarray, moved)

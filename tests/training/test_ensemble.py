@@ -60,6 +60,7 @@ def test_the_share_has_a_binomial_error(problem):
     assert error == pytest.approx(np.sqrt(smoothed * (1 - smoothed) / 8), rel=1e-14)
 
 
+@pytest.mark.slow
 def test_a_saddle_is_no_minimum():
     objective = objectives.population(LinearRegression(dim=2, context_length=5), LinearSelfAttention())
     zero = jax.tree.map(np.zeros_like, initializers.zhang(2, 0.1))

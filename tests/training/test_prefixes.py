@@ -39,6 +39,7 @@ def test_a_hidden_coordinate_leaves_inputs_and_labels_alike():
     np.testing.assert_allclose(fewer[:-1], prompt.inputs[:, 0] * prompt.latent[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_curriculum_starts_with_fewer_examples():
     task, key = LinearRegression(dim=1, context_length=4), jax.random.key(0)
     whole = train_decoder(small(), task, steps=1, key=key)
