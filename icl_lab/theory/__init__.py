@@ -8,8 +8,10 @@ from icl_lab.theory import all_ones as all_ones
 from icl_lab.theory import autoregressive as autoregressive
 from icl_lab.theory import bartlett as bartlett
 from icl_lab.theory import bayes as bayes
+from icl_lab.theory import copying as copying
 from icl_lab.theory import covariate_shift as covariate_shift
 from icl_lab.theory import descent_steps as descent_steps
+from icl_lab.theory import descent_variants as descent_variants
 from icl_lab.theory import diagonal_loss as diagonal_loss
 from icl_lab.theory import exact_loss as exact_loss
 from icl_lab.theory import gram_moments as gram_moments

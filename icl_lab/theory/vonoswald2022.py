@@ -36,6 +36,126 @@ def gradient_step(
     return initial + update
 
 
+def descent_iterates(
+    initial: Float[Array, "k d"], inputs: Float[Array, "N d"], labels: Float[Array, "N k"], step_sizes: Float[Array, "K"]
+) -> Float[Array, "K+1 k d"]:
+    """The weights W_0, .., W_K of K explicit steps, see `gradient_step`.
+
+    Args:
+      initial: (k, d), W_0.
+      inputs, labels: (N, d) and (N, k), examples in rows.
+      step_sizes: (K,), eta of each step, for the mean gradient.
+
+    Returns:
+      (K+1, k, d).
+
+    Source: von Oswald et al. (arXiv 2212.07677), section 3, K layers.
+    """
+    iterates = [initial]
+    for eta in step_sizes:
+        iterates.append(gradient_step(iterates[-1], inputs, labels, float(eta)))
+    return np.stack(iterates)
+
+
+def transformed_loss(weights: Float[Array, "k d"], inputs: Float[Array, "N d"], labels: Float[Array, "N k"]) -> float:
+    r"""The summed squared error sum_i |W x_i - y_i|^2, which one step of W or the opposite change of the labels lowers alike.
+
+    .. math:: \sum_i |(W + \Delta W) x_i - y_i|^2 = \sum_i |W x_i - (y_i - \Delta W x_i)|^2
+
+    Args:
+      weights: (k, d), W + dW.
+      inputs, labels: (N, d) and (N, k), examples in rows.
+
+    Source: von Oswald et al. (arXiv 2212.07677), equation (4).
+    """
+    return float(sum(np.sum((weights @ x - y) ** 2) for x, y in zip(inputs, labels, strict=True)))
+
+
+def attention_layer(tokens: Float[Array, "T D"], w_pv: Float[Array, "D D"], w_kq: Float[Array, "D D"]) -> Float[Array, "T D"]:
+    r"""One layer of linear attention to the context, :math:`e_j + \sum_{i<T} (e_i^\top W_{KQ} e_j)\, W_{PV} e_i`, term by term.
+
+    Args:
+      tokens: (T, D), the query token last.
+      w_pv: (D, D), W_PV = P W_V.
+      w_kq: (D, D), W_KQ = W_K^T W_Q.
+
+    Source: von Oswald et al. (arXiv 2212.07677), equation (1) without its softmax.
+    """
+    updates = [sum((e @ w_kq @ one) * (w_pv @ e) for e in tokens[:-1]) for one in tokens]
+    return tokens + np.stack(updates)
+
+
+def attended_query_slots(
+    initial: Float[Array, "k d"],
+    inputs: Float[Array, "N d"],
+    labels: Float[Array, "N k"],
+    query: Float[Array, "d"],
+    step_size: float,
+    layers: int,
+) -> Float[Array, "N+1 k"]:
+    r"""The label slots after some layers when the query token is attended to like an example, its label slot r_q = -W_0 x_q.
+
+    .. math:: r_j \leftarrow r_j + \tfrac{\eta}{N} \sum_{i \le N+1} (W_0 x_i - r_i)\, x_i^\top x_j
+
+    Args:
+      initial: (k, d), W_0.
+      inputs, labels: (N, d) and (N, k), examples in rows.
+      query: (d,).
+      step_size: eta; the layer still divides by N.
+      layers: number of layers.
+
+    Returns:
+      (N+1, k), the query's last; minus that one is the answer.
+
+    Source: the layer of von Oswald et al. (arXiv 2212.07677) with the sum over all tokens, for the lab.
+    """
+    points = np.vstack([inputs, query[None]])
+    slots = np.vstack([labels, -(initial @ query)[None]])
+    for _ in range(layers):
+        slots = slots + step_size / len(inputs) * (points @ points.T) @ (points @ initial.T - slots)
+    return slots
+
+
+def attended_query_shift(
+    initial: Float[Array, "k d"], inputs: Float[Array, "M d"], query: Float[Array, "d"], step_size: float, context_length: int
+) -> Float[Array, "M k"]:
+    r"""What attending to the query token adds to every label slot in the first layer, (eta/N) (x_q . x_j) 2 W_0 x_q.
+
+    Args:
+      initial: (k, d), W_0.
+      inputs: (M, d), the tokens' inputs x_j in rows, the query's included if wanted.
+      query: (d,).
+      step_size: eta.
+      context_length: N.
+
+    Returns:
+      (M, k).
+
+    Source: as `attended_query_slots`: the query's own value is W_0 x_q - (-W_0 x_q).
+    """
+    return step_size / context_length * np.outer(inputs @ query, 2 * initial @ query)
+
+
+def softmax_expansion(scores: Float[Array, "N"]) -> Float[Array, "4 N"]:
+    r"""The coefficients of softmax(e s) in e, to third order: with c = s - mean(s) and central moments m2 and m3,
+
+    .. math:: \mathrm{softmax}(e s)_i = \tfrac1N \left[1 + e c_i + e^2 \tfrac{c_i^2 - m_2}{2}
+              + e^3 \left(\tfrac{c_i^3}{6} - \tfrac{m_2 c_i}{2} - \tfrac{m_3}{6}\right)\right] + O(e^4)
+
+    Args:
+      scores: (N,), s.
+
+    Returns:
+      (4, N), orders 0 to 3.
+
+    Source: behind the two softmax heads of von Oswald et al. (arXiv 2212.07677), worked out for the lab.
+    """
+    c = scores - np.mean(scores)
+    second, third = np.mean(c**2), np.mean(c**3)
+    orders = [np.ones_like(c), c, (c**2 - second) / 2, c**3 / 6 - second * c / 2 - third / 6]
+    return np.stack(orders) / len(c)
+
+
 def one_step_loss(
     step_size: float,
     dim: int,
