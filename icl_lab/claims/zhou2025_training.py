@@ -142,7 +142,8 @@ def trained_layer_is_known(rho, sigma, N, starts, seed) -> list[Check]:
     first = near_reversed_filter(rho, sigma, N, seed) if starts >= ENOUGH_STARTS else None
     limits = best_of_starts(objective, sigma, minimum.risk, starts, seed, first)
     gaps = limits.risks - sigma**2
-    names = np.array([theory.zhou2025.name_limit(float(gap), *known) for gap in gaps])
+    thetas = [np.asarray(objective.coefficients(limits.of(i)))[0] for i in range(len(gaps))]
+    names = np.array([theory.zhou2025.name_limit(theta, *known) for theta in thetas])
     checks = [check.at_least("no_start_ends_below_the_minimum", limits.risks, np.full(len(gaps), minimum.risk), 1e-10)]
     if starts >= ENOUGH_STARTS or theory.zhou2025.GLOBAL_MINIMUM in names:
         checks += _global_checks(objective, limits, minimum, known)

@@ -22,6 +22,8 @@ from icl_lab.theory import bartlett, isserlis
 from icl_lab.typing import Array
 
 GLOBAL_MINIMUM = "global minimum"
+# Relative distance of coefficients below which a layer is a known one, up to what closed forms neglect; others are far away.
+SAME_LAYER = 0.05
 TIME_REVERSED = "time-reversed filter"
 OTHER = "other stationary point"
 
@@ -279,22 +281,22 @@ def scaled_innovation_gap(rho: Sequence[float] | Float[Array, "p"], noise_std: f
     return signal_variance(rho, noise_std) * (1 - (1 + 2 * q / n) ** 2 / (1 + (4 * q + 2) / n + 8 * q / n**2))
 
 
-def name_limit(gap: float, rho: Sequence[float] | Float[Array, "p"], noise_std: float, context_length: int) -> str:
-    """Which stationary point a trained layer ended in, by its gap.
+def name_limit(
+    theta: Float[Array, "F"], rho: Sequence[float] | Float[Array, "p"], noise_std: float, context_length: int
+) -> str:
+    """Which stationary point a trained layer ended in, by the coefficients of its features, which know no gauge.
 
-    The two named ones differ by a share 2 / (N + 4) of their gaps; a gap is one of them if it is closer than a hundredth of
-    that, or than what the closed form of the global minimum neglects.
+    A gap alone would not tell: stationary points with other filters can lie within a share of 1e-4 of a named one's gap.
 
     Args:
-      gap: of the trained layer.
+      theta: (F,), of the trained layer.
       rho, noise_std, context_length: as `trained_gap`.
 
     Returns:
       `GLOBAL_MINIMUM`, `TIME_REVERSED` or `OTHER`.
     """
-    best = trained_gap(rho, noise_std, context_length)
-    back = reversed_gap(rho, noise_std, context_length)
-    near = 0.01 * (back - best)
-    if abs(gap - back) <= near:
-        return TIME_REVERSED
-    return GLOBAL_MINIMUM if gap <= best + max(near, neglected(rho, context_length) * best) else OTHER
+    for name, layer in ((TIME_REVERSED, reversed_weights), (GLOBAL_MINIMUM, trained_weights)):
+        known = layer(rho, noise_std, context_length).coefficients
+        if np.linalg.norm(theta - known) <= SAME_LAYER * np.linalg.norm(known):
+            return name
+    return OTHER

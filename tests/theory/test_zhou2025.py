@@ -133,13 +133,15 @@ def test_moments_of_the_laws():
     assert zhou2025.innovation_moments("rademacher") == (1.0, 1.0)
 
 
-def test_limits_are_named_by_their_gaps():
-    known = ([0.5, -0.3], 1.0, 20)
-    assert zhou2025.name_limit(0.0241402116, *known) == zhou2025.GLOBAL_MINIMUM
-    assert zhou2025.name_limit(0.0263347763, *known) == zhou2025.TIME_REVERSED
-    for other in (0.0278701, 0.0279620):
-        assert zhou2025.name_limit(other, *known) == zhou2025.OTHER
-    assert zhou2025.name_limit(1 / 33, [0.5], 1.0, 20) == zhou2025.TIME_REVERSED
+@pytest.mark.parametrize("rho", [[0.5], [0.5, -0.3], [0.6, 0.2]])
+def test_limits_are_named_by_their_coefficients(rho):
+    known = (rho, 1.0, 35)
+    best, back = (layer(*known) for layer in (zhou2025.trained_weights, zhou2025.reversed_weights))
+    assert zhou2025.name_limit(best.coefficients, *known) == zhou2025.GLOBAL_MINIMUM
+    assert zhou2025.name_limit(back.coefficients, *known) == zhou2025.TIME_REVERSED
+    # The same function in another gauge, and a mixture of the two.
+    assert zhou2025.name_limit(zhou2025.coefficients(-2 * back.pi, back.query / -2), *known) == zhou2025.TIME_REVERSED
+    assert zhou2025.name_limit((best.coefficients + back.coefficients) / 2, *known) == zhou2025.OTHER
 
 
 def test_closed_forms_are_refused_where_they_do_not_hold():
