@@ -71,6 +71,7 @@ def layers_are_preconditioned_steps(d, N, L, noise, seed) -> list[Check]:
     for layer in layers:
         tokens = MODEL.apply(layer, tokens)
         slots.append(float(tokens[-1, -1]))
+    slots = np.array(slots)
     inputs, labels, query = (np.asarray(x) for x in (prompt.inputs, prompt.labels[:, 0], prompt.query))
     path = theory.ahn2023.descent_weights(matrices, inputs, labels)
     residuals = labels - inputs @ path[-1]
@@ -122,7 +123,7 @@ def best_single_layer(d, N, Lam, rotate, sigma, starts, seed) -> list[Check]:
     return _checked_minimum(task, expected, minimum, sigma, starts, seed)
 
 
-def _input_covariance(Lam, d: int, rotate: bool, seed: int) -> np.ndarray:
+def _input_covariance(Lam, d: int, rotate: bool, seed: int) -> Array:
     return covariance(list(np.resize(PUBLISHED_SPECTRUM, d)) if Lam is None else Lam, d, rotate, seed)
 
 

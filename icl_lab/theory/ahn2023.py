@@ -11,7 +11,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab.theory import descent_steps
 from icl_lab.typing import Array
+
+COMPLEX_STEP = 1e-30
+CORRECTED_STARTS = 20
+"""Random starts for each layer of GD++, whose risk has local minima."""
 
 
 def descent_weights(
@@ -74,6 +79,79 @@ def one_layer_risk(eigenvalues: Float[Array, "d"], context_length: int) -> float
     """
     values = np.asarray(eigenvalues, dtype=np.float64)
     return float(np.sum(values * (1 - values * shrinkage(values, context_length))))
+
+
+def stack_rule(dim: int, context_length: int, layers: int, corrected: bool) -> descent_steps.Rule:
+    """The spectral measure of W = X^T X for standard normal inputs, exact for the squared error of some layers.
+
+    Args:
+      dim: d.
+      context_length: n >= 1.
+      layers: L.
+      corrected: whether layers also move the inputs (GD++), which makes the error a polynomial of degree (3^L - 1)/2, not L.
+    """
+    return descent_steps.Rule.exact("gaussian", dim, context_length, 1.0, 3**layers - 1 if corrected else 2 * layers)
+
+
+def stack_risk(steps: Float[Array, "L"], moves: Float[Array, "L"], dim: int, context_length: int) -> float:
+    r"""Risk of layers with Q_l = -diag(a_l Sigma^{-1}, 0) and P_l = diag(b_l I, 1), for w ~ N(0, Sigma^{-1}) and any Sigma.
+
+    They are GD++ with step sizes a_l and curvatures a_l b_l / n in whitened inputs, so Sigma drops out.
+
+    Args:
+      steps: (L,), a.
+      moves: (L,), b; zeros for gradient descent. The last has no effect.
+      dim: d.
+      context_length: n >= 1.
+
+    Source: arXiv 2306.00297, Theorems 3 and 4.
+    """
+    rule = stack_rule(dim, context_length, len(steps), corrected=bool(np.any(moves)))
+    return 2 * descent_steps.loss(rule, steps, steps * moves / context_length)
+
+
+def stack_slopes(
+    steps: Float[Array, "L"], moves: Float[Array, "L"], dim: int, context_length: int
+) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
+    r"""Derivatives of `stack_risk` by a and by b, to rounding.
+
+    At A_l = a_l Sigma^{-1} and B_l = b_l I the derivatives by whole matrices are (1/d) df/da_l Sigma and (1/d) df/db_l I: along
+    Sigma and not along Sigma^{-1}, so that gradient flow leaves this set, though its critical points on the set are critical.
+
+    Args, Source: as `stack_risk`.
+    """
+    rule = stack_rule(dim, context_length, len(steps), corrected=True)
+    point, slopes = np.concatenate([steps, moves]).astype(np.complex128), []
+    for i in range(len(point)):
+        moved = point.copy()
+        moved[i] += 1j * COMPLEX_STEP
+        a, b = np.split(moved, 2)
+        error = descent_steps.residual(rule.nodes, a, a * b / context_length, context_length)
+        slopes.append(rule.weights @ np.imag(error**2) / COMPLEX_STEP)
+    by_step, by_move = np.split(np.array(slopes), 2)
+    return by_step, by_move
+
+
+def best_stack(
+    dim: int, context_length: int, layers: int, corrected: bool
+) -> tuple[Float[Array, "L"], Float[Array, "L"], float]:
+    """The best a and b (zeros unless `corrected`) and their risk; a is ascending for gradient descent, where order is free.
+
+    Args:
+      dim: d.
+      context_length: n >= 1.
+      layers: L.
+      corrected: whether b is free.
+
+    Source: arXiv 2306.00297, Theorems 3 and 4 say that they are critical; the values are derived for the lab.
+    """
+    if not corrected or layers == 1:
+        best = descent_steps.best_steps("gaussian", dim, context_length, 1.0, layers)
+    else:
+        rule = stack_rule(dim, context_length, layers, corrected=True)
+        best = descent_steps.best_corrected(rule, layers, tied=False, starts=CORRECTED_STARTS * layers)
+    moves = context_length * best.curvatures / best.step_sizes
+    return best.step_sizes, moves, 2 * best.loss
 
 
 def relu_step(dim: int, context_length: int) -> float:
