@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from icl_lab import prng, theory
+from icl_lab import theory
 from icl_lab.claims import check
-from icl_lab.claims.ahn2023 import MODEL, PAPER
+from icl_lab.claims.ahn2023 import PAPER
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, table
-from icl_lab.claims.quasi_newton import Ends, minimise
+from icl_lab.claims.quasi_newton import minimise
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings import covariance
-from icl_lab.errors import InvalidValueError
-from icl_lab.linalg import check_covariance, psd_root
-from icl_lab.models import LSAWeights
+from icl_lab.claims.sparse_layers import (
+    INPUTS,
+    SEARCH,
+    SEED,
+    SIZES,
+    best_multiples,
+    by_size,
+    degree_of,
+    free_answer,
+    isotropic_starts,
+    normals,
+    scaled_answer,
+    shared_answer,
+    spectral_loss,
+    task_of,
+    validate,
+    validate_covariance,
+    validate_moving,
+    whitened_starts,
+)
+from icl_lab.linalg import psd_root
 from icl_lab.objectives import wishart
-from icl_lab.objectives.cubature import CubatureLoss
 from icl_lab.objectives.curvature import loss_and_norm
 from icl_lab.tasks.linear import LinearRegression
-from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array
 
 EXACT_TOLERANCE = 1e-12
 SLOPE_TOLERANCE = 1e-10
@@ -40,122 +55,6 @@ PUBLISHED_DIAGONALS = (0.425, 0.69, 1.705)
 """Middles of the ranges .42-.43, .69, 1.69-1.72 of the trained diagonals."""
 PAPER_SPECTRUM = (1.0, 1.0, 0.25, 0.0625, 1.0)
 
-_SIZES = {
-    "d": integer(2, 1, "input dimension"),
-    "N": integer(4, 1, "context length"),
-    "L": integer(2, 1, "layers"),
-}
-_INPUTS = {"Sig": table(None, meaning="input covariance Sigma; null: [[1, .6], [.6, .5]], or 2 down to 1/2 in a random basis")}
-_SEED = {"seed": integer(0, 0, "of starts, weights and bases")}
-_SEARCH = {"starts": integer(8, 1, "random starts of BFGS, of which the best counts")} | _SEED
-
-
-def stack(A: Array, B: Array) -> tuple[LSAWeights, ...]:
-    """Layers with Q_l = -diag(A_l, 0) and P_l = diag(B_l, 1), A (L, d, d); the last of the B may be left out."""
-    dim = A.shape[1]
-    moves = jnp.pad(B, ((0, len(A) - len(B)), (0, 1), (0, 1)))
-    one = jnp.zeros((dim + 1, dim + 1)).at[dim, dim].set(1.0)
-    return tuple(LSAWeights(one + moves[i], jnp.pad(-A[i], ((0, 1), (0, 1)))) for i in range(len(A)))
-
-
-def free_answer(weights: dict, prompt: Prompt) -> Array:
-    """Prediction of layers given by the matrices A and, for GD++, B."""
-    A = jnp.asarray(weights["A"])
-    return MODEL(stack(A, jnp.asarray(weights["B"]) if "B" in weights else jnp.zeros_like(A)), prompt)
-
-
-def scaled_answer(metric: Array, weights: dict, prompt: Prompt) -> Array:
-    """Prediction of layers with A_l = a_l `metric` and, for GD++, B_l = b_l I."""
-    base = jnp.asarray(metric)
-    matrices = {"A": jnp.asarray(weights["a"])[:, None, None] * base[None]}
-    if "b" in weights:
-        matrices["B"] = jnp.asarray(weights["b"])[:, None, None] * jnp.eye(len(base))[None]
-    return free_answer(matrices, prompt)
-
-
-def _task(d: int, N: int, Sig, seed: int) -> LinearRegression:
-    """Inputs of covariance Sigma and tasks of covariance Sigma^{-1}."""
-    if Sig is not None:
-        matrix = np.array(Sig)
-    elif d == 2:
-        matrix = np.array([[1.0, 0.6], [0.6, 0.5]])
-    else:
-        matrix = np.asarray(covariance(None, d, True, seed))
-    inverse = np.linalg.inv(matrix)
-    return LinearRegression(dim=d, context_length=N, covariance=matrix, task_covariance=(inverse + inverse.T) / 2)
-
-
-def _degree(L: int, corrected: bool) -> int:
-    return 3**L - 1 if corrected else 2 * L
-
-
-def shared_answer(L: int, weights: dict, prompt: Prompt) -> Array:
-    """Prediction of L layers with A_l = a I and B_l = 0, on prompts of one dimension."""
-    return scaled_answer(np.eye(1), {"a": jnp.broadcast_to(jnp.asarray(weights["a"]), (L,))}, prompt)
-
-
-def _validate_covariance(Sig, d: int) -> None:
-    if Sig is None:
-        return
-    if np.shape(Sig) != (d, d):
-        raise InvalidValueError(f"`Sig` must be d x d = {d} x {d}; got shape {np.shape(Sig)}. Set `d` too.")
-    check_covariance(np.array(Sig), "Sig")
-
-
-def _validate(d, N, L, Sig=None, **_) -> None:
-    _validate_covariance(Sig, d)
-    size = wishart.wishart_size(d, N, _degree(L, False))
-    if size > wishart.LARGEST_RULE:
-        raise InvalidValueError(f"d = {d} and L = {L} need {size} prompts, more than {wishart.LARGEST_RULE}; lower them.")
-
-
-def _validate_moving(d, L, Sig, **_) -> None:
-    _validate_covariance(Sig, d)
-    if L > 3:
-        raise InvalidValueError(f"`L` must be 2 or 3: no best multiples are known for more layers; got {L}.")
-
-
-def _spectral(d: int, N: int, degree: int, answer) -> CubatureLoss:
-    """The half loss of layers that are multiples of the identity in whitened inputs, on prompts of one dimension."""
-    nodes, masses = theory.gram_moments.gauss_rule(wishart.path_moments(d, N, degree + 1))
-    return wishart.spectral_cubature(d, N, nodes, masses, answer)
-
-
-def _best_moving(d: int, N: int, L: int, seed: int) -> Ends:
-    """The best multiples a and b of GD++."""
-    many = 16 if L == 2 else 40
-    sizes = np.geomspace(0.5, 0.5 * 4 ** (L - 1), L)
-    begin = {
-        "a": sizes[None] * np.exp(0.5 * _starts(seed, "a", (many, L))),
-        "b": np.abs(0.5 + 0.5 * _starts(seed, "b", (many, L - 1))),
-    }
-    return minimise(_spectral(d, N, _degree(L, True), partial(scaled_answer, np.eye(1))), begin)
-
-
-def _starts(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(jax.random.normal(prng.stream(jax.random.key(seed), name), shape))
-
-
-def _free_starts(d: int, L: int, starts: int, seed: int, corrected: bool) -> dict:
-    """Multiples of the identity that differ from layer to layer, and noise in every entry."""
-    # Moved inputs are small in later layers, whose steps are then long; without moves any order is as good.
-    sizes = np.geomspace(0.5, 0.5 * 4 ** (L - 1), L) if corrected else np.linspace(0.5, 1.5, L)
-    # Among local minima, the first start is the one that is nearly isotropic.
-    noise = np.append(0.05, np.full(starts - 1, 0.4))[:, None, None, None]
-    begin = {"A": sizes[None, :, None, None] * np.eye(d)[None, None] + noise * _starts(seed, "A", (starts, L, d, d))}
-    return begin | ({"B": 0.3 * np.eye(d) + noise * _starts(seed, "B", (starts, L - 1, d, d))} if corrected else {})
-
-
-def _whitened_starts(task: LinearRegression, L: int, starts: int, seed: int, corrected: bool) -> dict:
-    """Those starts for inputs of covariance Sigma, as far from Sigma^{-1} as they are from the identity."""
-    white = _free_starts(task.dim, L, starts, seed, corrected)
-    return white | {"A": white["A"] @ np.asarray(task.task_covariance)}
-
-
-def _by_size(matrices: np.ndarray) -> np.ndarray:
-    """Layers in ascending order of their traces."""
-    return matrices[np.argsort(np.trace(matrices, axis1=1, axis2=2))]
-
 
 @claim(
     "ahn2023.thm2",
@@ -163,17 +62,17 @@ def _by_size(matrices: np.ndarray) -> np.ndarray:
     statement="For isotropic inputs the best layers with B = 0 are diagonal; they are multiples of the identity, also without "
     "the constraint that A is symmetric, in any order.",
     source="Theorem 2; the multiples are the lab's",
-    parameters=_SIZES | _SEARCH,
-    validate=_validate,
+    parameters=SIZES | SEARCH,
+    validate=validate,
 )
 def best_isotropic_layers(d, N, L, starts, seed) -> list[Check]:
-    objective = wishart.wishart_cubature(LinearRegression(dim=d, context_length=N), free_answer, _degree(L, False))
-    ends = minimise(objective, _free_starts(d, L, starts, seed, corrected=False))
+    objective = wishart.wishart_cubature(LinearRegression(dim=d, context_length=N), free_answer, degree_of(L, False))
+    ends = minimise(objective, isotropic_starts(d, L, starts, seed, corrected=False))
     steps, _, minimum = theory.ahn2023.best_stack(d, N, L, corrected=False)
     expected = steps[:, None, None] * np.eye(d)
     return [
         check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE),
-        check.exact("A", _by_size(ends.lowest["A"]), expected, WEIGHT_TOLERANCE),
+        check.exact("A", by_size(ends.lowest["A"]), expected, WEIGHT_TOLERANCE),
         check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts, minimum), RISK_TOLERANCE),
     ]
 
@@ -182,10 +81,10 @@ def _slope_checks(task: LinearRegression, L: int, seed: int, corrected: bool) ->
     """Derivatives of the risk by whole matrices at random multiples a of Sigma^{-1} and b of the identity."""
     d, N = task.dim, task.context_length
     matrix, inverse = np.asarray(task.covariance), np.asarray(task.task_covariance)
-    a = 1 + 0.3 * _starts(seed, "a", (L,))
-    b = 0.3 + 0.1 * _starts(seed, "b", (L,)) if corrected else np.zeros(L)
+    a = 1 + 0.3 * normals(seed, "a", (L,))
+    b = 0.3 + 0.1 * normals(seed, "b", (L,)) if corrected else np.zeros(L)
     point = {"A": a[:, None, None] * inverse} | ({"B": b[:, None, None] * np.eye(d)} if corrected else {})
-    objective = wishart.wishart_cubature(task, free_answer, _degree(L, corrected))
+    objective = wishart.wishart_cubature(task, free_answer, degree_of(L, corrected))
     loss, slope = jax.jit(jax.value_and_grad(objective))(jax.tree.map(jnp.asarray, point))
     by_a, by_b = theory.ahn2023.stack_slopes(a, b, d, N)
     measured = 2 * np.asarray(slope["A"])
@@ -215,20 +114,20 @@ def _slope_checks(task: LinearRegression, L: int, seed: int, corrected: bool) ->
     statement="For w ~ N(0, Sigma^{-1}) the best A_l = a_l Sigma^{-1} are critical over all A, the slopes on this set being "
     "multiples of Sigma; the value is the isotropic one, and no A does better.",
     source="Theorem 3",
-    parameters=_SIZES | _INPUTS | _SEARCH,
-    validate=_validate,
+    parameters=SIZES | INPUTS | SEARCH,
+    validate=validate,
 )
 def best_preconditioned_layers(d, N, L, Sig, starts, seed) -> list[Check]:
-    task = _task(d, N, Sig, seed)
+    task = task_of(d, N, Sig, seed)
     matrix, inverse = np.asarray(task.covariance), np.asarray(task.task_covariance)
     steps, _, minimum = theory.ahn2023.best_stack(d, N, L, corrected=False)
-    objective = wishart.wishart_cubature(task, free_answer, _degree(L, False))
-    on_set = wishart.wishart_cubature(task, partial(scaled_answer, inverse), _degree(L, False))
-    scaled = minimise(on_set, {"a": np.linspace(0.5, 1.5, L)[None] + 0.2 * _starts(seed, "a", (2, L))})
+    objective = wishart.wishart_cubature(task, free_answer, degree_of(L, False))
+    on_set = wishart.wishart_cubature(task, Partial(scaled_answer, inverse), degree_of(L, False))
+    scaled = minimise(on_set, {"a": np.linspace(0.5, 1.5, L)[None] + 0.2 * normals(seed, "a", (2, L))})
     _, slope = loss_and_norm(objective, {"A": jnp.asarray(scaled.lowest["a"][:, None, None] * inverse)})
-    ends = minimise(objective, _whitened_starts(task, L, starts, seed, corrected=False))
+    ends = minimise(objective, whitened_starts(task, L, starts, seed, corrected=False))
     root = psd_root(matrix)
-    found = _by_size(root @ ends.lowest["A"] @ root)
+    found = by_size(root @ ends.lowest["A"] @ root)
     return [
         check.exact("a", np.sort(scaled.lowest["a"]), steps, WEIGHT_TOLERANCE),
         check.exact("risk", 2 * np.min(scaled.losses), minimum, RISK_TOLERANCE),
@@ -245,14 +144,14 @@ def best_preconditioned_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     paper=PAPER,
     statement="The risk of layers A_l = a_l Sigma^{-1}, B_l = 0 does not depend on their order.",
     source="Lemma 4",
-    parameters=_SIZES | {"L": integer(3, 1, "layers")} | _INPUTS | _SEED,
-    validate=_validate,
+    parameters=SIZES | {"L": integer(3, 1, "layers")} | INPUTS | SEED,
+    validate=validate,
 )
 def order_is_free(d, N, L, Sig, seed) -> list[Check]:
-    task = _task(d, N, Sig, seed)
-    a = 1 + 0.5 * _starts(seed, "a", (L,))
+    task = task_of(d, N, Sig, seed)
+    a = 1 + 0.5 * normals(seed, "a", (L,))
     orders = np.array(list(itertools.islice(itertools.permutations(a), 24)))
-    objective = wishart.wishart_cubature(task, partial(scaled_answer, task.task_covariance), _degree(L, False))
+    objective = wishart.wishart_cubature(task, Partial(scaled_answer, task.task_covariance), degree_of(L, False))
     risks = 2 * np.asarray(jax.jit(lambda orders: jax.lax.map(lambda a: objective({"a": a}), orders))(orders))
     expected = theory.ahn2023.stack_risk(a, np.zeros(L), d, N)
     return [check.exact("risks", risks, np.full(len(orders), expected), EXACT_TOLERANCE)]
@@ -264,27 +163,27 @@ def order_is_free(d, N, L, Sig, seed) -> list[Check]:
     statement="With P_l = diag(B_l, 1) the best A_l = a_l Sigma^{-1}, B_l = b_l I are critical: GD++ with eta_l = a_l and "
     "gamma_l = a_l b_l / n; the last B has no effect.",
     source="Theorem 4",
-    parameters=_SIZES
+    parameters=SIZES
     | {"L": integer(2, 2, "layers, 2 or 3")}
-    | _INPUTS
-    | _SEARCH
-    | {"starts": integer(5, 1, _SEARCH["starts"].meaning)},
-    validate=_validate_moving,
+    | INPUTS
+    | SEARCH
+    | {"starts": integer(5, 1, SEARCH["starts"].meaning)},
+    validate=validate_moving,
     also=({"d": 5, "N": 20, "L": 3},),
 )
 def best_moving_layers(d, N, L, Sig, starts, seed) -> list[Check]:
-    task = _task(d, N, Sig, seed)
+    task = task_of(d, N, Sig, seed)
     a, b, minimum = theory.ahn2023.best_stack(d, N, L, corrected=True)
-    scaled = _best_moving(d, N, L, seed)
+    scaled = best_multiples(d, N, L, seed)
     checks = [
         check.exact("risk", 2 * np.min(scaled.losses), minimum, RISK_TOLERANCE),
         check.exact("a", scaled.lowest["a"], a, WEIGHT_TOLERANCE),
         check.exact("b", scaled.lowest["b"], b[:-1], WEIGHT_TOLERANCE),
     ]
-    if wishart.wishart_size(d, N, _degree(L, True)) > LARGEST_SEARCH:
+    if wishart.wishart_size(d, N, degree_of(L, True)) > LARGEST_SEARCH:
         return checks
     ends = minimise(
-        wishart.wishart_cubature(task, free_answer, _degree(L, True)), _whitened_starts(task, L, starts, seed, corrected=True)
+        wishart.wishart_cubature(task, free_answer, degree_of(L, True)), whitened_starts(task, L, starts, seed, corrected=True)
     )
     root = psd_root(np.asarray(task.covariance))
     return [
@@ -303,7 +202,7 @@ def best_moving_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     statement="The best multiples of three layers at the paper's d = 5, n = 20 are the diagonals of "
     "Sigma^{1/2} A_l Sigma^{1/2} that its experiments end in.",
     source="Theorem 3 and its experiment",
-    parameters=_SIZES
+    parameters=SIZES
     | {
         "d": integer(5, 1, "input dimension"),
         "N": integer(20, 1, "context length"),
@@ -311,18 +210,18 @@ def best_moving_layers(d, N, L, Sig, starts, seed) -> list[Check]:
         "Sig": table(None, meaning="input covariance Sigma; null: eigenvalues 1, 1, 1/4, 1/16, 1, repeated, in a random basis"),
         "starts": integer(4, 1, "random starts of BFGS, of which the best counts"),
     }
-    | _SEED,
-    validate=lambda d, Sig, **_: _validate_covariance(Sig, d),
+    | SEED,
+    validate=lambda d, Sig, **_: validate_covariance(Sig, d),
 )
 def published_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     published = covariance(list(np.resize(PAPER_SPECTRUM, d)), d, True, seed)
-    task = _task(d, N, np.asarray(published) if Sig is None else Sig, seed)
+    task = task_of(d, N, np.asarray(published) if Sig is None else Sig, seed)
     matrix, inverse = np.asarray(task.covariance), np.asarray(task.task_covariance)
-    objective = wishart.bidiagonal_cubature(task, partial(scaled_answer, inverse), _degree(L, False))
-    ends = minimise(objective, {"a": np.linspace(0.5, 1.5, L)[None] + 0.2 * _starts(seed, "a", (starts, L))})
+    objective = wishart.bidiagonal_cubature(task, Partial(scaled_answer, inverse), degree_of(L, False))
+    ends = minimise(objective, {"a": np.linspace(0.5, 1.5, L)[None] + 0.2 * normals(seed, "a", (starts, L))})
     steps, _, minimum = theory.ahn2023.best_stack(d, N, L, corrected=False)
     root = psd_root(matrix)
-    diagonals = np.diagonal(_by_size(root @ (ends.lowest["a"][:, None, None] * inverse) @ root), axis1=1, axis2=2)
+    diagonals = np.diagonal(by_size(root @ (ends.lowest["a"][:, None, None] * inverse) @ root), axis1=1, axis2=2)
     checks = [
         check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE),
         check.exact("diagonals", diagonals, np.repeat(steps[:, None], d, axis=1), WEIGHT_TOLERANCE),
@@ -338,19 +237,19 @@ def published_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     statement="Preconditioned gradient descent with one shared step is far above the linear transformer, which is GD++, from "
     "two layers on; baselines with n - 1 examples are higher still.",
     source="Figure 7; values derived for the lab",
-    parameters=_SIZES
+    parameters=SIZES
     | {
         "d": integer(5, 1, "input dimension"),
         "N": integer(20, 2, "context length"),
         "L": integer(4, 1, "largest number of layers; GD++ up to 3 of them"),
     }
-    | _SEED,
+    | SEED,
 )
 def depth_curves(d, N, L, seed) -> list[Check]:
     depths = range(1, L + 1)
     checks = []
     for name, length in (("shared_step", N), ("shared_step_of_n_minus_1", N - 1)):
-        objectives = [_spectral(d, length, 2 * depth, partial(shared_answer, depth)) for depth in depths]
+        objectives = [spectral_loss(d, length, 2 * depth, Partial(shared_answer, depth)) for depth in depths]
         found = [minimise(objective, {"a": np.full(1, 0.5)}) for objective in objectives]
         rules = [theory.ahn2023.stack_rule(d, length, depth, corrected=False) for depth in depths]
         expected = [theory.descent_steps.best_shared_step(rule, depth) for rule, depth in zip(rules, depths, strict=True)]
@@ -360,7 +259,7 @@ def depth_curves(d, N, L, seed) -> list[Check]:
         ]
     moving = range(2, min(L, 3) + 1)
     if moving:
-        measured = [2 * np.min(_best_moving(d, N, depth, seed).losses) for depth in moving]
+        measured = [2 * np.min(best_multiples(d, N, depth, seed).losses) for depth in moving]
         minima = [theory.ahn2023.best_stack(d, N, depth, corrected=True)[2] for depth in moving]
         checks.append(check.exact("linear_transformer", measured, minima, RISK_TOLERANCE))
     return checks
@@ -379,21 +278,21 @@ def _distances(matrices: np.ndarray) -> np.ndarray:
     statement="Dist(M, I) = min_c |M - c I| / |M|, with c = tr M / d, of Sigma^{1/2} A_l Sigma^{1/2} and of B_l is 0 at "
     "the optimum.",
     source="Section 5, measure of the experiments",
-    parameters=_SIZES
+    parameters=SIZES
     | {"d": integer(2, 2, "input dimension")}
-    | _INPUTS
-    | {"starts": integer(3, 1, _SEARCH["starts"].meaning)}
-    | _SEED,
-    validate=_validate,
+    | INPUTS
+    | {"starts": integer(3, 1, SEARCH["starts"].meaning)}
+    | SEED,
+    validate=validate,
 )
 def distance_from_the_identity(d, N, L, Sig, starts, seed) -> list[Check]:
-    task = _task(d, N, Sig, seed)
+    task = task_of(d, N, Sig, seed)
     root = psd_root(np.asarray(task.covariance))
-    drawn = _starts(seed, "matrices", (5, d, d))
+    drawn = normals(seed, "matrices", (5, d, d))
     expected = [theory.ahn2023.distance_to_identity(one) for one in drawn]
-    corrected = L > 1 and wishart.wishart_size(d, N, _degree(L, True)) <= LARGEST_SEARCH
-    objective = wishart.wishart_cubature(task, free_answer, _degree(L, corrected))
-    lowest = minimise(objective, _whitened_starts(task, L, starts, seed, corrected)).lowest
+    corrected = L > 1 and wishart.wishart_size(d, N, degree_of(L, True)) <= LARGEST_SEARCH
+    objective = wishart.wishart_cubature(task, free_answer, degree_of(L, corrected))
+    lowest = minimise(objective, whitened_starts(task, L, starts, seed, corrected)).lowest
     trained = {"A": root @ lowest["A"] @ root} | ({"B": lowest["B"]} if corrected else {})
     return [
         check.exact("random_matrices", _distances(drawn), expected, EXACT_TOLERANCE),

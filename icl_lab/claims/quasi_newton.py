@@ -34,10 +34,11 @@ def minimise(objective: Objective, starts: Weights) -> Ends:
       starts: weights with a leading axis S.
     """
     count = len(jax.tree.leaves(starts)[0])
-    first, unravel = ravel_pytree(jax.tree.map(lambda w: np.asarray(w[0], np.float64), starts))
+    like = jax.tree.map(lambda w: np.asarray(w[0], np.float64), starts)
+    first, unravel = ravel_pytree(like)
 
     def function(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, slope = _value_and_slope(objective, unravel, flat)
+        loss, slope = _value_and_slope(objective, like, flat)
         # Far out a polynomial of high degree overflows; a line search needs a number there.
         return float(np.nan_to_num(loss, nan=1e300, posinf=1e300)), np.nan_to_num(np.asarray(slope, dtype=np.float64))
 
@@ -53,5 +54,6 @@ def minimise(objective: Objective, starts: Weights) -> Ends:
 
 
 @eqx.filter_jit
-def _value_and_slope(objective, unravel, flat: Array):
+def _value_and_slope(objective, like: Weights, flat: Array):
+    unravel = ravel_pytree(like)[1]
     return jax.value_and_grad(lambda x: objective(unravel(x)))(flat)
