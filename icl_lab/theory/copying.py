@@ -12,8 +12,8 @@ from jaxtyping import Float
 from icl_lab.typing import Array
 
 
-def merged_successors(contents: Float[Array, "T c"]) -> Float[Array, "T 2c"]:
-    """Every token's own content followed by that of the next token; the last token has no next and gets zeros.
+def merged_successors(contents: Float[Array, "T c"]) -> Float[Array, "T D"]:
+    """Every token's own content followed by that of the next token, D = 2c; the last token has no next and gets zeros.
 
     Args:
       contents: (T, c).

@@ -109,7 +109,7 @@ def kernel_descent(
     query_kernel: Float[Array, "N"],
     labels: Float[Array, "N k"],
     step_size: float,
-    steps: float,
+    steps: int | float,
 ) -> Float[Array, "k"]:
     r"""The prediction of gradient descent from zero on features with a given kernel matrix.
 

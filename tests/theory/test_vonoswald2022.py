@@ -75,3 +75,62 @@ def test_the_step_is_minus_the_gradient_of_the_mean_loss(rng):
         # Central differences of a quadratic are exact at any step.
         slope = (loss(start + unit) - loss(start - unit)) / 2
         assert stepped[index] - start[index] == pytest.approx(-0.4 * slope, abs=1e-13)
+
+
+def test_steps_converge_to_least_squares(rng):
+    x, y = rng.normal(size=(9, 3)), rng.normal(size=(9, 2))
+    iterates = vonoswald2022.descent_iterates(rng.normal(size=(2, 3)), x, y, np.full(2000, 0.4))
+    assert iterates.shape == (2001, 2, 3)
+    np.testing.assert_allclose(iterates[-1], np.linalg.lstsq(x, y)[0].T, rtol=1e-10)
+
+
+def test_steps_of_different_sizes_are_taken_in_order(rng):
+    x, y, start = rng.normal(size=(5, 3)), rng.normal(size=(5, 2)), rng.normal(size=(2, 3))
+    iterates = vonoswald2022.descent_iterates(start, x, y, np.array([0.4, 0.1]))
+    second = vonoswald2022.gradient_step(vonoswald2022.gradient_step(start, x, y, 0.4), x, y, 0.1)
+    np.testing.assert_allclose(iterates, [start, vonoswald2022.gradient_step(start, x, y, 0.4), second], rtol=1e-14)
+
+
+def test_moving_the_weights_or_the_labels_is_the_same_loss(rng):
+    x, y, start = rng.normal(size=(7, 4)), rng.normal(size=(7, 3)), rng.normal(size=(3, 4))
+    stepped = vonoswald2022.gradient_step(start, x, y, 0.6)
+    moved = y - x @ (stepped - start).T
+    assert vonoswald2022.transformed_loss(stepped, x, y) == pytest.approx(np.sum((x @ start.T - moved) ** 2), rel=1e-13)
+
+
+def test_an_attended_query_is_an_example_with_a_label(rng):
+    # From zero it is descent on N + 1 examples of which the last has label 0, divided by N.
+    x, y, query = rng.normal(size=(6, 3)), rng.normal(size=(6, 2)), rng.normal(size=3)
+    slots = vonoswald2022.attended_query_slots(np.zeros((2, 3)), x, y, query, 0.3, 4)
+    points, labels = np.vstack([x, query[None]]), np.vstack([y, np.zeros((1, 2))])
+    weights = vonoswald2022.descent_iterates(np.zeros((2, 3)), points, labels, np.full(4, 0.3 * 7 / 6))[-1]
+    np.testing.assert_allclose(slots, labels - points @ weights.T, rtol=1e-12)
+
+
+def test_the_shift_of_an_attended_query_is_that_of_the_slots(rng):
+    x, y, query, start = rng.normal(size=(6, 3)), rng.normal(size=(6, 2)), rng.normal(size=3), rng.normal(size=(2, 3))
+    slots = vonoswald2022.attended_query_slots(start, x, y, query, 0.3, 1)
+    stepped = vonoswald2022.gradient_step(start, x, y, 0.3)
+    shift = vonoswald2022.attended_query_shift(start, np.vstack([x, query[None]]), query, 0.3, 6)
+    without = np.vstack([y - x @ (stepped - start).T, -(stepped @ query)[None]])
+    np.testing.assert_allclose(slots - without, shift, rtol=1e-10, atol=1e-12)
+
+
+def test_the_layer_is_its_matrix_form(rng):
+    tokens, w_pv, w_kq = rng.normal(size=(5, 4)), rng.normal(size=(4, 4)), rng.normal(size=(4, 4))
+    context = tokens[:-1]
+    expected = tokens + (tokens @ w_kq.T @ context.T @ context) @ w_pv.T
+    np.testing.assert_allclose(vonoswald2022.attention_layer(tokens, w_pv, w_kq), expected, rtol=1e-12)
+
+
+def test_the_expansion_of_the_softmax(rng):
+    scores, step = rng.normal(size=6), 1e-2
+    orders = vonoswald2022.softmax_expansion(scores)
+
+    def remainder(e):
+        exact = np.exp(e * scores) / np.sum(np.exp(e * scores))
+        return np.linalg.norm(exact - e ** np.arange(4) @ orders)
+
+    # What three orders leave is of the fourth.
+    assert np.log2(remainder(step) / remainder(step / 2)) == pytest.approx(4, abs=0.1)
+    np.testing.assert_allclose(np.sum(orders, axis=1), [1, 0, 0, 0], atol=1e-15)

@@ -1,0 +1,56 @@
+"""Layers with a token-wise map, and weight decay and momentum written as updates of the label slots."""
+
+import numpy as np
+import pytest
+from attention_reference import random_prompt
+
+from icl_lab.models import LSAWeights, mapped_layers
+from icl_lab.models.mapped_layers import MappedLayer
+
+N, DIM, LABELS, ETA = 6, 3, 2, 0.4
+
+
+@pytest.fixture
+def prompt(rng):
+    return random_prompt(rng, N, DIM, LABELS)
+
+
+def test_the_identity_map_is_the_residual_connection(rng):
+    tokens, (w_pv, w_kq) = rng.normal(size=(N + 1, 4)), rng.normal(size=(2, 4, 4))
+    weights = LSAWeights(w_pv, w_kq)
+    after = mapped_layers.apply([MappedLayer(weights, np.eye(4))], tokens)
+    np.testing.assert_allclose(after, mapped_layers.MODEL.apply(weights, tokens), rtol=1e-13)
+
+
+def test_a_map_acts_on_the_token_before_the_layer(rng):
+    tokens, token_map = rng.normal(size=(N + 1, 4)), rng.normal(size=(4, 4))
+    nothing = LSAWeights(np.zeros((4, 4)), np.zeros((4, 4)))
+    after = mapped_layers.apply([MappedLayer(nothing, token_map)] * 2, tokens)
+    np.testing.assert_allclose(after, tokens @ token_map.T @ token_map.T, rtol=1e-12)
+
+
+def _gradient_part(points, residuals):
+    return -ETA / N * points @ points[:-1].T @ residuals[:-1]
+
+
+def test_weight_decay_updates_the_residuals(prompt):
+    decay = 0.3
+    points = np.vstack([prompt.inputs, prompt.query[None]])
+    y = np.vstack([prompt.labels, np.zeros((1, LABELS))])
+    r = y.copy()
+    for _ in range(3):
+        r = (1 - ETA * decay) * r + ETA * decay * y + _gradient_part(points, r)
+    layer = mapped_layers.ridge(DIM, LABELS, N, ETA, decay)
+    after = mapped_layers.apply([layer] * 3, mapped_layers.memory_tokens(prompt, prompt.labels))
+    np.testing.assert_allclose(after, np.hstack([points, y, r]), rtol=1e-12, atol=1e-14)
+
+
+def test_momentum_updates_memory_and_residuals(prompt):
+    points = np.vstack([prompt.inputs, prompt.query[None]])
+    r, m = np.vstack([prompt.labels, np.zeros((1, LABELS))]), np.zeros((N + 1, LABELS))
+    for _ in range(3):
+        m = 0.5 * m + _gradient_part(points, r)
+        r = r + m
+    layer = mapped_layers.momentum(DIM, LABELS, N, ETA, 0.5)
+    after = mapped_layers.apply([layer] * 3, mapped_layers.memory_tokens(prompt, np.zeros((N, LABELS))))
+    np.testing.assert_allclose(after, np.hstack([points, m, r]), rtol=1e-12, atol=1e-14)
