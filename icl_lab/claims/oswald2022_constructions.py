@@ -67,11 +67,11 @@ def layers_on_features_are_kernel_regression(d, k, N, width, eta, K, law, sigma,
     values = values[values > 1e-12 * values[0]]
     # Interpolation itself amplifies rounding by the condition number of the kernel.
     tolerance = max(KERNEL_ROUNDING, 10 * np.finfo(float).eps * float(values[0] / values[-1]))
-    limit = _infinitely_many(layer, mapped, float(eta * values[-1] / N))
+    limit = _infinitely_many(layer, mapped, float(np.max(np.abs(1 - eta / N * values))))
     return [*checks, check.exact("prediction_infinitely_many_layers", limit, expected, tolerance)]
 
 
-def _infinitely_many(layer: LSAWeights, prompt: Prompt, slowest: float) -> Array:
+def _infinitely_many(layer: LSAWeights, prompt: Prompt, contraction: float) -> Array:
     """The answer of 2^j equal layers, by squaring their map of labels until the slowest direction is below rounding."""
     tokens = np.asarray(MODEL.tokens(prompt))
     dim = prompt.inputs.shape[1]
@@ -80,7 +80,7 @@ def _infinitely_many(layer: LSAWeights, prompt: Prompt, slowest: float) -> Array
         return MODEL.apply(layer, jnp.concatenate([tokens[:, :dim], labels[:, None], tokens[:, dim + 1 :]], axis=1))[:, dim]
 
     power = np.asarray(jax.jit(jax.jacfwd(labels_after))(tokens[:, dim]))
-    for _ in range(int(np.ceil(np.log2(40 / slowest)))):
+    for _ in range(int(np.ceil(np.log2(40 / -np.log(max(contraction, 1e-9)))))):
         power = power @ power
     return -(power @ tokens[:, dim:])[-1]
 
