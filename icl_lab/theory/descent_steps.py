@@ -11,6 +11,8 @@ with a rule (s_j, w_j) of `theory.gram_moments` that is exact to the degree of r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -73,8 +75,8 @@ class Descent(NamedTuple):
 
 
 def residual(
-    nodes: Float[Array, "r"], step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"], context_length: int
-) -> Float[Array, "r"]:
+    nodes: Float[Array, "*r"], step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"], context_length: int
+) -> Float[Array, "*r"]:
     r"""rho_K of gradient descent with curvature correction, at eigenvalues of W.
 
     .. math:: \rho_{k+1} = \rho_k - \tfrac{\eta_k}{N} s\, p_k^2 \rho_k, \qquad p_{k+1} = p_k (1 - \gamma_k s p_k^2), \qquad
@@ -105,6 +107,38 @@ def loss(rule: Rule, step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"
     return float(rule.variance / 2 * rule.weights @ errors**2)
 
 
+def loss_from_moments(
+    moments: Sequence[Fraction | int],
+    step_sizes: Float[Array, "K"],
+    curvatures: Float[Array, "K"],
+    context_length: int,
+    variance: float,
+) -> float:
+    """The same half loss in rational arithmetic, from the coefficients of rho^2.
+
+    Args:
+      moments: m_0 .. m_(3^K - 1) at least.
+      step_sizes: (K,), eta.
+      curvatures: (K,), gamma.
+      context_length: N.
+      variance: sig2.
+    """
+
+    def times(first: list[Fraction], second: list[Fraction]) -> list[Fraction]:
+        product = [Fraction(0)] * (len(first) + len(second) - 1)
+        for i, a in enumerate(first):
+            for j, b in enumerate(second):
+                product[i + j] += a * b
+        return product
+
+    rho, shrinkage = [Fraction(1)], [Fraction(1)]
+    for eta, gamma in zip(step_sizes, curvatures, strict=True):
+        gram = times([Fraction(0), Fraction(1)], times(shrinkage, shrinkage))
+        rho = times(rho, [Fraction(1), *(-Fraction(float(eta)) / context_length * c for c in gram[1:])])
+        shrinkage = times(shrinkage, [Fraction(1), *(-Fraction(float(gamma)) * c for c in gram[1:])])
+    return variance / 2 * float(sum(c * m for c, m in zip(times(rho, rho), moments, strict=False)))
+
+
 def best_shared_step(rule: Rule, steps: int) -> Descent:
     """The best K equal steps of gradient descent: the loss is convex in eta, and its slope has one zero.
 
@@ -117,7 +151,8 @@ def best_shared_step(rule: Rule, steps: int) -> Descent:
     def slope(rate: float) -> float:
         return float(-rule.weights @ (rule.nodes * (1 - rate * rule.nodes) ** (2 * steps - 1)))
 
-    rate = float(scipy.optimize.brentq(slope, 0.0, 2 / smallest, xtol=1e-300, rtol=4 * np.finfo(float).eps))
+    found = scipy.optimize.root_scalar(slope, bracket=(0.0, 2 / smallest), method="brentq", xtol=1e-300, rtol=1e-15)
+    rate = float(found.root)
     etas, zeros = np.full(steps, rate * rule.context_length), np.zeros(steps)
     return Descent(etas, zeros, loss(rule, etas, zeros))
 
@@ -125,8 +160,8 @@ def best_shared_step(rule: Rule, steps: int) -> Descent:
 def best_steps(law: str, dim: int, context_length: int, scale: float, steps: int) -> Descent:
     r"""The best K steps of gradient descent, each of its own size, in ascending order; any order is as good.
 
-    A polynomial rho with rho(0) = 1 of least :math:`\int \rho^2 d\mu` is orthogonal to s q(s) for every q of lower degree: it is the
-    orthogonal polynomial of degree K of s dmu. So N / eta are the K Gauss nodes of s dmu.
+    A polynomial rho with rho(0) = 1 of least :math:`\int \rho^2 d\mu` is orthogonal to s q(s) for every q of lower degree:
+    it is the orthogonal polynomial of degree K of s dmu. So N / eta are the K Gauss nodes of s dmu.
 
     Args:
       law, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
@@ -181,7 +216,7 @@ def _mean_node(rule: Rule) -> float:
 
 
 def _coefficients(point: np.ndarray, rule: Rule, steps: int, tied: bool) -> tuple[np.ndarray, np.ndarray]:
-    """eta and gamma of scale-free coefficients (eta sig2, .., gamma N sig2, ..); the last gamma is zero if layers are not tied."""
+    """eta and gamma of scale-free coefficients (eta sig2, .., gamma N sig2, ..); untied, the last gamma is zero."""
     etas, gammas = _layers(point, steps, tied)
     return etas / rule.variance, gammas / _mean_node(rule)
 
@@ -210,6 +245,31 @@ def _value_and_slope(point: np.ndarray, rule: Rule, steps: int, tied: bool) -> t
     slopes = 2 * d_rho @ (rule.weights * rho)
     slope = np.array([slopes[:steps].sum(), slopes[steps:].sum()]) if tied else slopes[:-1]
     return float(rule.weights @ rho**2), slope
+
+
+def sampled_alignment(
+    first: Descent, second: Descent, law: str, dim: int, context_length: int, scale: float, samples: int, seed: int
+) -> Float[Array, "samples 3"]:
+    """How two predictors differ on sampled tasks: cosine and distance of their query weights, distance of their predictions.
+
+    The weights are (I - rho(W)) w, and the query has the law of the inputs.
+
+    Args:
+      first, second: coefficients.
+      law, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
+      samples: tasks.
+      seed: of the tasks.
+    """
+    generator = np.random.default_rng(seed)
+    size = (samples, context_length + 1, dim)
+    unit = generator.standard_normal(size) if law == "gaussian" else generator.uniform(-1.0, 1.0, size)
+    inputs, query = scale * unit[:, :-1], scale * unit[:, -1]
+    nodes, basis = np.linalg.eigh(np.swapaxes(inputs, 1, 2) @ inputs)
+    tasks = np.einsum("sab,sa->sb", basis, generator.standard_normal((samples, dim)))
+    u, v = (tasks * (1 - residual(nodes, one.step_sizes, one.curvatures, context_length)) for one in (first, second))
+    cosine = np.sum(u * v, axis=1) / (np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1))
+    predictions = np.einsum("sb,sab,sa->s", u - v, basis, query)
+    return np.column_stack([cosine, np.linalg.norm(u - v, axis=1), np.abs(predictions)])
 
 
 def anisotropic_step(covariance: Float[Array, "d d"], context_length: int) -> tuple[float, float]:
@@ -258,9 +318,10 @@ def replaced_labels_loss(
 
 
 def normalised_inputs_loss(step_size: float, dim: int, context_length: int, scale: float) -> float:
-    r"""Half loss of one step when context and query, normal, are divided by the context's Frobenius norm and multiplied by alpha.
+    r"""Half loss of one step when normal context and query are divided by the context's norm and multiplied by alpha.
 
-    .. math:: \frac{\alpha^2}{2 (Nd - 2)} \left[d - 2 h \alpha^2 + h^2 \alpha^4 \frac{N + d + 1}{Nd + 2}\right], \qquad h = \eta / N
+    .. math:: \frac{\alpha^2}{2 (Nd - 2)} \left[d - 2 h \alpha^2 + h^2 \alpha^4 \frac{N + d + 1}{Nd + 2}\right],
+              \qquad h = \eta / N
 
     The direction of the context is independent of its norm, and E|X|^{-2} = 1/(Nd - 2).
 

@@ -1,8 +1,8 @@
 r"""Moments of the Gram matrix W = X^T X, m_k = E tr W^k, and quadrature rules for losses that are polynomials of it.
 
 Inputs have i.i.d. symmetric coordinates. Any number of gradient steps, with or without curvature correction, leaves an error
-operator rho(W) with a polynomial rho, and isotropic inputs and tasks a half loss (sig2/2) E tr rho(W)^2: the moments are all that
-there is to know of the data. They are integers or rationals here, since from floating-point moments a Gauss rule of more
+operator rho(W) with a polynomial rho, and with isotropic tasks the half loss is (sig2/2) E tr rho(W)^2: the moments are all
+that there is to know of the data. They are integers or rationals here, since from floating-point moments a Gauss rule of more
 than a few nodes cannot be computed.
 
 The laws are those of `unit_moment`: standard normal, or uniform on (-1, 1). Another scale c multiplies the nodes by c^2.
@@ -25,7 +25,7 @@ from icl_lab.typing import Array
 
 LAWS = ("gaussian", "uniform")
 LARGEST_ORDER = 9
-"""Largest k of E tr W^k for coordinates that are not Gaussian; it takes half a minute, and each lower order a sixth of the next."""
+"""Largest k of E tr W^k for coordinates that are not Gaussian; it takes half a minute, one less a sixth of that."""
 
 
 def unit_moment(law: str, order: int) -> Fraction:
@@ -80,7 +80,7 @@ def gaussian_moments(dim: int, context_length: int, order: int) -> list[int]:
 
 @functools.cache
 def closed_walks(order: int) -> dict[tuple[int, int, tuple[int, ...]], int]:
-    r"""How often each pattern occurs among the products in :math:`\operatorname{tr} W^k = \sum \prod_j x_{i_j a_j} x_{i_j a_{j+1}}`.
+    r"""How often each pattern occurs in :math:`\operatorname{tr} W^k = \sum \prod_j x_{i_j a_j} x_{i_j a_{j+1}}`.
 
     The indices a_1, i_1, a_2, i_2, .. a_1 walk on the complete bipartite graph of columns and rows. Names do not matter, so
     vertices are numbered as they are met. Only walks that use every edge an even number of times have an expectation.
