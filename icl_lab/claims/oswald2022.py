@@ -83,7 +83,7 @@ def one_layer_is_one_step(d, k, N, eta, law, sigma, seed) -> list[Check]:
     "oswald2022.datatransform",
     paper=PAPER,
     statement="A step of the weights and the opposite change of the labels, y_i - dW x_i, lower the loss alike.",
-    source="section 2, equation (4)",
+    source="the data transformation of section 2",
     parameters=STEP | SEED,
 )
 def a_step_is_a_change_of_the_data(d, k, N, eta, law, sigma, seed) -> list[Check]:
@@ -101,7 +101,7 @@ def a_step_is_a_change_of_the_data(d, k, N, eta, law, sigma, seed) -> list[Check
     paper=PAPER,
     statement="K copies of the same layer, all with the original W_0, are K steps of gradient descent: the label slots carry "
     "the whole state, so that putting the current W_k into the values is wrong.",
-    source="section 2.2 and Proposition 1 applied K times",
+    source="Proposition 1, applied K times",
     parameters=STEP | layers_parameter(5) | SEED,
 )
 def equal_layers_are_steps(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
@@ -130,7 +130,7 @@ def equal_layers_are_steps(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
     "oswald2022.readout",
     paper=PAPER,
     statement="The answer of K layers that attend to the context is linear in the query, with W_K as its Jacobian.",
-    source="section 3, the sensitivity analysis",
+    source="the sensitivity analysis of the experiments",
     parameters=STEP | layers_parameter(5) | SEED,
 )
 def sensitivity_is_the_weights(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
@@ -159,7 +159,7 @@ def _positive_step(eta, **_) -> None:
     paper=PAPER,
     statement="Attending to the query token too moves label slot j by (eta/N) (x_q.x_j) 2 W_0 x_q in the first layer, and from "
     "the second layer on it changes the answer even from W_0 = 0.",
-    source="the query dropped from the sum, Appendix; the formula is the lab's",
+    source="behind leaving the query out of the sum; the formula is the lab's",
     parameters=STEP | layers_parameter(3, 2) | SEED,
     validate=_positive_step,
 )
@@ -190,7 +190,7 @@ def the_query_in_the_sum(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
     "oswald2022.gauge",
     paper=PAPER,
     statement="Only the products W_PV and W_KQ matter, and of those not the scale s, of either sign, in (s W_PV, W_KQ / s).",
-    source="section 3, before the interpolation of weights",
+    source="behind the interpolation of weights",
     parameters=SIZES
     | INPUTS
     | {"s": number(-1.7, meaning="the factor, not 0")}

@@ -46,7 +46,7 @@ def _random_scalars(d, N, law, sigma, K, seed) -> tuple[Array, Array]:
     paper=PAPER,
     statement="One head does x_j <- (I - gamma W) x_j and y_j <- y_j - dW x_j at once, both from the tokens before the layer, "
     "for context and query alike; that is GD++.",
-    source="section 3 and the appendix on GD++",
+    source="GD++",
     parameters=SIZES | INPUTS | layers_parameter(2) | SEED,
 )
 def one_head_moves_inputs_and_labels(d, k, N, law, sigma, K, seed) -> list[Check]:
@@ -123,7 +123,7 @@ def _validate_curvatures(gamma, **_) -> None:
     paper=PAPER,
     statement="One layer of GD++ changes every eigenvalue s of the Gram matrix to s (1 - gamma s)^2, and with it the condition "
     "number; the map has a double root at 1/gamma and a peak of 4/(27 gamma) at 1/(3 gamma).",
-    source="appendix on GD++, the spectrum of H++",
+    source="GD++, the spectrum of H++",
     parameters={
         "d": integer(10, 1, "input dimension, the paper's N_x"),
         "N": integer(25, 1, "context length"),

@@ -49,7 +49,7 @@ def descent_iterates(
     Returns:
       (K+1, k, d).
 
-    Source: von Oswald et al. (arXiv 2212.07677), section 3, K layers.
+    Source: von Oswald et al. (arXiv 2212.07677), K layers.
     """
     iterates = [initial]
     for eta in step_sizes:
@@ -66,7 +66,7 @@ def transformed_loss(weights: Float[Array, "k d"], inputs: Float[Array, "N d"], 
       weights: (k, d), W + dW.
       inputs, labels: (N, d) and (N, k), examples in rows.
 
-    Source: von Oswald et al. (arXiv 2212.07677), equation (4).
+    Source: von Oswald et al. (arXiv 2212.07677), the data transformation of section 2.
     """
     return float(sum(np.sum((weights @ x - y) ** 2) for x, y in zip(inputs, labels, strict=True)))
 
@@ -79,7 +79,7 @@ def attention_layer(tokens: Float[Array, "T D"], w_pv: Float[Array, "D D"], w_kq
       w_pv: (D, D), W_PV = P W_V.
       w_kq: (D, D), W_KQ = W_K^T W_Q.
 
-    Source: von Oswald et al. (arXiv 2212.07677), equation (1) without its softmax.
+    Source: von Oswald et al. (arXiv 2212.07677), self-attention without its softmax.
     """
     updates = [sum((e @ w_kq @ one) * (w_pv @ e) for e in tokens[:-1]) for one in tokens]
     return tokens + np.stack(updates)
