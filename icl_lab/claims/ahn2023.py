@@ -35,10 +35,20 @@ _ONE_LAYER = {
     "rotate": flag(True, "random eigenvectors of the covariances"),
 }
 _SEARCH = {
-    "sigma": number(0.1, positive=True, meaning="standard deviation of the random starts"),
+    "scale": number(0.1, positive=True, meaning="standard deviation of the random starts"),
     "starts": integer(24, 1, "random starts of BFGS, of which the best counts"),
     "seed": integer(0, 0, "of starts and bases"),
 }
+
+
+@jax.jit
+def _forward(layers: tuple[LSAWeights, ...], prompt: Prompt) -> tuple[Array, Array, Array]:
+    """The query's label slot after each layer, all tokens after the last, and the answer."""
+    tokens, slots = MODEL.tokens(prompt), []
+    for layer in layers:
+        tokens = MODEL.apply(layer, tokens)
+        slots.append(tokens[-1, -1])
+    return jnp.stack(slots), tokens, MODEL(layers, prompt)[0]
 
 
 def _validate(d, Lam=None, Om=None, **_) -> None:
@@ -67,18 +77,14 @@ def layers_are_preconditioned_steps(d, N, L, noise, seed) -> list[Check]:
     matrices = (np.eye(d) + draws / np.sqrt(d)) / 2
     last = np.diag(np.append(np.zeros(d), 1.0))
     layers = tuple(LSAWeights(last, np.pad(-matrix, ((0, 1), (0, 1)))) for matrix in matrices)
-    tokens, slots = MODEL.tokens(prompt), []
-    for layer in layers:
-        tokens = MODEL.apply(layer, tokens)
-        slots.append(float(tokens[-1, -1]))
-    slots = np.array(slots)
+    slots, tokens, answer = _forward(layers, prompt)
     inputs, labels, query = (np.asarray(x) for x in (prompt.inputs, prompt.labels[:, 0], prompt.query))
     path = theory.ahn2023.descent_weights(matrices, inputs, labels)
     residuals = labels - inputs @ path[-1]
     checks = [
         check.exact("label_slot_of_the_query", slots, -path @ query, FORWARD_TOLERANCE),
         check.exact("label_slots_of_the_context", tokens[:-1, -1], residuals, FORWARD_TOLERANCE),
-        check.exact("prediction", MODEL(layers, prompt)[0], path[-1] @ query, FORWARD_TOLERANCE),
+        check.exact("prediction", answer, path[-1] @ query, FORWARD_TOLERANCE),
         check.exact("inputs_stay", tokens[:-1, :d], inputs, FORWARD_TOLERANCE),
     ]
     if d > 1:
@@ -88,13 +94,13 @@ def layers_are_preconditioned_steps(d, N, L, noise, seed) -> list[Check]:
     return checks
 
 
-def _checked_minimum(task: LinearRegression, expected, minimum: float, sigma: float, starts: int, seed: int) -> list[Check]:
+def _checked_minimum(task: LinearRegression, expected, minimum: float, scale: float, starts: int, seed: int) -> list[Check]:
     """The lowest end of BFGS over all weights, beside a preconditioner and a risk."""
     d, N = task.dim, task.context_length
     objective = objectives.population(task, MODEL)
-    drawn = initializers.gaussian(prng.stream(jax.random.key(seed), "starts"), d + 1, sigma, starts)
+    drawn = initializers.gaussian(prng.stream(jax.random.key(seed), "starts"), d + 1, scale, starts)
     # Random starts often end in local minima of rank one, one without them does not.
-    structured = LSAWeights(np.diag(np.append(np.zeros(d), sigma)), -np.diag(np.append(np.full(d, sigma), 0.0)))
+    structured = LSAWeights(np.diag(np.append(np.zeros(d), scale)), -np.diag(np.append(np.full(d, scale), 0.0)))
     ends = minimise(objective, jax.tree.map(lambda first, rest: np.concatenate([first[None], rest]), structured, drawn))
     found = analysis.effective_preconditioner(ends.lowest, MODEL, N)
     return [
@@ -114,13 +120,13 @@ def _checked_minimum(task: LinearRegression, expected, minimum: float, sigma: fl
     validate=_validate,
     also=({"Lam": [1.0, 1.0, 1.0]},),
 )
-def best_single_layer(d, N, Lam, rotate, sigma, starts, seed) -> list[Check]:
+def best_single_layer(d, N, Lam, rotate, scale, starts, seed) -> list[Check]:
     matrix = _input_covariance(Lam, d, rotate, seed)
     eigenvalues, basis = np.linalg.eigh(matrix)
     expected = (basis * theory.ahn2023.shrinkage(eigenvalues, N)[None, :]) @ basis.T
     minimum = theory.ahn2023.one_layer_risk(eigenvalues, N)
     task = LinearRegression(dim=d, context_length=N, covariance=matrix)
-    return _checked_minimum(task, expected, minimum, sigma, starts, seed)
+    return _checked_minimum(task, expected, minimum, scale, starts, seed)
 
 
 def _input_covariance(Lam, d: int, rotate: bool, seed: int) -> Array:
@@ -142,7 +148,7 @@ def _input_covariance(Lam, d: int, rotate: bool, seed: int) -> Array:
     validate=_validate,
     also=({"tasks": "whitening"},),
 )
-def best_single_layer_for_any_tasks(d, N, Lam, rotate, tasks, Om, sigma, starts, seed) -> list[Check]:
+def best_single_layer_for_any_tasks(d, N, Lam, rotate, tasks, Om, scale, starts, seed) -> list[Check]:
     matrix = _input_covariance(Lam, d, rotate, seed)
     inverse = np.linalg.inv(matrix)
     if tasks == "whitening":
@@ -153,7 +159,7 @@ def best_single_layer_for_any_tasks(d, N, Lam, rotate, tasks, Om, sigma, starts,
         expected = theory.lsa.optimal_preconditioner(matrix, second, 0.0, N)
         minimum = theory.lsa.minimum_risk(matrix, second, 0.0, N)
     task = LinearRegression(dim=d, context_length=N, covariance=matrix, task_covariance=second)
-    return _checked_minimum(task, expected, minimum, sigma, starts, seed)
+    return _checked_minimum(task, expected, minimum, scale, starts, seed)
 
 
 def _relu_answer(inner: Array, prompt: Prompt) -> Array:

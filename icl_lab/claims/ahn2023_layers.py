@@ -126,7 +126,7 @@ def best_preconditioned_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     scaled = minimise(on_set, {"a": np.linspace(0.5, 1.5, L)[None] + 0.2 * normals(seed, "a", (2, L))})
     _, slope = loss_and_norm(objective, {"A": jnp.asarray(scaled.lowest["a"][:, None, None] * inverse)})
     ends = minimise(objective, whitened_starts(task, L, starts, seed, corrected=False))
-    root = psd_root(matrix)
+    root = np.asarray(psd_root(matrix))
     found = by_size(root @ ends.lowest["A"] @ root)
     return [
         check.exact("a", np.sort(scaled.lowest["a"]), steps, WEIGHT_TOLERANCE),
@@ -185,7 +185,7 @@ def best_moving_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     ends = minimise(
         wishart.wishart_cubature(task, free_answer, degree_of(L, True)), whitened_starts(task, L, starts, seed, corrected=True)
     )
-    root = psd_root(np.asarray(task.covariance))
+    root = np.asarray(psd_root(task.covariance))
     return [
         *checks,
         *_slope_checks(task, L, seed, corrected=True),
@@ -220,7 +220,7 @@ def published_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     objective = wishart.bidiagonal_cubature(task, Partial(scaled_answer, inverse), degree_of(L, False))
     ends = minimise(objective, {"a": np.linspace(0.5, 1.5, L)[None] + 0.2 * normals(seed, "a", (starts, L))})
     steps, _, minimum = theory.ahn2023.best_stack(d, N, L, corrected=False)
-    root = psd_root(matrix)
+    root = np.asarray(psd_root(matrix))
     diagonals = np.diagonal(by_size(root @ (ends.lowest["a"][:, None, None] * inverse) @ root), axis1=1, axis2=2)
     checks = [
         check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE),
@@ -287,7 +287,7 @@ def _distances(matrices: np.ndarray) -> np.ndarray:
 )
 def distance_from_the_identity(d, N, L, Sig, starts, seed) -> list[Check]:
     task = task_of(d, N, Sig, seed)
-    root = psd_root(np.asarray(task.covariance))
+    root = np.asarray(psd_root(task.covariance))
     drawn = normals(seed, "matrices", (5, d, d))
     expected = [theory.ahn2023.distance_to_identity(one) for one in drawn]
     corrected = L > 1 and wishart.wishart_size(d, N, degree_of(L, True)) <= LARGEST_SEARCH

@@ -17,10 +17,12 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 import scipy.special
 from jaxtyping import Float
 
+from icl_lab import precision
 from icl_lab.errors import UnsupportedProblemError
 from icl_lab.linalg import psd_root
 from icl_lab.objectives.cubature import LARGEST_RULE, CubatureLoss
@@ -29,7 +31,7 @@ from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.typing import Array, Weights
 
-Rule = tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]
+Rule = tuple[np.ndarray, np.ndarray]
 """Nodes and masses of a law of one variable; the masses sum to 1."""
 
 
@@ -173,5 +175,7 @@ def _average(
     tasks = np.broadcast_to(task_root.T[None, :, None], (*shape, d)).reshape(-1, d)
     asked = np.broadcast_to((queries @ root)[None, None], (*shape, d)).reshape(-1, d)
     labels = np.einsum("pri,pi->pr", inputs, tasks)[..., None]
-    prompts = Prompt(inputs, labels, asked, np.einsum("pi,pi->p", asked, tasks)[:, None])
+    targets = np.einsum("pi,pi->p", asked, tasks)[:, None]
+    with precision.float64():
+        prompts = precision.to_numpy(jax.vmap(Prompt)(inputs, labels, asked, targets))
     return CubatureLoss(task, model, (prompts,), (np.repeat(masses, d * len(queries)),))

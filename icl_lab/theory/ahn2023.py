@@ -125,8 +125,10 @@ def stack_slopes(
     for i in range(len(point)):
         moved = point.copy()
         moved[i] += 1j * COMPLEX_STEP
-        a, b = np.split(moved, 2)
-        error = descent_steps.residual(rule.nodes, a, a * b / context_length, context_length)
+        error = shrinkage = np.ones_like(rule.nodes)
+        for a, b in zip(*np.split(moved, 2), strict=True):
+            gram = rule.nodes / context_length * shrinkage**2
+            error, shrinkage = error * (1 - a * gram), shrinkage * (1 - a * b * gram)
         slopes.append(rule.weights @ np.imag(error**2) / COMPLEX_STEP)
     by_step, by_move = np.split(np.array(slopes), 2)
     return by_step, by_move
