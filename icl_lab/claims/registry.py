@@ -30,6 +30,7 @@ MODULES = (
     "icl_lab.claims.oswald2022_gdpp",
     "icl_lab.claims.oswald2022_steps",
     "icl_lab.claims.oswald2022_depth",
+    "icl_lab.claims.oswald2022_fits",
     "icl_lab.claims.ahn2023",
     "icl_lab.claims.ahn2023_layers",
     "icl_lab.claims.layers",
