@@ -49,7 +49,7 @@ def excess(model, weights: Weights, series: PublishedSeries, values: np.ndarray,
     return float(gaps.mean()), float(np.std(blocks, ddof=1) / np.sqrt(BLOCKS))
 
 
-def fit(config: DictConfig, model, series: PublishedSeries, length: int, unit: float, epochs: int, patience: int, seed: int):
+def fit(model, series: PublishedSeries, length: int, unit: float, epochs: int, patience: int, seed: int):
     """One layer trained on four fifths of a series divided by `unit`, and the rest of the series in that unit."""
     order, key = len(series.coefficients), jax.random.key(seed)
     train, held_out = np.split(series.values / unit, [round(0.8 * len(series.values))])
@@ -70,7 +70,7 @@ def context_scaling(config: DictConfig, folder: Path) -> None:
         series = published_series(order, seed, unit, config.series_length)
         signal = theory.zhou2025.signal_variance(series.coefficients, unit)
         for name, (scale, epochs, patience) in runs.items():
-            weights, held_out = fit(config, LINEAR, series, length, scale, epochs, patience, seed)
+            weights, held_out = fit(LINEAR, series, length, scale, epochs, patience, seed)
             error, _ = excess(LINEAR, weights, series, held_out, length)
             shares.setdefault((name, order, length), []).append(error * scale**2 / signal)
     figure = Figure(figsize=(4.2 * len(sizes.orders), 3.9), layout="constrained")
@@ -149,7 +149,7 @@ def rollouts(config: DictConfig, folder: Path) -> None:
     sizes, unit = config.rollout, config.noise_std
     series = published_series(sizes.order, config.seeds[0], unit, config.series_length)
     rho, steps = series.coefficients, np.arange(1, sizes.steps + 1)
-    weights, _ = fit(config, LINEAR, series, sizes.length, unit, 3 * config.scaling.epochs, 5 * PATIENCE, config.seed)
+    weights, _ = fit(LINEAR, series, sizes.length, unit, 3 * config.scaling.epochs, 5 * PATIENCE, config.seed)
     observed = theory.rollout.simulated_series(rho, 1.0, sizes.length + sizes.order, sizes.series, config.seed)
     layer = analysis.rollout(LINEAR, weights, observed, sizes.order, sizes.steps)
     predicted = theory.rollout.lsa_rollout(observed, rho, 1.0, sizes.length / (sizes.length + 4), sizes.steps)
@@ -211,7 +211,7 @@ def softmax_comparison(config: DictConfig, folder: Path) -> None:
     for colour, (name, model) in enumerate({"linear": LINEAR, "softmax": SOFTMAX}.items()):
         points = []
         for length in track(sizes.lengths, f"{name} layer"):
-            weights, held_out = fit(config, model, series, length, unit, config.scaling.epochs, 3 * PATIENCE, config.seed)
+            weights, held_out = fit(model, series, length, unit, config.scaling.epochs, 3 * PATIENCE, config.seed)
             points.append(excess(model, weights, series, held_out, length))
         values, errors = np.array(points).T / signal
         axes.errorbar(sizes.lengths, values, 2 * errors, fmt="o", capsize=2, color=f"C{colour}", label=f"{name}, trained")

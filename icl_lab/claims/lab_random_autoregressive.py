@@ -113,7 +113,7 @@ def feature_moments(p, N, d, bound, sigma, samples, seed) -> list[Check]:
     phases = LinearDynamics(d, N, DiagonalUnitary())
     paired = models.LinearSelfAttention(causal=True, embedding="paired")
     checks = [
-        check.exact("features_of_a_series", Features.of(task, MODEL).count, theory.random_autoregressive.feature_count(p), 0.0),
+        check.exact("features_of_a_series", Features.of(task, MODEL).count, theory.zhou2025.feature_count(p), 0.0),
         check.exact("features_of_a_system", Features.of(system, paired).count, d * (2 * d + 1) * 2 * d, 0.0),
         check.exact("features_of_phases", Features.of(phases, paired).count, (2 * d) ** 3, 0.0),
         check.exact(
@@ -196,8 +196,9 @@ def _infinite_context(bound: float, sigma: float) -> MomentLoss:
         gram += weight * gamma[0] * np.outer(known, known)
         cross += weight * gamma[1] * known[:, None]
         variance += weight * gamma[0]
-    features = Features(rows=(0, 0, 1), columns=(0, 1, 1), queries=(0,), outputs=(1,), symmetric=True)
-    return MomentLoss(RandomAutoregressive(1, 1), MODEL, features, Moments(gram, cross, np.asarray(variance)))
+    return MomentLoss(
+        RandomAutoregressive(1, 1), MODEL, objectives.hankel_features(1), Moments(gram, cross, np.asarray(variance))
+    )
 
 
 PENALTIES = (1.0, 3.0, 6.0)

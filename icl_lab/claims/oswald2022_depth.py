@@ -188,7 +188,8 @@ def _polynomial_losses(descent: Descent, law: str, d: int, N: int, sigma: float,
     rule = Rule.sampled(law, d, N, sigma, samples, seed + 1)
     tasks = np.random.default_rng(seed + 2).standard_normal((samples, d))
     with np.errstate(over="ignore"):
-        errors = theory.descent_steps.residual(rule.nodes, descent.step_sizes, descent.curvatures, N).reshape(samples, d)
+        _, errors = theory.descent_variants.gdpp_polynomials(rule.nodes, descent.step_sizes, descent.curvatures, N)
+        errors = errors.reshape(samples, d)
         return rule.variance / 2 * np.sum((errors * tasks) ** 2, axis=1)
 
 

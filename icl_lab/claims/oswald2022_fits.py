@@ -149,7 +149,7 @@ def five_layers(d, N, law, sigma, K, samples, starts, seed) -> list[Check]:
     found = descend(drawn, K, True, 0.95 * scale * np.array([corrected.step_sizes[0], corrected.curvatures[0]]))
     fresh = Rule.sampled(law, d, N, sigma, samples, seed + 1)
     held_out, shared_held_out = (
-        np.median(theory.descent_steps.residual(fresh.nodes, one.step_sizes, one.curvatures, N) ** 2)
+        np.median(theory.descent_variants.gdpp_polynomials(fresh.nodes, one.step_sizes, one.curvatures, N)[1] ** 2)
         for one in (found, found_plain)
     )
     return [

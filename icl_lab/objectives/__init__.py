@@ -21,6 +21,7 @@ from icl_lab.objectives.population import RegressionLoss as RegressionLoss
 from icl_lab.objectives.population import StructuredLoss as StructuredLoss
 from icl_lab.objectives.population import StructuredWeights as StructuredWeights
 from icl_lab.objectives.sampled import SampledLoss as SampledLoss
+from icl_lab.objectives.series import hankel_features as hankel_features
 from icl_lab.objectives.series import series_loss as series_loss
 from icl_lab.objectives.streamed import StreamedLoss as StreamedLoss
 from icl_lab.tasks.prompt import Task

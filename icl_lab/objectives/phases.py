@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -80,8 +81,9 @@ def phase_loss(
             f"the Gram of {features} features needs {8 * features**2 / 2**30:.3g} GiB, and {MEMORY_LIMIT / 2**30:.3g} GiB are "
             "allowed. Use a smaller d, or `live=True`, whose features are an eighth as many."
         )
-    gram = _assemble(_second_counts(kinds, lengths, model, dim), task.start, dim, (False, True, False, True, False, True))
-    cross = _assemble(_first_counts(kinds, lengths, model, dim), task.start, dim, (False, True, False, True))
+    pairs, singles = _patterns(dim, 6), _patterns(dim, 4)
+    gram = _assemble(_second_counts(kinds, lengths, model, pairs), task.start, dim, pairs)
+    cross = _assemble(_first_counts(kinds, lengths, model, singles), task.start, dim, singles)
     variance = len(lengths) * dim * float(task.start.mixed_moment([(1, 1)], dim))
     return MomentLoss(
         task=task,
@@ -105,19 +107,24 @@ def phase_features(dim: int, live: bool) -> Features:
     )
 
 
-def _patterns(dim: int, slots: int) -> tuple[list[tuple[int, ...]], Int[Array, "tuples"]]:
-    """The patterns of equal indices among `slots` indices below `dim`, and the pattern of every index tuple.
+class _Patterns(NamedTuple):
+    """The patterns of equal indices among some slots, each as groups of slots, and the pattern of every index tuple."""
 
-    A pattern is the tuple of the first slot that holds the same index, for each slot.
-    """
+    groups: list[list[list[int]]]
+    which: Int[np.ndarray, "tuples"]
+
+
+def _patterns(dim: int, slots: int) -> _Patterns:
+    """All patterns of `slots` indices below `dim`."""
     indices = np.indices((dim,) * slots).reshape(slots, -1)
     first = np.argmax(indices[:, None, :] == indices[None, :, :], axis=1)
     codes = np.tensordot(slots ** np.arange(slots), first, axes=1)
     _, examples, which = np.unique(codes, return_index=True, return_inverse=True)
-    return [tuple(int(j) for j in first[:, e]) for e in examples], which.reshape(-1)
+    groups = [[np.flatnonzero(first[:, e] == leader).tolist() for leader in np.unique(first[:, e])] for e in examples]
+    return _Patterns(groups, which.reshape(-1))
 
 
-def _count(exponents: list[Array], weights: Array, patterns: list[tuple[int, ...]]) -> Float[np.ndarray, "P"]:
+def _count(exponents: list[Array], weights: Array, patterns: _Patterns) -> Float[np.ndarray, "P"]:
     """For each pattern, the weight of the positions at which the signed exponents of every group of slots cancel."""
     sums, cancels = {0: np.zeros((), np.int32)}, {}
     for mask in range(1, 2 ** len(exponents)):
@@ -125,19 +132,18 @@ def _count(exponents: list[Array], weights: Array, patterns: list[tuple[int, ...
         sums[mask] = sums[mask & (mask - 1)] + exponents[lowest]
         cancels[mask] = sums[mask] == 0
     totals = []
-    for pattern in patterns:
-        groups = [sum(1 << slot for slot, head in enumerate(pattern) if head == leader) for leader in sorted(set(pattern))]
-        together = cancels[groups[0]]
-        for group in groups[1:]:
-            together = together & cancels[group]
+    for groups in patterns.groups:
+        first, *rest = (sum(1 << slot for slot in group) for group in groups)
+        together = cancels[first]
+        for mask in rest:
+            together = together & cancels[mask]
         totals.append(np.sum(weights, where=together))
     return np.array(totals)
 
 
-def _second_counts(kinds, lengths, model, dim) -> dict:
+def _second_counts(kinds, lengths, model, patterns: _Patterns) -> dict:
     """Counts of E[phi phi^*] by the kinds of the two features."""
-    patterns, _ = _patterns(dim, 6)
-    totals = {pair: np.zeros(len(patterns)) for pair in itertools.product(kinds, kinds)}
+    totals = {pair: np.zeros(len(patterns.groups)) for pair in itertools.product(kinds, kinds)}
     for t, i, j, weight in _position_pairs(lengths, model):
         for (s_a, s_b, s_c), (r_a, r_b, r_c) in totals:
             # x_0 = 0: a block of lag 1 starts with the second token.
@@ -161,9 +167,8 @@ def _position_pairs(lengths, model):
             held, size = [], 0
 
 
-def _first_counts(kinds, lengths, model, dim) -> dict:
+def _first_counts(kinds, lengths, model, patterns: _Patterns) -> dict:
     """Counts of E[phi y^*] by the kind of the feature; the target is x_{t+1}."""
-    patterns, _ = _patterns(dim, 4)
     attended = [np.arange(1, length + 1 + model.query_in_sum, dtype=np.int32) for length in lengths]
     i = np.concatenate(attended)
     t = np.repeat(np.asarray(lengths, np.int32) + 1, [len(a) for a in attended])
@@ -174,15 +179,17 @@ def _first_counts(kinds, lengths, model, dim) -> dict:
     }
 
 
-def _assemble(counts: dict, start: StartLaw, dim: int, starred: Sequence[bool]) -> dict:
-    """Moments by kinds, over all index tuples: count times the moment of the start vector for its pattern."""
-    patterns, which = _patterns(dim, len(starred))
+def _assemble(counts: dict, start: StartLaw, dim: int, patterns: _Patterns) -> dict:
+    """Moments by kinds, over all index tuples: count times the moment of the start vector for its pattern.
+
+    Plain and starred slots alternate: (x_m, x_l^*, x_k) of a feature, then the conjugates of another's or of the target.
+    """
     moments = []
-    for pattern in patterns:
-        groups = [[starred[slot] for slot, head in enumerate(pattern) if head == leader] for leader in sorted(set(pattern))]
-        powers = [(group.count(False), group.count(True)) for group in groups]
+    for groups in patterns.groups:
+        starred = [sum(slot % 2 for slot in group) for group in groups]
+        powers = [(len(group) - stars, stars) for group, stars in zip(groups, starred, strict=True)]
         moments.append(float(start.mixed_moment(powers, dim)))
-    return {kinds: (count * np.array(moments))[which] for kinds, count in counts.items()}
+    return {kinds: (count * np.array(moments))[patterns.which] for kinds, count in counts.items()}
 
 
 def _by_feature(values: dict, dim: int, features: int) -> Array:

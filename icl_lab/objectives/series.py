@@ -76,19 +76,18 @@ def series_loss(
     else:
         moments = series_moments(np.asarray(task.autocovariance), order)
     scale = length / model.rho(length + 1)
-    pairs = [(j, k) for j in range(order + 1) for k in range(j, order + 1)]
     return MomentLoss(
         task=task,
         model=model,
-        features=Features(
-            rows=tuple(j for j, _ in pairs),
-            columns=tuple(k for _, k in pairs),
-            queries=tuple(range(order)),
-            outputs=(order,),
-            symmetric=True,
-        ),
+        features=hankel_features(order),
         moments=Moments(gram=scale**2 * moments.gram, cross=scale * moments.cross, variance=moments.variance),
     )
+
+
+def hankel_features(order: int) -> Features:
+    """The features of one layer on the tokens (x_i, .., x_{i+p}), in the order of `series_moments`."""
+    rows, columns = np.triu_indices(order + 1)
+    return Features(tuple(rows.tolist()), tuple(columns.tolist()), tuple(range(order)), (order,), symmetric=True)
 
 
 def series_moments(autocovariance: Float[np.ndarray, "*z lags"], order: int) -> Moments:

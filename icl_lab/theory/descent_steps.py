@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from icl_lab.errors import InvalidValueError
 from icl_lab.theory import gram_moments
+from icl_lab.theory.descent_variants import gdpp_polynomials
 from icl_lab.typing import Array
 
 _LARGEST_STEP = 10.0
@@ -74,36 +75,9 @@ class Descent(NamedTuple):
     loss: float
 
 
-def residual(
-    nodes: Float[Array, "*r"], step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"], context_length: int
-) -> Float[Array, "*r"]:
-    r"""rho_K of gradient descent with curvature correction, at eigenvalues of W.
-
-    .. math:: \rho_{k+1} = \rho_k - \tfrac{\eta_k}{N} s\, p_k^2 \rho_k, \qquad p_{k+1} = p_k (1 - \gamma_k s p_k^2), \qquad
-              \rho_0 = p_0 = 1
-
-    Args:
-      nodes: (r,), s.
-      step_sizes: (K,), eta.
-      curvatures: (K,), gamma.
-      context_length: N.
-
-    Returns:
-      (r,).
-
-    Source: GD++ of von Oswald et al. (arXiv 2212.07677, Appendix A.10), as a polynomial; derived for the lab.
-    """
-    rho, shrinkage = np.ones_like(nodes), np.ones_like(nodes)
-    for eta, gamma in zip(step_sizes, curvatures, strict=True):
-        gram = nodes * shrinkage**2
-        rho = rho * (1 - eta / context_length * gram)
-        shrinkage = shrinkage * (1 - gamma * gram)
-    return rho
-
-
 def loss(rule: Rule, step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"]) -> float:
-    """Half loss of `residual` on a rule."""
-    errors = residual(rule.nodes, step_sizes, curvatures, rule.context_length)
+    """Half loss on a rule, whose error operator is rho_K of `descent_variants.gdpp_polynomials`."""
+    _, errors = gdpp_polynomials(rule.nodes, step_sizes, curvatures, rule.context_length)
     return float(rule.variance / 2 * rule.weights @ errors**2)
 
 
@@ -266,7 +240,7 @@ def sampled_alignment(
     inputs, query = scale * unit[:, :-1], scale * unit[:, -1]
     nodes, basis = np.linalg.eigh(np.swapaxes(inputs, 1, 2) @ inputs)
     tasks = np.einsum("sab,sa->sb", basis, generator.standard_normal((samples, dim)))
-    u, v = (tasks * (1 - residual(nodes, one.step_sizes, one.curvatures, context_length)) for one in (first, second))
+    u, v = (tasks * (1 - gdpp_polynomials(nodes, one.step_sizes, one.curvatures, context_length)[1]) for one in (first, second))
     cosine = np.sum(u * v, axis=1) / (np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1))
     predictions = np.einsum("sb,sab,sa->s", u - v, basis, query)
     return np.column_stack([cosine, np.linalg.norm(u - v, axis=1), np.abs(predictions)])

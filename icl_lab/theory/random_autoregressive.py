@@ -14,19 +14,11 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.theory import zhou2025
 from icl_lab.typing import Array
 
 NODES = 40
 """Fewest quadrature nodes an axis."""
-
-
-def feature_count(order: int) -> int:
-    """Number of features of one layer on AR(p) windows, p (p + 1) (p + 2) / 2.
-
-    Args:
-      order: p.
-    """
-    return order * (order + 1) * (order + 2) // 2
 
 
 class FeatureMoments(NamedTuple):
@@ -138,7 +130,7 @@ def random_feature_moments(
       Moments without leading axis.
     """
     coefficients, weights = coefficient_rule(order, bound, nodes)
-    count = feature_count(order)
+    count = zhou2025.feature_count(order)
     gram, cross, variance = np.zeros((count, count)), np.zeros(count), 0.0
     for start in range(0, len(weights), 128):
         some, share = coefficients[start : start + 128], weights[start : start + 128]

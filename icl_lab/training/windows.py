@@ -20,7 +20,7 @@ from icl_lab import precision
 from icl_lab.errors import InvalidValueError
 from icl_lab.models.attention import SelfAttention
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.moments import Features
+from icl_lab.objectives.series import hankel_features
 from icl_lab.tasks.forecasting import forecast_prompt
 from icl_lab.tasks.prompt import check_count
 from icl_lab.typing import Array, Key, Weights
@@ -115,17 +115,12 @@ def windows_mse(model: SelfAttention, weights: Weights, series: Float[Array, "T"
 def window_features(series: Float[Array, "T"], order: int, context_length: int) -> Float[np.ndarray, "B F"]:
     """The features of one layer on every window that a value follows: sums over N columns as differences of running sums."""
     columns = np.lib.stride_tricks.sliding_window_view(np.asarray(series, dtype=np.float64)[:-1], order + 1)
-    features = _features(order)
+    features = hankel_features(order)
     products = columns[:, features.rows] * columns[:, features.columns]
     running = np.cumsum(np.pad(products, ((1, 0), (0, 0))), axis=0)
     gram = (running[context_length:] - running[:-context_length]) / context_length
     queries = columns[context_length - 1 :, 1:]
     return (gram[:, :, None] * queries[:, None, :]).reshape(len(gram), -1)
-
-
-def _features(order: int) -> Features:
-    rows, columns = np.triu_indices(order + 1)
-    return Features(tuple(rows.tolist()), tuple(columns.tolist()), tuple(range(order)), (order,), symmetric=True)
 
 
 def _reads_features(model: SelfAttention, weights: Weights) -> bool:
@@ -148,7 +143,7 @@ def _examples(model, weights, series, order: int, context_length: int, dtype) ->
 def _squared_error(model, weights, inputs, targets, order: int):
     if _reads_features(model, weights):
         layer = weights[0] if isinstance(weights, tuple) else weights
-        predictions = model.readout_sign * (inputs @ _features(order).coefficients(layer)[0])
+        predictions = model.readout_sign * (inputs @ hankel_features(order).coefficients(layer)[0])
     else:
         predictions = jax.vmap(lambda values: model(weights, forecast_prompt(values, order))[0])(inputs)
     return jnp.mean((predictions - targets) ** 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab.errors import InvalidValueError
-from icl_lab.theory import descent_steps
+from icl_lab.theory import descent_steps, descent_variants
 from icl_lab.theory.descent_steps import Rule
 
 UNIFORM = ("uniform", 10, 10, 0.5)
@@ -61,7 +61,7 @@ def test_the_residual_is_that_of_matrices():
         answers, labels = answers + query @ step.T, labels - moved @ step.T
         moved, query = moved - gamma * moved @ gram, query - gamma * query @ gram
     nodes, basis = np.linalg.eigh(inputs.T @ inputs)
-    rho = (basis * descent_steps.residual(nodes, etas, gammas, 6)) @ basis.T
+    rho = (basis * descent_variants.gdpp_polynomials(nodes, etas, gammas, 6)[1]) @ basis.T
     np.testing.assert_allclose(np.eye(4) - answers, rho, atol=1e-13)
 
 

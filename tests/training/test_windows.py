@@ -8,6 +8,7 @@ import pytest
 
 from icl_lab.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, initializers, series_constructions
+from icl_lab.objectives import hankel_features
 from icl_lab.tasks.forecasting import forecast_prompt
 from icl_lab.theory import rollout
 from icl_lab.training import windows
@@ -56,7 +57,7 @@ def test_an_epoch_is_adam_on_shuffled_batches(key, series):
     rows = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), 51))[:50].reshape(5, 10)
 
     def loss(weights, batch):
-        predictions = jnp.asarray(inputs[batch]) @ windows._features(2).coefficients(weights)[0]
+        predictions = jnp.asarray(inputs[batch]) @ hankel_features(2).coefficients(weights)[0]
         return jnp.mean((predictions - targets[batch]) ** 2)
 
     weights, losses = jax.tree.map(jnp.asarray, start), []
