@@ -20,12 +20,15 @@ from icl_lab.theory import lsa as lsa
 from icl_lab.theory import mahankali2023 as mahankali2023
 from icl_lab.theory import minima as minima
 from icl_lab.theory import nonlinear as nonlinear
+from icl_lab.theory import one_layer as one_layer
 from icl_lab.theory import phases as phases
 from icl_lab.theory import random_autoregressive as random_autoregressive
 from icl_lab.theory import random_covariance as random_covariance
 from icl_lab.theory import recovery as recovery
 from icl_lab.theory import rollout as rollout
 from icl_lab.theory import rotations as rotations
+from icl_lab.theory import sine_regression as sine_regression
+from icl_lab.theory import softmax_heads as softmax_heads
 from icl_lab.theory import softmax_series as softmax_series
 from icl_lab.theory import stability as stability
 from icl_lab.theory import structured as structured
