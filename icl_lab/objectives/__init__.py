@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives import phases, series
+from icl_lab.objectives import independent, phases, series
 from icl_lab.objectives.cubature import CubatureLoss as CubatureLoss
 from icl_lab.objectives.cubature import rotation_cubature as rotation_cubature
 from icl_lab.objectives.curvature import Curvature as Curvature
 from icl_lab.objectives.curvature import curvature as curvature
+from icl_lab.objectives.independent import independent_loss as independent_loss
 from icl_lab.objectives.moments import Features as Features
 from icl_lab.objectives.moments import MomentLoss as MomentLoss
 from icl_lab.objectives.moments import Moments as Moments
@@ -41,10 +42,12 @@ def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: i
     key = jax.random.key(0) if key is None else key
     if layers == 1 and RegressionLoss.supports(task, model):
         return RegressionLoss.build(task, model)
+    if layers == 1 and independent.supports(task, model):
+        return independent_loss(task, model)  # pyright: ignore[reportArgumentType]
     if layers == 1 and phases.supports(task, model):
         return phase_loss(task, model, lengths=[task.context_length])  # pyright: ignore[reportArgumentType]
     if layers == 1 and series.supports(task, model):
         return series_loss(task, model)  # pyright: ignore[reportArgumentType]
-    if layers == 1 and isinstance(model, LinearSelfAttention) and model.loops == 1:
+    if layers == 1 and isinstance(model, LinearSelfAttention) and model.plain:
         return SampledLoss.build(task, model, key, prompts)
     return StreamedLoss.build(task, model, key)

@@ -1,0 +1,107 @@
+"""The exact loss of independent inputs against Wick sums, quadrature over literal forward passes, and sampled prompts."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from icl_lab import objectives, tasks
+from icl_lab.errors import MemoryBudgetError, UnsupportedProblemError
+from icl_lab.models import LinearSelfAttention, initializers
+from icl_lab.objectives.moments import Features
+from icl_lab.tasks.covariates import ExponentialDiagonal, Gaussian, Sphere, Uniform
+from icl_lab.tasks.prompt import Prompt
+
+MODEL = LinearSelfAttention(query_in_sum=False)
+LAWS = {"uniform": lambda d: Uniform(d, half_width=1.3), "sphere": lambda d: Sphere(d, radius=1.7)}
+COVARIANCE = np.array([[1.0, 0.3], [0.3, 0.6]])
+
+
+def weights_of(key, dim, heads=None):
+    return initializers.gaussian(key, dim + 1, 0.4, heads=heads)
+
+
+@pytest.mark.parametrize("normaliser", ["context_length", "none"])
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_gaussian_inputs_give_the_loss_of_wick_sums(dim, normaliser, rng, key):
+    roots = rng.normal(size=(2, dim, dim))
+    covariance, of_tasks = (root @ root.T + 0.1 * np.eye(dim) for root in roots)
+    task = tasks.LinearRegression(dim, 4, covariance, of_tasks, noise_std=0.6)
+    model = LinearSelfAttention(query_in_sum=False, normaliser=normaliser, readout_sign=-1.0)
+    weights = weights_of(key, dim, heads=2)
+    expected = objectives.RegressionLoss.build(task, model).risk(weights)
+    assert objectives.independent_loss(task, model).risk(weights) == pytest.approx(expected, rel=1e-12)
+
+
+def literal_loss(weights, half_width, context_length, noise):
+    """Half loss of prompts of one input coordinate, by Gauss rules over everything that is random."""
+    points, masses = np.polynomial.legendre.leggauss(4)
+    inputs = (half_width * points, masses / 2)
+    normal, normal_masses = np.polynomial.hermite_e.hermegauss(5)
+    gaussian = (normal, normal_masses / np.sum(normal_masses))
+    axes = [inputs] * (context_length + 1) + [gaussian] + [gaussian] * context_length
+    total = 0.0
+    for nodes in itertools.product(*(list(zip(*axis, strict=True)) for axis in axes)):
+        values = np.array([value for value, _ in nodes])
+        x, query, w, e = np.split(values, [context_length, context_length + 1, context_length + 2])
+        z = np.stack([x, w * x + noise * e], axis=1)
+        answer = (weights.w_pv @ (z.T @ z / context_length) @ weights.w_kq @ np.array([query[0], 0.0]))[-1]
+        total += np.prod([mass for _, mass in nodes]) * 0.5 * (answer - w[0] * query[0]) ** 2
+    return total
+
+
+def test_uniform_inputs_give_the_average_of_literal_forward_passes(key):
+    weights = weights_of(key, 1)
+    task = tasks.LinearRegression(1, 2, covariates=Uniform(1, half_width=0.8), noise_std=0.7)
+    loss = objectives.independent_loss(task, MODEL)
+    assert float(loss(weights)) == pytest.approx(literal_loss(weights, 0.8, 2, 0.7), rel=1e-12)
+
+
+def test_two_coordinates_give_the_average_of_literal_forward_passes(key):
+    """Two uniform coordinates and two examples, without noise: 3 nodes a coordinate of an example, 2 of the query."""
+    weights = weights_of(key, 2)
+    points, masses = np.polynomial.legendre.leggauss(3)
+    normal, normal_masses = np.polynomial.hermite_e.hermegauss(3)
+    two, two_masses = np.polynomial.legendre.leggauss(2)
+    axes = [(points, masses / 2)] * 4 + [(two, two_masses / 2)] * 2 + [(normal, normal_masses / np.sum(normal_masses))] * 2
+    nodes = np.array(list(itertools.product(*(axis for axis, _ in axes))))
+    mass = np.prod(np.array(list(itertools.product(*(m for _, m in axes)))), axis=1)
+    inputs, queries, w = nodes[:, :4].reshape(-1, 2, 2), nodes[:, 4:6], nodes[:, 6:]
+    labels, targets = np.einsum("pni,pi->pn", inputs, w)[..., None], np.sum(queries * w, axis=1)[:, None]
+    prompts = jax.vmap(Prompt)(inputs, labels, queries, targets)
+    answers = jax.vmap(lambda prompt: MODEL(weights, prompt))(prompts)
+    expected = 0.5 * mass @ np.asarray((answers - targets) ** 2)[:, 0]
+    task = tasks.LinearRegression(2, 2, covariates=Uniform(2))
+    assert float(objectives.independent_loss(task, MODEL)(weights)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("normaliser", ["context_length", "none"])
+def test_sampled_moments_agree(law, normaliser, key):
+    task = tasks.LinearRegression(2, 3, task_covariance=COVARIANCE, noise_std=0.5, covariates=LAWS[law](2))
+    model = LinearSelfAttention(query_in_sum=False, normaliser=normaliser)
+    exact = objectives.population(task, model)
+    sampled = objectives.SampledLoss.build(task, model, key, prompts=40_000, groups=20)
+    weights = weights_of(key, 2)
+    assert exact.standard_error(weights) == 0.0
+    assert abs(exact.risk(weights) - sampled.risk(weights)) < 4 * sampled.standard_error(weights)
+
+
+@pytest.mark.parametrize("law", [Gaussian(np.ones(3)), Uniform(3), Sphere(3)])
+def test_the_features_are_all_that_do_not_vanish(law):
+    task = tasks.LinearRegression(3, 2, covariates=law)
+    assert objectives.independent_loss(task, MODEL).features == Features.of(task, MODEL)
+
+
+def test_other_problems_are_refused():
+    uniform = tasks.LinearRegression(2, 3, covariates=Uniform(2))
+    with pytest.raises(UnsupportedProblemError, match="query_in_sum=False"):
+        objectives.independent_loss(uniform, LinearSelfAttention())
+    with pytest.raises(UnsupportedProblemError, match="query_in_sum=False"):
+        objectives.independent_loss(uniform, LinearSelfAttention(query_in_sum=False, loops=2))
+    shared = tasks.LinearRegression(2, 3, covariates=ExponentialDiagonal(2))
+    with pytest.raises(UnsupportedProblemError, match="covariates"):
+        objectives.independent_loss(shared, MODEL)
+    with pytest.raises(MemoryBudgetError, match="features"):
+        objectives.independent_loss(tasks.LinearRegression(40, 3), MODEL)
