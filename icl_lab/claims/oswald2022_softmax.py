@@ -1,1 +1,192 @@
-"""Claims of von Oswald et al. 2022 (arXiv 2212.07677)."""
+"""Claims of von Oswald et al. 2022 (arXiv 2212.07677) about softmax heads and LayerNorm in place of linear attention."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from icl_lab import models, prng, theory
+from icl_lab.claims import check
+from icl_lab.claims.check import Check
+from icl_lab.claims.claim import integer
+from icl_lab.claims.descent_layers import LAW, covariates, input_moments
+from icl_lab.claims.descent_layers import MODEL as LINEAR
+from icl_lab.claims.oswald2022 import PAPER
+from icl_lab.claims.registry import claim
+from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.models import LSAWeights, constructions
+from icl_lab.tasks.prompt import Prompt
+from icl_lab.typing import Array, Key
+
+SOFTMAX = models.SoftmaxSelfAttention(query_in_sum=False)
+# Losses that count as the same.
+SAME = 0.01
+# Scalars are compared where the sample determines them to this.
+DETERMINED = 0.25
+# Prompts of the reference in theory.
+REFERENCE = 40_000
+# Temperature, in units of 1 / (sig2 sqrt(d)), at which two heads are their limit up to its square.
+COLD = 1e-3
+
+SIZES = {
+    "d": integer(10, 1, "input dimension"),
+    "N": integer(10, 2, "context length"),
+}
+
+
+def unit_tasks(key: Key, law: str, dim: int, context_length: int, sigma: float) -> Prompt:
+    """A prompt of all d unit tasks at once, y_i = x_i: its squared error is the mean over tasks w ~ N(0, I)."""
+    inputs = covariates(law, dim, sigma).sample(key, context_length + 1)
+    return Prompt(inputs[:-1], inputs[:-1], inputs[-1], inputs[-1])
+
+
+def scalar_heads(temperatures: Array, values: Array, dim: int) -> LSAWeights:
+    """Heads with scores beta_h x_i.x_q and values c_h y_i, on tokens of d inputs and d labels; (H,) coefficients."""
+    inputs, labels = (jnp.asarray(np.diag(np.repeat(row, dim))) for row in np.eye(2))
+    return LSAWeights(w_pv=values[:, None, None] * labels, w_kq=temperatures[:, None, None] * inputs)
+
+
+def linear_answer(prompt: Prompt) -> Array:
+    """One gradient step of size 1."""
+    dim = prompt.query.shape[0]
+    return LINEAR(constructions.gradient_descent(LINEAR, dim, prompt.inputs.shape[0], 1.0, label_dim=dim), prompt)
+
+
+@claim(
+    "oswald2022.softmax.centred",
+    paper=PAPER,
+    statement="The small-temperature limit of two opposite softmax heads, a step with centred context inputs, is best at "
+    "eta_c = N/(sig2 D), with half loss L_c = (sig2 d/2)(1 - (N-1)/D), D = N + d + (kap-3)(N-1)/N, above plain descent's.",
+    source="section on softmax attention; closed form by icl_lab",
+    parameters=SIZES
+    | LAW
+    | {
+        "samples": integer(40_000, 1_000, "simulated prompts"),
+        "seed": integer(0, 0, "of the prompts"),
+    },
+)
+def centred_descent(d, N, law, sigma, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(law, sigma)
+
+    def answers(key):
+        """The query, the limit of two heads for eta = 1, and plain descent."""
+        prompt = unit_tasks(key, law, d, N, sigma)
+        signs = jnp.array([1.0, -1.0])
+        limit = jax.jacfwd(lambda e: SOFTMAX(scalar_heads(e * signs, signs / 2, d), prompt))(0.0)
+        return jnp.stack([prompt.query, limit, linear_answer(prompt)])
+
+    target, centred, plain = np.moveaxis(simulate(answers, prng.stream(jax.random.key(seed), "prompts"), samples), 1, 0)
+    eta, eta_error = _slope(centred, target)
+    loss, plain_loss = (_half_losses(target - _slope(one, target)[0] * one) for one in (centred, plain))
+    ratio = np.mean(loss) / np.mean(plain_loss)
+    ratio_error = mean_with_error(loss - ratio * plain_loss)[1] / np.mean(plain_loss)
+    best = theory.softmax_heads.centred_optimum(d, N, variance, kurtosis)
+    descent = theory.vonoswald2022.one_step_loss(
+        theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis), d, N, variance, kurtosis
+    )
+    return [
+        check.sampled("eta_c", eta, theory.softmax_heads.centred_step_size(d, N, variance, kurtosis), eta_error),
+        check.sampled("L_c", np.mean(loss), best, mean_with_error(loss)[1]),
+        check.sampled("L_c_over_L", ratio, best / descent, ratio_error),
+        check.at_least("centring_costs", ratio, 1.0),
+    ]
+
+
+@claim(
+    "oswald2022.softmax.heads",
+    paper=PAPER,
+    statement="The best softmax head with scores beta x_i.x_q does worse than one gradient step; two opposite heads do better, "
+    "also than their limit of small temperatures, centred descent; temperatures free of each other gain nothing.",
+    source="Figures 11 and 12, with scalar heads by icl_lab",
+    parameters=SIZES
+    | LAW
+    | {
+        "samples": integer(20_000, 1_000, "prompts that the heads are fitted on"),
+        "seed": integer(0, 0, "of the prompts"),
+    },
+)
+def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(law, sigma)
+    keys = jax.random.split(prng.stream(jax.random.key(seed), "prompts"), samples)
+    prompts = jax.jit(jax.vmap(lambda key: unit_tasks(key, law, d, N, sigma)))(keys)
+    unit = 1 / (variance * np.sqrt(d))
+
+    def half_losses(point, signs):
+        """Of heads with beta = sign unit e^b and c = sign e^(a - b), (b, a) (2, H), so that a alone is their slope at 0."""
+        weights = scalar_heads(signs * unit * jnp.exp(point[0]), signs * jnp.exp(point[1] - point[0]), d)
+        return jax.vmap(lambda prompt: jnp.sum((SOFTMAX(weights, prompt) - prompt.target) ** 2) / 2)(prompts)
+
+    losses = jax.jit(half_losses)
+    scores = jax.jit(jax.jacfwd(half_losses))
+    curvature = jax.jit(jax.hessian(lambda point, signs: jnp.mean(half_losses(point, signs))))
+    slope = jax.jit(jax.value_and_grad(lambda point, signs: jnp.mean(half_losses(point, signs))))
+
+    def fit(start, signs):
+        def function(flat):
+            value, gradient = slope(jnp.asarray(flat.reshape(start.shape)), signs)
+            return float(value) / (variance * d), np.ravel(gradient) / (variance * d)
+
+        found = scipy.optimize.minimize(function, np.ravel(start), jac=True, method="BFGS", options={"gtol": 1e-6})
+        return found.x.reshape(start.shape)
+
+    both = np.array([1.0, -1.0])
+    one = fit(np.array([[0.7], [0.7]]), both[:1])
+    two = fit(np.array([[0.0], [0.0]]), both)
+    # Start the free pair off the symmetric one.
+    free = fit(two + np.array([[0.3, -0.3], [0.1, -0.1]]), both)
+    checks, values = [], {}
+    for name, point, signs in (("one_head", one, both[:1]), ("two_heads", two, both)):
+        best = theory.softmax_heads.best_heads(law, d, N, sigma, len(signs) == 2, REFERENCE, seed)
+        values[name] = np.asarray(losses(jnp.asarray(point), signs))
+        loss, error = mean_with_error(values[name])
+        checks.append(check.sampled(f"loss_of_{name}", loss, best.loss, float(np.hypot(error, best.standard_error))))
+        # Losses are flat around the best scalars, which are compared by what they cost here.
+        reference = np.log([best.temperature / unit, best.value * best.temperature / unit])[:, None]
+        regret = float(np.mean(losses(jnp.asarray(reference), signs))) / loss
+        checks.append(check.exact(f"cost_of_the_reference_scalars_of_{name}", regret, 1.0, SAME))
+        gradients = np.asarray(scores(jnp.asarray(point), signs)).reshape(samples, 2)
+        bread = np.linalg.pinv(np.asarray(curvature(jnp.asarray(point), signs)).reshape(2, 2))
+        covariance = bread @ (gradients.T @ gradients / samples) @ bread * (1 / samples + 1 / REFERENCE)
+        for scalar, direction, expected in (("beta", [1.0, 0.0], best.temperature), ("c", [-1.0, 1.0], best.value)):
+            relative = float(np.sqrt(direction @ covariance @ direction))
+            if check.SIGMAS * relative < DETERMINED:
+                fitted = unit * np.exp(point[0, 0]) if scalar == "beta" else np.exp(point[1, 0] - point[0, 0])
+                checks.append(check.sampled(f"{scalar}_of_{name}", fitted, expected, expected * relative))
+    eta = theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis)
+    descent = theory.vonoswald2022.one_step_loss(eta, d, N, variance, kurtosis)
+    step = _half_losses(np.asarray(prompts.query - eta * jax.jit(jax.vmap(linear_answer))(prompts)))
+    # Two heads of a small temperature are centred descent.
+    slope_at_zero = theory.softmax_heads.centred_step_size(d, N, variance, kurtosis) / (2 * unit)
+    centred = np.asarray(losses(jnp.array([[np.log(COLD)], [np.log(slope_at_zero)]]), both))
+    limit = theory.softmax_heads.centred_optimum(d, N, variance, kurtosis)
+    two_loss = np.mean(values["two_heads"])
+    return [
+        *checks,
+        check.sampled("loss_of_descent", np.mean(step), descent, mean_with_error(step)[1]),
+        check.sampled("loss_of_centred_descent", np.mean(centred), limit, mean_with_error(centred)[1]),
+        # On common prompts, beyond their noise.
+        _excess("one_head_over_descent", values["one_head"], step),
+        _excess("one_head_over_two_heads", values["one_head"], values["two_heads"]),
+        check.at_most("two_heads_over_centred_descent", two_loss / np.mean(centred), 1.0, COLD),
+        check.exact("free_temperatures_over_opposite", np.mean(losses(jnp.asarray(free), both)) / two_loss, 1.0, SAME),
+    ]
+
+
+def _excess(name: str, first: np.ndarray, second: np.ndarray) -> Check:
+    """The check that a mean loss is above another on the same prompts, by what their noise cannot explain."""
+    difference, error = (float(value / np.mean(second)) for value in mean_with_error(first - second))
+    return check.at_least(name, 1 + difference, 1 + check.SIGMAS * error, standard_error=error)
+
+
+def _slope(regressor: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """The coefficient of a regression over all prompts and outputs, and its standard error."""
+    square = np.sum(regressor**2, axis=1)
+    slope = np.sum(regressor * target) / np.sum(square)
+    scores = np.sum(regressor * (target - slope * regressor), axis=1)
+    return float(slope), float(np.sqrt(np.mean(scores**2) / len(scores)) / np.mean(square))
+
+
+def _half_losses(errors: np.ndarray) -> np.ndarray:
+    return np.sum(errors**2, axis=1) / 2
