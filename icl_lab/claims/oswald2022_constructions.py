@@ -14,7 +14,7 @@ from icl_lab.claims.oswald2022 import INPUTS, MODEL, PAPER, ROUNDING, SEED, SIZE
 from icl_lab.claims.registry import claim
 from icl_lab.errors import AssumptionError
 from icl_lab.models import LSAWeights, constructions, copying
-from icl_lab.tasks.embeddings import interleaved
+from icl_lab.tasks.embeddings import interleaved, with_positions
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.typing import Array
 
@@ -106,7 +106,7 @@ def separate_tokens_are_merged(d, N, eta, law, sigma, k, b, seed) -> list[Check]
     prompt, _ = instance(d, k, N, law, sigma, seed)
     width, count = d + k, 2 * N + 1
     contents = np.asarray(interleaved(prompt))
-    tokens = np.asarray(copying.positioned(contents))
+    tokens = np.asarray(with_positions(contents))
     copy = copying.copy_successor(width, count)
     after = np.asarray(COPIER.apply(copy, tokens))
     step = copying.step_on_copies(width, count, d, k, N, eta)
@@ -134,7 +134,7 @@ def _softmax_copies(contents: Array, scores: list[float]) -> list[float]:
     count, width = contents.shape
 
     def first_copy(slot, layer):
-        tokens = copying.positioned(jnp.asarray(contents).at[1, 0].set(slot))
+        tokens = with_positions(jnp.asarray(contents).at[1, 0].set(slot))
         return model.apply(layer, tokens)[0, count + width]
 
     derivative = jax.jit(jax.grad(first_copy))
@@ -158,7 +158,7 @@ def merged_label_tokens_contaminate(d, N, eta, law, sigma, seed) -> list[Check]:
 
     def answer(contents, zeroed):
         width = contents.shape[1]
-        merged = np.array(COPIER.apply(copying.copy_successor(width, count), copying.positioned(contents)))
+        merged = np.array(COPIER.apply(copying.copy_successor(width, count), with_positions(contents)))
         if zeroed:
             merged[1::2] = 0.0
         return float(COPIER.apply(copying.step_on_copies(width, count, d, 1, N, eta), merged)[-1, -1])

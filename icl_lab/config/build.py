@@ -24,7 +24,7 @@ from icl_lab.typing import Key, Weights
 def build_model(group: Group) -> models.SelfAttention:
     """The architecture that `model` describes."""
     architecture, extra = choose(_ARCHITECTURES, group, "model")
-    names = ("query_in_sum", "causal", "loops", "readout_sign", "embedding", extra)
+    names = ("query_in_sum", "causal", "loops", "readout_sign", "embedding", "layer_norm", "clip", extra)
     return architecture(**{name: group[name] for name in names})
 
 

@@ -139,6 +139,8 @@ class Attention:
     heads: Optional[int]  # noqa: UP045
     parametrisation: str
     readout_sign: float
+    layer_norm: bool
+    clip: Optional[float]  # noqa: UP045
 
 
 @dataclass

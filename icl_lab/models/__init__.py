@@ -10,6 +10,9 @@ from icl_lab.models.decoder import Decoder as Decoder
 from icl_lab.models.linear_attention import LinearSelfAttention as LinearSelfAttention
 from icl_lab.models.modules import Attention as Attention
 from icl_lab.models.softmax_attention import SoftmaxSelfAttention as SoftmaxSelfAttention
+from icl_lab.models.stack import Stack as Stack
+from icl_lab.models.token_maps import MLP as MLP
+from icl_lab.models.token_maps import Embedding as Embedding
 from icl_lab.models.weights import LSAWeights as LSAWeights
 from icl_lab.models.weights import PairedWeights as PairedWeights
 from icl_lab.models.weights import SeparateWeights as SeparateWeights

@@ -208,6 +208,8 @@ def _stack(model: LinearSelfAttention, layers: list[SeparateWeights], equal: boo
 
 def _layout(model: LinearSelfAttention, dim: int, initial: Array | None, label_dim: int | None) -> _Layout:
     check_count(dim, "dim", 1, "It is the number of input coordinates.")
+    if model.layer_norm:
+        raise UnsupportedProblemError("A layer that normalises its tokens takes no gradient step; use layer_norm=False.")
     paired = model.embedding == "paired"
     if label_dim is None:
         label_dim = int(np.shape(initial)[0]) if initial is not None and np.ndim(initial) == 2 else dim if paired else 1

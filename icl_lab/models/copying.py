@@ -1,6 +1,7 @@
 r"""Layers for contexts whose inputs and labels are separate tokens: copy the successor, then take a gradient step.
 
-A token is (position, content, copy): a one-hot position, the token's content, and room for the content of the next token.
+A token is (position, content, copy): a one-hot position, the token's content, and room for the content of the next token;
+`LinearSelfAttention(embedding="positioned")` makes these tokens of a prompt, with c = d + k.
 One layer of attention that finds the successor by its position fills the copy and erases the position; the tokens are
 then those of a merged prompt, (x_j | y_j), with label tokens (y_j | x_{j+1}) between them.
 
@@ -12,21 +13,9 @@ Source: von Oswald et al., arXiv 2212.07677, Proposition 3.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from icl_lab.models.weights import LSAWeights
-from icl_lab.typing import Array
-
-
-def positioned(contents: Float[Array, "T c"]) -> Float[Array, "T D"]:
-    """The tokens (position, content, empty copy), D = T + 2c.
-
-    Args:
-      contents: (T, c), e.g. of the "interleaved" embedding, whose labels have slots of their own.
-    """
-    return jnp.concatenate([jnp.eye(len(contents), dtype=contents.dtype), contents, jnp.zeros_like(contents)], axis=1)
 
 
 def copy_successor(content_dim: int, token_count: int, score: float = 1.0) -> LSAWeights:

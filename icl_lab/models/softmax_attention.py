@@ -30,6 +30,9 @@ class SoftmaxSelfAttention(SelfAttention):
       loops: how often the same weights are applied.
       readout_sign: 1 or -1, multiplies the label block that is read.
       embedding: name of the map from prompt to tokens, see `tasks.embeddings`.
+      layer_norm: whether attention sees each token with its slots shifted and scaled to mean 0 and variance 1; what it
+        adds goes to the token itself.
+      clip: slots are cut to [-clip, clip] after every layer of attention, so that deep stacks stay finite; None cuts nothing.
       inverse_temperature: beta > 0, multiplies the scores, e.g. 1 / sqrt(D).
     """
 
@@ -38,6 +41,8 @@ class SoftmaxSelfAttention(SelfAttention):
     loops: int = eqx.field(static=True, kw_only=True, default=1)
     readout_sign: float = eqx.field(static=True, kw_only=True, default=1.0)
     embedding: str = eqx.field(static=True, kw_only=True, default="merged")
+    layer_norm: bool = eqx.field(static=True, kw_only=True, default=False)
+    clip: float | None = eqx.field(static=True, kw_only=True, default=None)
     inverse_temperature: float = eqx.field(static=True, kw_only=True, default=1.0)
 
     def __check_init__(self):

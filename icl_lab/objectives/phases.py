@@ -43,7 +43,7 @@ def supports(task: object, model: object) -> bool:
         and isinstance(task.transition, DiagonalUnitary)
         and float(task.noise_std) == 0.0
         and isinstance(model, LinearSelfAttention)
-        and model.loops == 1
+        and model.plain
         and model.embedding == "paired"
     )
 

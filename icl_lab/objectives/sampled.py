@@ -74,7 +74,7 @@ class SampledLoss(MomentLoss):
           MemoryBudgetError: before allocating, with the bytes needed and allowed.
           NonFiniteError: a sampled prompt held a NaN or an infinity.
         """
-        if not isinstance(model, LinearSelfAttention) or model.loops != 1:
+        if not isinstance(model, LinearSelfAttention) or not model.plain:
             raise UnsupportedProblemError(
                 f"feature moments exist for one linear attention layer; got {model}. Use `StreamedLoss` for other models."
             )

@@ -43,7 +43,7 @@ def supports(task: object, model: object) -> bool:
         known = task.dim <= 2 and float(task.bound) < 1 and math.prod(quadrature_sizes(task)) <= LARGEST_QUADRATURE
     if not (known and isinstance(model, LinearSelfAttention)):
         return False
-    return model.loops == 1 and model.embedding == "hankel" and not model.query_in_sum
+    return model.plain and model.embedding == "hankel" and not model.query_in_sum
 
 
 def series_loss(

@@ -95,8 +95,34 @@ def paired_short(prompt: Prompt) -> Inexact[Array, "T D"]:
     return jnp.concatenate([states, previous], axis=1)
 
 
+def positioned(prompt: Prompt) -> Inexact[Array, "T D"]:
+    """`interleaved` with room to copy the next token by its position: (one-hot position, content, empty copy).
+
+    Source: von Oswald et al. (arXiv 2212.07677), Proposition 3.
+    """
+    return with_positions(interleaved(prompt))
+
+
+def with_positions(contents: Inexact[Array, "T c"]) -> Inexact[Array, "T D"]:
+    """The tokens (one-hot position, content, empty copy) of any contents, D = T + 2c."""
+    positions = jnp.eye(contents.shape[0], dtype=contents.dtype)
+    return jnp.concatenate([positions, jnp.asarray(contents), jnp.zeros_like(contents)], axis=1)
+
+
+def sinusoidal(prompt: Prompt) -> Inexact[Array, "T D"]:
+    """`interleaved` behind ten slots of sinusoidal position: sines and cosines of t / 10^(4k/5), k = 0 .. 4.
+
+    Source: von Oswald et al. (arXiv 2212.07677), their experiment with separate input and label tokens.
+    """
+    contents = interleaved(prompt)
+    rates = 10.0 ** (-4 * jnp.arange(5, dtype=contents.real.dtype) / 5)
+    angles = jnp.arange(contents.shape[0], dtype=contents.real.dtype)[:, None] * rates
+    positions = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1).astype(contents.dtype)
+    return jnp.concatenate([positions, contents], axis=1)
+
+
 EMBEDDINGS: Mapping[str, Embedding] = MappingProxyType(
-    {function.__name__: function for function in (merged, interleaved, hankel, paired, paired_short)}
+    {function.__name__: function for function in (merged, interleaved, positioned, sinusoidal, hankel, paired, paired_short)}
 )
 """Every embedding by its name."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time as clock
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -65,7 +66,7 @@ def descend(
     with precision.float64(), contextlib.ExitStack() as stack:
         report = stack.enter_context(progress_reporter(progress, "descent", steps))
         weights = jax.tree.map(jnp.asarray, weights)
-        initial_loss, first_norm = map(float, loss_and_norm(objective, weights, _step_key(key, 0)))
+        initial_loss, first_norm = map(float, loss_and_norm(objective, weights, step_key(key, 0)))
         if not (np.isfinite(initial_loss) and np.isfinite(first_norm)):
             raise NonFiniteError(f"the loss at the initial weights is {initial_loss}; it must be finite.")
         state, done, resumed = (weights, optimiser.init(weights)), 0, False
@@ -90,7 +91,7 @@ def descend(
             if checkpoint is not None and diverged_at is None:
                 checkpoints.save(checkpoint, precision.to_numpy(state), {"steps": done, "initial_loss": initial_loss})
         recorder.add_always(float(done), state[0])
-        loss, gradient_norm = map(float, loss_and_norm(objective, state[0], _step_key(key, done)))
+        loss, gradient_norm = map(float, loss_and_norm(objective, state[0], step_key(key, done)))
         evidence = Evidence(
             loss=loss,
             initial_loss=initial_loss,
@@ -107,7 +108,7 @@ def descend(
             verdict, reason = Verdict.MAX_STEPS, f"all {steps} steps are done; loss {initial_loss:.6g} to {loss:.6g}."
         result = TrainingResult(
             limit=state[0],
-            trajectory=recorder.trajectory(lambda w: loss_and_norm(objective, w, _step_key(key, 0)), lambda w: w),
+            trajectory=recorder.trajectory(lambda w: loss_and_norm(objective, w, step_key(key, 0)), lambda w: w),
             verdict=verdict,
             reason=reason,
             time=float(done),
@@ -124,24 +125,31 @@ def descend(
     return result
 
 
-def _step_key(key: Key | None, step: int | Array):
+def step_key(key: Key | None, step: int | Array) -> Key | None:
+    """The key of a step's prompts: of the run's key and the step's number alone, so that a run can go on from any step."""
     return None if key is None else jax.random.fold_in(key, step)
+
+
+def update(objective: Objective, optimiser: optax.GradientTransformation, state: tuple[Weights, Any], key: Key | None):
+    """One update of (weights, optimiser state) on the prompts of `key`, and the loss before it; traceable."""
+    weights, moments = state
+    loss, gradient = jax.value_and_grad(objective)(weights, key)
+    # JAX's gradient in a complex weight is the conjugate of the ascent direction.
+    gradient = jax.tree.map(jnp.conj, gradient)
+    # Optimisers multiply floats by integer step counts, which a caller may have forbidden as an implicit promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, moments = optimiser.update(gradient, moments, weights)
+    return (optax.apply_updates(weights, updates), moments), loss
 
 
 @eqx.filter_jit
 def _chunk(objective, optimiser, state, key, first_step, size: int):
     """`size` updates; also the weights after each and the losses before each."""
 
-    def update(state, step):
-        weights, moments = state
-        loss, gradient = jax.value_and_grad(objective)(weights, _step_key(key, step))
-        # JAX's gradient in a complex weight is the conjugate of the ascent direction.
-        gradient = jax.tree.map(jnp.conj, gradient)
-        # Optimisers multiply floats by integer step counts, which a caller may have forbidden as an implicit promotion.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, moments = optimiser.update(gradient, moments, weights)
-        return (optax.apply_updates(weights, updates), moments), (weights, loss)
+    def recorded(state, step):
+        after, loss = update(objective, optimiser, state, step_key(key, step))
+        return after, (state[0], loss)
 
-    state, (before, losses) = jax.lax.scan(update, state, first_step + jnp.arange(size))
+    state, (before, losses) = jax.lax.scan(recorded, state, first_step + jnp.arange(size))
     after = jax.tree.map(lambda b, last: jnp.concatenate([b[1:], last[None]]), before, state[0])
     return state, after, losses

@@ -125,7 +125,7 @@ def window_features(series: Float[Array, "T"], order: int, context_length: int) 
 
 def _reads_features(model: SelfAttention, weights: Weights) -> bool:
     layers = len(weights) if isinstance(weights, tuple) else 1
-    return isinstance(model, LinearSelfAttention) and layers * model.loops == 1 and not model.query_in_sum
+    return isinstance(model, LinearSelfAttention) and layers == 1 and model.plain and not model.query_in_sum
 
 
 def _examples(model, weights, series, order: int, context_length: int, dtype) -> tuple[Array, Array]:
