@@ -31,7 +31,6 @@ from icl_lab.tasks.embeddings import embedding
 from icl_lab.tasks.prompt import Prompt, check_count
 from icl_lab.typing import Array, Weights
 
-
 LAYER_NORM_FLOOR = 1e-5
 """Added to the variance of a token before its root is taken."""
 
@@ -99,7 +98,7 @@ class SelfAttention(eqx.Module):
         """The slots of a token that hold its label, and after the last layer the answer."""
         return slice(0, label_dim) if self.embedding == "paired" else slice(token_dim - label_dim, token_dim)
 
-    def apply(self, weights: Weights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T D"]:
+    def apply(self, weights: Weights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T E"]:
         """All tokens after all layers and loops.
 
         Args:
@@ -107,7 +106,7 @@ class SelfAttention(eqx.Module):
           tokens: (T, D), the query token last.
 
         Returns:
-          (T, D), in the common dtype of weights and tokens.
+          (T, E), in the common dtype of weights and tokens; E = D unless a token-wise map changes the width.
 
         Raises:
           InvalidValueError: the weights are not made for tokens of width D.

@@ -12,7 +12,7 @@ from icl_lab.typing import Array, Weights
 
 
 class Stack(eqx.Module):
-    """One architecture a layer, each applied once to its own weights; tokens are made by the first, the answer read by the last.
+    """One architecture a layer, each applied to its own weights; the first makes the tokens, the last reads the answer.
 
     Attributes:
       layers: the architectures, first to last.
@@ -27,7 +27,7 @@ class Stack(eqx.Module):
         if len(names) > 1:
             raise InvalidValueError(f"the layers of a stack share one `embedding`; got {', '.join(sorted(names))}.")
 
-    def apply(self, weights: Weights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T D"]:
+    def apply(self, weights: Weights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T E"]:
         """All tokens after all layers."""
         for layer, own in zip(self.layers, weights, strict=True):
             tokens = layer.apply(own, tokens)

@@ -116,7 +116,7 @@ def sinusoidal(prompt: Prompt) -> Inexact[Array, "T D"]:
     """
     contents = interleaved(prompt)
     rates = 10.0 ** (-4 * jnp.arange(5, dtype=contents.real.dtype) / 5)
-    angles = jnp.arange(contents.shape[0], dtype=contents.real.dtype)[:, None] * rates
+    angles = jnp.arange(contents.shape[0], dtype=contents.real.dtype)[:, None] * rates[None]
     positions = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1).astype(contents.dtype)
     return jnp.concatenate([positions, contents], axis=1)
 
