@@ -10,8 +10,15 @@ from icl_lab.analysis.functions import sensitivity as sensitivity
 from icl_lab.analysis.gauge import LiveParts as LiveParts
 from icl_lab.analysis.gauge import balance as balance
 from icl_lab.analysis.gauge import live_parts as live_parts
+from icl_lab.analysis.interpolation import interpolate as interpolate
+from icl_lab.analysis.interpolation import key_query_scale as key_query_scale
+from icl_lab.analysis.interpolation import losses_along_segment as losses_along_segment
+from icl_lab.analysis.interpolation import rescaled as rescaled
 from icl_lab.analysis.invariants import drift as drift
 from icl_lab.analysis.invariants import invariants as invariants
+from icl_lab.analysis.layers import LayerCoefficients as LayerCoefficients
+from icl_lab.analysis.layers import distance_to_identity as distance_to_identity
+from icl_lab.analysis.layers import layer_coefficients as layer_coefficients
 from icl_lab.analysis.risk import RiskCurve as RiskCurve
 from icl_lab.analysis.risk import Risks as Risks
 from icl_lab.analysis.risk import lag_excess as lag_excess

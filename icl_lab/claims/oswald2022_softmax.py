@@ -128,7 +128,7 @@ def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
             value, gradient = slope(jnp.asarray(flat.reshape(start.shape)), signs)
             return float(value) / (variance * d), np.ravel(gradient) / (variance * d)
 
-        found = scipy.optimize.minimize(function, np.ravel(start), jac=True, method="BFGS", options={"gtol": 1e-6})
+        found = scipy.optimize.minimize(function, np.ravel(start), jac=True, method="BFGS", options={"gtol": 1e-5})
         return found.x.reshape(start.shape)
 
     both = np.array([1.0, -1.0])

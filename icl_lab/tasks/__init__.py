@@ -46,6 +46,8 @@ from icl_lab.tasks.nonlinear import SingleIndex as SingleIndex
 from icl_lab.tasks.prompt import Prompt as Prompt
 from icl_lab.tasks.prompt import Task as Task
 from icl_lab.tasks.prompt import check_finite as check_finite
+from icl_lab.tasks.rescaled import Rescaled as Rescaled
+from icl_lab.tasks.sine import SineRegression as SineRegression
 from icl_lab.tasks.spectra import from_spectrum as from_spectrum
 from icl_lab.tasks.spectra import geometric as geometric
 from icl_lab.tasks.spectra import isotropic as isotropic

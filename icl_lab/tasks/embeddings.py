@@ -115,8 +115,8 @@ def sinusoidal(prompt: Prompt) -> Inexact[Array, "T D"]:
     Source: von Oswald et al. (arXiv 2212.07677), their experiment with separate input and label tokens.
     """
     contents = interleaved(prompt)
-    rates = 10.0 ** (-4 * jnp.arange(5, dtype=contents.real.dtype) / 5)
-    angles = jnp.arange(contents.shape[0], dtype=contents.real.dtype)[:, None] * rates[None]
+    rates = 10.0 ** (-4 * jnp.arange(5, dtype=jnp.real(contents).dtype) / 5)
+    angles = jnp.arange(contents.shape[0], dtype=jnp.real(contents).dtype)[:, None] * rates[None]
     positions = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1).astype(contents.dtype)
     return jnp.concatenate([positions, contents], axis=1)
 

@@ -205,3 +205,95 @@ def optimal_step_size(
     """
     noise = noise_variance / (task_variance * variance)
     return context_length / (variance * (context_length + dim + kurtosis - 2 + noise))
+
+
+def mean_square_step(dim: int, context_length: int, kurtosis: float) -> float:
+    r"""E|dW|^2 of the best step from zero, the mean squared sensitivity of its predictions to the query.
+
+    .. math:: E|\Delta W|^2 = \eta^{*2} E|S w|^2 = \frac{d N}{N + d + \kappa - 2}
+
+    The variance of the inputs drops out; the mean squared prediction is this times it.
+
+    Args:
+      dim: d.
+      context_length: N.
+      kurtosis: kap = E x^4 / sig2^2 of an input coordinate.
+
+    Source: behind the sensitivities of von Oswald et al. (arXiv 2212.07677) before training; derived for the lab.
+    """
+    return dim * context_length / (context_length + dim + kurtosis - 2)
+
+
+def mean_step_norms(
+    law: str, dim: int, context_length: int, scale: float, step_size: float, samples: int, seed: int
+) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
+    r"""Sampled E|dW x_q| and E|dW| of one step from zero: the distances of a model that answers 0 from that step.
+
+    Given the context and the query dW x_q is normal in w, which leaves
+    :math:`E|\Delta W x_q| = \eta \sqrt{2/\pi}\, E|S x_q|` to sample, with w ~ N(0, I).
+
+    Args:
+      law: "gaussian" or "uniform", of an input coordinate.
+      dim: d.
+      context_length: N.
+      scale: standard deviation if gaussian, half-width if uniform.
+      step_size: eta.
+      samples: contexts.
+      seed: of the contexts.
+
+    Returns:
+      Both means and their standard errors, (2,) each.
+
+    Source: as `mean_square_step`; the norms have no closed form.
+    """
+    generator = np.random.default_rng(seed)
+    shape = (samples, context_length + 1, dim)
+    points = scale * (generator.standard_normal(shape) if law == "gaussian" else generator.uniform(-1.0, 1.0, shape))
+    inputs, query, task = points[:, :-1], points[:, -1], generator.standard_normal((samples, dim))
+
+    def moved(vectors: Array) -> Array:
+        """|S v| for each context."""
+        scores = np.einsum("sni,si->sn", inputs, vectors)
+        return np.linalg.norm(np.einsum("sn,sni->si", scores, inputs), axis=1) / context_length
+
+    norms = step_size * np.stack([np.sqrt(2 / np.pi) * moved(query), moved(task)])
+    return np.mean(norms, axis=1), np.std(norms, axis=1, ddof=1) / np.sqrt(samples)
+
+
+def limit_scale(value_square: float, key_square: float, dim: int, rate: float) -> float:
+    r"""|beta|, the mean of the diagonal of W_KQ's input block where gradient flow ends at one step with eta/N = h.
+
+    The flow conserves :math:`c = |p|^2 - |K|^2`, p the last row of W_PV and K the first d columns of W_KQ, and ends at
+    p = (0, u), K = beta I with |u beta| = h, so that
+
+    .. math:: \beta^2 = \frac{2 h^2}{c + \sqrt{c^2 + 4 d h^2}}
+
+    Args:
+      value_square: |p|^2 at the start.
+      key_square: |K|^2 at the start.
+      dim: d.
+      rate: h = eta / N > 0.
+
+    Source: the invariant of merged weights under gradient flow; derived for the lab.
+    """
+    difference = value_square - key_square
+    root = np.hypot(difference, 2 * np.sqrt(dim) * rate)
+    # The smaller root of a quadratic would cancel.
+    square = (root - difference) / (2 * dim) if difference < 0 else 2 * rate**2 / (difference + root)
+    return float(np.sqrt(square))
+
+
+def midpoint_rate(scale: float, rate: float) -> float:
+    r"""eta/N of the layer halfway between (beta, its answer unchanged) and the construction, without rescaling.
+
+    .. math:: h_{1/2} = \tfrac{h}{4} (1 + 1/\beta)(1 + \beta)
+
+    Negative for negative beta; h again only for beta = 1.
+
+    Args:
+      scale: beta, not zero.
+      rate: h = eta / N of both ends.
+
+    Source: von Oswald et al. (arXiv 2212.07677), interpolation of weights; derived for the lab.
+    """
+    return rate / 4 * (1 + 1 / scale) * (1 + scale)
