@@ -1,7 +1,7 @@
-r"""The landscape of one linear attention layer on linear regression: the saddle at zero, the wrong rank-one mode, a false minimum.
+r"""The landscape of one linear attention layer on linear regression: its saddle at zero, a wrong mode, a false minimum.
 
-With G the Gram of the examples (x_i, y_i) divided by N, b the label row of W_PV and A the first d columns of W_KQ, the answer is
-b^T G A x_q. Inputs have independent symmetric coordinates of variance sig2 and kurtosis kap, tasks are standard normal, labels
+With G the Gram of the examples (x_i, y_i) divided by N, b the label row of W_PV and A the first d columns of W_KQ, the answer
+is b^T G A x_q. Inputs have independent symmetric coordinates of variance sig2 and kurtosis kap, tasks are standard normal, labels
 have no noise, and losses are half mean squared errors. The global minimum is one step of gradient descent, see
 `vonoswald2022.one_step_loss`.
 """
@@ -56,7 +56,7 @@ def wrong_mode_loss(dim: int, context_length: int, variance: float, kurtosis: fl
 
 
 def axial_loss(weights: Float[np.ndarray, "5"], dim: int, context_length: int, kurtosis: float) -> float:
-    r"""Half loss, sig2 = 1, of weights that single out the axis u: b = (beta u, b_y), A_y = alpha u, A_x = p u u^T + q (I - u u^T).
+    r"""Half loss, sig2 = 1, of b = (beta u, b_y), A_y = alpha u, A_x = p u u^T + q (I - u u^T), which single out an axis u.
 
     Args:
       weights: (beta, b_y, alpha, p, q).
