@@ -9,7 +9,7 @@ from icl_lab.theory import vonoswald2022
 pytestmark = pytest.mark.claims
 
 SEGMENTS = {"d": 2, "N": 3, "law": "gaussian", "sigma": 0.7, "seed": 2}
-METRICS = {"d": 2, "N": 4, "law": "gaussian", "sigma": 0.7, "samples": 2_000, "steps": 500, "batch": 256, "seed": 2}
+METRICS = {"d": 2, "N": 4, "law": "gaussian", "sigma": 0.7, "samples": 2_000, "seed": 2}
 
 
 def failed(id, settings):
