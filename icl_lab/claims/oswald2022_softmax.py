@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -120,15 +122,19 @@ def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
     prompts = jax.jit(jax.vmap(lambda key: unit_tasks(key, law, d, N, sigma)))(keys)
     unit = 1 / (variance * np.sqrt(d))
 
-    def half_losses(point, signs):
+    def half_losses(point, signs, prompts):
         """Of heads with beta = sign unit e^b and c = sign e^(a - b), (b, a) (2, H), so that a alone is their slope at 0."""
         weights = scalar_heads(signs * unit * jnp.exp(point[0]), signs * jnp.exp(point[1] - point[0]), d)
         return jax.vmap(lambda prompt: jnp.sum((SOFTMAX(weights, prompt) - prompt.target) ** 2) / 2)(prompts)
 
-    losses = jax.jit(half_losses)
-    scores = jax.jit(jax.jacfwd(half_losses))
-    curvature = jax.jit(jax.hessian(lambda point, signs: jnp.mean(half_losses(point, signs))))
-    slope = jax.jit(jax.value_and_grad(lambda point, signs: jnp.mean(half_losses(point, signs))))
+    def mean(point, signs, prompts):
+        return jnp.mean(half_losses(point, signs, prompts))
+
+    # Prompts are arguments: as constants they would be folded while compiling.
+    losses, scores, slope, curvature = (
+        functools.partial(jax.jit(function), prompts=prompts)
+        for function in (half_losses, jax.jacfwd(half_losses), jax.value_and_grad(mean), jax.hessian(mean))
+    )
 
     def fit(start, signs):
         def function(flat):
