@@ -13,8 +13,8 @@ import scipy.optimize
 from jaxtyping import Float
 
 
-def saddle_curvatures(dim: int, variance: float) -> Float[np.ndarray, "2*dim+2"]:
-    r"""The eigenvalues of the Hessian at zero weights that do not vanish, increasing.
+def saddle_curvatures(dim: int, variance: float) -> Float[np.ndarray, "K"]:
+    r"""The eigenvalues of the Hessian at zero weights that do not vanish, K = 2d + 2 of them, increasing.
 
     :math:`\pm\sigma^4 \sqrt d` (b_y against tr A_x) once and :math:`\pm\sigma^4` (b_x against A_y) d times.
 
