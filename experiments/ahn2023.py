@@ -71,11 +71,12 @@ def losses(config: DictConfig, task: tasks.LinearRegression, runs: dict, optima:
     (left, right), numbers = figure.subplots(1, 2), {"layers": list(config.layers)}
     key = prng.stream(jax.random.key(config.seed), "test")
     test = objectives.StreamedLoss.build(task, answer, key, config.test_prompts, min(4000, config.test_prompts))
-    for corrected, style in ((False, "-"), (True, "--")):
+    for corrected, style in ((False, "-"), (True, "--"))[: min(max(config.layers), 2)]:
         name, points = "B free" if corrected else "B = 0", []
-        for colour, depth in enumerate(config.layers):
+        depths = [depth for depth in config.layers if (depth, corrected) in runs]
+        for colour, depth in enumerate(depths, start=len(config.layers) - len(depths)):
             path, limit = runs[depth, corrected].trajectory, jax.tree.map(np.float64, runs[depth, corrected].limit)
-            left.plot(path.times, 2 * path.losses, style, color=f"C{colour}", label=f"{depth} layers, {name}")
+            left.plot(path.times, 2 * path.losses, style, color=f"C{colour}", label=f"{depth} layer{'s' * (depth > 1)}, {name}")
             left.axhline(optima[depth, corrected][2], color=f"C{colour}", linestyle=":", linewidth=1)
             points.append((test.risk(limit), test.standard_error(limit)))
             numbers |= {f"step {depth} {name}": path.times, f"loss {depth} {name}": 2 * path.losses}
@@ -83,11 +84,11 @@ def losses(config: DictConfig, task: tasks.LinearRegression, runs: dict, optima:
                 f"{depth} layers, {name}: {points[-1][0]:.5f} +- {points[-1][1]:.5f}, exact {optima[depth, corrected][2]:.5f}"
             )
         values, errors = np.array(points).T
-        exact = [optima[depth, corrected][2] for depth in config.layers]
+        exact = [optima[depth, corrected][2] for depth in depths]
         mark = "s" if corrected else "o"
         colour = "C1" if corrected else "C0"
-        right.errorbar(config.layers, values, 2 * errors, fmt=mark, capsize=3, color=colour, label=f"trained, {name}")
-        right.plot(config.layers, exact, style, color=colour, label=f"exact optimum, {name}")
+        right.errorbar(depths, values, 2 * errors, fmt=mark, capsize=3, color=colour, label=f"trained, {name}")
+        right.plot(depths, exact, style, color=colour, label=f"exact optimum, {name}")
         numbers |= {f"test {name}": values, f"error {name}": errors, f"exact {name}": exact}
     shared = [
         2
@@ -143,7 +144,7 @@ def matrices(config: DictConfig, task: tasks.LinearRegression, runs: dict, optim
     """The whitened A_l of the deepest stack, and with B free B_l, beside the closed form."""
     depth, root, identity = max(config.layers), np.asarray(psd_root(np.asarray(task.covariance))), np.eye(config.dim)
     rows = []
-    for corrected in (False, True):
+    for corrected in (False, True)[: min(depth, 2)]:
         limit, (steps, moves, _) = runs[depth, corrected].limit, optima[depth, corrected]
         whitened = root @ np.float64(limit["A"]) @ root
         if not corrected:  # any order is as good
@@ -182,10 +183,11 @@ def main(config: DictConfig) -> None:
         covariance=tasks.from_spectrum(spectrum, rotation),
         task_covariance=tasks.from_spectrum(1 / spectrum, rotation),
     )
-    cases = [(depth, corrected) for depth in config.layers for corrected in (False, True)]
+    # One layer has nothing to gain from B.
+    cases = [(depth, corrected) for depth in config.layers for corrected in (False, True) if depth > 1 or not corrected]
     with precision.float64(), house_style():
         optima = {
-            (depth, corrected): theory.ahn2023.best_stack(config.dim, config.context_length, depth, corrected and depth > 1)
+            (depth, corrected): theory.ahn2023.best_stack(config.dim, config.context_length, depth, corrected)
             for depth, corrected in cases
         }
         runs = {case: trained(config, task, *case) for case in track(cases, "training")}

@@ -183,19 +183,24 @@ def scaled(config: DictConfig, weights: Weights, folder: Path) -> None:
     }
     task = jax.tree.map(jnp.asarray, task_of(config))
     keys = jax.random.split(prng.stream(jax.random.key(config.seed), "scaled"), config.test_prompts)
+    inputs, targets = np.float64(config.input_scales), np.float64(config.task_scales)
+    input_scales = jnp.asarray(np.append(inputs, np.ones_like(targets)))
+    task_scales = jnp.asarray(np.append(np.ones_like(inputs), targets))
+    drawn = {name: np.asarray(_half_losses(one, task, input_scales, task_scales, keys)) for name, one in predictors.items()}
     figure, numbers = Figure(figsize=(9.6, 3.9), layout="constrained"), {}
-    for axes, kind in zip(figure.subplots(1, 2), ("input", "task"), strict=True):
-        alphas = np.array(config[f"{kind}_scales"], dtype=float)
+    for axes, kind, part in zip(
+        figure.subplots(1, 2), ("input", "task"), (slice(len(inputs)), slice(len(inputs), None)), strict=True
+    ):
+        alphas = inputs if kind == "input" else targets
         fine = np.linspace(alphas.min(), alphas.max(), 100)
         if kind == "input":
             exact = [theory.vonoswald2022.one_step_loss(eta, *setting(config, alpha)) for alpha in fine]
         else:
             exact = fine**2 * least
         axes.plot(fine, exact, color="black", label="exact, one step of GD")
-        for colour, (name, predictor) in enumerate(predictors.items()):
-            scales = (alphas, np.ones_like(alphas)) if kind == "input" else (np.ones_like(alphas), alphas)
-            drawn = np.asarray(_half_losses(predictor, task, *map(jnp.asarray, scales), keys))
-            means, errors = drawn.mean(axis=1), drawn.std(axis=1, ddof=1) / np.sqrt(config.test_prompts)
+        for colour, (name, values) in enumerate(drawn.items()):
+            means = values[part].mean(axis=1)
+            errors = values[part].std(axis=1, ddof=1) / np.sqrt(config.test_prompts)
             axes.errorbar(alphas, means, 2 * errors, fmt="ox^"[colour], capsize=2, color=f"C{colour}", label=name)
             numbers |= {f"{kind} {name}": means, f"{kind} {name} error": errors}
         numbers |= {f"{kind} scale": alphas, f"{kind} fine": fine, f"{kind} exact": exact}
