@@ -158,7 +158,7 @@ def matrices(config: DictConfig, task: tasks.LinearRegression, runs: dict, optim
     for axes in grid.ravel()[3 * len(rows) :]:
         axes.set_axis_off()
     for i, (name, learned, exact) in enumerate(rows):
-        heat_maps(grid.ravel()[3 * i : 3 * i + 3], learned, exact, name)
+        heat_maps(grid.ravel().tolist()[3 * i : 3 * i + 3], learned, exact, name)
         numbers |= {f"learned {name}": learned, f"exact {name}": exact}
     save(
         figure,

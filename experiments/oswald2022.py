@@ -32,11 +32,10 @@ KURTOSIS = 9 / 5
 """E x^4 / (E x^2)^2 of a uniform x."""
 
 
-def task_of(config: DictConfig, length: int | None = None) -> tasks.LinearRegression:
-    """Uniform inputs, of the configured context length or another."""
-    length = config.context_length if length is None else length
+def task_of(config: DictConfig) -> tasks.LinearRegression:
+    """Uniform inputs."""
     law = tasks.Uniform(config.dim, half_width=config.half_width)
-    return tasks.LinearRegression(dim=config.dim, context_length=length, covariates=law)
+    return tasks.LinearRegression(dim=config.dim, context_length=config.context_length, covariates=law)
 
 
 def setting(config: DictConfig, scale: float = 1.0) -> tuple[int, int, float, float]:
@@ -183,7 +182,7 @@ def scaled(config: DictConfig, weights: Weights, folder: Path) -> None:
     }
     task = jax.tree.map(jnp.asarray, task_of(config))
     keys = jax.random.split(prng.stream(jax.random.key(config.seed), "scaled"), config.test_prompts)
-    inputs, targets = np.float64(config.input_scales), np.float64(config.task_scales)
+    inputs, targets = np.array(config.input_scales, dtype=float), np.array(config.task_scales, dtype=float)
     input_scales = jnp.asarray(np.append(inputs, np.ones_like(targets)))
     task_scales = jnp.asarray(np.append(np.ones_like(inputs), targets))
     drawn = {name: np.asarray(_half_losses(one, task, input_scales, task_scales, keys)) for name, one in predictors.items()}
