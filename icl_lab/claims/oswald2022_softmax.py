@@ -20,6 +20,7 @@ from icl_lab.claims.descent_layers import MODEL as LINEAR
 from icl_lab.claims.oswald2022 import PAPER
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.errors import AssumptionError
 from icl_lab.models import LSAWeights, constructions, initializers
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt
@@ -38,6 +39,9 @@ COLD = 1e-3
 BEGIN = 0.1
 BATCH = 128
 HELD_OUT = 4096
+
+# Of off-diagonal parts, independent at the start: what may be left of their sum, and how closely the heads keep the rest.
+CANCELLED, KEPT = 0.35, 0.25
 
 SIZES = {
     "d": integer(10, 1, "input dimension"),
@@ -191,6 +195,61 @@ def _excess(name: str, first: np.ndarray, second: np.ndarray) -> Check:
     """The check that a mean loss is above another on the same prompts, by what their noise cannot explain."""
     difference, error = (float(value / np.mean(second)) for value in mean_with_error(first - second))
     return check.at_least(name, 1 + difference, 1 + check.SIGMAS * error, standard_error=error)
+
+
+def _small_temperature(beta, **_) -> None:
+    if beta > 0.15:
+        raise AssumptionError(
+            f"`beta` must be <= 0.15, where two heads are their limit of small temperatures to a few percent; got {beta}."
+        )
+
+
+@claim(
+    "oswald2022.softmax.cancel",
+    paper=PAPER,
+    statement="In two trained heads the off-diagonal parts of eta_h W_KQ,h cancel in the sum: at small temperatures the loss sees "
+    "only the sum, so that training removes them there before they vanish in each head.",
+    source="Figure 12 and the text on two softmax heads; mechanism and sizes by icl_lab",
+    parameters={"d": integer(4, 2, "input dimension"), "N": integer(6, 2, "context length")}
+    | {"law": LAW["law"], "sigma": number(1.0, positive=True, meaning=LAW["sigma"].meaning)}
+    | {
+        "beta": number(0.1, positive=True, meaning="initial temperature, in units of 1 / (sig2 sqrt(d))"),
+        "starts": integer(4, 1, "random off-diagonal parts"),
+        "steps": integer(400, 100, "of Adam"),
+        "seed": integer(0, 0, "of the parts and of the prompts"),
+    },
+    validate=_small_temperature,
+)
+def off_diagonals_cancel(d, N, law, sigma, beta, starts, steps, seed) -> list[Check]:
+    variance, kurtosis = input_moments(law, sigma)
+    key, signs, temperature = jax.random.key(seed), np.array([1.0, -1.0]), beta / (variance * np.sqrt(d))
+    value = theory.softmax_heads.centred_step_size(d, N, variance, kurtosis) / (2 * temperature)
+    # Two heads that are a centred step, with off-diagonal parts of their own of half the size of the diagonal.
+    noise = np.asarray(jax.random.normal(prng.stream(key, "parts"), (starts, 2, d, d))) / 2 * (1 - np.eye(d))
+    w_pv, w_kq = np.zeros((2, starts, 2, d + 1, d + 1))
+    w_pv[..., -1, -1] = value * signs
+    w_kq[..., :d, :d] = temperature * (signs[:, None, None] * np.eye(d) + noise)
+    begin = LSAWeights(w_pv, w_kq)
+    task = LinearRegression(d, N, covariates=covariates(law, d, sigma))
+    fresh = objectives.StreamedLoss.build(task, SOFTMAX, prng.stream(key, "held out"), BATCH, BATCH)
+    # The rate falls to 0, and is the same share of both matrices only because Adam's steps are: W_PV moves little.
+    adam = optax.adam(optax.cosine_decay_schedule(temperature / 20, steps))
+    ends = training.descend_all(fresh, begin, adam, steps, key=prng.stream(key, "prompts"))
+
+    def off_diagonal(weights: LSAWeights) -> np.ndarray:
+        """(S, 2, d, d), the parts eta_h W_KQ,h without their diagonals."""
+        return weights.w_pv[..., -1, -1][..., None, None] * weights.w_kq[..., :d, :d] * (1 - np.eye(d))
+
+    before, after = off_diagonal(begin), off_diagonal(ends.weights)
+    in_sum = [np.linalg.norm(one.sum(axis=1), axis=(1, 2)) for one in (before, after)]
+    in_parts = np.sqrt(np.sum(after**2, axis=(1, 2, 3)))
+    # What is left when both heads have given up half of the sum.
+    difference = np.linalg.norm(before[:, 0] - before[:, 1], axis=(1, 2)) / np.sqrt(2)
+    return [
+        check.at_most("sum_over_its_start", in_sum[1] / in_sum[0], np.full(starts, CANCELLED)),
+        check.at_most("sum_over_the_parts", in_sum[1] / in_parts, np.full(starts, CANCELLED)),
+        check.exact("parts_over_half_the_difference_at_the_start", in_parts / difference, np.ones(starts), KEPT),
+    ]
 
 
 @claim(

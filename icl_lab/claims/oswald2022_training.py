@@ -150,7 +150,7 @@ def alignment_with_a_step(d, N, law, sigma, steps, batch, starts, samples, seed)
 
     exact_loss = objectives.independent_loss(task, MODEL)
     flow = training.gradient_flow(
-        exact_loss, jax.tree.map(lambda w: w[0], begin), weight_tolerance=1e-9, solver="kvaerno5", rtol=1e-4
+        exact_loss, jax.tree.map(lambda w: w[0], begin), weight_tolerance=1e-9, solver="tsit5", rtol=1e-11
     )
     optimum = compared(flow.limit)
     checks += [
