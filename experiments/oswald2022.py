@@ -123,7 +123,9 @@ def one_layer(config: DictConfig, folder: Path) -> Weights:
 
 def two_layers(config: DictConfig, folder: Path) -> None:
     """Figure 3a: two looped and two free layers during training beside the best two steps of GD and GD++."""
-    settings, task, key = config.two_layers, task_of(config), jax.random.key(config.seed)
+    settings, key = config.two_layers, jax.random.key(config.seed)
+    config = DictConfig({**config, "dim": settings.dim, "context_length": settings.context_length})
+    task = task_of(config)
     rule = Rule.exact("uniform", config.dim, config.context_length, config.half_width, 8)
     plain = theory.descent_steps.best_shared_step(rule, 2).loss
     steps = theory.descent_steps.best_steps("uniform", config.dim, config.context_length, config.half_width, 2).loss

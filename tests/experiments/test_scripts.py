@@ -89,6 +89,8 @@ def test_layers_beside_gradient_descent_have_their_figures(tmp_path):
         "one_layer.steps=30",
         "one_layer.batch=64",
         "one_layer.points=2",
+        "two_layers.dim=3",
+        "two_layers.context_length=3",
         "two_layers.steps=20",
         "two_layers.batch=64",
         "two_layers.starts=2",
