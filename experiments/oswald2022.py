@@ -212,7 +212,7 @@ def scaled(config: DictConfig, weights: Weights, folder: Path) -> None:
         figure,
         folder / "scaled.png",
         "Outside of the training law the trained layer stays with its step of gradient descent, also where that step is far "
-        "too long. Scaled tasks scale the loss of everything that is linear in the labels, here but for the ridge penalty all.",
+        "too long. Scaled tasks scale the loss of everything that is linear in the labels, ridge included.",
         numbers,
     )
 
