@@ -1,6 +1,6 @@
 """Figures of Ahn et al. 2023 (arXiv 2306.00297): layers of linear attention that learn preconditioned gradient descent.
 
-python experiments/ahn2023.py                   about a minute and a half on two cores
+python experiments/ahn2023.py                   two minutes on two cores
 python experiments/ahn2023.py 'spectrum=[1,1,0.25,0.0625,1]' batch=20000 steps=100000 decay=false     the paper's size, hours
 
 Losses have no factor 1/2, as in the paper. Layers are the paper's sparse ones, Q_l = -diag(A_l, 0) and P_l = diag(B_l, 1);
