@@ -2,7 +2,7 @@
 
 The moments of `objectives.moments` are streamed: prompts are drawn in chunks inside one compiled loop, and memory is that of
 the moments plus one chunk whatever the number of prompts. Prompts fall into equal groups whose spread gives the standard
-error.
+error. The prompts of a chunk are laid over all devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Inexact
 from rich.console import Console
 from rich.progress import track
 
-from icl_lab import precision
+from icl_lab import devices, precision
 from icl_lab.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
@@ -104,8 +104,8 @@ class SampledLoss(MomentLoss):
                     group_key = jax.random.fold_in(key, index)
                     return precision.to_numpy(_moments(task, model, features, group_key, chunks, chunk, every_position))
 
-            # Two groups at a time: while one draws, the other multiplies.
-            with ThreadPoolExecutor(2) as pool:
+            # Two groups at a time: while one draws, the other multiplies. Sums over several devices must not interleave.
+            with ThreadPoolExecutor(2 if jax.device_count() == 1 else 1) as pool:
                 running = pool.map(moments_of, range(groups))
                 console = Console(stderr=True)
                 moments = list(track(running, "sampled moments", groups, console=console, disable=not progress))
@@ -137,13 +137,14 @@ def _moments(task, model, features: Features, key, chunks: int, chunk: int, ever
     """Moments of one group of prompts, streamed over its chunks."""
 
     def batch(index):
-        prompts = task.sample_batch(jax.random.fold_in(key, index), chunk)
+        keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
+        prompts = jax.vmap(task.sample)(keys)
         tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
         if every_position:
             phi, target = _at_every_position(model, features, tokens, prompts)
         else:
-            keys = tokens if model.query_in_sum else tokens[:-1]
-            phi, target = features.values(keys, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
+            attended = tokens if model.query_in_sum else tokens[:-1]
+            phi, target = features.values(attended, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
         cross = phi @ jnp.conj(target).astype(phi.dtype)
         return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
 
