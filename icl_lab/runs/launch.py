@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from icl_lab.config import paths, schema
 from icl_lab.errors import IclLabError, InvalidValueError
+from icl_lab.runs import cache, outcomes
 
 _RAISE = "HYDRA_FULL_ERROR"
 
@@ -32,26 +33,31 @@ def launch(arguments: Sequence[str]) -> int:
       arguments: overrides and Hydra's options, as they follow `icl-lab run`.
 
     Returns:
-      0; 1 if a run of this process raised or ended short of convergence; 2 if one describes no valid problem.
+      0; 1 if a run raised or ended short of convergence; 2 if one describes no valid problem. In a sweep the largest of them,
+      wherever the runs were done.
 
     Raises:
       InvalidValueError: a configuration that cannot be composed.
     """
     schema.register()
     _name_plain_experiments(arguments)
-    statuses: list[int] = []
-    launcher = os.getpid()
+    here: list[outcomes.Outcome] = []
+    outcomes.Outcomes.folder = None
 
-    def job(config: DictConfig) -> None:
+    def job(config: DictConfig) -> outcomes.Outcome:
+        # In the process that a launcher runs it in, and before JAX is imported there.
+        cache.enable()
         from icl_lab.runs.execute import execute
 
         try:
-            statuses.append(0 if execute(config).converged else 1)
+            run = execute(config)
+            outcome = outcomes.Outcome(0) if run.converged else outcomes.Outcome(1, f"ended as {run.status}: {run.folder}")
         except Exception as error:
-            # A launcher with processes of its own has to see the error. Here it is reported once, and a sweep goes on.
-            if os.getpid() != launcher or before_raise:
+            if before_raise:
                 raise
-            statuses.append(_report(error))
+            outcome = outcomes.Outcome(_report(error), f"{type(error).__name__}: {error}")
+        here.append(outcome)
+        return outcome
 
     before_argv, before_raise = sys.argv, os.environ.get(_RAISE)
     # Hydra's parser refuses an option between two overrides, so the one that people put there goes first.
@@ -71,7 +77,12 @@ def launch(arguments: Sequence[str]) -> int:
             del os.environ[_RAISE]
         else:
             os.environ[_RAISE] = before_raise
-    return max(statuses, default=0)
+    if here or outcomes.Outcomes.folder is None:
+        return max((outcome.status for outcome in here), default=0)
+    failures = outcomes.failures(outcomes.Outcomes.folder)
+    for failure in failures:
+        print(f"icl-lab: job {failure['job']} ({' '.join(failure['overrides'])}) {failure['error']}", file=sys.stderr)
+    return max((failure["status"] for failure in failures), default=0)
 
 
 def _report(error: Exception) -> int:
