@@ -17,9 +17,12 @@ SWITCH = "JAX_ENABLE_COMPILATION_CACHE"
 MAX_BYTES = 2**30
 """Size above which the entries written longest ago are deleted, when a process starts."""
 DEFAULTS = {
-    # Hundreds of programs that compile in a tenth of a second make up half of the start of a run.
+    # Small programs too: dozens that compile in a tenth of a second each make up a good part of a run's start.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # JAX stores no program that calls back into Python, as the ODE solver's check of its time span does; the library checks
+    # what it passes and every result itself.
+    "EQX_ON_ERROR": "off",
 }
 
 
