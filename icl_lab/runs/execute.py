@@ -21,7 +21,7 @@ from rich.console import Console
 from icl_lab import precision
 from icl_lab.config import schema
 from icl_lab.errors import InvalidValueError
-from icl_lab.runs import figures, present, provenance, store
+from icl_lab.runs import distributed, figures, present, provenance, store
 from icl_lab.runs.simulate import Simulation, simulate
 
 
@@ -48,12 +48,16 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
       IclLabError: the configuration describes no valid problem; recorded in the store before it is raised.
       Exception: whatever else the run raised, recorded likewise.
     """
-    console = console or present.wide_console()
+    console = console or (present.wide_console() if distributed.is_first() else Console(quiet=True))
     resolved = resolve(config)
     folder = store.run_folder(resolved)
-    if store.is_finished(folder):
+    if distributed.as_first_says(store.is_finished(folder)):
         console.print(f"This run is done already, in [bold]{folder}[/]", highlight=False, soft_wrap=True)
         return _outcome(folder, console)
+    if not distributed.is_first():
+        with precision.float64():
+            status = simulate(resolved).status
+        return Outcome(folder=folder, status=status, converged=status == "done")
     with store.partial_folder(folder) as partial:
         (partial / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
         store.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})

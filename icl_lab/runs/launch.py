@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from icl_lab.config import paths, schema
 from icl_lab.errors import IclLabError, InvalidValueError
-from icl_lab.runs import cache, outcomes
+from icl_lab.runs import cache, distributed, outcomes
 
 _RAISE = "HYDRA_FULL_ERROR"
 
@@ -39,6 +39,7 @@ def launch(arguments: Sequence[str]) -> int:
     Raises:
       InvalidValueError: a configuration that cannot be composed.
     """
+    distributed.join()
     schema.register()
     _name_plain_experiments(arguments)
     here: list[outcomes.Outcome] = []
