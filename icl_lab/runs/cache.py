@@ -7,10 +7,15 @@ processes of a launcher inherit them. `JAX_ENABLE_COMPILATION_CACHE=false` turns
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import platform
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 SWITCH = "JAX_ENABLE_COMPILATION_CACHE"
@@ -47,6 +52,8 @@ def enable() -> Path | None:
     os.environ[FOLDER] = str(folder)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if not isinstance(warnings.showwarning, _Mend):
+        warnings.showwarning = _Mend(folder, warnings.showwarning)
     return folder
 
 
@@ -79,6 +86,24 @@ def prune(folder: Path, max_bytes: int) -> None:
             return
         Path(path).unlink(missing_ok=True)
         excess -= size
+
+
+class _Mend:
+    """Shows warnings, except that of an entry which cannot be read: that is deleted, so that JAX compiles and stores it anew.
+
+    A process that is killed while it writes an entry leaves half of it, which JAX neither uses nor replaces.
+    """
+
+    def __init__(self, folder: Path, show: Callable[..., None]) -> None:
+        self.folder, self.show = folder, show
+
+    def __call__(self, message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        unreadable = re.match(r"Error reading persistent compilation cache entry for '([^']+)'", str(message))
+        if unreadable is None:
+            self.show(message, *args, **kwargs)
+            return
+        for entry in self.folder.glob(f"{glob.escape(unreadable[1])}-*-cache"):
+            entry.unlink(missing_ok=True)
 
 
 def _processor() -> str:
