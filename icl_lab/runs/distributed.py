@@ -34,8 +34,8 @@ def join() -> None:
     count, index = os.environ.get(COUNT, ""), os.environ.get(INDEX, "")
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
         raise InvalidValueError(
-            f"with {ADDRESS}, `{COUNT}` must be the number of processes and `{INDEX}` that of this one, counted from 0 and below "
-            f"it; got {count!r} and {index!r}."
+            f"with {ADDRESS}, `{COUNT}` must be the number of processes and `{INDEX}` its place among them, from 0 on; "
+            f"got {count!r} and {index!r}."
         )
     jax.distributed.initialize(os.environ[ADDRESS], int(count), int(index))
 

@@ -12,7 +12,7 @@ from icl_lab import devices, models, objectives, precision, tasks, training
 
 
 def numbers():
-    """Sampled moments; weights and losses of streamed training. Eight divides neither the 1001 prompts of a chunk nor the 20."""
+    """Sampled moments, and weights and losses of streamed training, with 1001 and 20 prompts a chunk: no multiples of eight."""
     task = tasks.LinearRegression(dim=3, context_length=5, covariance=[2.0, 1.0, 0.5], noise_std=0.3)
     start, key = models.initializers.zhang(3, 0.5), jax.random.key(1)
     sampled = objectives.SampledLoss.build(task, models.LinearSelfAttention(), key, 3_003, groups=3)
