@@ -63,12 +63,12 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
         store.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})
         try:
             with precision.float64(), provenance.stopwatch() as watch:
-                result = simulate(resolved, show_progress=sys.stderr.isatty())
+                result = simulate(resolved, sys.stderr.isatty(), store.checkpoint_file(folder))
             _write(result, partial)
             if resolved["analysis"]["figures"]:
                 figures.draw(result, partial / "figures")
             status = {"status": result.status, "verdict": result.metrics["verdict"], "reason": result.metrics["reason"]}
-            store.write_json(partial / "status.json", {**status, **_record(watch)})
+            store.write_json(partial / "status.json", {**status, "resumed": result.training.resumed, **_record(watch)})
         except Exception as error:
             status = {
                 "status": "failed",

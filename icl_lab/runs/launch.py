@@ -39,6 +39,7 @@ def launch(arguments: Sequence[str]) -> int:
     Raises:
       InvalidValueError: a configuration that cannot be composed.
     """
+    cache.enable()
     distributed.join()
     schema.register()
     _name_plain_experiments(arguments)
@@ -46,8 +47,7 @@ def launch(arguments: Sequence[str]) -> int:
     outcomes.Outcomes.folder = None
 
     def job(config: DictConfig) -> outcomes.Outcome:
-        # In the process that a launcher runs it in, and before JAX is imported there.
-        cache.enable()
+        cache.enable()  # in the process that a launcher runs the job in, before JAX is imported there
         from icl_lab.runs.execute import execute
 
         try:

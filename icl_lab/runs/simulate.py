@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -57,8 +58,10 @@ class _Trained:
     optimum: Optimum | None
 
 
-def simulate(config: Mapping[str, Any], show_progress: bool = False) -> Simulation:
+def simulate(config: Mapping[str, Any], show_progress: bool = False, checkpoint: Path | None = None) -> Simulation:
     """Train and compare as a resolved configuration says. Call it inside `precision.float64()`.
+
+    With `checkpoint`, a descent that was interrupted goes on from that file.
 
     Raises:
       IclLabError: the configuration describes no valid problem.
@@ -70,7 +73,7 @@ def simulate(config: Mapping[str, Any], show_progress: bool = False) -> Simulati
     if config["precision"] == "float32":
         initial = _in_float32(initial, config["trainer"]["kind"])
     objective = build.build_objective(config["objective"], task, model, config["model"]["layers"], key)
-    result = build.train(config["trainer"], objective, initial, key, show_progress)
+    result = build.train(config["trainer"], objective, initial, key, show_progress, checkpoint)
     optimum = comparison.closed_form(task, model) if config["model"]["layers"] == 1 else None
     trained = _Trained(task, model, objective, result.limit, optimum)
     metrics = {
