@@ -28,6 +28,8 @@ MEMORY_LIMIT = 4 * 2**30
 """Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""
 CHUNK_ELEMENTS = 2**16
 """Feature values per chunk: half a MB, so that a chunk stays in cache between its drawing and its product."""
+TOKEN_ELEMENTS = 2**20
+"""Token entries per chunk, 8 MB: long prompts are drawn one at a time, and those are what memory grows with."""
 
 
 class SampledLoss(MomentLoss):
@@ -96,7 +98,9 @@ class SampledLoss(MomentLoss):
                 )
             per_group = -(-prompts // groups)
             positions = task.context_length if every_position else 1
-            chunk = max(1, min(per_group, CHUNK_ELEMENTS // (features.count * positions)))
+            tokens = jax.eval_shape(lambda key: model.tokens(task.sample(key)), key)
+            chunk = min(per_group, CHUNK_ELEMENTS // (features.count * positions), TOKEN_ELEMENTS // tokens.size)
+            chunk = max(chunk, 1)
             chunks = -(-per_group // chunk)
 
             def moments_of(index):

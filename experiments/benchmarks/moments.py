@@ -1,0 +1,131 @@
+"""Time and memory of sampled moments against the context length N and against the number of prompts.
+
+    python experiments/benchmarks/moments.py [--quick] [-o moments.json]
+
+Both are linear; memory is that of the moments and of one chunk of prompts, so it is flat in the number of prompts, and in N up
+to where a single prompt is longer than a chunk. Every point has a process of its own, for a peak of memory of its own. The
+last part is the throughput against that of drawing the random numbers alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+from core import sgd_loop
+from matplotlib.figure import Figure
+
+from icl_lab import objectives, precision, tasks
+from icl_lab.models import LinearSelfAttention
+
+DIM = 5
+
+
+def build(length: int, prompts: int) -> objectives.SampledLoss:
+    """The sampled loss of linear regression with two groups of prompts."""
+    task = tasks.LinearRegression(dim=DIM, context_length=length)
+    return objectives.SampledLoss.build(task, LinearSelfAttention(), jax.random.key(0), prompts, groups=2)
+
+
+def point(length: int, prompts: int, repeats: int) -> dict[str, Any]:
+    """Seconds and peak memory at one size; a small size first, for the memory of the libraries and the compiler."""
+    build(2, 2)
+    base = common.peak_megabytes()
+    seconds = common.median_seconds(lambda: build(length, prompts), repeats)
+    return {"N": length, "prompts": prompts, "seconds": seconds, "peak_mb": common.peak_megabytes(), "peak_mb_before": base}
+
+
+def points(sizes: list[tuple[int, int]], repeats: int) -> common.Rows:
+    """A point a process."""
+    return [common.in_fresh_process(point, *size, repeats) for size in sizes]
+
+
+def against_length(quick: bool) -> dict[str, Any]:
+    """The same number of prompts, ever longer."""
+    lengths = (1_000, 10_000) if quick else (100, 1_000, 10_000, 100_000, 1_000_000)
+    rows = points([(length, 20 if quick else 100) for length in lengths], 1 if quick else 3)
+    return {"exponent_seconds": common.exponent(rows, "N", "seconds"), **_long(rows, "N"), "rows": rows}
+
+
+def against_prompts(quick: bool) -> dict[str, Any]:
+    """Ever more prompts of the same length."""
+    counts = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000, 4_000_000)
+    rows = points([(20, count) for count in counts], 1 if quick else 3)
+    return {"exponent_seconds": common.exponent(rows, "prompts", "seconds"), **_long(rows, "prompts"), "rows": rows}
+
+
+def _long(rows: common.Rows, size: str) -> dict[str, float]:
+    """The exponent of the last two sizes, where nothing fixed counts, and by how much memory grew."""
+    return {
+        "exponent_seconds_last_two_sizes": common.exponent(rows[-2:], size, "seconds"),
+        "peak_mb_last_over_first": rows[-1]["peak_mb"] / rows[0]["peak_mb"],
+    }
+
+
+def throughput(quick: bool) -> dict[str, Any]:
+    """Prompts per second (N = 20, float64) against drawing the random numbers alone and against a per-prompt SGD loop."""
+    length, prompts, batch = 20, 50_000 if quick else 400_000, 5_000
+    numbers = (length + 1) * DIM + DIM
+
+    @jax.jit
+    def draw(key):
+        def add(total, index):
+            return total + jnp.sum(jax.random.normal(jax.random.fold_in(key, index), (batch, numbers))), None
+
+        return jax.lax.scan(add, jnp.zeros(()), jnp.arange(prompts // batch))[0]
+
+    def drawing():
+        with precision.float64():
+            return draw(jax.random.key(0)).block_until_ready()
+
+    built = build(length, prompts).prompts
+    seconds, alone = common.medians_in_turns([lambda: build(length, prompts), drawing])
+    per_prompt, _ = sgd_loop(DIM, length, 500, 1e-3)
+    return {
+        "prompts": built,
+        "prompts_per_second": built / seconds,
+        "random_numbers_alone_prompts_per_second": prompts / alone,
+        "ratio_to_random_numbers": built / seconds / (prompts / alone),
+        "ratio_to_sgd_loop": built / seconds * per_prompt,
+    }
+
+
+def draw(figure: Figure, results: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Seconds and memory against both sizes."""
+    numbers: dict[str, Any] = {}
+    axes = figure.subplots(1, 2)
+    for panel, (name, size, label) in zip(
+        axes, (("against_length", "N", "context length N"), ("against_prompts", "prompts", "prompts")), strict=True
+    ):
+        rows = results[name]["rows"]
+        common.growth(panel, rows, size, {"seconds": "seconds"}, (1.0,))
+        memory = panel.twinx()
+        sizes, peaks = [row[size] for row in rows], [row["peak_mb"] for row in rows]
+        memory.plot(sizes, peaks, color="C1", marker="s", linewidth=1)
+        memory.set(ylim=(0, 1.6 * max(peaks)), ylabel="peak memory, MB (squares)")
+        memory.yaxis.label.set_color("C1")
+        memory.spines["right"].set_visible(True)
+        memory.grid(False)
+        panel.set(xlabel=label, ylabel="seconds")
+        numbers |= {f"{name}_{column}": [row[column] for row in rows] for column in (size, "seconds", "peak_mb")}
+    axes[0].set_title(f"{results['against_length']['rows'][0]['prompts']} prompts")
+    axes[1].set_title(f"N = {results['against_prompts']['rows'][0]['N']}")
+    caption = (
+        "Sampled moments of linear regression, d = 5. Time is linear in the length and in the number of prompts; memory is "
+        "flat in the number of prompts, and in the length as long as a prompt is shorter than a chunk."
+    )
+    return caption, numbers
+
+
+if __name__ == "__main__":
+    common.run(
+        "Time and memory of sampled moments against N and against the number of prompts.",
+        {
+            "Sampled moments against N": against_length,
+            "Sampled moments against the number of prompts (N = 20)": against_prompts,
+            "Throughput (N = 20, float64)": throughput,
+        },
+        draw,
+    )
