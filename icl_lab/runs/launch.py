@@ -105,7 +105,12 @@ def one_sentence(error: Exception) -> str:
         key = f"`{cause.full_key}`: " if cause.full_key else ""
         return f"{key}{str(cause).splitlines()[0]}."
     text = str(error).split("Config search path")[0]
-    return re.sub(r"\s+", " ", re.sub(r"\n\t", ", ", text.replace(":\n\t", ": "))).strip()
+    sentence = re.sub(r"\s+", " ", re.sub(r"\n\t", ", ", text.replace(":\n\t", ": "))).strip()
+    launcher = re.search(r"'hydra/launcher/(joblib|submitit_local|submitit_slurm|ray)'", sentence)
+    if launcher is None:
+        return sentence
+    extra = "ray" if launcher[1] == "ray" else "cluster"
+    return f"{sentence} That launcher comes with `pip install 'icl-lab[{extra}]'`."
 
 
 def _name_plain_experiments(arguments: Sequence[str]) -> None:
