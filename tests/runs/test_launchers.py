@@ -1,7 +1,7 @@
 """Launchers of Hydra's plugins, each with four runs on this machine: local processes, submitit without Slurm, a local Ray."""
 
 import csv
-import importlib.util
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -31,8 +31,12 @@ def icl_lab_command(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)
 
 
+def is_installed(plugin):
+    return any(importlib.metadata.distributions(name=f"hydra-{plugin}-launcher"))
+
+
 def need(plugin):
-    if importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is None:
+    if not is_installed(plugin):
         pytest.skip(f"hydra-{plugin}-launcher is not installed (pip install 'icl-lab[{EXTRAS[plugin]}]')")
 
 
@@ -71,7 +75,7 @@ def test_jobs_that_fail_are_named_and_the_others_are_done(plugin, launcher, tmp_
 
 @pytest.mark.parametrize("plugin", ["joblib", "submitit", "ray"])
 def test_missing_plugin_is_one_sentence(plugin, tmp_path):
-    if importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is not None:
+    if is_installed(plugin):
         pytest.skip("the plugin is installed")
     launcher = {"joblib": "local", "submitit": "slurm", "ray": "ray_tasks"}[plugin]
     done = icl_lab_command("run", "-m", f"hydra/launcher={launcher}", "seed=0,1", cwd=tmp_path)
