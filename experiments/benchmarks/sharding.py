@@ -76,8 +76,8 @@ def draw(figure: Figure, results: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         panel.bar([str(row["devices"]) for row in rows], [row[name] for row in rows], width=0.5)
         panel.set(title=title, xlabel="devices", ylabel="prompts per second")
     caption = (
-        f"Prompts laid over virtual devices that share the {results['machine']['cores']} cores of one machine. The numbers "
-        f"computed differ by {results['sharding']['largest_relative_difference']:.0e}."
+        f"Prompts laid over virtual devices that share the {results['machine']['cores']} cores of one machine. What they "
+        f"compute differs by at most {results['sharding']['largest_relative_difference']:.0e} of its size."
     )
     return caption, {name: [row[name] for row in rows] for name in ("devices", *names)}
 
