@@ -40,6 +40,13 @@ def join() -> None:
     jax.distributed.initialize(os.environ[ADDRESS], int(count), int(index))
 
 
+def is_alone() -> bool:
+    """Whether there is no other process."""
+    import jax
+
+    return jax.process_count() == 1
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes; true where there is no other."""
     import jax
@@ -49,9 +56,7 @@ def is_first() -> bool:
 
 def as_first_says(answer: bool) -> bool:
     """The first process's answer, in all of them: a run that one of them skipped would leave the others waiting."""
-    import jax
-
-    if jax.process_count() == 1:
+    if is_alone():
         return answer
     from jax.experimental import multihost_utils
 

@@ -65,7 +65,9 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
 
     def work() -> tuple[Simulation, dict[str, Any]]:
         with precision.float64(), provenance.stopwatch() as watch:
-            result = simulate(resolved, sys.stderr.isatty(), store.checkpoint_file(folder))
+            # A process that went on from a checkpoint would leave the others behind.
+            checkpoint = store.checkpoint_file(folder) if distributed.is_alone() else None
+            result = simulate(resolved, sys.stderr.isatty(), checkpoint)
         return result, record(watch.wall, watch.compile)
 
     if not publish(resolved, folder, work, draw=resolved["analysis"]["figures"] is not False):
