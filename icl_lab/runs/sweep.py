@@ -1,7 +1,9 @@
 """The points of a sweep in one process: those that can share a compiled program are trained and compared together.
 
 Every point has the run folder it would have by itself, published as soon as it is finished. A point that fails leaves its
-record and stops no other; a point that is in the store is not run again.
+record and stops no other; a point that is in the store is not run again. But a group of points that is solved together is
+always the same: the last bits of a limit depend on the size of the program that found it, and a sweep that was killed and
+started anew has to end at the same bits.
 """
 
 from __future__ import annotations
@@ -59,14 +61,13 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
             ends[point.folder] = dataclasses.replace(point, status=status, error=error)
             show(len(ends), sum(end.status != "done" for end in ends.values()))
 
-        todo = {}
-        for point in points:
-            if store.is_finished(point.folder):
-                ended(point)
-            else:
-                todo[point.folder] = point
-        for problems in _prepared(list(todo.values()), ended):
-            _train_and_publish(problems, ended)
+        different = {point.folder: point for point in points}
+        finished = {folder for folder in different if store.is_finished(folder)}
+        for folder in finished:
+            ended(different[folder])
+        if len(finished) < len(different):
+            for problems in _prepared(list(different.values()), ended):
+                _train_and_publish(problems, finished, ended)
     ends_in_order = [ends[point.folder] for point in points]
     _print_summary(ends_in_order, console or present.wide_console())
     return ends_in_order
@@ -103,35 +104,36 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _train_and_publish(problems: Prepared, ended: Ended) -> None:
+def _train_and_publish(problems: Prepared, finished: set[Path], ended: Ended) -> None:
     groups: dict[str, Prepared] = {}
     for point, problem in problems:
         trainer = point.config["trainer"]
         if trainer["kind"] == "gradient_flow":
             settings = {name: trainer[name] for name in FLOW_SETTINGS}
             groups.setdefault(json.dumps(settings), []).append((point, problem))
-        else:
+        elif point.folder not in finished:
             _alone(point, ended)
     for group in groups.values():
         settings = {name: group[0][0].config["trainer"][name] for name in FLOW_SETTINGS}
-        left = {point.folder: point for point, _ in group}
+        left = {point.folder: point for point, _ in group if point.folder not in finished}
 
         def leave(point: Point, error: Exception | None = None, left: dict[Path, Point] = left) -> None:
             left.pop(point.folder, None)
             ended(point, error)
 
         try:
-            _flow(group, settings, leave)
+            _flow(group, settings, finished, leave)
         except Exception:
             # What went wrong together says nothing about which point is to blame.
             for point in list(left.values()):
                 _alone(point, ended)
 
 
-def _flow(group: Prepared, settings: dict[str, Any], ended: Ended) -> None:
+def _flow(group: Prepared, settings: dict[str, Any], finished: set[Path], ended: Ended) -> None:
     """Train flows together and publish them, those of one evaluation a few dozen at a time."""
     waiting: dict[str, list[tuple[Point, Problem, TrainingResult]]] = {}
-    results = gradient_flow_each([(problem.objective, problem.initial) for _, problem in group], **settings)
+    known = {index for index, (point, _) in enumerate(group) if point.folder in finished}
+    results = gradient_flow_each([(problem.objective, problem.initial) for _, problem in group], known=known, **settings)
     for index, result in results:
         point, problem = group[index]
         if isinstance(result, Exception):
@@ -140,15 +142,19 @@ def _flow(group: Prepared, settings: dict[str, Any], ended: Ended) -> None:
         trained = waiting.setdefault(evaluation(point.config), [])
         trained.append((point, problem, result))
         if len(trained) == TOGETHER:
-            _publish(waiting.pop(evaluation(point.config)), len(group), ended)
+            _publish(waiting.pop(evaluation(point.config)), len(group), finished, ended)
     for trained in waiting.values():
-        _publish(trained, len(group), ended)
+        _publish(trained, len(group), finished, ended)
 
 
-def _publish(trained: list[tuple[Point, Problem, TrainingResult]], together: int, ended: Ended) -> None:
+def _publish(trained: list[tuple[Point, Problem, TrainingResult]], together: int, finished: set[Path], ended: Ended) -> None:
+    if all(point.folder in finished for point, _, _ in trained):
+        return
     with precision.float64(), provenance.stopwatch() as watch:
         runs = finish([problem for _, problem, _ in trained], [result for _, _, result in trained])
     for (point, _, result), run in zip(trained, runs, strict=True):
+        if point.folder in finished:
+            continue
         shares = result.seconds + watch.wall / len(runs), watch.compile / len(runs)
         made = execute.record(*shares, together=together)
         execute.publish(

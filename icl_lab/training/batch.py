@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time as clock
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -66,6 +66,7 @@ def gradient_flow_each(
     weight_tolerance: float = 1e-8,
     solver: str = "auto",
     max_steps: int = 200_000,
+    known: Collection[int] = (),
     report: Report = lambda *_: None,
 ) -> Iterator[tuple[int, TrainingResult | NonFiniteError]]:
     """The flow of each problem to its limit, as `training.gradient_flow` gives it, to the digits asked.
@@ -73,6 +74,8 @@ def gradient_flow_each(
     Args:
       problems: pairs of objective and initial weights. Those that can share a program do, a bounded number at a time.
       weight_tolerance, solver, max_steps: as in `training.gradient_flow`, for every problem.
+      known: indices of problems whose results are not needed. Those that are solved together with others are solved all the
+        same, so that the bits of a result do not depend on which others are known.
       report: called after every segment with the largest time and step number, loss and norm of the gradient.
 
     Yields:
@@ -93,6 +96,8 @@ def gradient_flow_each(
         count = int(np.clip(STACK_BYTES // max(size, 1), 1, STACK_COUNT))
         for first in range(0, len(indices), count):
             chosen = indices[first : first + count]
+            if all(index in known for index in chosen):
+                continue
             with precision.float64():
                 results = _solve([prepared[i] for i in chosen], weight_tolerance, max_steps, report)
             yield from zip(chosen, results, strict=True)
