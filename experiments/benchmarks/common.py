@@ -83,7 +83,7 @@ def growth(axes: Axes, rows: Rows, size: str, quantities: Mapping[str, str], gui
     for power, style in zip(guides, (":", "--"), strict=False):
         axes.plot(sizes, last * (sizes / sizes[-1]) ** power, color="0.6", linestyle=style, label=f"power {power:g}")
     axes.set(xscale="log", yscale="log")
-    axes.set_xticks(sizes, labels=[f"{size:,.0f}" for size in sizes])
+    axes.set_xticks(sizes, labels=[f"{size:g}".replace("e+0", "e") for size in sizes])
     axes.xaxis.minorticks_off()
     axes.legend()
 

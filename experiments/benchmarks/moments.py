@@ -120,8 +120,8 @@ def draw(figure: Figure, results: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     caption = (
         "Sampled moments of linear regression, d = 5. "
         f"Time grows as N^{results['against_length']['exponent_seconds_per_prompt']:.2f} "
-        f"and as the number of prompts to the power {results['against_prompts']['exponent_seconds']:.2f}. Memory is flat in the "
-        "number of prompts, and in the length as long as a prompt is shorter than a chunk."
+        f"and as the number of prompts to the power {results['against_prompts']['exponent_seconds']:.2f}. Memory is flat in "
+        "the number of prompts, and in the length as long as a prompt is shorter than a chunk."
     )
     return caption, numbers
 
