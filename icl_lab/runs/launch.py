@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from icl_lab.config import paths, schema
 from icl_lab.errors import IclLabError, InvalidValueError
-from icl_lab.runs import cache, distributed, outcomes
+from icl_lab.runs import cache, distributed, outcomes, points
 
 _RAISE = "HYDRA_FULL_ERROR"
 
@@ -60,6 +60,29 @@ def launch(arguments: Sequence[str]) -> int:
         here.append(outcome)
         return outcome
 
+    def do(configs: list[DictConfig]) -> None:
+        import jax
+
+        from icl_lab.runs import execute, sweep
+
+        if jax.process_count() > 1:
+            for config in configs:
+                job(config)
+            return
+        resolved = []
+        for config in configs:
+            try:
+                resolved.append(execute.resolve(config))
+            except InvalidValueError as error:
+                here.append(outcomes.Outcome(_report(error), str(error)))
+        for point in sweep.execute_all(resolved) if resolved else ():
+            if point.error is not None:
+                here.append(outcomes.Outcome(_report(point.error), str(point.error)))
+            else:
+                here.append(outcomes.Outcome(0 if point.status == "done" else 1))
+
+    points.register()
+    points.Points.do = do
     before_argv, before_raise = sys.argv, os.environ.get(_RAISE)
     # Hydra's parser refuses an option between two overrides, so the one that people put there goes first.
     sys.argv = ["icl-lab run", *sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))]

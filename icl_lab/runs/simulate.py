@@ -25,8 +25,10 @@ from icl_lab.theory import Optimum
 from icl_lab.training import TrainingResult, Verdict
 from icl_lab.typing import Array, Key, Weights
 
-TOGETHER = 32
-"""Runs that are compared with theory and estimators at once."""
+TOGETHER = 128
+"""Runs that are compared with theory and estimators on one pass over the prompts."""
+AT_ONCE = 32
+"""Answers of light models in memory at once."""
 
 Table = dict[int, dict[str, dict[str, float]]]
 Steps = tuple[float, np.ndarray]
@@ -126,15 +128,15 @@ def evaluation(config: Mapping[str, Any]) -> str:
 
 
 def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> list[Simulation]:
-    """Compare trained problems of one `evaluation` with theory and the estimators, on one set of prompts."""
+    """Compare trained problems of one `evaluation`, at most `TOGETHER`, with theory and the estimators on the same prompts."""
     first = problems[0]
     settings, length = first.config["analysis"], first.task.context_length
     key = stream(jax.random.key(settings["seed"]), "evaluation")
     step_size, preconditioner = comparison.best_linear_steps(first.task, stream(key, "steps"), settings["prompts"])
     lengths = _context_lengths(settings["context_lengths"], length)
     models = [eqx.Partial(_answer, first.model, result.limit) for result in results]
-    # Two programs, for one model and for many, instead of one for every number of them.
-    models += [models[-1]] * (TOGETHER - len(models) if len(models) > 1 else 0)
+    # Three programs instead of one for every number of models.
+    models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
     tables = measure(
         build.build_task({**first.config["task"], "context_length": lengths[-1]}),
         models,
@@ -144,7 +146,7 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
         settings["prompts"],
         sequence=comparison.is_sequence(first.task),
         # One layer of linear attention is a few numbers a prompt beside the Gram matrix that all share.
-        together=TOGETHER if len(models) > 1 and _is_light(first) else 1,
+        together=min(len(models), AT_ONCE) if _is_light(first) else 1,
     )
     steps = (step_size, preconditioner)
     return [_simulation(*pair, table, lengths, steps) for *pair, table in zip(problems, results, tables, strict=False)]
