@@ -101,7 +101,7 @@ def _prepared(points: list[Point], ended: Ended) -> Iterator[Prepared]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _train_and_publish(problems: Prepared, finished: set[Path], ended: Ended) -> None:

@@ -223,7 +223,7 @@ def flow_together(
         if recorders is None:
             step_size = np.where(out.accepted > 0, (out.time - time) / np.maximum(out.accepted, 1), step_size)
         else:
-            for i in np.flatnonzero(going):
+            for i in map(int, np.flatnonzero(going)):
                 times = out.times[i, : out.accepted[i]]
                 recorders[i].add(times, jax.tree.map(lambda w, i=i: w[i], out.path))
                 if len(times) > 1:
@@ -232,9 +232,8 @@ def flow_together(
         time = np.where(going, out.time, time)
         over = (out.accepted == 0) & ~out.reached | (time >= END) | (steps >= max_steps)
         due = going & (out.reached | over | (steps - judged >= JUDGED_EVERY))
-        if due.any():
-            facts = _evidence(objective, state, initial, mapped)
-        for i in np.flatnonzero(due):
+        facts = _evidence(objective, state, initial, mapped) if due.any() else []
+        for i in map(int, np.flatnonzero(due)):
             why = f"the budget of {max_steps} steps or time {END:g} is spent"
             if out.accepted[i] == 0 and not out.reached[i]:
                 why = "the solver cannot make a step"
