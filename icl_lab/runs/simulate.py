@@ -149,7 +149,8 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
         together=min(len(models), AT_ONCE) if _is_light(first) else 1,
     )
     steps = (step_size, preconditioner)
-    return [_simulation(*pair, table, lengths, steps) for *pair, table in zip(problems, results, tables, strict=False)]
+    trained = zip(problems, results, tables[: len(problems)], strict=True)
+    return [_simulation(problem, result, table, lengths, steps) for problem, result, table in trained]
 
 
 def _is_light(problem: Problem) -> bool:
