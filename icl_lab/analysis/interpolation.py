@@ -35,7 +35,7 @@ def key_query_scale(layer: Weights, label_dim: int = 1) -> Float[np.ndarray, "*l
     """
     w_kq = widened(layer).merged().w_kq
     dim = w_kq.shape[-1] - label_dim
-    return np.mean(np.diagonal(w_kq, axis1=-2, axis2=-1)[..., :dim], axis=-1)
+    return np.asarray(np.mean(np.diagonal(w_kq, axis1=-2, axis2=-1)[..., :dim], axis=-1))
 
 
 def rescaled(weights: Weights, label_dim: int = 1) -> Weights:

@@ -66,7 +66,7 @@ def layer_coefficients(weights: Weights, model: SelfAttention, context_length: i
       The coefficients, as float64 numpy.
 
     Raises:
-      UnsupportedProblemError: softmax attention, other tokens than merged ones, a read-out that keeps no residuals, several heads.
+      UnsupportedProblemError: softmax or causal attention, tokens that are not merged, readout_sign 1, or several heads.
       InvalidValueError: a layer whose labels no label moves, so that no scale puts 1 there.
     """
     if not isinstance(model, LinearSelfAttention) or model.embedding != "merged" or model.readout_sign != -1 or model.causal:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from icl_lab import theory
+from icl_lab import analysis, theory
 from icl_lab.claims import check
 from icl_lab.claims.ahn2023 import PAPER
 from icl_lab.claims.check import Check
@@ -265,13 +265,6 @@ def depth_curves(d, N, L, seed) -> list[Check]:
     return checks
 
 
-def _distances(matrices: np.ndarray) -> np.ndarray:
-    """min_c |M - c I| / |M| by least squares, for each of a stack of matrices."""
-    dim = matrices.shape[-1]
-    fits = [np.linalg.lstsq(np.eye(dim).reshape(-1, 1), matrix.ravel(), rcond=None)[1][0] for matrix in matrices]
-    return np.sqrt(fits) / np.linalg.norm(matrices, axis=(1, 2))
-
-
 @claim(
     "ahn2023.dist",
     paper=PAPER,
@@ -295,9 +288,11 @@ def distance_from_the_identity(d, N, L, Sig, starts, seed) -> list[Check]:
     lowest = minimise(objective, whitened_starts(task, L, starts, seed, corrected)).lowest
     trained = {"A": root @ lowest["A"] @ root} | ({"B": lowest["B"]} if corrected else {})
     return [
-        check.exact("random_matrices", _distances(drawn), expected, EXACT_TOLERANCE),
+        check.exact("random_matrices", analysis.distance_to_identity(drawn), expected, EXACT_TOLERANCE),
         *(
-            check.exact(f"trained_{name}_abs", _distances(matrices), np.zeros(len(matrices)), WEIGHT_TOLERANCE)
+            check.exact(
+                f"trained_{name}_abs", analysis.distance_to_identity(matrices), np.zeros(len(matrices)), WEIGHT_TOLERANCE
+            )
             for name, matrices in trained.items()
         ),
     ]

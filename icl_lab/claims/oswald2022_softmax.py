@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.optimize
 
-from icl_lab import models, prng, theory
+from icl_lab import analysis, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer
+from icl_lab.claims.claim import integer, number
 from icl_lab.claims.descent_layers import LAW, covariates, input_moments
 from icl_lab.claims.descent_layers import MODEL as LINEAR
 from icl_lab.claims.oswald2022 import PAPER
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
-from icl_lab.models import LSAWeights, constructions
+from icl_lab.errors import AssumptionError
+from icl_lab.models import LSAWeights, constructions, initializers
+from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.typing import Array, Key
 
@@ -29,6 +35,13 @@ DETERMINED = 0.25
 REFERENCE = 40_000
 # Temperature, in units of 1 / (sig2 sqrt(d)), at which two heads are their limit up to its square.
 COLD = 1e-3
+# Training: initial entries in units of those of the step (ten times Adam's first step), prompts per step and to compare on.
+BEGIN = 0.1
+BATCH = 128
+HELD_OUT = 4096
+
+# Of off-diagonal parts, independent at the start: what may be left of their sum, and how closely the heads keep the rest.
+CANCELLED, KEPT = 0.35, 0.25
 
 SIZES = {
     "d": integer(10, 1, "input dimension"),
@@ -45,7 +58,7 @@ def unit_tasks(key: Key, law: str, dim: int, context_length: int, sigma: float) 
 def scalar_heads(temperatures: Array, values: Array, dim: int) -> LSAWeights:
     """Heads with scores beta_h x_i.x_q and values c_h y_i, on tokens of d inputs and d labels; (H,) coefficients."""
     inputs, labels = (jnp.asarray(np.diag(np.repeat(row, dim))) for row in np.eye(2))
-    return LSAWeights(w_pv=values[:, None, None] * labels, w_kq=temperatures[:, None, None] * inputs)
+    return LSAWeights(w_pv=values[:, None, None] * labels[None], w_kq=temperatures[:, None, None] * inputs[None])
 
 
 def linear_answer(prompt: Prompt) -> Array:
@@ -113,15 +126,19 @@ def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
     prompts = jax.jit(jax.vmap(lambda key: unit_tasks(key, law, d, N, sigma)))(keys)
     unit = 1 / (variance * np.sqrt(d))
 
-    def half_losses(point, signs):
+    def half_losses(point, signs, prompts):
         """Of heads with beta = sign unit e^b and c = sign e^(a - b), (b, a) (2, H), so that a alone is their slope at 0."""
         weights = scalar_heads(signs * unit * jnp.exp(point[0]), signs * jnp.exp(point[1] - point[0]), d)
         return jax.vmap(lambda prompt: jnp.sum((SOFTMAX(weights, prompt) - prompt.target) ** 2) / 2)(prompts)
 
-    losses = jax.jit(half_losses)
-    scores = jax.jit(jax.jacfwd(half_losses))
-    curvature = jax.jit(jax.hessian(lambda point, signs: jnp.mean(half_losses(point, signs))))
-    slope = jax.jit(jax.value_and_grad(lambda point, signs: jnp.mean(half_losses(point, signs))))
+    def mean(point, signs, prompts):
+        return jnp.mean(half_losses(point, signs, prompts))
+
+    # Prompts are arguments: as constants they would be folded while compiling.
+    losses, scores, slope, curvature = (
+        functools.partial(jax.jit(function), prompts=prompts)
+        for function in (half_losses, jax.jacfwd(half_losses), jax.value_and_grad(mean), jax.hessian(mean))
+    )
 
     def fit(start, signs):
         def function(flat):
@@ -178,6 +195,120 @@ def _excess(name: str, first: np.ndarray, second: np.ndarray) -> Check:
     """The check that a mean loss is above another on the same prompts, by what their noise cannot explain."""
     difference, error = (float(value / np.mean(second)) for value in mean_with_error(first - second))
     return check.at_least(name, 1 + difference, 1 + check.SIGMAS * error, standard_error=error)
+
+
+def _small_temperature(beta, **_) -> None:
+    if beta > 0.15:
+        raise AssumptionError(
+            f"`beta` must be <= 0.15, where two heads are their limit of small temperatures to a few percent; got {beta}."
+        )
+
+
+@claim(
+    "oswald2022.softmax.cancel",
+    paper=PAPER,
+    statement="In two trained heads the off-diagonal parts of eta_h W_KQ,h cancel in the sum: at small temperatures the loss "
+    "sees only the sum, so that training removes them there before they vanish in each head.",
+    source="Figure 12 and the text on two softmax heads; mechanism and sizes by icl_lab",
+    parameters={"d": integer(4, 2, "input dimension"), "N": integer(6, 2, "context length")}
+    | {"law": LAW["law"], "sigma": number(1.0, positive=True, meaning=LAW["sigma"].meaning)}
+    | {
+        "beta": number(0.1, positive=True, meaning="initial temperature, in units of 1 / (sig2 sqrt(d))"),
+        "starts": integer(4, 1, "random off-diagonal parts"),
+        "steps": integer(400, 100, "of Adam"),
+        "seed": integer(0, 0, "of the parts and of the prompts"),
+    },
+    validate=_small_temperature,
+)
+def off_diagonals_cancel(d, N, law, sigma, beta, starts, steps, seed) -> list[Check]:
+    variance, kurtosis = input_moments(law, sigma)
+    key, signs, temperature = jax.random.key(seed), np.array([1.0, -1.0]), beta / (variance * np.sqrt(d))
+    value = theory.softmax_heads.centred_step_size(d, N, variance, kurtosis) / (2 * temperature)
+    # Two heads that are a centred step, with off-diagonal parts of their own of half the size of the diagonal.
+    noise = np.asarray(jax.random.normal(prng.stream(key, "parts"), (starts, 2, d, d))) / 2 * (1 - np.eye(d))
+    w_pv, w_kq = np.zeros((2, starts, 2, d + 1, d + 1))
+    w_pv[..., -1, -1] = value * signs
+    w_kq[..., :d, :d] = temperature * (signs[:, None, None] * np.eye(d) + noise)
+    begin = LSAWeights(w_pv, w_kq)
+    task = LinearRegression(d, N, covariates=covariates(law, d, sigma))
+    fresh = objectives.StreamedLoss.build(task, SOFTMAX, prng.stream(key, "held out"), BATCH, BATCH)
+    # The rate falls to 0, and is the same share of both matrices only because Adam's steps are: W_PV moves little.
+    adam = optax.adam(optax.cosine_decay_schedule(temperature / 20, steps))
+    ends = training.descend_all(fresh, begin, adam, steps, key=prng.stream(key, "prompts"))
+
+    def off_diagonal(weights: LSAWeights) -> np.ndarray:
+        """(S, 2, d, d), the parts eta_h W_KQ,h without their diagonals."""
+        return weights.w_pv[..., -1, -1][..., None, None] * weights.w_kq[..., :d, :d] * (1 - np.eye(d))
+
+    before, after = off_diagonal(begin), off_diagonal(ends.weights)
+    in_sum = [np.linalg.norm(one.sum(axis=1), axis=(1, 2)) for one in (before, after)]
+    in_parts = np.sqrt(np.sum(after**2, axis=(1, 2, 3)))
+    # What is left when both heads have given up half of the sum.
+    difference = np.linalg.norm(before[:, 0] - before[:, 1], axis=(1, 2)) / np.sqrt(2)
+    return [
+        check.at_most("sum_over_its_start", in_sum[1] / in_sum[0], np.full(starts, CANCELLED)),
+        check.at_most("sum_over_the_parts", in_sum[1] / in_parts, np.full(starts, CANCELLED)),
+        check.exact("parts_over_half_the_difference_at_the_start", in_parts / difference, np.ones(starts), KEPT),
+    ]
+
+
+@claim(
+    "oswald2022.layernorm",
+    paper=PAPER,
+    statement="A layer trained with LayerNorm before its attention has a larger loss and is less aligned with a gradient step "
+    "than one trained without, but beats the step on much larger inputs.",
+    source="Figure 14 and the text on LayerNorm",
+    parameters={
+        "d": integer(4, 1, "input dimension"),
+        "N": integer(8, 1, "context length"),
+    }
+    | {"law": LAW["law"], "sigma": number(1.0, positive=True, meaning=LAW["sigma"].meaning)}
+    | {
+        "alpha": number(5.0, 2.0, "how much larger the inputs of the last comparison are"),
+        "starts": integer(2, 1, "random initial weights"),
+        "steps": integer(800, 100, "of Adam"),
+        "seed": integer(0, 0, "of initial weights and prompts"),
+    },
+)
+def layer_norm_costs(d, N, law, sigma, alpha, starts, steps, seed) -> list[Check]:
+    variance, kurtosis = input_moments(law, sigma)
+    key = jax.random.key(seed)
+    eta = theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis)
+    # Both matrices of the step, divided evenly, have entries of this size.
+    size = float(np.sqrt(eta))
+    weights = [
+        initializers.gaussian(jax.random.fold_in(prng.stream(key, "weights"), i), d + 1, BEGIN * size) for i in range(starts)
+    ]
+    begin = jax.tree.map(lambda *leaves: np.stack(leaves), *weights)
+    optimiser = optax.adam(optax.cosine_decay_schedule(BEGIN * size / 10, steps))
+    step = eqx.Partial(LINEAR, constructions.gradient_descent(LINEAR, d, N, eta))
+    losses, cosines, wide = {}, {}, {}
+    for normed in (False, True):
+        model = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, layer_norm=normed)
+        tasks = [LinearRegression(d, N, covariates=covariates(law, d, scale)) for scale in (sigma, alpha * sigma)]
+        objective = objectives.StreamedLoss.build(tasks[0], model, key, BATCH, BATCH)
+        ends = training.descend_all(objective, begin, optimiser, steps, key=prng.stream(key, "prompts"))
+        held_out = [objectives.StreamedLoss.build(task, model, prng.stream(key, "test"), HELD_OUT) for task in tasks]
+        losses[normed], wide[normed] = (np.array([one.risk(ends[i]) / 2 for i in range(starts)]) for one in held_out)
+        cosines[normed] = np.array(
+            [
+                analysis.compare_functions(
+                    tasks[0], eqx.Partial(model, ends[i]), step, prng.stream(key, "test"), 1024
+                ).cosine.mean
+                for i in range(starts)
+            ]
+        )
+    same = np.ones(starts)
+    best = theory.vonoswald2022.one_step_loss(eta, d, N, variance, kurtosis)
+    stretched = theory.vonoswald2022.one_step_loss(eta, d, N, alpha**2 * variance, kurtosis)
+    return [
+        # What training and held-out prompts leave.
+        check.at_most("loss_without_over_descent", losses[False] / best, 1.1 * same),
+        check.at_least("loss_with_over_without", losses[True] / losses[False], 1.05 * same),
+        check.at_least("alignment_without", cosines[False], 0.98 * same),
+        check.at_most("alignment_with", cosines[True], 0.95 * cosines[False]),
+        check.at_most("loss_with_on_larger_inputs", wide[True], stretched * same),
+    ]
 
 
 def _slope(regressor: np.ndarray, target: np.ndarray) -> tuple[float, float]:

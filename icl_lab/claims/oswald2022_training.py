@@ -51,8 +51,8 @@ def _starts(d: int, rate: float, scales: np.ndarray, stretches: np.ndarray, seed
     "oswald2022.interpolation",
     paper=PAPER,
     statement="Once its W_KQ is divided by beta, the mean of the diagonal of the input block, and its W_PV multiplied by it, a "
-    "trained layer is joined to the constructed step by a segment of constant loss; without that, or with |beta| for a negative "
-    "beta, the midpoint is far off.",
+    "trained layer is joined to the constructed step by a segment of constant loss; without that, or with |beta| for a "
+    "negative beta, the midpoint is far off.",
     source="Section 3, interpolation of trained and constructed weights; closed forms are the lab's",
     parameters={"d": integer(3, 1, "input dimension"), "N": integer(5, 1, "context length")}
     | LAW
@@ -102,8 +102,8 @@ def _square_step(step: analysis.Predictor, prompt: Prompt) -> Array:
 @claim(
     "oswald2022.metrics",
     paper=PAPER,
-    statement="Mean prediction distance, sensitivity distance and cosine of sensitivities between a layer and the best step have "
-    "known values before training, are 0, 0 and 1 at the optimum, and come close to that by Adam on fresh prompts.",
+    statement="Mean prediction distance, sensitivity distance and cosine of sensitivities between a layer and the best step "
+    "have known values before training, are 0, 0 and 1 at the optimum, and come close to that by Adam on fresh prompts.",
     source="Section 3, the three measures of alignment; values before training derived for the lab",
     parameters={"d": integer(10, 1, "input dimension"), "N": integer(10, 1, "context length")}
     | LAW
@@ -149,7 +149,9 @@ def alignment_with_a_step(d, N, law, sigma, steps, batch, starts, samples, seed)
         checks.append(check.sampled("untrained_distances_at_the_published_sizes", measured, [0.4864, 2.0831], spread))
 
     exact_loss = objectives.independent_loss(task, MODEL)
-    flow = training.gradient_flow(exact_loss, jax.tree.map(lambda w: w[0], begin), weight_tolerance=1e-9, rtol=1e-4)
+    flow = training.gradient_flow(
+        exact_loss, jax.tree.map(lambda w: w[0], begin), weight_tolerance=1e-9, solver="tsit5", rtol=1e-11
+    )
     optimum = compared(flow.limit)
     checks += [
         check.exact("loss_of_the_flow", flow.evidence.loss, least, LOSS_TOLERANCE),

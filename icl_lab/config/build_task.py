@@ -105,6 +105,9 @@ def _linear_dynamics(group: Group) -> Task:
 _TASKS: dict[str, Callable[[Group], Task]] = {
     "linear_regression": _linear_regression,
     "uniform": _regression_with(lambda group: tasks.Uniform(group["dim"], group["half_width"])),
+    "sine": lambda group: tasks.SineRegression(
+        group["context_length"], group["half_width"], group["law"], noise_std=group["noise_std"]
+    ),
     "sphere": _regression_with(lambda group: tasks.Sphere(group["dim"], group["radius"])),
     "random_diagonal": _regression_with(lambda group: tasks.FiniteDiagonal(*_finite_support(group))),
     "exponential_diagonal": _regression_with(lambda group: tasks.ExponentialDiagonal(group["dim"], group["scale"])),

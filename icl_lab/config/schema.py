@@ -68,6 +68,14 @@ class UniformRegression(Regression):
 
 
 @dataclass
+class SineRegression(Task):
+    """Sine waves, an amplitude and a phase a prompt."""
+
+    half_width: float
+    law: str
+
+
+@dataclass
 class SphereRegression(Regression):
     """Inputs uniform on a sphere."""
 
@@ -234,6 +242,7 @@ SCHEMAS: dict[str, type] = {
     "schema/task/gaussian_regression": GaussianRegression,
     "schema/task/uniform_regression": UniformRegression,
     "schema/task/sphere_regression": SphereRegression,
+    "schema/task/sine_regression": SineRegression,
     "schema/task/finite_spectrum_regression": FiniteSpectrumRegression,
     "schema/task/exponential_diagonal_regression": ExponentialDiagonalRegression,
     "schema/task/nonlinear_regression": NonlinearRegression,

@@ -2,9 +2,8 @@
 
     (1/rho) sum_i W_PV e_i (e_i^* W_KQ e_j),   summed over heads, i over the tokens that j attends to.
 
-The sum over i is a D x D matrix, the Gram G = (1/rho) sum_i e_i e_i^*, so a layer costs O(T D^2) time and the answer to
-one query O(D^2) memory beside its tokens: no array with two token axes exists. A causal layer carries the Gram of the
-prefix.
+The sum over i is a D x D matrix, the Gram G = (1/rho) sum_i e_i e_i^*, so a layer costs O(T D^2) time, and the answer to
+one query O(T D): no array with two token axes exists. A causal layer carries the Gram of the prefix.
 
 The normaliser, in the papers' own versions:
 
@@ -79,9 +78,11 @@ class LinearSelfAttention(SelfAttention):
         return attended.T @ jnp.conj(attended) / self.rho(tokens.shape[0])
 
     def query_update(self, weights: LSAWeights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "D"]:
-        """W_PV G W_KQ q, summed over heads: O(T D^2) time, O(D^2) memory."""
+        """W_PV G W_KQ q, summed over heads, by the scores of the query alone: O(T D) time a head, and G is not formed."""
+        attended = tokens if self.query_in_sum else tokens[:-1]
         keyed = jnp.einsum("hbc,c->hb", weights.w_kq, tokens[-1])
-        return jnp.einsum("hab,hb->a", weights.w_pv, keyed @ self.gram(tokens).T)
+        scores = keyed @ jnp.conj(attended).T / self.rho(tokens.shape[0])
+        return jnp.einsum("hab,hb->a", weights.w_pv, scores @ attended)
 
     def updates(self, weights: LSAWeights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T D"]:
         """W_PV G W_KQ e_j for every token e_j, summed over heads; the causal G is that of the prefix."""

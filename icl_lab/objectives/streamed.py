@@ -19,7 +19,8 @@ from icl_lab.typing import Array, Key, Weights
 class StreamedLoss(Objective):
     """Half mean squared error over a batch of prompts, drawn afresh from `key` at each call, or from `seed_key` without it.
 
-    Prompts are processed in chunks whose forward pass is recomputed in the backward pass, so memory is that of one chunk.
+    Prompts are processed in chunks whose forward pass is recomputed in the backward pass, so memory is that of one chunk; a
+    batch of one chunk is drawn once.
 
     Attributes:
       model: any architecture, a callable of (weights, prompt).
@@ -72,14 +73,16 @@ class StreamedLoss(Objective):
             prompt: Prompt = jax.tree.map(cast, self.task.sample(prompt_key))
             return jnp.sum(jnp.abs(self.model(weights, prompt) - prompt.target) ** 2)
 
-        @jax.checkpoint
         def add(sums, keys):
             errors = jax.vmap(error)(devices.shard(keys))
             return (sums[0] + jnp.sum(errors), sums[1] + jnp.sum(errors**2)), None
 
         keys = jax.random.split(key, (self.batch // self.chunk, self.chunk))
         zero = jnp.zeros((), jnp.zeros((), dtype).real.dtype)
-        (first, second), _ = jax.lax.scan(add, (zero, zero), keys)
+        if self.batch == self.chunk:  # nothing to save, and drawing the prompts twice would be half of the time
+            first, second = add((zero, zero), keys[0])[0]
+        else:
+            (first, second), _ = jax.lax.scan(jax.checkpoint(add), (zero, zero), keys)
         return first / self.batch, second / self.batch
 
 

@@ -1,8 +1,8 @@
 r"""The landscape of one linear attention layer on linear regression: its saddle at zero, a wrong mode, a false minimum.
 
 With G the Gram of the examples (x_i, y_i) divided by N, b the label row of W_PV and A the first d columns of W_KQ, the answer
-is b^T G A x_q. Inputs have independent symmetric coordinates of variance sig2 and kurtosis kap, tasks are standard normal, labels
-have no noise, and losses are half mean squared errors. The global minimum is one step of gradient descent, see
+is b^T G A x_q. Inputs have independent symmetric coordinates of variance sig2 and kurtosis kap, tasks are standard normal,
+labels have no noise, and losses are half mean squared errors. The global minimum is one step of gradient descent, see
 `vonoswald2022.one_step_loss`.
 """
 
@@ -13,8 +13,8 @@ import scipy.optimize
 from jaxtyping import Float
 
 
-def saddle_curvatures(dim: int, variance: float) -> Float[np.ndarray, "2*dim+2"]:
-    r"""The eigenvalues of the Hessian at zero weights that do not vanish, increasing.
+def saddle_curvatures(dim: int, variance: float) -> Float[np.ndarray, "K"]:
+    r"""The eigenvalues of the Hessian at zero weights that do not vanish, K = 2d + 2 of them, increasing.
 
     :math:`\pm\sigma^4 \sqrt d` (b_y against tr A_x) once and :math:`\pm\sigma^4` (b_x against A_y) d times.
 
@@ -102,3 +102,16 @@ def false_minimum(dim: int, context_length: int, variance: float = 1.0) -> float
         for sign in (1, -1)
     ]
     return float(variance * max(end.fun for end in ends))
+
+
+def wrong_mode_size(dim: int, context_length: int, variance: float, kurtosis: float) -> float:
+    r"""The product c = |b_x| |A_y| of the wrong mode at its least loss, N / (sig2 (N + d + kap - 2)).
+
+    Args:
+      dim: d.
+      context_length: N.
+      variance, kurtosis: sig2 and kap.
+
+    Source: as `wrong_mode_loss`; it is the best step size.
+    """
+    return context_length / (variance * (context_length + dim + kurtosis - 2))

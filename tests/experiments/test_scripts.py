@@ -77,3 +77,42 @@ def test_series_have_their_figures(tmp_path):
     run("zhou2025.py", f"output={tmp_path}", *small)
     figures = {"rollouts", "softmax", "depth", "context_scaling"}
     assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_layers_beside_gradient_descent_have_their_figures(tmp_path):
+    small = (
+        "dim=3",
+        "context_length=4",
+        "seeds=1",
+        "one_layer.steps=30",
+        "one_layer.batch=64",
+        "one_layer.points=2",
+        "two_layers.dim=3",
+        "two_layers.context_length=3",
+        "two_layers.steps=20",
+        "two_layers.batch=64",
+        "two_layers.starts=2",
+        "test_prompts=200",
+        "input_scales=[1,2]",
+        "task_scales=[1,2]",
+        "rollout.times=4",
+        "rollout.tasks=100",
+        "spectra.lengths=[4]",
+        "spectra.tasks=100",
+        "fixed_tasks.sizes=[64]",
+        "fixed_tasks.steps=20",
+    )
+    run("oswald2022.py", f"output={tmp_path}", *small)
+    figures = {"one_layer", "two_layers", "scaled", "repeated", "spectra", "fixed_tasks"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_preconditioned_layers_have_their_figures(tmp_path):
+    small = ("dim=2", "context_length=4", "spectrum=[1,0.5]", "layers=[1,2]", "steps=20", "batch=64", "test_prompts=400")
+    run("ahn2023.py", f"output={tmp_path}", *small)
+    figures = {"losses", "distances", "matrices"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}

@@ -107,5 +107,7 @@ def test_misfits_are_refused_by_name():
         hankel(vector_labels)
     with pytest.raises(InvalidValueError, match=r"`paired` embeds sequences of states.* dimensions 1 and 2"):
         paired(random_prompt(3, 2, 1, seed=1))
-    with pytest.raises(InvalidValueError, match="one of merged, interleaved, positioned, sinusoidal, hankel, paired, paired_short; got 'mergd'"):
+    with pytest.raises(
+        InvalidValueError, match="one of merged, interleaved, positioned, sinusoidal, hankel, paired, paired_short; got 'mergd'"
+    ):
         embedding("mergd")

@@ -134,3 +134,27 @@ def test_the_expansion_of_the_softmax(rng):
     # What three orders leave is of the fourth.
     assert np.log2(remainder(step) / remainder(step / 2)) == pytest.approx(4, abs=0.1)
     np.testing.assert_allclose(np.sum(orders, axis=1), [1, 0, 0, 0], atol=1e-15)
+
+
+def test_norms_of_the_best_step_from_zero():
+    np.testing.assert_allclose(vonoswald2022.mean_square_step(10, 10, 9 / 5), 5.050505, rtol=1e-6)
+    np.testing.assert_allclose(vonoswald2022.mean_square_step(10, 10, 3.0), 4.761905, rtol=1e-6)
+    eta = vonoswald2022.optimal_step_size(10, 10, 1 / 12, 9 / 5)
+    means, errors = vonoswald2022.mean_step_norms("uniform", 10, 10, 0.5, eta, 20_000, 0)
+    assert np.all(np.abs(means - [0.4864, 2.0831]) < 4 * errors)
+    assert np.all(errors < 0.01 * means)
+
+
+def test_the_end_of_the_flow_keeps_the_invariant():
+    rate, d = 1.3, 4
+    for value, key in ((0.0, 0.0), (2.0, 0.1), (0.1, 50.0)):
+        beta = vonoswald2022.limit_scale(value, key, d, rate)
+        np.testing.assert_allclose((rate / beta) ** 2 - d * beta**2, value - key, atol=1e-10)
+
+
+def test_the_midpoint_without_rescaling():
+    for beta in (0.4, -2.0):
+        values, keys = -1.3 / beta, beta
+        halfway = (values - 1.3) / 2 * (keys + 1) / 2
+        np.testing.assert_allclose(vonoswald2022.midpoint_rate(beta, 1.3), -halfway, rtol=1e-14)
+    assert vonoswald2022.midpoint_rate(1.0, 1.3) == 1.3
