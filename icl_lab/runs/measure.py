@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Inexact
 
 from icl_lab.analysis import Predictor
 from icl_lab.tasks.prompt import Prompt, Task, check_count, check_finite
@@ -64,8 +65,10 @@ def measure(
         batch = jax.tree.map(np.asarray, _draw(task, jax.random.fold_in(key, index), size))
         check_finite(batch)
         for length in lengths:
-            answers = tuple(others.values())
-            sums = np.stack([np.asarray(x) for x in _sums(stacked, answers, batch, length, sequence, together)], axis=1)
+            # An estimator a program: two batched factorisations in one can wait for each other's threads for ever.
+            answers = [np.asarray(_answers(answer, batch, length, sequence)) for answer in others.values()]
+            given = np.stack(answers, axis=1) if answers else np.zeros_like(batch.target[:, None])[:, :0]
+            sums = np.stack([np.asarray(x) for x in _sums(stacked, given, batch, length, sequence, together)], axis=1)
             totals[length] = totals.get(length, np.zeros_like(sums)) + sums
     names = ("model", *others)
     return [{n: _summary(names, totals[n][i], chunks * size) for n in lengths} for i in range(len(models))]
@@ -98,18 +101,23 @@ def _draw(task: Task, key: Key, size: int) -> Prompt:
 
 
 @eqx.filter_jit
+def _answers(predictor: Predictor, batch: Prompt, length: int, sequence: bool) -> Array:
+    """(B, k) answers to a batch cut to a length."""
+    return jax.vmap(lambda prompt: predictor(prefix(prompt, length, sequence)))(batch)
+
+
+@eqx.filter_jit
 def _sums(
-    models: Predictor, others: tuple[Predictor, ...], batch: Prompt, length: int, sequence: bool, together: int
+    models: Predictor, given: Inexact[Array, "B P k"], batch: Prompt, length: int, sequence: bool, together: int
 ) -> tuple[Array, ...]:
     """Sums over a batch cut to a length, for each of a stack of models one entry a predictor, the model first: squared error,
     its square, squared gap to the model, its square, squared answer of the model."""
     batch = jax.vmap(lambda prompt: prefix(prompt, length, sequence))(batch)
-    given = [jax.vmap(answer)(batch) for answer in others]
     arrays, rest = eqx.partition(models, eqx.is_array)
 
     def of_model(arrays):
         model = eqx.combine(arrays, rest)
-        answers = jnp.stack([jax.vmap(model)(batch), *given], axis=1)
+        answers = jnp.concatenate([jax.vmap(model)(batch)[:, None], given], axis=1)
         error = jnp.sum(jnp.abs(answers - batch.target[:, None, :]) ** 2, axis=2)
         gap = jnp.sum(jnp.abs(answers - answers[:, :1]) ** 2, axis=2)
         scale = jnp.broadcast_to(jnp.sum(jnp.abs(answers[:, :1]) ** 2, axis=2), error.shape)
