@@ -68,7 +68,9 @@ def measure(
             # An estimator a program: two batched factorisations in one can wait for each other's threads for ever.
             answers = [np.asarray(_answers(answer, batch, length, sequence)) for answer in others.values()]
             given = np.stack(answers, axis=1) if answers else np.zeros_like(batch.target[:, None])[:, :0]
-            sums = np.stack([np.asarray(x) for x in _sums(stacked, given, batch, length, sequence, together)], axis=1)
+            sums = np.stack(
+                [np.asarray(x) for x in _sums(stacked, len(models), given, batch, length, sequence, together)], axis=1
+            )
             totals[length] = totals.get(length, np.zeros_like(sums)) + sums
     names = ("model", *others)
     return [{n: _summary(names, totals[n][i], chunks * size) for n in lengths} for i in range(len(models))]
@@ -108,22 +110,29 @@ def _answers(predictor: Predictor, batch: Prompt, length: int, sequence: bool) -
 
 @eqx.filter_jit
 def _sums(
-    models: Predictor, given: Inexact[Array, "B P k"], batch: Prompt, length: int, sequence: bool, together: int
+    models: Predictor,
+    count: int,
+    given: Inexact[Array, "B P k"],
+    batch: Prompt,
+    length: int,
+    sequence: bool,
+    together: int,
 ) -> tuple[Array, ...]:
-    """Sums over a batch cut to a length, for each of a stack of models one entry a predictor, the model first: squared error,
+    """Sums over a batch cut to a length, for each of a stack of `count` models one entry a predictor, the model first: squared error,
     its square, squared gap to the model, its square, squared answer of the model."""
     batch = jax.vmap(lambda prompt: prefix(prompt, length, sequence))(batch)
     arrays, rest = eqx.partition(models, eqx.is_array)
 
-    def of_model(arrays):
-        model = eqx.combine(arrays, rest)
+    def of_model(numbered):
+        model = eqx.combine(numbered[1], rest)
         answers = jnp.concatenate([jax.vmap(model)(batch)[:, None], given], axis=1)
         error = jnp.sum(jnp.abs(answers - batch.target[:, None, :]) ** 2, axis=2)
         gap = jnp.sum(jnp.abs(answers - answers[:, :1]) ** 2, axis=2)
         scale = jnp.broadcast_to(jnp.sum(jnp.abs(answers[:, :1]) ** 2, axis=2), error.shape)
         return tuple(jnp.sum(x, axis=0) for x in (error, error**2, gap, gap**2, scale))
 
-    return jax.lax.map(of_model, arrays, batch_size=together)
+    # Numbered, since a model need not have arrays.
+    return jax.lax.map(of_model, (jnp.arange(count), arrays), batch_size=together)
 
 
 def _summary(names: Sequence[str], sums: np.ndarray, count: int) -> dict[str, dict[str, float]]:
