@@ -238,7 +238,7 @@ def off_diagonals_cancel(d, N, law, sigma, beta, starts, steps, seed) -> list[Ch
 
     def off_diagonal(weights: LSAWeights) -> np.ndarray:
         """(S, 2, d, d), the parts eta_h W_KQ,h without their diagonals."""
-        return weights.w_pv[..., -1, -1][..., None, None] * weights.w_kq[..., :d, :d] * (1 - np.eye(d))
+        return np.asarray(weights.w_pv[..., -1, -1, None, None] * weights.w_kq[..., :d, :d] * (1 - np.eye(d)))
 
     before, after = off_diagonal(begin), off_diagonal(ends.weights)
     in_sum = [np.linalg.norm(one.sum(axis=1), axis=(1, 2)) for one in (before, after)]
