@@ -118,8 +118,10 @@ def _sums(
     sequence: bool,
     together: int,
 ) -> tuple[Array, ...]:
-    """Sums over a batch cut to a length, for each of a stack of `count` models one entry a predictor, the model first: squared error,
-    its square, squared gap to the model, its square, squared answer of the model."""
+    """Sums over a batch cut to a length, for each of a stack of `count` models one entry a predictor, the model first.
+
+    They are the squared error, its square, the squared gap to the model, its square, and the squared answer of the model.
+    """
     batch = jax.vmap(lambda prompt: prefix(prompt, length, sequence))(batch)
     arrays, rest = eqx.partition(models, eqx.is_array)
 
