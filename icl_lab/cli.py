@@ -113,6 +113,9 @@ def _verify(options: argparse.Namespace) -> int:
     settings = _settings(options.set)
     if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
         raise InvalidValueError(f"the folder of `--json` must exist; got {options.json!r}.")
+    from icl_lab.runs import cache
+
+    cache.enable()
     from icl_lab.claims import verify
     from icl_lab.runs.progress import progress_bar
 
@@ -196,13 +199,17 @@ def _table(options: argparse.Namespace) -> int:
 def _doctor(_: argparse.Namespace) -> int:
     import json
 
-    from icl_lab import precision
     from icl_lab.config.paths import config_dir
+    from icl_lab.runs import cache
+
+    folder = cache.enable()
+    from icl_lab import precision
     from icl_lab.runs import provenance
 
     with precision.float64():
         report = provenance.describe()
-    print(json.dumps({**report, "configs": str(config_dir())}, indent=2))
+    places = {"configs": str(config_dir()), "compilation_cache": None if folder is None else str(folder)}
+    print(json.dumps({**report, **places}, indent=2))
     return 0
 
 

@@ -7,6 +7,7 @@ combination of groups can get wrong is checked here.
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -64,8 +65,13 @@ def build_objective(group: Group, task: Task, model: models.SelfAttention, layer
     raise InvalidValueError(f"`objective.kind` must be population, sampled or streamed; got {kind!r}.")
 
 
-def train(group: Group, objective: objectives.Objective, weights: Weights, key: Key, progress: bool) -> training.TrainingResult:
-    """Train as `trainer` describes."""
+def train(
+    group: Group, objective: objectives.Objective, weights: Weights, key: Key, progress: bool, checkpoint: Path | None = None
+) -> training.TrainingResult:
+    """Train as `trainer` describes; a descent that was interrupted goes on from its `checkpoint`.
+
+    It ends at the same bits as one that was not. A flow would agree to its tolerance only, so it begins anew.
+    """
     if group["kind"] == "gradient_flow":
         return training.gradient_flow(
             objective,
@@ -76,7 +82,13 @@ def train(group: Group, objective: objectives.Objective, weights: Weights, key: 
             progress=progress,
         )
     return training.descend(
-        objective, weights, build_optimiser(group), steps=group["steps"], key=stream(key, "training"), progress=progress
+        objective,
+        weights,
+        build_optimiser(group),
+        steps=group["steps"],
+        key=stream(key, "training"),
+        progress=progress,
+        checkpoint=checkpoint,
     )
 
 

@@ -213,9 +213,10 @@ class Analysis:
     """How the comparison with the estimators is made."""
 
     prompts: int
+    seed: int
     context_lengths: Any
     ridge_penalty: Optional[float]  # noqa: UP045
-    figures: bool
+    figures: Optional[bool]  # noqa: UP045
 
 
 @dataclass

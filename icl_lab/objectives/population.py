@@ -256,7 +256,7 @@ class StructuredLoss(Objective):
     curvature: Float[Array, "d d"]
     left: Float[Array, "d d"]
     right: Float[Array, "d d"]
-    spread: float = eqx.field(static=True)
+    spread: Float[Array, ""]
 
     @staticmethod
     def restrict(objective: Objective, weights: Weights) -> tuple[StructuredLoss, StructuredWeights] | None:
@@ -284,7 +284,7 @@ class StructuredLoss(Objective):
             curvature=np.outer(c, values),
             left=left,
             right=right,
-            spread=objective.rate_spread,
+            spread=np.asarray(objective.rate_spread),
         )
         start = StructuredWeights(value=np.asarray(w_pv[-1, -1]), key_query=left.T @ w_kq[:dim, :dim] @ right)
         return structured, start
@@ -311,4 +311,4 @@ class StructuredLoss(Objective):
 
     @property
     def rate_spread(self) -> float:
-        return self.spread
+        return float(self.spread)

@@ -2,7 +2,7 @@
 
 The moments of `objectives.moments` are streamed: prompts are drawn in chunks inside one compiled loop, and memory is that of
 the moments plus one chunk whatever the number of prompts. Prompts fall into equal groups whose spread gives the standard
-error.
+error. The prompts of a chunk are laid over all devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Inexact
 from rich.console import Console
 from rich.progress import track
 
-from icl_lab import precision
+from icl_lab import devices, precision
 from icl_lab.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
@@ -28,6 +28,8 @@ MEMORY_LIMIT = 4 * 2**30
 """Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""
 CHUNK_ELEMENTS = 2**16
 """Feature values per chunk: half a MB, so that a chunk stays in cache between its drawing and its product."""
+TOKEN_ELEMENTS = 2**20
+"""Token entries per chunk, 8 MB: long prompts are drawn one at a time, and those are what memory grows with."""
 
 
 class SampledLoss(MomentLoss):
@@ -96,7 +98,9 @@ class SampledLoss(MomentLoss):
                 )
             per_group = -(-prompts // groups)
             positions = task.context_length if every_position else 1
-            chunk = max(1, min(per_group, CHUNK_ELEMENTS // (features.count * positions)))
+            tokens = jax.eval_shape(lambda key: model.tokens(task.sample(key)), key)
+            chunk = min(per_group, CHUNK_ELEMENTS // (features.count * positions), TOKEN_ELEMENTS // tokens.size)
+            chunk = max(chunk, 1)
             chunks = -(-per_group // chunk)
 
             def moments_of(index):
@@ -104,8 +108,8 @@ class SampledLoss(MomentLoss):
                     group_key = jax.random.fold_in(key, index)
                     return precision.to_numpy(_moments(task, model, features, group_key, chunks, chunk, every_position))
 
-            # Two groups at a time: while one draws, the other multiplies.
-            with ThreadPoolExecutor(2) as pool:
+            # Two groups at a time: while one draws, the other multiplies. Sums over several devices must not interleave.
+            with ThreadPoolExecutor(2 if jax.device_count() == 1 else 1) as pool:
                 running = pool.map(moments_of, range(groups))
                 console = Console(stderr=True)
                 moments = list(track(running, "sampled moments", groups, console=console, disable=not progress))
@@ -137,13 +141,14 @@ def _moments(task, model, features: Features, key, chunks: int, chunk: int, ever
     """Moments of one group of prompts, streamed over its chunks."""
 
     def batch(index):
-        prompts = task.sample_batch(jax.random.fold_in(key, index), chunk)
+        keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
+        prompts = jax.vmap(task.sample)(keys)
         tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
         if every_position:
             phi, target = _at_every_position(model, features, tokens, prompts)
         else:
-            keys = tokens if model.query_in_sum else tokens[:-1]
-            phi, target = features.values(keys, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
+            attended = tokens if model.query_in_sum else tokens[:-1]
+            phi, target = features.values(attended, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
         cross = phi @ jnp.conj(target).astype(phi.dtype)
         return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
 

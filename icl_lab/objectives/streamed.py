@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import devices, precision
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.typing import Array, Key, Weights
@@ -74,7 +74,7 @@ class StreamedLoss(Objective):
             return jnp.sum(jnp.abs(self.model(weights, prompt) - prompt.target) ** 2)
 
         def add(sums, keys):
-            errors = jax.vmap(error)(keys)
+            errors = jax.vmap(error)(devices.shard(keys))
             return (sums[0] + jnp.sum(errors), sums[1] + jnp.sum(errors**2)), None
 
         keys = jax.random.split(key, (self.batch // self.chunk, self.chunk))

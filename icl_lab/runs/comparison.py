@@ -68,7 +68,7 @@ def best_linear_steps(task: Task, key: Key, prompts: int) -> tuple[float, Float[
 def predictors(task: Task, step_size: float, preconditioner: Array, penalty: float | None) -> dict[str, Predictor]:
     """The estimators of the comparison by the name they have in tables and files."""
     chosen = {
-        "gradient_descent": estimators.named("gradient_descent", step_size=step_size),
+        "gradient_descent": estimators.named("gradient_descent", step_size=np.asarray(step_size)),
         "preconditioned_gradient_descent": estimators.named("preconditioned_gradient_descent", preconditioner=preconditioner),
         "ols": estimators.named("ols"),
         "ridge": estimators.named("ridge", penalty=bayes_penalty(task) if penalty is None else penalty),

@@ -7,9 +7,11 @@ convergence is stored under the status that says so, and is no success.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from rich.console import Console
 from icl_lab import precision
 from icl_lab.config import schema
 from icl_lab.errors import InvalidValueError
-from icl_lab.runs import figures, present, provenance, store
+from icl_lab.runs import distributed, figures, present, provenance, store
 from icl_lab.runs.simulate import Simulation, simulate
+
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,36 +52,64 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
       IclLabError: the configuration describes no valid problem; recorded in the store before it is raised.
       Exception: whatever else the run raised, recorded likewise.
     """
-    console = console or present.wide_console()
+    console = console or (present.wide_console() if distributed.is_first() else Console(quiet=True))
     resolved = resolve(config)
     folder = store.run_folder(resolved)
-    if store.is_finished(folder):
+    if distributed.as_first_says(store.is_finished(folder)):
         console.print(f"This run is done already, in [bold]{folder}[/]", highlight=False, soft_wrap=True)
         return _outcome(folder, console)
+    if not distributed.is_first():
+        with precision.float64():
+            status = simulate(resolved).status
+        return Outcome(folder=folder, status=status, converged=status == "done")
+
+    def work() -> tuple[Simulation, dict[str, Any]]:
+        with precision.float64(), provenance.stopwatch() as watch:
+            # A process that went on from a checkpoint would leave the others behind.
+            checkpoint = store.checkpoint_file(folder) if distributed.is_alone() else None
+            result = simulate(resolved, sys.stderr.isatty(), checkpoint)
+        return result, record(watch.wall, watch.compile)
+
+    if not publish(resolved, folder, work, draw=resolved["analysis"]["figures"] is not False):
+        console.print("Another process finished the same run first; its folder is kept.")
+    return _outcome(folder, console)
+
+
+def publish(
+    resolved: dict[str, Any], folder: Path, work: Callable[[], tuple[Simulation, dict[str, Any]]], *, draw: bool
+) -> bool:
+    """Do a run in a temporary folder and give it its name; leave the record of its failure if `work` raises.
+
+    Args:
+      resolved: the configuration.
+      folder: the run folder.
+      work: gives the run and what `record` says of it.
+      draw: whether to draw its figures.
+
+    Returns:
+      False if another process finished the same run first.
+    """
     with store.partial_folder(folder) as partial:
-        (partial / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        (partial / "config.yaml").write_text(yaml.dump(resolved, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
         store.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})
         try:
-            with precision.float64(), provenance.stopwatch() as watch:
-                result = simulate(resolved, show_progress=sys.stderr.isatty())
+            result, made = work()
             _write(result, partial)
-            if resolved["analysis"]["figures"]:
+            if draw:
                 figures.draw(result, partial / "figures")
             status = {"status": result.status, "verdict": result.metrics["verdict"], "reason": result.metrics["reason"]}
-            store.write_json(partial / "status.json", {**status, **_record(watch)})
+            store.write_json(partial / "status.json", {**status, "resumed": result.training.resumed, **made})
         except Exception as error:
             status = {
                 "status": "failed",
                 "error": f"{type(error).__name__}: {error}",
-                "traceback": traceback.format_exc(),
+                "traceback": "".join(traceback.format_exception(error)),
             }
             store.write_json(partial / "status.json", {**status, "schema_version": store.SCHEMA_VERSION})
-            record = store.publish_failure(partial, folder)
-            print(f"icl-lab: the record of the failure is in {record}", file=sys.stderr)
+            kept = store.publish_failure(partial, folder)
+            print(f"icl-lab: the record of the failure is in {kept}", file=sys.stderr)
             raise
-        if not store.publish(partial, folder):
-            console.print("Another process finished the same run first; its folder is kept.")
-    return _outcome(folder, console)
+        return store.publish(partial, folder)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -114,16 +146,22 @@ def named_leaves(prefix: str, tree: Any) -> dict[str, Any]:
     return {prefix + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _record(watch: provenance.Stopwatch) -> dict[str, Any]:
-    with precision.float64():
-        made_with = provenance.describe()
+def record(seconds: float, compile_seconds: float, together: int = 1) -> dict[str, Any]:
+    """What status.json says of the making of a run: of its share, if it was made `together` with others of a sweep."""
     return {
         "schema_version": store.SCHEMA_VERSION,
-        "seconds": watch.wall,
-        "compile_seconds": watch.compile,
+        "seconds": seconds,
+        "compile_seconds": compile_seconds,
+        "trained_together": together,
         "peak_memory_bytes": provenance.peak_memory_bytes(),
-        "provenance": made_with,
+        "provenance": _made_with(),
     }
+
+
+@functools.cache
+def _made_with() -> dict[str, Any]:
+    with precision.float64():
+        return provenance.describe()
 
 
 def _outcome(folder: Path, console: Console) -> Outcome:

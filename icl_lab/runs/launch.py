@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from icl_lab.config import paths, schema
 from icl_lab.errors import IclLabError, InvalidValueError
+from icl_lab.runs import cache, distributed, outcomes, points
 
 _RAISE = "HYDRA_FULL_ERROR"
 
@@ -32,27 +33,56 @@ def launch(arguments: Sequence[str]) -> int:
       arguments: overrides and Hydra's options, as they follow `icl-lab run`.
 
     Returns:
-      0; 1 if a run of this process raised or ended short of convergence; 2 if one describes no valid problem.
+      0; 1 if a run raised or ended short of convergence; 2 if one describes no valid problem. In a sweep the largest of them,
+      wherever the runs were done.
 
     Raises:
       InvalidValueError: a configuration that cannot be composed.
     """
+    cache.enable()
+    distributed.join()
     schema.register()
     _name_plain_experiments(arguments)
-    statuses: list[int] = []
-    launcher = os.getpid()
+    here: list[outcomes.Outcome] = []
+    outcomes.Outcomes.folder = None
 
-    def job(config: DictConfig) -> None:
+    def job(config: DictConfig) -> outcomes.Outcome:
+        cache.enable()  # in the process that a launcher runs the job in, before JAX is imported there
         from icl_lab.runs.execute import execute
 
         try:
-            statuses.append(0 if execute(config).converged else 1)
+            run = execute(config)
+            outcome = outcomes.Outcome(0) if run.converged else outcomes.Outcome(1, f"ended as {run.status}: {run.folder}")
         except Exception as error:
-            # A launcher with processes of its own has to see the error. Here it is reported once, and a sweep goes on.
-            if os.getpid() != launcher or before_raise:
+            if before_raise:
                 raise
-            statuses.append(_report(error))
+            outcome = outcomes.Outcome(_report(error), f"{type(error).__name__}: {error}")
+        here.append(outcome)
+        return outcome
 
+    def do(configs: list[DictConfig]) -> None:
+        import jax
+
+        from icl_lab.runs import execute, sweep
+
+        if jax.process_count() > 1:
+            for config in configs:
+                job(config)
+            return
+        resolved = []
+        for config in configs:
+            try:
+                resolved.append(execute.resolve(config))
+            except InvalidValueError as error:
+                here.append(outcomes.Outcome(_report(error), str(error)))
+        for point in sweep.execute_all(resolved) if resolved else ():
+            if point.error is not None:
+                here.append(outcomes.Outcome(_report(point.error), str(point.error)))
+            else:
+                here.append(outcomes.Outcome(0 if point.status == "done" else 1))
+
+    points.register()
+    points.Points.do = do
     before_argv, before_raise = sys.argv, os.environ.get(_RAISE)
     # Hydra's parser refuses an option between two overrides, so the one that people put there goes first.
     sys.argv = ["icl-lab run", *sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))]
@@ -71,7 +101,12 @@ def launch(arguments: Sequence[str]) -> int:
             del os.environ[_RAISE]
         else:
             os.environ[_RAISE] = before_raise
-    return max(statuses, default=0)
+    if here or outcomes.Outcomes.folder is None:
+        return max((outcome.status for outcome in here), default=0)
+    failures = outcomes.failures(outcomes.Outcomes.folder)
+    for failure in failures:
+        print(f"icl-lab: job {failure['job']} ({' '.join(failure['overrides'])}) {failure['error']}", file=sys.stderr)
+    return max((failure["status"] for failure in failures), default=0)
 
 
 def _report(error: Exception) -> int:
@@ -93,7 +128,12 @@ def one_sentence(error: Exception) -> str:
         key = f"`{cause.full_key}`: " if cause.full_key else ""
         return f"{key}{str(cause).splitlines()[0]}."
     text = str(error).split("Config search path")[0]
-    return re.sub(r"\s+", " ", re.sub(r"\n\t", ", ", text.replace(":\n\t", ": "))).strip()
+    sentence = re.sub(r"\s+", " ", re.sub(r"\n\t", ", ", text.replace(":\n\t", ": "))).strip()
+    launcher = re.search(r"'hydra/launcher/(joblib|submitit_local|submitit_slurm|ray)'", sentence)
+    if launcher is None:
+        return sentence
+    extra = "ray" if launcher[1] == "ray" else "cluster"
+    return f"{sentence} That launcher comes with `pip install 'icl-lab[{extra}]'`."
 
 
 def _name_plain_experiments(arguments: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Inexact
 
 from icl_lab.analysis import Predictor
 from icl_lab.tasks.prompt import Prompt, Task, check_count, check_finite
@@ -25,35 +26,38 @@ CHUNK_ELEMENTS = 2**22
 
 def measure(
     task: Task,
-    model: Predictor,
+    models: Sequence[Predictor],
     others: Mapping[str, Predictor],
     lengths: Sequence[int],
     key: Key,
     prompts: int,
     *,
     sequence: bool,
-) -> dict[int, dict[str, dict[str, float]]]:
-    """Risks and prediction distances at every length.
+    together: int = 1,
+) -> list[dict[int, dict[str, dict[str, float]]]]:
+    """Risks and prediction distances of each model and of the estimators, at every length.
 
     Args:
       task: law of the prompts at the largest of the lengths.
-      model: the trained model as a function of one prompt.
+      models: trained models as functions of one prompt, equal but for their arrays; each has a table of its own.
       others: the estimators, by name.
       lengths: context lengths, at most that of `task`; each compiles its own program.
       key: random key.
       prompts: at least 2, rounded up to whole chunks.
       sequence: see `prefix`.
+      together: number of models whose answers are in memory at once.
 
     Returns:
-      length -> name -> {"risk", "standard_error", "prediction_distance", "prediction_distance_error"}; the model is
-      called "model" and has no distance.
+      For each model: length -> name -> {"risk", "standard_error", "prediction_distance", "prediction_distance_error"}; the
+      model is called "model" and has no distance.
 
     Raises:
       InvalidValueError: fewer than two prompts.
       NonFiniteError: a sampled prompt holds a NaN or an infinity.
     """
     check_count(prompts, "analysis.prompts", 2, "A standard error needs two prompts at least.")
-    answers = (model, *others.values())
+    arrays, rest = zip(*(eqx.partition(model, eqx.is_array) for model in models), strict=True)
+    stacked = eqx.combine(jax.tree.map(lambda *leaves: np.stack(leaves), *arrays), rest[0])
     size = int(np.clip(CHUNK_ELEMENTS // (task.context_length * task.dim), 1, prompts))
     chunks = -(-prompts // size)
     totals: dict[int, np.ndarray] = {}
@@ -61,10 +65,15 @@ def measure(
         batch = jax.tree.map(np.asarray, _draw(task, jax.random.fold_in(key, index), size))
         check_finite(batch)
         for length in lengths:
-            sums = np.stack([np.asarray(x) for x in _sums(answers, batch, length, sequence)])
+            # An estimator a program: two batched factorisations in one can wait for each other's threads for ever.
+            answers = [np.asarray(_answers(answer, batch, length, sequence)) for answer in others.values()]
+            given = np.stack(answers, axis=1) if answers else np.zeros_like(batch.target[:, None])[:, :0]
+            sums = np.stack(
+                [np.asarray(x) for x in _sums(stacked, len(models), given, batch, length, sequence, together)], axis=1
+            )
             totals[length] = totals.get(length, np.zeros_like(sums)) + sums
     names = ("model", *others)
-    return {length: _summary(names, totals[length], chunks * size) for length in lengths}
+    return [{n: _summary(names, totals[n][i], chunks * size) for n in lengths} for i in range(len(models))]
 
 
 def prefix(prompt: Prompt, length: int, sequence: bool) -> Prompt:
@@ -94,19 +103,38 @@ def _draw(task: Task, key: Key, size: int) -> Prompt:
 
 
 @eqx.filter_jit
-def _sums(answers: tuple[Predictor, ...], batch: Prompt, length: int, sequence: bool) -> tuple[Array, ...]:
-    """Sums over a batch cut to a length, one entry a predictor: squared error, its square, squared gap to the first
-    predictor, its square, squared answer of the first."""
+def _answers(predictor: Predictor, batch: Prompt, length: int, sequence: bool) -> Array:
+    """(B, k) answers to a batch cut to a length."""
+    return jax.vmap(lambda prompt: predictor(prefix(prompt, length, sequence)))(batch)
 
-    def one(prompt: Prompt):
-        prompt = prefix(prompt, length, sequence)
-        given = jnp.stack([answer(prompt) for answer in answers])
-        error = jnp.sum(jnp.abs(given - prompt.target[None, :]) ** 2, axis=1)
-        gap = jnp.sum(jnp.abs(given - given[:1]) ** 2, axis=1)
-        scale = jnp.sum(jnp.abs(given[0]) ** 2)
-        return error, error**2, gap, gap**2, jnp.broadcast_to(scale, error.shape)
 
-    return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(one)(batch))
+@eqx.filter_jit
+def _sums(
+    models: Predictor,
+    count: int,
+    given: Inexact[Array, "B P k"],
+    batch: Prompt,
+    length: int,
+    sequence: bool,
+    together: int,
+) -> tuple[Array, ...]:
+    """Sums over a batch cut to a length, for each of a stack of `count` models one entry a predictor, the model first.
+
+    They are the squared error, its square, the squared gap to the model, its square, and the squared answer of the model.
+    """
+    batch = jax.vmap(lambda prompt: prefix(prompt, length, sequence))(batch)
+    arrays, rest = eqx.partition(models, eqx.is_array)
+
+    def of_model(numbered):
+        model = eqx.combine(numbered[1], rest)
+        answers = jnp.concatenate([jax.vmap(model)(batch)[:, None], given], axis=1)
+        error = jnp.sum(jnp.abs(answers - batch.target[:, None, :]) ** 2, axis=2)
+        gap = jnp.sum(jnp.abs(answers - answers[:, :1]) ** 2, axis=2)
+        scale = jnp.broadcast_to(jnp.sum(jnp.abs(answers[:, :1]) ** 2, axis=2), error.shape)
+        return tuple(jnp.sum(x, axis=0) for x in (error, error**2, gap, gap**2, scale))
+
+    # Numbered, since a model need not have arrays.
+    return jax.lax.map(of_model, (jnp.arange(count), arrays), batch_size=together)
 
 
 def _summary(names: Sequence[str], sums: np.ndarray, count: int) -> dict[str, dict[str, float]]:

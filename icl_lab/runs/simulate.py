@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +15,7 @@ import numpy as np
 from icl_lab import analysis, tasks, theory
 from icl_lab.config import build
 from icl_lab.errors import AssumptionError, InvalidValueError, UnsupportedProblemError
-from icl_lab.models import SelfAttention
+from icl_lab.models import LinearSelfAttention, SelfAttention
 from icl_lab.objectives import Objective, SampledLoss, StreamedLoss
 from icl_lab.prng import stream
 from icl_lab.runs import comparison
@@ -23,6 +25,14 @@ from icl_lab.theory import Optimum
 from icl_lab.training import TrainingResult, Verdict
 from icl_lab.typing import Array, Key, Weights
 
+TOGETHER = 128
+"""Runs that are compared with theory and estimators on one pass over the prompts."""
+AT_ONCE = 32
+"""Answers of light models in memory at once."""
+
+Table = dict[int, dict[str, dict[str, float]]]
+Steps = tuple[float, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
 class Simulation:
@@ -30,7 +40,7 @@ class Simulation:
 
     Attributes:
       status: "done", or "plateau", "max_steps" or "diverged" for training that ended short of what was asked.
-      task, model: what was trained.
+      task, model: what was problem.
       initial: the weights at the start.
       training: the path and its limit.
       optimum: the closed form that applies, if one does.
@@ -47,40 +57,116 @@ class Simulation:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trained:
-    """What the comparison is made of."""
+class Problem:
+    """What a configuration describes, ready to be problem.
 
+    Attributes:
+      config: the resolved configuration.
+      key: its random key.
+      task, model, objective, initial: what is trained, on what, from where.
+      optimum: the closed form that applies, if one does.
+    """
+
+    config: Mapping[str, Any]
+    key: Key
     task: Task
     model: SelfAttention
     objective: Objective
-    weights: Weights
+    initial: Weights
     optimum: Optimum | None
 
 
-def simulate(config: Mapping[str, Any], show_progress: bool = False) -> Simulation:
+def simulate(config: Mapping[str, Any], show_progress: bool = False, checkpoint: Path | None = None) -> Simulation:
     """Train and compare as a resolved configuration says. Call it inside `precision.float64()`.
+
+    With `checkpoint`, a descent that was interrupted goes on from that file.
 
     Raises:
       IclLabError: the configuration describes no valid problem.
     """
+    problem = prepare(config)
+    result = train(problem, show_progress, checkpoint)
+    return finish([problem], [result])[0]
+
+
+def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
+    """Build what a configuration describes, out of the objects of `like` where it says the same. In `precision.float64()`.
+
+    Raises:
+      IclLabError: the configuration describes no valid problem.
+    """
+
+    def same(*keys: str) -> bool:
+        return like is not None and all(like.config[key] == config[key] for key in keys)
+
     key = jax.random.key(config["seed"])
-    task = build.build_task(config["task"])
-    model = build.build_model(config["model"])
+    one_layer = config["model"]["layers"] == 1
+    if like is not None and same("task", "model"):
+        task, model, optimum = like.task, like.model, like.optimum
+    else:
+        task, model = build.build_task(config["task"]), build.build_model(config["model"])
+        optimum = comparison.closed_form(task, model) if one_layer else None
     initial = build.build_weights(config["trainer"], config["model"], task, model, key)
     if config["precision"] == "float32":
         initial = _in_float32(initial, config["trainer"]["kind"])
-    objective = build.build_objective(config["objective"], task, model, config["model"]["layers"], key)
-    result = build.train(config["trainer"], objective, initial, key, show_progress)
-    optimum = comparison.closed_form(task, model) if config["model"]["layers"] == 1 else None
-    trained = _Trained(task, model, objective, result.limit, optimum)
+    if like is not None and same("task", "model", "objective", "seed"):
+        objective = like.objective
+    else:
+        objective = build.build_objective(config["objective"], task, model, config["model"]["layers"], key)
+    return Problem(config, key, task, model, objective, initial, optimum)
+
+
+def train(problem: Problem, show_progress: bool = False, checkpoint: Path | None = None) -> TrainingResult:
+    """Train one problem by itself."""
+    trainer = problem.config["trainer"]
+    return build.train(trainer, problem.objective, problem.initial, problem.key, show_progress, checkpoint)
+
+
+def evaluation(config: Mapping[str, Any]) -> str:
+    """What says on which prompts and with which estimators a run is compared; equal for runs that `finish` takes together."""
+    return json.dumps([config[key] for key in ("task", "model", "analysis", "precision")], sort_keys=True)
+
+
+def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> list[Simulation]:
+    """Compare trained problems of one `evaluation`, at most `TOGETHER`, with theory and the estimators on the same prompts."""
+    first = problems[0]
+    settings, length = first.config["analysis"], first.task.context_length
+    key = stream(jax.random.key(settings["seed"]), "evaluation")
+    step_size, preconditioner = comparison.best_linear_steps(first.task, stream(key, "steps"), settings["prompts"])
+    lengths = _context_lengths(settings["context_lengths"], length)
+    models = [eqx.Partial(_answer, first.model, result.limit) for result in results]
+    # Three programs instead of one for every number of models.
+    models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
+    tables = measure(
+        build.build_task({**first.config["task"], "context_length": lengths[-1]}),
+        models,
+        comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"]),
+        lengths,
+        stream(key, "prompts"),
+        settings["prompts"],
+        sequence=comparison.is_sequence(first.task),
+        # One layer of linear attention is a few numbers a prompt beside the Gram matrix that all share.
+        together=min(len(models), AT_ONCE) if _is_light(first) else 1,
+    )
+    steps = (step_size, preconditioner)
+    trained = zip(problems, results, tables[: len(problems)], strict=True)
+    return [_simulation(problem, result, table, lengths, steps) for problem, result, table in trained]
+
+
+def _is_light(problem: Problem) -> bool:
+    return isinstance(problem.model, LinearSelfAttention) and problem.model.plain and problem.config["model"]["layers"] == 1
+
+
+def _simulation(problem: Problem, result: TrainingResult, table: Table, lengths: list[int], steps: Steps) -> Simulation:
     metrics = {
         "verdict": result.verdict.value,
         "reason": result.reason,
-        "warnings": assumption_warnings(config, task),
-        "training": _training_metrics(result, objective),
-        **_comparison_metrics(config, trained, stream(key, "evaluation")),
+        "warnings": assumption_warnings(problem.config, problem.task),
+        "training": _training_metrics(result, problem.objective),
+        **_comparison_metrics(problem, result.limit, table, lengths, steps),
     }
-    return Simulation(_status(result, config["trainer"]["kind"]), task, model, initial, result, optimum, metrics)
+    status = _status(result, problem.config["trainer"]["kind"])
+    return Simulation(status, problem.task, problem.model, problem.initial, result, problem.optimum, metrics)
 
 
 def assumption_warnings(config: Mapping[str, Any], task: Task) -> list[str]:
@@ -128,35 +214,20 @@ def _training_metrics(result: TrainingResult, objective: Objective) -> dict[str,
     }
 
 
-def _comparison_metrics(config: Mapping[str, Any], trained: _Trained, key: Key) -> dict[str, Any]:
+def _comparison_metrics(problem: Problem, limit: Weights, table: Table, lengths: list[int], best: Steps) -> dict[str, Any]:
     """The table of the run (the model and every estimator at the training length) and the risks at other lengths."""
-    task, settings, length = trained.task, config["analysis"], trained.task.context_length
-    step_size, preconditioner = comparison.best_linear_steps(task, stream(key, "steps"), settings["prompts"])
-    others = comparison.predictors(task, step_size, preconditioner, settings["ridge_penalty"])
-    lengths = _context_lengths(settings["context_lengths"], length)
-    longest = build.build_task({**config["task"], "context_length": lengths[-1]})
-    table = measure(
-        longest,
-        eqx.Partial(_answer, trained.model, trained.weights),
-        others,
-        lengths,
-        stream(key, "prompts"),
-        settings["prompts"],
-        sequence=comparison.is_sequence(task),
-    )
-    rows = table[length]
-    rows["model"] = {
-        "risk": trained.objective.risk(trained.weights),
-        "standard_error": trained.objective.standard_error(trained.weights),
-    }
+    task = problem.task
+    step_size, preconditioner = best
+    rows = table[task.context_length]
+    rows["model"] = {"risk": problem.objective.risk(limit), "standard_error": problem.objective.standard_error(limit)}
     steps = {"gradient_descent": step_size * np.eye(task.dim), "preconditioned_gradient_descent": preconditioner}
     for name, matrix in steps.items():
         rows[name] |= _exact_risk(task, matrix)
-        distance = _preconditioner_distance(trained, matrix)
+        distance = _preconditioner_distance(problem, limit, matrix)
         if distance is not None:
             rows[name]["weight_distance"] = distance
     return {
-        "theory": _theory_metrics(trained),
+        "theory": _theory_metrics(problem, limit),
         "step_size": step_size,
         "preconditioner": preconditioner,
         "comparison": rows,
@@ -164,7 +235,7 @@ def _comparison_metrics(config: Mapping[str, Any], trained: _Trained, key: Key) 
             "context_lengths": lengths,
             "risk": {name: [table[n][name]["risk"] for n in lengths] for name in rows},
             "standard_error": {name: [table[n][name]["standard_error"] for n in lengths] for name in rows},
-            "closed_form": None if trained.optimum is None else [_exact_risk_at(trained, n) for n in lengths],
+            "closed_form": None if problem.optimum is None else [_exact_risk_at(problem, n) for n in lengths],
         },
     }
 
@@ -182,26 +253,26 @@ def _context_lengths(asked: list[int] | None, length: int) -> list[int]:
     return sorted({*asked, length})
 
 
-def _theory_metrics(trained: _Trained) -> dict[str, Any] | None:
+def _theory_metrics(problem: Problem, limit: Weights) -> dict[str, Any] | None:
     """The closed form, and the error of everything that is compared with it after the gauge is fixed."""
-    if trained.optimum is None:
+    if problem.optimum is None:
         return None
-    errors = analysis.compare(trained.weights, trained.optimum, trained.model, trained.task.context_length).errors
+    errors = analysis.compare(limit, problem.optimum, problem.model, problem.task.context_length).errors
     # One number for the pair of matrices: the larger relative error; several heads have a gauge that mixes them.
     distance = max(errors[name] for name in ("preconditioner", "w_pv", "w_kq") if name in errors)
     return {
-        "name": trained.optimum.name,
-        "source": trained.optimum.source,
-        "risk": trained.optimum.risk,
+        "name": problem.optimum.name,
+        "source": problem.optimum.source,
+        "risk": problem.optimum.risk,
         "weight_distance": distance,
         "errors": errors,
     }
 
 
-def _preconditioner_distance(trained: _Trained, matrix: np.ndarray) -> float | None:
+def _preconditioner_distance(problem: Problem, limit: Weights, matrix: np.ndarray) -> float | None:
     """Relative distance of the model's effective preconditioner from `matrix`; None for a model that has none."""
     try:
-        learned = analysis.effective_preconditioner(trained.weights, trained.model, trained.task.context_length)
+        learned = analysis.effective_preconditioner(limit, problem.model, problem.task.context_length)
     except UnsupportedProblemError:
         return None
     return float(np.linalg.norm(learned - matrix) / np.linalg.norm(matrix))
@@ -216,9 +287,9 @@ def _exact_risk(task: Task, preconditioner: np.ndarray, length: int | None = Non
     return {"risk": risk, "standard_error": 0.0}
 
 
-def _exact_risk_at(trained: _Trained, length: int) -> float:
+def _exact_risk_at(problem: Problem, length: int) -> float:
     """Risk of the closed form on prompts of another length; a plain sum grows with the length, a mean does not."""
-    assert trained.optimum is not None
-    plain_sum = getattr(trained.model, "normaliser", None) == "none"
-    scale = length / trained.task.context_length if plain_sum else 1.0
-    return _exact_risk(trained.task, scale * np.asarray(trained.optimum.preconditioner), length)["risk"]
+    assert problem.optimum is not None
+    plain_sum = getattr(problem.model, "normaliser", None) == "none"
+    scale = length / problem.task.context_length if plain_sum else 1.0
+    return _exact_risk(problem.task, scale * np.asarray(problem.optimum.preconditioner), length)["risk"]

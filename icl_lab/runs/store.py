@@ -3,6 +3,7 @@
     <root>/<experiment>/<hash>/           a whole run; exists if and only if the run finished
     <root>/<experiment>/<hash>.failed/    what is left of a run that raised: status.json with the error and traceback
     <root>/<experiment>/.partial-*/       a run in progress, or what a killed process left; never read
+    <root>/<experiment>/.going-on-<hash>/ the checkpoint of a long descent, for the process that goes on with it
 
 A kill at any moment leaves a whole run or none. When two processes do the same run, the first rename wins and the loser
 deletes its copy. What does not change a result (where runs are kept, how the series is called) is left out of the hash.
@@ -57,9 +58,21 @@ def failed_folder(final: Path) -> Path:
     return final.with_name(f"{final.name}.failed")
 
 
+def checkpoint_file(final: Path) -> Path:
+    """Where a run that may be killed leaves what another process can go on from; gone once the run is finished.
+
+    Processes that do the same run write the same states there, each replacing the whole file.
+    """
+    return _checkpoint_folder(final) / "state.npz"
+
+
 def is_finished(final: Path) -> bool:
     """Whether the run has been published (a folder under its final name is whole)."""
-    return (final / "status.json").is_file()
+    if not (final / "status.json").is_file():
+        return False
+    # Left by a process that was killed while another one finished the run.
+    shutil.rmtree(_checkpoint_folder(final), ignore_errors=True)
+    return True
 
 
 @contextlib.contextmanager
@@ -85,14 +98,16 @@ def publish(partial: Path, final: Path) -> bool:
     Returns:
       True if this process published it, False if another had published the same run before (whose folder stays).
     """
+    first = True
     try:
         os.rename(partial, final)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        return False
+        first = False
     shutil.rmtree(failed_folder(final), ignore_errors=True)
-    return True
+    shutil.rmtree(_checkpoint_folder(final), ignore_errors=True)
+    return first
 
 
 def publish_failure(partial: Path, final: Path) -> Path:
@@ -179,6 +194,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value
+
+
+def _checkpoint_folder(final: Path) -> Path:
+    return final.with_name(f".going-on-{final.name}")
 
 
 def _process_exists(pid: int) -> bool:

@@ -1,11 +1,17 @@
-"""Many run folders as one table: a row a run, failed runs included.
+"""Many run folders as one table: a row a run, failed runs included, and a type for every column.
 
-Columns are the dotted keys of the configuration, then of the status, then of the numbers in `metrics.json`.
+Columns are the dotted keys of the configuration, then of the numbers in `metrics.json`, then, under `status.`, how the run came
+about: time, memory, versions, machine, whether it was resumed. What is not under `status.` does not depend on when, where and
+in how many attempts the runs were done.
 """
 
 from __future__ import annotations
 
+import collections
 import csv
+import functools
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +28,17 @@ Row = dict[str, Any]
 
 SHOWN = 4
 """Configuration keys that a printed table has room for."""
-META = ("verdict", "error", "folder")
+META = ("experiment", "hash", "status", "verdict", "error", "folder")
+CIRCUMSTANCES = "status."
+"""Prefix of the columns that record how a run came about."""
 NUMBERS = ("metrics.theory.weight_distance", "metrics.comparison.model.risk")
 """The metrics of a printed table."""
 
 
 def collect(root: Path) -> list[Row]:
     """One row for every finished or failed run below `root`; runs in progress are not read.
+
+    A column holds values of one type in all rows (bool, int, float or str), or None where a run has no such value.
 
     Raises:
       InvalidValueError: `root` is no folder, or holds no run.
@@ -38,16 +48,20 @@ def collect(root: Path) -> list[Row]:
     rows = [_row(folder, root) for folder in store.run_folders(root)]
     if not rows:
         raise InvalidValueError(f"{str(root)!r} holds no run; a run is a folder <experiment>/<hash> with a status.json.")
+    _unify(rows)
     return rows
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Every column of the rows, in the order in which they first appear."""
-    return list(dict.fromkeys(column for row in rows for column in row))
+    """Every column of the rows in the order in which they first appear, those of the circumstances last."""
+    names = dict.fromkeys(column for row in rows for column in row)
+    return sorted(names, key=lambda name: name.startswith(CIRCUMSTANCES))
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """Write the table to `path`, by its ending: .csv (standard library) or .parquet (the `tables` extra).
+
+    In a .csv, what is missing is empty, booleans are true and false, and floats have all their digits.
 
     Raises:
       InvalidValueError: another ending, or a folder that does not exist.
@@ -57,11 +71,14 @@ def write(rows: Sequence[Row], path: Path) -> None:
         raise InvalidValueError(f"the output file must end in .csv or .parquet; got {str(path)!r}.")
     if not path.absolute().parent.is_dir():
         raise InvalidValueError(f"the folder of the output file must exist; got {str(path)!r}.")
+    names = columns(rows)
     if path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns(rows), restval="")
-            writer.writeheader()
-            writer.writerows(rows)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(names)
+            # Words that pandas and polars both take for booleans.
+            lower = {"True": "true", "False": "false"}
+            writer.writerows([lower[str(x)] if x is True or x is False else x for x in map(row.get, names)] for row in rows)
         return
     try:
         import polars  # pyright: ignore[reportMissingImports]
@@ -69,16 +86,14 @@ def write(rows: Sequence[Row], path: Path) -> None:
         raise UnsupportedProblemError(
             "writing .parquet needs polars, which is not installed; `pip install 'icl-lab[tables]'`, or write a .csv."
         ) from None
-    # Every row has every column, so that the type of a column is read off all of its values.
-    filled = [{column: row.get(column) for column in columns(rows)} for row in rows]
-    polars.DataFrame(filled, infer_schema_length=None, strict=False).write_parquet(path)
+    polars.DataFrame({name: [row.get(name) for row in rows] for name in names}).write_parquet(path)
 
 
 def show(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the status, the keys that differ between the runs, and the main numbers; at most `SHOWN` of the keys."""
     always = ("experiment", "hash", "status")
     numbers = [name for name in NUMBERS if any(name in row for row in rows)]
-    configured = [name for name in columns(rows) if not name.startswith("metrics.") and name not in (*always, *META)]
+    configured = [name for name in columns(rows) if not name.startswith(("metrics.", CIRCUMSTANCES)) and name not in META]
     varying = [name for name in configured if len({repr(row.get(name)) for row in rows}) > 1]
     table = Table(title=f"{len(rows)} runs")
     shown = [*always, *varying[:SHOWN], *numbers]
@@ -93,35 +108,71 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
 
 
 def _row(folder: Path, root: Path) -> Row:
-    status = store.read_json(folder / "status.json")
+    status = json.loads((folder / "status.json").read_bytes())
     row: Row = {
         "experiment": folder.parent.name,
         "hash": folder.name.removesuffix(".failed"),
-        "status": status.get("status"),
-        "verdict": status.get("verdict"),
-        "error": status.get("error"),
+        "status": status.pop("status", None),
+        "verdict": status.pop("verdict", None),
+        "error": status.pop("error", None),
         "folder": str(folder.relative_to(root)),
     }
+    for name in ("reason", "traceback"):
+        status.pop(name, None)
     config_file, metrics_file = folder / "config.yaml", folder / "metrics.json"
     if config_file.is_file():
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        row |= _flat({key: value for key, value in config.items() if key not in store.NOT_HASHED})
+        _flatten(_load_config(config_file.read_text(encoding="utf-8")), "", row)
     if metrics_file.is_file():
-        row |= _flat(store.read_json(metrics_file), "metrics.")
+        metrics = json.loads(metrics_file.read_bytes())
+        seconds = metrics.get("training", {}).pop("seconds", None)
+        if seconds is not None:
+            status["training_seconds"] = seconds
+        _flatten(metrics, "metrics.", row)
+    _flatten(status, CIRCUMSTANCES, row)
     return row
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Row:
-    """Scalars by their dotted key; a short list as text, a curve (in metrics) not at all."""
-    flat: Row = {}
+def _load_config(text: str) -> Row:
+    """The configuration of a run, without the keys that only place it.
+
+    Read key by key of the top level, since the runs of a sweep have most of them in common and YAML is slow.
+    """
+    config: Row = {}
+    for entry in re.split(r"(?m)^(?=\w)", text):
+        config |= _load_entry(entry)
+    return {key: value for key, value in config.items() if key not in store.NOT_HASHED}
+
+
+@functools.lru_cache(maxsize=4096)
+def _load_entry(text: str) -> Row:
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str, row: Row) -> None:
+    """Add the scalars of `tree` to `row` by their dotted key; a list as JSON text, a curve (in metrics) not at all."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+        if isinstance(value, dict):
+            _flatten(value, f"{prefix}{key}.", row)
         elif not isinstance(value, list):
-            flat[prefix + key] = value
+            # Run folders hold numbers that JSON cannot write as these words.
+            row[prefix + key] = float(value) if prefix and value in ("nan", "inf", "-inf") else value
         elif not prefix.startswith("metrics."):
-            flat[prefix + key] = str(value)
-    return flat
+            row[prefix + key] = json.dumps(value)
+
+
+def _unify(rows: list[Row]) -> None:
+    """Bring each column that has values of several types to the narrowest type that holds them all: float or str."""
+    types: dict[str, set[type]] = collections.defaultdict(set)
+    for row in rows:
+        for name, value in row.items():
+            types[name].add(type(value))
+    for name, found in types.items():
+        found.discard(type(None))
+        if len(found) > 1:
+            common = float if found == {int, float} else str
+            for row in rows:
+                if row.get(name) is not None:
+                    row[name] = common(row[name])
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.signal
 from jaxtyping import Float
 
 from icl_lab.errors import InvalidValueError
@@ -81,6 +80,8 @@ def published_series(
     start = stream.normal(0, np.sqrt(autocovariances(coefficients, noise_std, 1)[0]), order)
     innovations = stream.normal(0, noise_std, length + burn_in - order)
     recursion = np.append(1.0, -coefficients)
+    import scipy.signal  # takes a second, and few runs forecast
+
     memory = scipy.signal.lfiltic([1.0], recursion, start[::-1])
     following, _ = scipy.signal.lfilter([1.0], recursion, innovations, zi=memory)
     return PublishedSeries(coefficients, np.concatenate([start, following])[burn_in:])

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import scipy.linalg
-import scipy.signal
 from jaxtyping import Float
 
 from icl_lab.errors import UnsupportedProblemError
@@ -45,6 +44,8 @@ def variance_from_impulse_response(coefficients: Float[Array, "p"], noise_varian
     # psi_k^2 decays like radius^(2k) up to powers of k; it starts within the first p + 1 terms.
     length = len(recursion) + math.ceil(60 / -math.log(max(radius, 1e-3)))
     impulse = np.append(1.0, np.zeros(length))
+    import scipy.signal  # takes a second, and few runs need it
+
     response = np.asarray(scipy.signal.lfilter([1.0], recursion, impulse))
     return float(noise_variance * np.sum(response**2))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import scipy.signal
 from jaxtyping import Float
 
 from icl_lab.errors import InvalidValueError
@@ -55,6 +54,8 @@ def impulse_response(coefficients: Float[Array, "p"], moving: Float[Array, "q"],
     """
     numerator = np.concatenate([[1.0], np.asarray(moving, dtype=np.float64)])
     denominator = np.concatenate([[1.0], -np.asarray(coefficients, dtype=np.float64)])
+    import scipy.signal  # takes a second, and few runs need it
+
     return np.asarray(scipy.signal.lfilter(numerator, denominator, np.eye(1, count)[0]))
 
 

@@ -20,11 +20,12 @@ HEADER = "__header__"
 
 
 def save(path: Path | str, tree: Any, header: dict[str, Any] | None = None) -> None:
-    """Write the array leaves of `tree` and a JSON-serialisable `header` to `path` (.npz), atomically."""
+    """Write the array leaves of `tree` and a JSON-serialisable `header` to `path` (.npz), atomically; its folder is made."""
     path = Path(path)
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     arrays: dict[str, Any] = {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in leaves}
     arrays[HEADER] = np.frombuffer(json.dumps(header or {}).encode(), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         np.savez(file, **arrays)

@@ -24,6 +24,7 @@ from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import check_count
 from icl_lab.training import checkpoints
 from icl_lab.training.progress import progress_reporter
+from icl_lab.training.realify import unchanged
 from icl_lab.training.stopping import Evidence, Verdict
 from icl_lab.training.trajectory import Recorder, TrainingResult
 from icl_lab.typing import Array, Key, Weights
@@ -108,7 +109,7 @@ def descend(
             verdict, reason = Verdict.MAX_STEPS, f"all {steps} steps are done; loss {initial_loss:.6g} to {loss:.6g}."
         result = TrainingResult(
             limit=state[0],
-            trajectory=recorder.trajectory(lambda w: loss_and_norm(objective, w, step_key(key, 0)), lambda w: w),
+            trajectory=recorder.trajectory(objective, unchanged, step_key(key, 0)),
             verdict=verdict,
             reason=reason,
             time=float(done),

@@ -25,12 +25,10 @@ from icl_lab import precision
 from icl_lab.errors import InvalidValueError, NonFiniteError
 from icl_lab.objectives.curvature import curvature, loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
-from icl_lab.objectives.population import StructuredLoss
 from icl_lab.training import checkpoints
+from icl_lab.training.coordinates import as_double, checked_solver, coordinates
 from icl_lab.training.progress import Report, progress_reporter
-from icl_lab.training.realify import realified
 from icl_lab.training.segment import (
-    SOLVERS,
     Segment,
     Stop,
     first_step_size,
@@ -93,16 +91,15 @@ def gradient_flow(
       InvalidValueError: an unknown solver, or times that do not increase from 0 on.
       NonFiniteError: initial weights, or a loss at them, that are NaN or infinite.
     """
-    if solver not in SOLVERS:
-        raise InvalidValueError(f"`solver` must be one of {SOLVERS}; got {solver!r}.")
+    checked_solver(solver)
     times = _checked_times(times)
     if stop_at_last_time and times is None:
         raise InvalidValueError("`stop_at_last_time` needs `times`; got none.")
     started = clock.perf_counter()
     with precision.float64(), contextlib.ExitStack() as stack:
         report = stack.enter_context(progress_reporter(progress))
-        weights = jax.tree.map(_as_double, weights)
-        loss, state, embed = _coordinates(objective, weights)
+        weights = jax.tree.map(as_double, weights)
+        loss, state, embed = coordinates(objective, weights)
         method = pick_solver(loss, state) if solver == "auto" else solver
         flow = _Flow(loss, state, method, step_tolerance(rtol, method, weight_tolerance, loss), max_steps, report, checkpoint)
         resumed = flow.resume()
@@ -116,7 +113,7 @@ def gradient_flow(
         polished = embed(_polish(loss, flow.state)) if polish and verdict is Verdict.CONVERGED else None
         result = TrainingResult(
             limit=embed(flow.state),
-            trajectory=flow.recorder.trajectory(lambda w: loss_and_norm(loss, w), embed),
+            trajectory=flow.recorder.trajectory(loss, embed),
             verdict=verdict,
             reason=reason,
             time=flow.time,
@@ -258,15 +255,6 @@ def _integrate(*args) -> Segment:
     return integrate(*args, keep_path=True)
 
 
-def _coordinates(objective: Objective, weights: Weights):
-    """An isometric form of the problem in which to integrate: (objective, start, map back to weights)."""
-    restricted = StructuredLoss.restrict(objective, weights)
-    if restricted is not None:
-        structured, start = restricted
-        return structured, start, structured.embed
-    return realified(objective, weights)
-
-
 def _polish(objective: Objective, state: Weights) -> Weights:
     """Newton steps, least-norm along the gauge, as long as they shrink."""
     last = np.inf
@@ -277,11 +265,6 @@ def _polish(objective: Objective, state: Weights) -> Weights:
             break
         state, last = jax.tree.map(np.add, state, step), size
     return state
-
-
-def _as_double(leaf: Array) -> np.ndarray:
-    leaf = np.asarray(leaf)
-    return leaf.astype(np.complex128 if np.iscomplexobj(leaf) else np.float64)
 
 
 def _checked_times(times: Sequence[float] | Float[Array, "S"] | None) -> Float[np.ndarray, "S"] | None:

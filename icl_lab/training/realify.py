@@ -38,12 +38,17 @@ class RealForm(Objective):
 
 def join(pair: tuple[Weights, Weights]) -> Weights:
     """The complex tree of a (real part, imaginary part) pair."""
-    return jax.tree.map(jax.lax.complex, *pair)
+    return jax.tree.map(lambda real, imaginary: jax.lax.complex(jnp.asarray(real), jnp.asarray(imaginary)), *pair)
+
+
+def unchanged(weights: Weights) -> Weights:
+    """The weights themselves."""
+    return weights
 
 
 def realified(objective: Objective, weights: Weights) -> tuple[Objective, Weights, Callable[[Weights], Weights]]:
     """A form of the problem with real unknowns: itself if the weights are real, else real and imaginary parts."""
     if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(weights)):
-        return objective, weights, lambda w: w
+        return objective, weights, unchanged
     pair = jax.tree.map(lambda w: w.real.copy(), weights), jax.tree.map(lambda w: w.imag.copy(), weights)
-    return RealForm(objective.task, objective.model, objective), pair, lambda p: join(jax.tree.map(jnp.asarray, p))
+    return RealForm(objective.task, objective.model, objective), pair, join

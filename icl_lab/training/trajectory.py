@@ -9,10 +9,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab.objectives.curvature import loss_and_norm
+from icl_lab.objectives.objective import Objective
 from icl_lab.training.stopping import Evidence, Verdict
-from icl_lab.typing import Array, Weights
+from icl_lab.typing import Array, Key, Weights
 
 MAX_POINTS = 256
+MOST_POINTS = 2 * MAX_POINTS + 8
+"""Room for those of a full recorder, its first and its last; a multiple of the points measured at a time."""
 
 
 class Trajectory(eqx.Module):
@@ -87,26 +91,32 @@ class Recorder:
 
     def add(self, times: Float[Array, "S"], weights: Weights) -> None:
         """Add a stack of points in increasing time."""
-        for i in range(len(times)):
-            if self._seen % self._stride == 0:
-                self.points.append((float(times[i]), jax.tree.map(lambda w, i=i: np.array(w[i]), weights)))
-                if len(self.points) > 2 * MAX_POINTS:
-                    self.points = self.points[::2]
-                    self._stride *= 2
-            self._seen += 1
+        i = -self._seen % self._stride
+        while i < len(times):
+            self.points.append((float(times[i]), jax.tree.map(lambda w, i=i: np.array(w[i]), weights)))
+            if len(self.points) > 2 * MAX_POINTS:
+                self.points = self.points[::2]
+                self._stride *= 2
+            i += 1 + -(self._seen + i + 1) % self._stride
+        self._seen += len(times)
 
     def add_always(self, time: float, weights: Weights) -> None:
         """Add one point that is never skipped (but for one already there at this time)."""
         if not self.points or time > self.points[-1][0]:
             self.points.append((time, jax.tree.map(np.array, weights)))
 
-    def trajectory(self, measure: Callable[[Weights], tuple], embed: Callable[[Weights], Weights]) -> Trajectory:
-        """The recorded path with its losses and gradient norms, each point mapped by `embed`."""
-        measured = [measure(w) for _, w in self.points]
-        embedded = [embed(w) for _, w in self.points]
-        return Trajectory(
-            times=np.asarray([t for t, _ in self.points]),
-            weights=jax.tree.map(lambda *ws: np.stack([np.asarray(w) for w in ws]), *embedded),
-            losses=np.asarray([float(loss) for loss, _ in measured]),
-            gradient_norms=np.asarray([float(size) for _, size in measured]),
-        )
+    def trajectory(self, objective: Objective, embed: Callable[[Weights], Weights], key: Key | None = None) -> Trajectory:
+        """The recorded path with its losses (on the prompts of `key`) and gradient norms, each point mapped by `embed`."""
+        times, points = zip(*self.points, strict=True)
+        # One length, so that one program measures every path.
+        padding = [points[-1]] * (MOST_POINTS - len(points))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *points, *padding)
+        measured = jax.tree.map(lambda x: np.asarray(x)[: len(points)], _measure(objective, embed, stacked, key))
+        weights, losses, gradient_norms = measured
+        return Trajectory(np.asarray(times), weights, np.asarray(losses, float), np.asarray(gradient_norms, float))
+
+
+@eqx.filter_jit
+def _measure(objective: Objective, embed: Callable[[Weights], Weights], path: Weights, key: Key | None):
+    """The embedded weights, loss and gradient norm of each point, a few at a time so that memory does not grow with them."""
+    return jax.lax.map(lambda w: (embed(w), *loss_and_norm(objective, w, key)), path, batch_size=8)

@@ -20,7 +20,7 @@ def test_distances_and_risks_of_multiples_of_the_truth_are_known_by_hand(key):
     # (c - 1)^2 E y^2 and distance |c - 1| from the model.
     task = tasks.LinearRegression(dim=2, context_length=6, covariance=[1.0, 0.5])
     others = {"double": eqx.Partial(scaled_least_squares, jnp.asarray(2.0)), "zero": estimators.named("zero")}
-    rows = measure(task, eqx.Partial(scaled_least_squares, jnp.asarray(1.0)), others, [6], key, 2000, sequence=False)[6]
+    rows = measure(task, [eqx.Partial(scaled_least_squares, jnp.asarray(1.0))], others, [6], key, 2000, sequence=False)[0][6]
     # Least squares on 6 examples in 2 dimensions: rounding, times a condition number that is large on few prompts.
     assert rows["model"]["risk"] < 1e-20
     assert rows["double"]["prediction_distance"] == pytest.approx(1.0, rel=1e-9)
@@ -33,7 +33,7 @@ def test_distances_and_risks_of_multiples_of_the_truth_are_known_by_hand(key):
 def test_standard_error_is_that_of_the_mean(key):
     # For x = 1 and w ~ N(0, 1), y^2 is chi-squared with variance 2: the error of the mean of n is sqrt(2 / n).
     task = tasks.LinearRegression(dim=1, context_length=1, covariates=tasks.Sphere(dim=1))
-    rows = measure(task, estimators.named("zero"), {}, [1], key, 20000, sequence=False)[1]
+    rows = measure(task, [estimators.named("zero")], {}, [1], key, 20000, sequence=False)[0][1]
     # The sample variance of chi-squared has a relative error of sqrt(14 / n) (kurtosis 15), its root half of that.
     expected = np.sqrt(2 / 20000)
     assert rows["model"]["standard_error"] == pytest.approx(expected, rel=4 * 0.5 * np.sqrt(14 / 20000))
@@ -72,10 +72,10 @@ class BrokenTask(tasks.Task):
 
 def test_nan_in_a_sampled_prompt_is_an_error_and_no_number(key):
     with pytest.raises(NonFiniteError, match=r"`prompt.labels` holds 20 NaN"):
-        measure(BrokenTask(), estimators.named("zero"), {}, [2], key, 10, sequence=False)
+        measure(BrokenTask(), [estimators.named("zero")], {}, [2], key, 10, sequence=False)
 
 
 def test_one_prompt_is_not_enough(key):
     task = tasks.LinearRegression(dim=1, context_length=1)
     with pytest.raises(InvalidValueError, match=r"`analysis.prompts` must be an integer >= 2; got 1"):
-        measure(task, estimators.named("zero"), {}, [1], key, 1, sequence=False)
+        measure(task, [estimators.named("zero")], {}, [1], key, 1, sequence=False)

@@ -1,6 +1,7 @@
 """Many run folders as one table."""
 
 import csv
+import math
 import sys
 
 import pytest
@@ -89,6 +90,57 @@ def test_parquet_holds_the_same_numbers(root, tmp_path):
     path = tmp_path / "out.parquet"
     table.write(table.collect(root), path)
     frame = polars.read_parquet(path)
+    assert frame["metrics.comparison.model.risk"].to_list() == [0.1 + 0.2, 0.5, None]
+
+
+def test_a_column_has_one_type_and_what_json_cannot_write_is_a_number_again(tmp_path):
+    root = tmp_path / "runs"
+    _run(root / "a" / "1111", {"x": 1, "y": True, "z": 3, "empty": None}, {"loss": 1, "where": {"bound": "inf"}})
+    _run(root / "a" / "2222", {"x": 2, "y": False, "z": "three", "empty": None}, {"loss": 0.5, "where": {"bound": "nan"}})
+    rows = table.collect(root)
+    types = {name: {type(row[name]) for row in rows} for name in table.columns(rows)}
+    expected = {"x": int, "y": bool, "z": str, "metrics.loss": float, "metrics.where.bound": float}
+    assert {name: types[name] for name in expected} == {name: {kind} for name, kind in expected.items()}
+    assert math.isinf(rows[0]["metrics.where.bound"])
+    assert math.isnan(rows[1]["metrics.where.bound"])
+    assert rows[0]["empty"] is None
+
+
+def test_circumstances_are_apart_from_results_and_come_last(tmp_path):
+    root = tmp_path / "runs"
+    _run(root / "a" / "1111", {"x": 1}, {"training": {"seconds": 3.5, "loss": 0.5}})
+    _run(root / "a" / "2222", {"x": 2, "y": 1}, {"training": {"seconds": 2.5, "loss": 0.25}})
+    for seconds, name in ((1.0, "1111"), (2.0, "2222")):
+        status = store.read_json(root / "a" / name / "status.json")
+        store.write_json(root / "a" / name / "status.json", {**status, "seconds": seconds, "provenance": {"cpus": 2}})
+    names = table.columns(table.collect(root))
+    apart = [name for name in names if name.startswith(table.CIRCUMSTANCES)]
+    assert names[-len(apart) :] == apart
+    assert set(apart) == {"status.training_seconds", "status.seconds", "status.provenance.cpus"}
+    assert "metrics.training.seconds" not in names
+    assert "metrics.training.loss" in names
+
+
+def test_ten_thousand_configurations_are_parsed_once_where_they_agree(tmp_path, monkeypatch):
+    # The time itself depends on the machine; what makes it short is that equal sections are not parsed again.
+    root = tmp_path / "runs"
+    for seed in range(20):
+        _run(root / "a" / f"{seed:04d}", {"task": {"dim": 3, "covariance": [2.0, 1.0]}, "seed": seed}, {"loss": 0.5})
+    parsed = []
+    load = yaml.load
+    monkeypatch.setattr(yaml, "load", lambda text, loader: parsed.append(text) or load(text, loader))
+    table._load_entry.cache_clear()
+    rows = table.collect(root)
+    assert [row["seed"] for row in rows] == list(range(20))
+    assert {row["task.covariance"] for row in rows} == {"[2.0, 1.0]"}
+    assert sum("covariance" in text for text in parsed) == 1
+
+
+def test_csv_has_the_same_types_in_polars(root, tmp_path):
+    polars = pytest.importorskip("polars")
+    table.write(table.collect(root), tmp_path / "out.csv")
+    frame = polars.read_csv(tmp_path / "out.csv")
+    assert frame["task.dim"].to_list() == [3, 4, 0]
     assert frame["metrics.comparison.model.risk"].to_list() == [0.1 + 0.2, 0.5, None]
 
 

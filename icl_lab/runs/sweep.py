@@ -1,0 +1,232 @@
+"""The points of a sweep in one process: those that can share a compiled program are trained and compared together.
+
+Every point has the run folder it would have by itself, published as soon as it is finished. A point that fails leaves its
+record and stops no other; a point that is in the store is not run again. But a group of points that is solved together is
+always the same: the last bits of a limit depend on the size of the program that found it, and a sweep that was killed and
+started anew has to end at the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from icl_lab import precision
+from icl_lab.runs import execute, present, provenance, store
+from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare, simulate
+from icl_lab.training import TrainingResult
+from icl_lab.training.batch import gradient_flow_each
+
+PREPARED_BYTES = 2**30
+"""Memory for the objectives of the points that are prepared at a time."""
+FLOW_SETTINGS = ("weight_tolerance", "solver", "max_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A point of a sweep, and how it ended: `status` as in status.json, and the exception if it raised."""
+
+    config: dict[str, Any]
+    folder: Path
+    status: str = ""
+    error: Exception | None = None
+
+
+def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = None) -> list[Point]:
+    """Do every run of a sweep, or find it in the store, and print one table of them all.
+
+    Args:
+      configs: the resolved configurations.
+      console: where to print; standard output by default.
+
+    Returns:
+      The points in the order given, each with its end.
+    """
+    points = [Point(config, store.run_folder(config)) for config in configs]
+    ends: dict[Path, Point] = {}
+    with _progress(len({point.folder for point in points})) as show:
+
+        def ended(point: Point, error: Exception | None = None) -> None:
+            status = "failed" if error else store.read_json(point.folder / "status.json")["status"]
+            ends[point.folder] = dataclasses.replace(point, status=status, error=error)
+            show(len(ends), sum(end.status != "done" for end in ends.values()))
+
+        different = {point.folder: point for point in points}
+        finished = {folder for folder in different if store.is_finished(folder)}
+        for folder in finished:
+            ended(different[folder])
+        if len(finished) < len(different):
+            for problems in _prepared(list(different.values()), ended):
+                _train_and_publish(problems, finished, ended)
+    ends_in_order = [ends[point.folder] for point in points]
+    _print_summary(ends_in_order, console or present.wide_console())
+    return ends_in_order
+
+
+Ended = Callable[..., None]
+Prepared = list[tuple[Point, Problem]]
+
+
+def _prepared(points: list[Point], ended: Ended) -> Iterator[Prepared]:
+    """The points as problems, as many at a time as memory allows; those that describe none have ended."""
+    held: Prepared = []
+    used = 0
+    # Neighbours share what they have in common: an objective of sampled moments is drawn once.
+    for point in sorted(points, key=lambda point: (evaluation(point.config), point.config["seed"])):
+        like = held[-1][1] if held else None
+        try:
+            with precision.float64():
+                problem = prepare(point.config, like)
+        except Exception as error:
+            _publish_failure(point, error, ended)
+            continue
+        if like is None or problem.objective is not like.objective:
+            used += sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(problem.objective) if not _is_key(leaf))
+        held.append((point, problem))
+        if used > PREPARED_BYTES:
+            yield held
+            held, used = [], 0
+    if held:
+        yield held
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _train_and_publish(problems: Prepared, finished: set[Path], ended: Ended) -> None:
+    groups: dict[str, Prepared] = {}
+    for point, problem in problems:
+        trainer = point.config["trainer"]
+        if trainer["kind"] == "gradient_flow":
+            settings = {name: trainer[name] for name in FLOW_SETTINGS}
+            groups.setdefault(json.dumps(settings), []).append((point, problem))
+        elif point.folder not in finished:
+            _alone(point, ended)
+    for group in groups.values():
+        settings = {name: group[0][0].config["trainer"][name] for name in FLOW_SETTINGS}
+        left = {point.folder: point for point, _ in group if point.folder not in finished}
+
+        def leave(point: Point, error: Exception | None = None, left: dict[Path, Point] = left) -> None:
+            left.pop(point.folder, None)
+            ended(point, error)
+
+        try:
+            _flow(group, settings, finished, leave)
+        except Exception:
+            # What went wrong together says nothing about which point is to blame.
+            for point in list(left.values()):
+                _alone(point, ended)
+
+
+def _flow(group: Prepared, settings: dict[str, Any], finished: set[Path], ended: Ended) -> None:
+    """Train flows together and publish them, those of one evaluation a few dozen at a time."""
+    waiting: dict[str, list[tuple[Point, Problem, TrainingResult]]] = {}
+    known = {index for index, (point, _) in enumerate(group) if point.folder in finished}
+    results = gradient_flow_each([(problem.objective, problem.initial) for _, problem in group], known=known, **settings)
+    for index, result in results:
+        point, problem = group[index]
+        if isinstance(result, Exception):
+            _publish_failure(point, result, ended)
+            continue
+        trained = waiting.setdefault(evaluation(point.config), [])
+        trained.append((point, problem, result))
+        if len(trained) == TOGETHER:
+            _publish(waiting.pop(evaluation(point.config)), len(group), finished, ended)
+    for trained in waiting.values():
+        _publish(trained, len(group), finished, ended)
+
+
+def _publish(trained: list[tuple[Point, Problem, TrainingResult]], together: int, finished: set[Path], ended: Ended) -> None:
+    if all(point.folder in finished for point, _, _ in trained):
+        return
+    with precision.float64(), provenance.stopwatch() as watch:
+        runs = finish([problem for _, problem, _ in trained], [result for _, _, result in trained])
+    for (point, _, result), run in zip(trained, runs, strict=True):
+        if point.folder in finished:
+            continue
+        shares = result.seconds + watch.wall / len(runs), watch.compile / len(runs)
+        made = execute.record(*shares, together=together)
+        execute.publish(
+            point.config, point.folder, lambda run=run, made=made: (run, made), draw=bool(point.config["analysis"]["figures"])
+        )
+        ended(point)
+
+
+def _alone(point: Point, ended: Ended) -> None:
+    """Do one run by itself."""
+
+    def work() -> tuple[Simulation, dict[str, Any]]:
+        with precision.float64(), provenance.stopwatch() as watch:
+            run = simulate(point.config, checkpoint=store.checkpoint_file(point.folder))
+        return run, execute.record(watch.wall, watch.compile)
+
+    try:
+        execute.publish(point.config, point.folder, work, draw=bool(point.config["analysis"]["figures"]))
+    except Exception as error:
+        ended(point, error)
+    else:
+        ended(point)
+
+
+def _publish_failure(point: Point, error: Exception, ended: Ended) -> None:
+    def fail() -> tuple[Simulation, dict[str, Any]]:
+        raise error
+
+    with contextlib.suppress(type(error)):
+        execute.publish(point.config, point.folder, fail, draw=False)
+    ended(point, error)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal, with the points done, failed and left."""
+    console = Console(stderr=True)
+    columns = (TextColumn("sweep"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = progress.add_task("", total=total)
+
+    def show(ended: int, failed: int) -> None:
+        counts = f"{ended - failed} done, {failed} failed, {total - ended} left"
+        progress.update(task, completed=ended, description=counts)
+
+    with progress:
+        show(0, 0)
+        yield show
+
+
+def _print_summary(points: list[Point], console: Console) -> None:
+    """One table of the points, those that failed first: the keys that differ, the verdict, the distance from theory."""
+    flat = [_flat({k: v for k, v in point.config.items() if k not in store.NOT_HASHED}) for point in points]
+    varying = [key for key in flat[0] if len({repr(keys.get(key)) for keys in flat}) > 1]
+    table = Table(title=f"{len(points)} points, {sum(point.status == 'done' for point in points)} done")
+    for name in (*varying, "verdict", "weight distance", "run folder"):
+        table.add_column(name, no_wrap=name == "run folder")
+    for point, keys in sorted(zip(points, flat, strict=True), key=lambda pair: pair[0].status == "done"):
+        values = [str(keys.get(key)) for key in varying]
+        if point.error is not None:
+            table.add_row(*values, "[red]failed[/]", "", f"{point.folder.name}.failed")
+            continue
+        metrics = store.read_json(point.folder / "metrics.json")
+        distance = "" if metrics["theory"] is None else f"{float(metrics['theory']['weight_distance']):.2e}"
+        colour = "green" if point.status == "done" else "red"
+        table.add_row(*values, f"[{colour}]{metrics['verdict']}[/]", distance, point.folder.name)
+    console.print(table)
+    console.print(f"Run folders: {points[0].folder.parent}", highlight=False, soft_wrap=True)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,59 @@
+"""Points of a sweep done together: each has the folder that it would have by itself, and one that fails stops no other."""
+
+import copy
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from icl_lab.config import paths, schema
+from icl_lab.runs import execute, store, sweep
+
+SETTINGS = ("task.dim=2", "task.context_length=6", "analysis.prompts=200", "analysis.context_lengths=[]")
+
+
+@pytest.fixture
+def config(tmp_path):
+    schema.register()
+    with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
+        return execute.resolve(compose("run", overrides=[f"run_root={tmp_path}", *SETTINGS, "trainer.init=zhang_random"]))
+
+
+def point(config, seed, scale, root=None):
+    changed = copy.deepcopy(config)
+    changed["seed"], changed["trainer"]["init_scale"] = seed, scale
+    changed["run_root"] = changed["run_root"] if root is None else str(root)
+    return changed
+
+
+def do(configs):
+    with open("/dev/null", "w") as nowhere:
+        console = Console(file=nowhere, record=True, width=160)
+        return sweep.execute_all(configs, console), console.export_text()
+
+
+def test_points_are_what_they_are_by_themselves_and_a_failing_one_stops_none(config, tmp_path):
+    configs = [point(config, 0, 0.1), point(config, 1, -1.0), point(config, 1, 0.2)]
+    ends, printed = do(configs)
+    assert [end.status for end in ends] == ["done", "failed", "done"]
+    assert store.read_json(store.failed_folder(ends[1].folder) / "status.json")["status"] == "failed"
+    assert printed.index("failed") < printed.index("converged")
+
+    alone, _ = do([point(config, 1, 0.2, tmp_path / "alone")])
+    assert alone[0].folder.name == ends[2].folder.name
+    assert {path.name for path in alone[0].folder.iterdir()} == {path.name for path in ends[2].folder.iterdir()}
+    one, many = (store.read_arrays(end.folder / "weights.npz") for end in (alone[0], ends[2]))
+    assert one.keys() == many.keys()
+    for name in one:
+        # A hundredth of the tolerance that the flow is asked for: the steps are the same, only their sums are in another order.
+        np.testing.assert_allclose(many[name], one[name], rtol=0, atol=1e-10)
+    one, many = (store.read_json(end.folder / "metrics.json") for end in (alone[0], ends[2]))
+    assert many["comparison"]["ols"]["risk"] == pytest.approx(one["comparison"]["ols"]["risk"], rel=1e-9)
+    assert many["comparison"]["model"]["risk"] == pytest.approx(one["comparison"]["model"]["risk"], rel=1e-9)
+
+    # What is in the store is found there, not made again.
+    before = (ends[0].folder / "status.json").stat().st_mtime_ns
+    again, _ = do(configs)
+    assert [end.status for end in again] == ["done", "failed", "done"]
+    assert (ends[0].folder / "status.json").stat().st_mtime_ns == before
