@@ -72,10 +72,17 @@ class Features(eqx.Module):
         The batch is the last axis, over which every operation is one vector instruction; a batch of small matrix products
         takes twice as long.
         """
+        return self.products(self.pairs(keys), query)
+
+    def pairs(self, keys: Inexact[Array, "T D B"]) -> Inexact[Array, "A B"]:
+        """The entries of the Gram, without its normaliser; those of parts of a prompt add."""
         # One sum for each pair: written as blocks of pairs, the compiler keeps the products in memory.
-        pairs = jnp.stack(
+        return jnp.stack(
             [jnp.sum(keys[:, a] * jnp.conj(keys[:, b]), axis=0) for a, b in zip(self.rows, self.columns, strict=True)]
         )
+
+    def products(self, pairs: Inexact[Array, "A B"], query: Inexact[Array, "D B"]) -> Inexact[Array, "F B"]:
+        """phi from the entries of the Gram and the query tokens."""
         return (pairs[:, None, :] * query[np.asarray(self.queries)][None, :, :]).reshape(self.count, -1)
 
     def coefficients(self, weights: Weights) -> Inexact[Array, "k F"]:

@@ -21,6 +21,8 @@ from icl_lab import devices, precision
 from icl_lab.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
+from icl_lab.prng import stream
+from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.typing import Array, Key, Weights
 
@@ -30,6 +32,10 @@ CHUNK_ELEMENTS = 2**16
 """Feature values per chunk: half a MB, so that a chunk stays in cache between its drawing and its product."""
 TOKEN_ELEMENTS = 2**20
 """Token entries per chunk, 8 MB: long prompts are drawn one at a time, and those are what memory grows with."""
+PIECE_ELEMENTS = 2**17
+"""Numbers in the examples of a prompt above which it is drawn in pieces of that size in all prompts of a chunk."""
+PROMPTS_OF_PIECES = 8
+"""Prompts of a chunk that are drawn in pieces."""
 
 
 class SampledLoss(MomentLoss):
@@ -100,6 +106,8 @@ class SampledLoss(MomentLoss):
             positions = task.context_length if every_position else 1
             tokens = jax.eval_shape(lambda key: model.tokens(task.sample(key)), key)
             chunk = min(per_group, CHUNK_ELEMENTS // (features.count * positions), TOKEN_ELEMENTS // tokens.size)
+            if _drawn_in_pieces(task, model, features):
+                chunk = min(per_group, PROMPTS_OF_PIECES)
             chunk = max(chunk, 1)
             chunks = -(-per_group // chunk)
 
@@ -142,6 +150,9 @@ def _moments(task, model, features: Features, key, chunks: int, chunk: int, ever
 
     def batch(index):
         keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
+        if in_pieces:
+            phi, target = _from_pieces(task, model, features, keys)
+            return _summed(phi, target)
         prompts = jax.vmap(task.sample)(keys)
         tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
         if every_position:
@@ -149,12 +160,46 @@ def _moments(task, model, features: Features, key, chunks: int, chunk: int, ever
         else:
             attended = tokens if model.query_in_sum else tokens[:-1]
             phi, target = features.values(attended, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
-        cross = phi @ jnp.conj(target).astype(phi.dtype)
-        return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
+        return _summed(phi, target)
 
+    in_pieces = _drawn_in_pieces(task, model, features)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))
     sums, _ = jax.lax.scan(lambda s, index: (jax.tree.map(jnp.add, s, batch(index)), None), zeros, jnp.arange(chunks))
     return jax.tree.map(lambda s: s / (chunks * chunk), sums)
+
+
+def _summed(phi: Inexact[Array, "F B"], target: Inexact[Array, "B k"]) -> Moments:
+    cross = phi @ jnp.conj(target).astype(phi.dtype)
+    return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
+
+
+def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
+    """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
+    long = task.context_length * len(features.queries) > PIECE_ELEMENTS
+    return long and isinstance(task, LinearRegression) and model.embedding == "merged" and not model.causal
+
+
+def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):
+    """Features (F, B) and targets (B, 1) of prompts that never exist as a whole: their pieces are drawn, summed and dropped."""
+    length = max(1, PIECE_ELEMENTS // (PROMPTS_OF_PIECES * (task.dim + 1)))
+    vectors = jax.vmap(task.sample_task)(keys)
+    queries = jax.vmap(lambda key: task.covariates.sample(stream(key, "query"), 1)[0])(keys)
+
+    def pairs(piece, count):
+        """Of `count` examples of every prompt."""
+        draw = jax.vmap(lambda key, vector: task.sample_examples(jax.random.fold_in(key, piece), vector, count), out_axes=-1)
+        return features.pairs(draw(keys, vectors))
+
+    whole, rest = divmod(task.context_length, length)
+    zeros = jnp.zeros((len(features.rows), keys.shape[0]), queries.dtype)
+    sums, _ = jax.lax.scan(lambda s, piece: (s + pairs(piece, length), None), zeros, jnp.arange(whole))
+    if rest:
+        sums = sums + pairs(whole, rest)
+    tokens = jnp.pad(queries.T, ((0, 1), (0, 0)))
+    if model.query_in_sum:
+        sums = sums + features.pairs(tokens[None])
+    target = jnp.sum(queries * vectors, axis=1, keepdims=True)
+    return features.products(sums, tokens / model.rho(task.context_length + 1)), target
 
 
 def _at_every_position(model, features: Features, tokens: Inexact[Array, "T D B"], prompts: Prompt):

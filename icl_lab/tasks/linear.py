@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from icl_lab.linalg import check_covariance
@@ -84,7 +85,17 @@ class LinearRegression(Task):
     def sample(self, key: Key) -> Prompt:
         """One prompt; its latent is the task vector w (d,)."""
         inputs = self.covariates.sample(stream(key, "inputs"), self.context_length + 1)
-        task_vector = apply_root(self.task_root, normals(stream(key, "task"), 1, self.dim))[0]
+        task_vector = self.sample_task(key)
         responses = inputs @ task_vector
         labels = add_noise(stream(key, "noise"), responses[:-1, None], self.noise_std)
         return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=responses[-1:], latent=task_vector)
+
+    def sample_task(self, key: Key) -> Float[Array, "d"]:
+        """The task vector of the prompt of a key."""
+        return apply_root(self.task_root, normals(stream(key, "task"), 1, self.dim))[0]
+
+    def sample_examples(self, key: Key, task_vector: Float[Array, "d"], count: int) -> Float[Array, "count D"]:
+        """`count` examples (x_i, y_i) of a task as rows, D = d + 1: a prompt too long for memory is drawn in such pieces."""
+        inputs = self.covariates.sample(stream(key, "inputs"), count)
+        labels = add_noise(stream(key, "noise"), (inputs @ task_vector)[:, None], self.noise_std)
+        return jnp.concatenate([inputs, labels], axis=1)

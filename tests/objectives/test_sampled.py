@@ -113,3 +113,17 @@ def test_bad_arguments_are_refused(task, key):
         objectives.SampledLoss.build(task, LinearSelfAttention(), key, groups=1)
     with pytest.raises(InvalidValueError, match="`batch` must be an integer >= 2"):
         objectives.StreamedLoss.build(task, LinearSelfAttention(), key, batch=1)
+
+
+@pytest.mark.parametrize("query_in_sum", [True, False])
+def test_prompts_drawn_in_pieces_have_the_law_of_whole_ones(monkeypatch, query_in_sum, rng, key):
+    task = LinearRegression(2, 11, covariance=np.array([1.5, 0.5]), noise_std=0.3)
+    model = LinearSelfAttention(query_in_sum=query_in_sum)
+    # Pieces of three examples, and a rest of two.
+    monkeypatch.setattr(objectives.sampled, "PIECE_ELEMENTS", objectives.sampled.PROMPTS_OF_PIECES * 3 * 3)
+    monkeypatch.setattr(objectives.sampled, "_drawn_in_pieces", lambda *_: True)
+    sampled = objectives.SampledLoss.build(task, model, key, prompts=40_001, groups=20)
+    exact = objectives.population(task, model)
+    for _ in range(3):
+        weights = random_weights(rng, 3)
+        assert abs(sampled.risk(weights) - exact.risk(weights)) < 4 * sampled.standard_error(weights)
