@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from icl_lab.claims.claim import integer
 from icl_lab.claims.descent_layers import LAW, input_moments
 from icl_lab.claims.oswald2022 import PAPER
 from icl_lab.claims.oswald2022_landscape import LOSS_TOLERANCE, MODEL, exact_loss, gaussian_starts, least_loss
+from icl_lab.claims.quasi_newton import value_and_slope
 from icl_lab.claims.registry import claim
 from icl_lab.models import LSAWeights, constructions
 from icl_lab.objectives.independent import IndependentLoss
@@ -106,18 +106,12 @@ def loss_on_prompts(objective: IndependentLoss, seed: int, count: int) -> Moment
     return MomentLoss(task, model, objective.features, moments)
 
 
-@eqx.filter_jit
-def _value_and_slope(objective, like: LSAWeights, flat: Array):
-    unravel = ravel_pytree(like)[1]
-    return jax.value_and_grad(lambda x: objective(unravel(x)))(flat)
-
-
 def trained(objective: MomentLoss, start: LSAWeights) -> LSAWeights:
     """The weights at which L-BFGS ends."""
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, start))
 
     def function(x: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, slope = _value_and_slope(objective, start, x)
+        loss, slope = value_and_slope(objective, start, x)
         return float(loss), np.asarray(slope)
 
     options = {"maxiter": STEPS, "maxfun": 2 * STEPS, "gtol": 1e-8, "ftol": 1e-10}

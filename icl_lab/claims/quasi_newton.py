@@ -38,7 +38,7 @@ def minimise(objective: Objective, starts: Weights) -> Ends:
     first, unravel = ravel_pytree(like)
 
     def function(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, slope = _value_and_slope(objective, like, flat)
+        loss, slope = value_and_slope(objective, like, flat)
         # Far out a polynomial of high degree overflows; a line search needs a number there.
         return float(np.nan_to_num(loss, nan=1e300, posinf=1e300)), np.nan_to_num(np.asarray(slope, dtype=np.float64))
 
@@ -54,6 +54,7 @@ def minimise(objective: Objective, starts: Weights) -> Ends:
 
 
 @eqx.filter_jit
-def _value_and_slope(objective, like: Weights, flat: Array):
+def value_and_slope(objective: Objective, like: Weights, flat: Float[Array, "n"]) -> tuple[Array, Array]:
+    """The loss and its gradient at a vector of all entries of weights that look like `like`."""
     unravel = ravel_pytree(like)[1]
     return jax.value_and_grad(lambda x: objective(unravel(x)))(flat)
