@@ -69,7 +69,7 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
             for problems in _prepared(list(different.values()), ended):
                 _train_and_publish(problems, finished, ended)
     ends_in_order = [ends[point.folder] for point in points]
-    _print_summary(ends_in_order, console or present.wide_console())
+    _print_summary(ends_in_order, finished, console or present.wide_console())
     return ends_in_order
 
 
@@ -205,11 +205,13 @@ def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _print_summary(points: list[Point], console: Console) -> None:
+def _print_summary(points: list[Point], finished: set[Path], console: Console) -> None:
     """One table of the points, those that failed first: the keys that differ, the verdict, the distance from theory."""
     flat = [_flat({k: v for k, v in point.config.items() if k not in store.NOT_HASHED}) for point in points]
     varying = [key for key in flat[0] if len({repr(keys.get(key)) for keys in flat}) > 1]
-    table = Table(title=f"{len(points)} points, {sum(point.status == 'done' for point in points)} done")
+    title = f"{len(points)} points, {sum(point.status == 'done' for point in points)} done"
+    before = sum(point.folder in finished for point in points)
+    table = Table(title=title + (f"; {before} in the store already" if before else ""))
     for name in (*varying, "verdict", "weight distance", "run folder"):
         table.add_column(name, no_wrap=name == "run folder")
     for point, keys in sorted(zip(points, flat, strict=True), key=lambda pair: pair[0].status == "done"):

@@ -66,7 +66,8 @@ def test_sweep_stores_good_runs_records_bad_ones_and_goes_on_where_it_stopped(tm
     assert "its smallest eigenvalue is -1" in first.stderr
     assert "`context_length` must be an integer >= 1; got 0" in first.stderr
     assert "Traceback" not in first.stdout + first.stderr
-    assert "CONVERGED" in first.stdout
+    assert "4 points, 1 done" in first.stdout
+    assert "converged" in first.stdout
 
     folders = {path.name for path in (tmp_path / "store" / "sweep").iterdir()}
     assert len(folders) == 4
@@ -88,8 +89,8 @@ def test_sweep_stores_good_runs_records_bad_ones_and_goes_on_where_it_stopped(tm
 
     second = icl_lab_command(*sweep, cwd=tmp_path)
     assert second.returncode == 2
-    assert "done already" in second.stdout
-    assert "CONVERGED" in second.stdout
+    assert "4 points, 1 done; 1 in the store already" in second.stdout
+    assert "converged" in second.stdout
     assert (good / "status.json").stat().st_mtime_ns == written
     assert {path.name for path in (tmp_path / "store" / "sweep").iterdir()} == folders
 
