@@ -13,20 +13,14 @@ Two ratios: of whole steps, prompts drawn included, and of steps on given prompt
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import optax
-from rich.console import Console
-from rich.table import Table
 
 from icl_lab import objectives, tasks
 from icl_lab.models import LinearSelfAttention, SeparateWeights
@@ -90,19 +84,6 @@ def scanned(step: Callable) -> Callable:
     return run
 
 
-def measured(runs: dict[str, Callable], steps: int, batch: int, repeats: int) -> dict[str, float]:
-    """Prompts per second of several programs, medians of rounds in which each has its turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        jax.block_until_ready(run())
-    for _ in range(repeats):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - started)
-    return {name: steps * batch / statistics.median(times) for name, times in seconds.items()}
-
-
 def compare(dim: int, length: int, depth: int, batch: int, steps: int, repeats: int) -> dict[str, float]:
     """Throughputs of both implementations at one size and their ratios."""
     key = jax.random.key(0)
@@ -134,17 +115,14 @@ def compare(dim: int, length: int, depth: int, batch: int, steps: int, repeats: 
     of_steps = jax.random.split(key, steps)
     plain_run, lab_run = scanned(plain_whole), scanned(lab_whole)
     plain_given_run, lab_given_run = scanned(plain_given), scanned(lab_given)
-    rates = measured(
-        {
-            "plain": lambda: plain_run(state, of_steps),
-            "lab": lambda: lab_run(state, of_steps),
-            "plain_given_prompts": lambda: plain_given_run(state, (tokens, targets)),
-            "lab_given_prompts": lambda: lab_given_run(state, prompts),
-        },
-        steps,
-        batch,
-        repeats,
-    )
+    runs = {
+        "plain": lambda: jax.block_until_ready(plain_run(state, of_steps)),
+        "lab": lambda: jax.block_until_ready(lab_run(state, of_steps)),
+        "plain_given_prompts": lambda: jax.block_until_ready(plain_given_run(state, (tokens, targets))),
+        "lab_given_prompts": lambda: jax.block_until_ready(lab_given_run(state, prompts)),
+    }
+    seconds = common.medians_in_turns(list(runs.values()), repeats)
+    rates = {name: steps * batch / median for name, median in zip(runs, seconds, strict=True)}
     return {
         "d": dim,
         "N": length,
@@ -159,29 +137,19 @@ def compare(dim: int, length: int, depth: int, batch: int, steps: int, repeats: 
 SIZES = ((10, 10, 1, 2048), (10, 10, 2, 2048), (10, 40, 1, 1024), (10, 100, 1, 512), (10, 100, 2, 512), (20, 200, 1, 128))
 
 
-def main() -> None:
-    """Measure every size and print prompts per second and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two sizes and fewer repeats")
-    parser.add_argument("-o", "--output", type=Path, help="also write the figures as JSON")
-    arguments = parser.parse_args()
-    steps, repeats, sizes = (5, 3, (SIZES[0], SIZES[3])) if arguments.quick else (20, 5, SIZES)
+def throughput(quick: bool) -> dict[str, Any]:
+    """Prompts per second at every size, and the ratios."""
+    steps, repeats, sizes = (5, 3, (SIZES[0], SIZES[3])) if quick else (20, 5, SIZES)
     rows = [compare(*size, steps, repeats) for size in sizes]
-    table = Table(title="Prompts per second of training, float32", title_justify="left")
-    table.add_column("d, N, layers, batch")
-    for row in rows:
-        table.add_column(f"{row['d']}, {row['N']}, {row['layers']}, {row['batch']}", justify="right")
-    for name in list(rows[0])[4:]:
-        table.add_row(name.replace("_", " "), *(f"{row[name]:,.3g}" for row in rows))
-    Console(width=120).print(table)
     for row in rows:
         verdict = "reached" if row["ratio_given_prompts"] >= REQUIRED else "not reached"
-        sizes = f"d={row['d']} N={row['N']} layers={row['layers']}"
-        print(f"{sizes}: {row['ratio_given_prompts']:.2f} of {REQUIRED:g} {verdict}; {row['ratio']:.2f} with drawing included")
-    if arguments.output:
-        results = {"cores": os.cpu_count(), "load": os.getloadavg(), "required": REQUIRED, "rows": rows}
-        arguments.output.write_text(json.dumps(results, indent=2))
+        size = f"d={row['d']} N={row['N']} layers={row['layers']}"
+        print(f"{size}: {row['ratio_given_prompts']:.2f} of {REQUIRED:g} {verdict}; {row['ratio']:.2f} with drawing included")
+    return {"required": REQUIRED, "rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    common.run(
+        "Training throughput of linear attention against a plain implementation with the N x N scores of every prompt.",
+        {"Prompts per second of training, float32": throughput},
+    )

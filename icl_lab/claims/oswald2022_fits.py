@@ -20,6 +20,18 @@ from icl_lab.tasks.linear import LinearRegression
 from icl_lab.theory.descent_steps import Rule
 
 
+def drawn_rule(law: str, d: int, N: int, sigma: float, samples: int, seed: int) -> Rule:
+    """The rule of the Gram matrices' eigenvalues in sampled contexts."""
+    law_of_inputs = covariates(law, d, sigma)
+
+    def spectrum(one):
+        inputs = law_of_inputs.sample(one, N)
+        return jnp.linalg.eigvalsh(inputs.T @ inputs)
+
+    nodes = np.maximum(simulate(spectrum, jax.random.key(seed), samples).ravel(), 0.0)
+    return Rule(nodes, np.full(nodes.size, 1 / samples), N, input_moments(law, sigma)[0])
+
+
 @claim(
     "oswald2022.gdpp.tails",
     paper=PAPER,
@@ -35,16 +47,10 @@ from icl_lab.theory.descent_steps import Rule
     },
 )
 def finite_samples_lie(d, N, tasks, starts, seed) -> list[Check]:
-    law_of_inputs = covariates("gaussian", d, 1.0)
     exact = Rule.exact("gaussian", d, N, 1.0, 26)
     best = theory.descent_steps.best_corrected(exact, 3, False, starts)
 
-    def spectrum(one):
-        inputs = law_of_inputs.sample(one, N)
-        return jnp.linalg.eigvalsh(inputs.T @ inputs)
-
-    nodes = np.maximum(simulate(spectrum, jax.random.key(seed), tasks).ravel(), 0.0)
-    sample = Rule(nodes, np.full(nodes.size, 1 / tasks), N, 1.0)
+    sample = drawn_rule("gaussian", d, N, 1.0, tasks, seed)
     found = descend(sample, 3, False, np.concatenate([best.step_sizes, best.curvatures[:-1] * N]))
     population = theory.descent_steps.loss(exact, found.step_sizes, found.curvatures)
     # The layers on the rule itself give the same population loss.
@@ -131,15 +137,8 @@ def label_scores_do_not_help(d, N, law, sigma, samples, seed) -> list[Check]:
     },
 )
 def five_layers(d, N, law, sigma, K, samples, starts, seed) -> list[Check]:
-    law_of_inputs = covariates(law, d, sigma)
     variance, _ = input_moments(law, sigma)
-
-    def spectrum(one):
-        inputs = law_of_inputs.sample(one, N)
-        return jnp.linalg.eigvalsh(inputs.T @ inputs)
-
-    nodes = np.maximum(simulate(spectrum, jax.random.key(seed), samples).ravel(), 0.0)
-    drawn = Rule(nodes, np.full(nodes.size, 1 / samples), N, variance)
+    drawn = drawn_rule(law, d, N, sigma, samples, seed)
     # The polynomials are fitted on the same contexts, since no moment of that degree is known.
     plain = theory.descent_steps.best_shared_step(drawn, K)
     corrected = theory.descent_steps.best_corrected(drawn, K, True, starts)

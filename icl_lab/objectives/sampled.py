@@ -152,15 +152,10 @@ def _moments(task, model, features: Features, key, chunks: int, chunk: int, ever
         keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
         if in_pieces:
             phi, target = _from_pieces(task, model, features, keys)
-            return _summed(phi, target)
-        prompts = jax.vmap(task.sample)(keys)
-        tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
-        if every_position:
-            phi, target = _at_every_position(model, features, tokens, prompts)
         else:
-            attended = tokens if model.query_in_sum else tokens[:-1]
-            phi, target = features.values(attended, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
-        return _summed(phi, target)
+            phi, target = _from_whole(task, model, features, keys, every_position)
+        cross = phi @ jnp.conj(target).astype(phi.dtype)
+        return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
 
     in_pieces = _drawn_in_pieces(task, model, features)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))
@@ -168,9 +163,14 @@ def _moments(task, model, features: Features, key, chunks: int, chunk: int, ever
     return jax.tree.map(lambda s: s / (chunks * chunk), sums)
 
 
-def _summed(phi: Inexact[Array, "F B"], target: Inexact[Array, "B k"]) -> Moments:
-    cross = phi @ jnp.conj(target).astype(phi.dtype)
-    return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
+def _from_whole(task: Task, model: LinearSelfAttention, features: Features, keys: Key, every_position: bool):
+    """Features (F, B) and targets (B, k) of whole prompts; with `every_position` N of each prompt."""
+    prompts = jax.vmap(task.sample)(keys)
+    tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
+    if every_position:
+        return _at_every_position(model, features, tokens, prompts)
+    attended = tokens if model.query_in_sum else tokens[:-1]
+    return features.values(attended, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
 
 
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:

@@ -40,7 +40,7 @@ class Simulation:
 
     Attributes:
       status: "done", or "plateau", "max_steps" or "diverged" for training that ended short of what was asked.
-      task, model: what was problem.
+      task, model: what was trained.
       initial: the weights at the start.
       training: the path and its limit.
       optimum: the closed form that applies, if one does.
@@ -58,7 +58,7 @@ class Simulation:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a configuration describes, ready to be problem.
+    """What a configuration describes, ready to be trained.
 
     Attributes:
       config: the resolved configuration.

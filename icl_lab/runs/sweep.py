@@ -23,7 +23,8 @@ from rich.table import Table
 
 from icl_lab import precision
 from icl_lab.runs import execute, present, provenance, store
-from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare, simulate
+from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
+from icl_lab.runs.table import flatten
 from icl_lab.training import TrainingResult
 from icl_lab.training.batch import gradient_flow_each
 
@@ -167,9 +168,7 @@ def _alone(point: Point, ended: Ended) -> None:
     """Do one run by itself."""
 
     def work() -> tuple[Simulation, dict[str, Any]]:
-        with precision.float64(), provenance.stopwatch() as watch:
-            run = simulate(point.config, checkpoint=store.checkpoint_file(point.folder))
-        return run, execute.record(watch.wall, watch.compile)
+        return execute.trained_alone(point.config, store.checkpoint_file(point.folder))
 
     try:
         execute.publish(point.config, point.folder, work, draw=bool(point.config["analysis"]["figures"]))
@@ -207,7 +206,9 @@ def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
 
 def _print_summary(points: list[Point], finished: set[Path], console: Console) -> None:
     """One table of the points, those that failed first: the keys that differ, the verdict, the distance from theory."""
-    flat = [_flat({k: v for k, v in point.config.items() if k not in store.NOT_HASHED}) for point in points]
+    flat: list[dict[str, Any]] = [{} for _ in points]
+    for point, keys in zip(points, flat, strict=True):
+        flatten({k: v for k, v in point.config.items() if k not in store.NOT_HASHED}, "", keys)
     varying = [key for key in flat[0] if len({repr(keys.get(key)) for keys in flat}) > 1]
     title = f"{len(points)} points, {sum(point.status == 'done' for point in points)} done"
     before = sum(point.folder in finished for point in points)
@@ -225,10 +226,3 @@ def _print_summary(points: list[Point], finished: set[Path], console: Console) -
         table.add_row(*values, f"[{colour}]{metrics['verdict']}[/]", distance, point.folder.name)
     console.print(table)
     console.print(f"Run folders: {points[0].folder.parent}", highlight=False, soft_wrap=True)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -121,14 +121,14 @@ def _row(folder: Path, root: Path) -> Row:
         status.pop(name, None)
     config_file, metrics_file = folder / "config.yaml", folder / "metrics.json"
     if config_file.is_file():
-        _flatten(_load_config(config_file.read_text(encoding="utf-8")), "", row)
+        flatten(_load_config(config_file.read_text(encoding="utf-8")), "", row)
     if metrics_file.is_file():
         metrics = json.loads(metrics_file.read_bytes())
         seconds = metrics.get("training", {}).pop("seconds", None)
         if seconds is not None:
             status["training_seconds"] = seconds
-        _flatten(metrics, "metrics.", row)
-    _flatten(status, CIRCUMSTANCES, row)
+        flatten(metrics, "metrics.", row)
+    flatten(status, CIRCUMSTANCES, row)
     return row
 
 
@@ -148,11 +148,11 @@ def _load_entry(text: str) -> Row:
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str, row: Row) -> None:
+def flatten(tree: Mapping[str, Any], prefix: str, row: Row) -> None:
     """Add the scalars of `tree` to `row` by their dotted key; a list as JSON text, a curve (in metrics) not at all."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            _flatten(value, f"{prefix}{key}.", row)
+            flatten(value, f"{prefix}{key}.", row)
         elif not isinstance(value, list):
             # Run folders hold numbers that JSON cannot write as these words.
             row[prefix + key] = float(value) if prefix and value in ("nan", "inf", "-inf") else value

@@ -25,6 +25,7 @@ from icl_lab.objectives.objective import Objective
 from icl_lab.training.coordinates import as_double, checked_solver, coordinates
 from icl_lab.training.progress import Report
 from icl_lab.training.segment import (
+    END,
     Segment,
     Stop,
     first_step_size,
@@ -38,8 +39,6 @@ from icl_lab.training.stopping import Evidence, Verdict, judge
 from icl_lab.training.trajectory import Recorder, TrainingResult
 from icl_lab.typing import Weights
 
-END = 1e15
-"""Flow time at which a problem that still rests at its start is given up."""
 LONG_SEGMENT = 1024
 SHORT_SEGMENT = 64
 """Steps of a segment whose path is kept: the vectorised loop copies the path at every step."""

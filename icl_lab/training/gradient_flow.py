@@ -29,6 +29,7 @@ from icl_lab.training import checkpoints
 from icl_lab.training.coordinates import as_double, checked_solver, coordinates
 from icl_lab.training.progress import Report, progress_reporter
 from icl_lab.training.segment import (
+    END,
     Segment,
     Stop,
     first_step_size,
@@ -44,8 +45,6 @@ from icl_lab.typing import Array, Weights
 
 SEGMENT_BYTES = 2**27
 """Memory for the solver steps of one segment."""
-END = 1e15
-"""Flow time at which a flow that still rests at its start is given up."""
 POLISH_ROUNDS = 20
 
 

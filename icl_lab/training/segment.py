@@ -23,6 +23,8 @@ from icl_lab.training.stopping import FALLEN_SHARE, Evidence
 from icl_lab.typing import Array, Weights
 
 SOLVERS = ("auto", "tsit5", "dopri8", "kvaerno5")
+END = 1e15
+"""Flow time at which a flow that still rests at its start is given up."""
 EXPLICIT_SPREAD = 1e3
 """Largest ratio of relaxation rates for explicit integration: cond(Lambda) of about 10, since rates go like lambda^3."""
 CHEAP_SOLVE = 100

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims import registry, verify
+from icl_lab.claims import registry
 from icl_lab.errors import InvalidValueError
 from icl_lab.theory import ahn2023, descent_steps, lsa
 
@@ -25,40 +26,34 @@ SETTINGS = {
 
 
 def run(id, **more):
-    (entry,) = verify.run([id], SETTINGS[id] | more)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | more)
 
 
 @pytest.mark.parametrize("id", SETTINGS)
 def test_the_claim_holds(id):
-    assert not failed(run(id))
+    assert not failed_checks(run(id))
 
 
 @pytest.mark.slow
 def test_moving_layers_over_all_entries():
-    assert not failed(run("ahn2023.thm4", d=2, N=5, starts=2))
+    assert not failed_checks(run("ahn2023.thm4", d=2, N=5, starts=2))
 
 
 def test_steps_without_the_transpose_are_caught(monkeypatch):
     right = ahn2023.descent_weights
     monkeypatch.setattr(ahn2023, "descent_weights", lambda a, x, y: right(np.swapaxes(a, 1, 2), x, y))
-    assert "label_slot_of_the_query" in failed(run("ahn2023.lemma1"))
+    assert "label_slot_of_the_query" in failed_checks(run("ahn2023.lemma1"))
 
 
 def test_shrinkage_without_the_trace_is_caught(monkeypatch):
     monkeypatch.setattr(ahn2023, "shrinkage", lambda values, n: n / ((n + 1) * values))
-    assert {"risk", "preconditioner"} <= failed(run("ahn2023.thm1"))
+    assert {"risk", "preconditioner"} <= failed_checks(run("ahn2023.thm1"))
 
 
 def test_a_preconditioner_for_isotropic_tasks_is_caught(monkeypatch):
     right = lsa.optimal_preconditioner
     monkeypatch.setattr(lsa, "optimal_preconditioner", lambda lam, om, s2, n: right(lam, np.eye(len(lam)), s2, n))
-    assert {"risk", "preconditioner"} <= failed(run("ahn2023.thm1.general"))
+    assert {"risk", "preconditioner"} <= failed_checks(run("ahn2023.thm1.general"))
 
 
 def test_equal_steps_for_all_layers_are_caught(monkeypatch):
@@ -67,21 +62,21 @@ def test_equal_steps_for_all_layers_are_caught(monkeypatch):
         return best.step_sizes, best.curvatures, 2 * best.loss
 
     monkeypatch.setattr(ahn2023, "best_stack", shared)
-    assert {"risk", "A"} <= failed(run("ahn2023.thm2"))
-    assert {"a", "risk", "risk_of_all_A", "whitened_A"} <= failed(run("ahn2023.thm3"))
-    assert {"risk", "diagonals"} <= failed(run("ahn2023.thm3.L3"))
+    assert {"risk", "A"} <= failed_checks(run("ahn2023.thm2"))
+    assert {"a", "risk", "risk_of_all_A", "whitened_A"} <= failed_checks(run("ahn2023.thm3"))
+    assert {"risk", "diagonals"} <= failed_checks(run("ahn2023.thm3.L3"))
 
 
 def test_slopes_of_the_half_loss_are_caught(monkeypatch):
     right = ahn2023.stack_slopes
     monkeypatch.setattr(ahn2023, "stack_slopes", lambda *a: tuple(slope / 2 for slope in right(*a)))
-    assert failed(run("ahn2023.thm3")) == {"slope_in_A"}
+    assert failed_checks(run("ahn2023.thm3")) == {"slope_in_A"}
 
 
 def test_half_losses_are_caught(monkeypatch):
     right = ahn2023.stack_risk
     monkeypatch.setattr(ahn2023, "stack_risk", lambda *a: right(*a) / 2)
-    assert failed(run("ahn2023.lemma4")) == {"risks"}
+    assert failed_checks(run("ahn2023.lemma4")) == {"risks"}
 
 
 def test_a_curvature_with_the_mean_gram_matrix_is_caught(monkeypatch):
@@ -92,25 +87,25 @@ def test_a_curvature_with_the_mean_gram_matrix_is_caught(monkeypatch):
         return steps, moves / length, risk
 
     monkeypatch.setattr(ahn2023, "best_stack", wrong)
-    assert "b" in failed(run("ahn2023.thm4"))
+    assert "b" in failed_checks(run("ahn2023.thm4"))
 
 
 def test_a_relu_step_of_linear_attention_is_caught(monkeypatch):
     monkeypatch.setattr(ahn2023, "relu_step", lambda dim, length: length / (length + dim + 1))
-    assert {"best_step", "risk_closed_form", "gradient_abs"} <= failed(run("ahn2023.thm5"))
+    assert {"best_step", "risk_closed_form", "gradient_abs"} <= failed_checks(run("ahn2023.thm5"))
 
 
 def test_a_best_step_of_another_depth_is_caught(monkeypatch):
     right = descent_steps.best_shared_step
     monkeypatch.setattr(descent_steps, "best_shared_step", lambda rule, steps: right(rule, max(1, steps - 1)))
-    assert {"shared_step", "shared_step_of_n_minus_1"} <= failed(run("ahn2023.fig7"))
+    assert {"shared_step", "shared_step_of_n_minus_1"} <= failed_checks(run("ahn2023.fig7"))
 
 
 def test_a_distance_to_the_unit_matrix_itself_is_caught(monkeypatch):
     monkeypatch.setattr(
         ahn2023, "distance_to_identity", lambda m: float(np.linalg.norm(m - np.eye(len(m))) / np.linalg.norm(m))
     )
-    assert failed(run("ahn2023.dist")) == {"random_matrices"}
+    assert failed_checks(run("ahn2023.dist")) == {"random_matrices"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.errors import AssumptionError
@@ -29,9 +30,7 @@ HEAVY = {"zhangsaxe2025.separate", "lab.escape-exponent", "lab.slow-mode", "lab.
 
 
 def failed(id):
-    (entry,) = verify.run([id], SETTINGS[id])
-    assert "reason" not in entry, entry["reason"]
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return failed_checks(run_claim(id, SETTINGS[id]))
 
 
 @pytest.mark.parametrize("id", [pytest.param(id, marks=pytest.mark.slow) if id in HEAVY else id for id in SETTINGS])

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims import verify
 from icl_lab.theory import exact_loss, lsa, minima
 
 pytestmark = pytest.mark.claims
@@ -16,13 +16,7 @@ SETTINGS = {
 
 
 def run(id, **more):
-    (entry,) = verify.run([id], SETTINGS[id] | more)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | more)
 
 
 def measured(entry, name):
@@ -31,7 +25,7 @@ def measured(entry, name):
 
 @pytest.mark.slow
 def test_several_heads_are_right_and_one_dropped_pairing_is_seen(monkeypatch):
-    assert not failed(run("lab.exact-loss-multihead"))
+    assert not failed_checks(run("lab.exact-loss-multihead"))
 
     def symmetric(tokens, middle, count):
         """E[G A G] with A in place of its transpose, which only several heads can tell apart."""
@@ -39,41 +33,43 @@ def test_several_heads_are_right_and_one_dropped_pairing_is_seen(monkeypatch):
         return (count**2 + count) * tokens @ middle @ tokens + count * trace[:, None, None] * tokens
 
     monkeypatch.setattr(exact_loss, "_wishart", symmetric)
-    assert {"risk_query_in", "gradient_w_pv_query_in", "gradient_w_kq_query_out"} <= failed(run("lab.exact-loss-multihead"))
+    assert {"risk_query_in", "gradient_w_pv_query_in", "gradient_w_kq_query_out"} <= failed_checks(
+        run("lab.exact-loss-multihead")
+    )
 
 
 @pytest.mark.slow
 def test_the_global_minimum_holds_and_an_optimum_without_noise_is_caught(monkeypatch):
-    assert not failed(run("lab.global-min"))
+    assert not failed_checks(run("lab.global-min"))
     right = lsa.optimal_preconditioner
     monkeypatch.setattr(lsa, "optimal_preconditioner", lambda lam, om, noise, n: right(lam, om, 0.0, n))
-    wrong = failed(run("lab.global-min"))
+    wrong = failed_checks(run("lab.global-min"))
     assert {"best_preconditioner", "structured_preconditioner", "best_risk", "singular_preconditioner"} <= wrong
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{"d": 1, "N": 3}, {"d": 4, "N": 7, "normaliser": "none"}, {"Lam": [3.0, 0.4]}])
 def test_the_global_minimum_elsewhere(overrides):
-    assert not failed(run("lab.global-min", starts=12, **overrides))
+    assert not failed_checks(run("lab.global-min", starts=12, **overrides))
 
 
 @pytest.mark.slow
 def test_the_branch_is_a_minimum_at_short_contexts_and_wrong_criteria_are_caught(monkeypatch):
     entry = run("lab.spurious-minima")
-    assert not failed(entry)
+    assert not failed_checks(entry)
     assert measured(entry, "branch_is_a_minimum_abs") == 1
     assert measured(entry, "flat_directions_abs") == 2
     right = minima.branch_curvature
     monkeypatch.setattr(minima, "branch_curvature", lambda d, n, s2, query: right(d, n, s2, not query))
     monkeypatch.setattr(minima, "half_loss_below_branch", lambda *args: 0.7)
-    wrong = failed(run("lab.spurious-minima"))
+    wrong = failed_checks(run("lab.spurious-minima"))
     assert {"criterion_matrix", "branch_is_a_minimum_abs", "half_loss_reached_from_the_branch"} <= wrong
 
 
 @pytest.mark.slow
 def test_at_longer_contexts_flows_beside_the_branch_end_in_another_minimum():
     entry = run("lab.spurious-minima", d=3, N=8, Lam=[1.5, 1.0, 0.5], rotate=True)
-    assert not failed(entry)
+    assert not failed_checks(entry)
     assert measured(entry, "branch_is_a_minimum_abs") == 0
     assert measured(entry, "half_loss_reached_from_the_branch") == pytest.approx(0.9489070700, abs=1e-9)
-    assert not failed(run("lab.spurious-minima", d=3, N=5, s2=0.6, query_in_sum=False, Lam=[0.7, 1.9, 1.1]))
+    assert not failed_checks(run("lab.spurious-minima", d=3, N=5, s2=0.6, query_in_sum=False, Lam=[0.7, 1.9, 1.1]))

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.errors import AssumptionError
@@ -21,18 +22,12 @@ SETTINGS = {
 
 
 def run(id, **more):
-    (entry,) = verify.run([id], SETTINGS[id] | more)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | more)
 
 
 @pytest.mark.parametrize("id", [pytest.param(id, marks=pytest.mark.slow) if id == "lab.one-over-N" else id for id in SETTINGS])
 def test_the_claim_holds(id):
-    assert not failed(run(id))
+    assert not failed_checks(run(id))
 
 
 @pytest.mark.slow
@@ -40,22 +35,22 @@ def test_the_claim_holds(id):
 def test_least_squares_at_every_distance_from_the_interpolation_threshold(length):
     """Two dimensions: infinite at 2 and 3, without a variance at 4 and 5."""
     entry = run("lab.ols", N=length)
-    assert not failed(entry)
+    assert not failed_checks(entry)
     assert any("tail_index" in check["name"] for check in entry["checks"]) == (length < 4)
-    assert not failed(run("lab.ols", N=length, s2=0.0))
+    assert not failed_checks(run("lab.ols", N=length, s2=0.0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8])
 def test_minimum_norm_at_every_distance_from_the_interpolation_threshold(length):
-    assert not failed(run("lab.minnorm", N=length, samples=50_000))
-    assert not failed(run("lab.minnorm", N=length, s2=0.0))
+    assert not failed_checks(run("lab.minnorm", N=length, samples=50_000))
+    assert not failed_checks(run("lab.minnorm", N=length, s2=0.0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.3, 6.0])
 def test_the_crossover_at_other_noise(noise):
-    assert not failed(run("lab.crossover", s2=noise))
+    assert not failed_checks(run("lab.crossover", s2=noise))
 
 
 def test_too_few_examples_for_least_squares_are_refused():
@@ -66,7 +61,7 @@ def test_too_few_examples_for_least_squares_are_refused():
 def test_a_risk_with_the_wrong_query_moment_is_caught(monkeypatch):
     right = lsa.risk
     monkeypatch.setattr(lsa, "risk", lambda step, lam, om, s2, m, query=None: right(step, lam, om, s2, m))
-    assert failed(run("lab.risk-shift")) == {"risk_shifted_query"}
+    assert failed_checks(run("lab.risk-shift")) == {"risk_shifted_query"}
 
 
 def test_a_second_moment_in_place_of_a_covariance_is_caught(monkeypatch):
@@ -77,26 +72,26 @@ def test_a_second_moment_in_place_of_a_covariance_is_caught(monkeypatch):
         return best, spread + (lam @ best)[:, None] * (lam @ best)[None, :] * 4, error
 
     monkeypatch.setattr(nonlinear, "rectified_law", uncentred)
-    assert failed(run("lab.risk-shift", samples=100_000)) == {"risk_rectified_labels"}
+    assert failed_checks(run("lab.risk-shift", samples=100_000)) == {"risk_rectified_labels"}
 
 
 def test_least_squares_with_one_degree_of_freedom_too_many_is_caught(monkeypatch):
     monkeypatch.setattr(bayes, "ols_risk", lambda d, n, s2: s2 * d / (n - d))
-    assert failed(run("lab.ols")) == {"risk_random_tasks"}
+    assert failed_checks(run("lab.ols")) == {"risk_random_tasks"}
 
 
 def test_a_bias_of_the_wrong_share_is_caught(monkeypatch):
     monkeypatch.setattr(bayes, "minimum_norm_risk", lambda d, n, s2, lam, trace: lam * trace * n / d)
-    assert failed(run("lab.minnorm")) == {"risk_minimum_norm"}
+    assert failed_checks(run("lab.minnorm")) == {"risk_minimum_norm"}
 
 
 def test_a_bayes_risk_of_half_the_noise_is_caught(monkeypatch):
     right = bayes.risk
     monkeypatch.setattr(bayes, "risk", lambda lam, om, s2, n, *more: right(lam, om, s2 / 2, n, *more))
-    assert failed(run("lab.bayes")) == {"bayes_risk"}
+    assert failed_checks(run("lab.bayes")) == {"bayes_risk"}
 
 
 def test_a_crossover_one_too_late_is_caught(monkeypatch):
     right = bayes.longest_winning_context
     monkeypatch.setattr(bayes, "longest_winning_context", lambda d, s2: math.floor(right(d, s2)) + 1.5)
-    assert "who_wins_at_each_length_abs" in failed(run("lab.crossover"))
+    assert "who_wins_at_each_length_abs" in failed_checks(run("lab.crossover"))

@@ -1,6 +1,7 @@
 """The lab's claims about sequences: they hold at values of one's own, and a wrong formula makes them fail."""
 
 import pytest
+from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry, verify
 from icl_lab.errors import AssumptionError, InvalidValueError
@@ -30,13 +31,7 @@ SLOW = {
 
 
 def run(id, settings=None):
-    (entry,) = verify.run([id], settings or (FAST | SLOW)[id])
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, settings or (FAST | SLOW)[id])
 
 
 def test_the_registry_holds_these_claims():
@@ -46,56 +41,56 @@ def test_the_registry_holds_these_claims():
 @pytest.mark.parametrize("id", [*FAST, *(pytest.param(id, marks=pytest.mark.slow) for id in SLOW)])
 def test_the_claim_holds(id):
     entry = run(id)
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 def test_an_infinite_context_is_a_length():
     entry = run("lab.ar1-random", {"N": "inf", "starts": 3, "bound": 0.7})
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 def test_a_variance_without_its_last_partial_autocorrelation_is_caught(monkeypatch):
     right = autoregressive.variance_from_partial_autocorrelations
     monkeypatch.setattr(autoregressive, "variance_from_partial_autocorrelations", lambda rho, s2: right(rho[:-1], s2))
-    assert failed(run("lab.ar-moments")) == {"variance_by_partial_autocorrelations"}
+    assert failed_checks(run("lab.ar-moments")) == {"variance_by_partial_autocorrelations"}
 
 
 def test_a_prior_variance_that_is_a_standard_deviation_is_caught(monkeypatch):
     right = autoregressive.conditioned_mean
     monkeypatch.setattr(autoregressive, "conditioned_mean", lambda x, y, s2, t2: right(x, y, s2, t2**0.5))
-    assert failed(run("lab.ridge-bayes")) == {"state_by_conditioning", "series_by_conditioning"}
+    assert failed_checks(run("lab.ridge-bayes")) == {"state_by_conditioning", "series_by_conditioning"}
 
 
 def test_moments_over_one_window_less_are_caught(monkeypatch):
     right = random_autoregressive.random_feature_moments
     monkeypatch.setattr(random_autoregressive, "random_feature_moments", lambda p, N, *rest: right(p, N - 1, *rest))
-    assert failed(run("lab.ar1-random")) == {"eta", "excess"}
+    assert failed_checks(run("lab.ar1-random")) == {"eta", "excess"}
 
 
 def test_a_trace_average_without_distinct_blocks_is_caught(monkeypatch):
     right = rotations.mean_traces
     monkeypatch.setattr(rotations, "mean_traces", lambda blocks, n: blocks * right(1, n))
     # The mean of a single trace is a sum over the blocks, whatever the others do.
-    assert failed(run("lab.rotation-gd1")) == {"M_t", "s", "half_loss"}
+    assert failed_checks(run("lab.rotation-gd1")) == {"M_t", "s", "half_loss"}
 
 
 def test_a_step_of_the_summed_loss_is_caught(monkeypatch):
     right = vonoswald2022.gradient_step
     monkeypatch.setattr(vonoswald2022, "gradient_step", lambda w, x, y, eta: right(w, x, y, eta * len(x)))
-    assert failed(run("vonoswald2023.gd1")) == {"all_positions_at_once", "last_position", "gradient_descent"}
+    assert failed_checks(run("vonoswald2023.gd1")) == {"all_positions_at_once", "last_position", "gradient_descent"}
 
 
 def test_an_inclusive_causal_mask_and_a_slower_rate_are_caught(monkeypatch):
     right = vonoswald2023.causal_residuals
     monkeypatch.setattr(vonoswald2023, "causal_residuals", lambda x, y, eta, layers: right(x, y, eta, layers + 1))
     monkeypatch.setattr(vonoswald2023, "chebyshev_factor", vonoswald2023.constant_step_factor)
-    assert failed(run("vonoswald2023.multilayer")) == {"causal_residuals", "chebyshev_worst_error_abs"}
+    assert failed_checks(run("vonoswald2023.multilayer")) == {"causal_residuals", "chebyshev_worst_error_abs"}
 
 
 @pytest.mark.slow
 def test_limits_of_the_other_group_are_caught(monkeypatch):
     monkeypatch.setattr(rotations, "haar_step_limits", lambda dim, special=False: (2.0 * dim + 1, 6.0 * dim + 9))
-    assert {"c", "M"} <= failed(run("lab.haar-gd1-limit"))
+    assert {"c", "M"} <= failed_checks(run("lab.haar-gd1-limit"))
 
 
 def test_bad_settings_are_refused():

@@ -1,8 +1,8 @@
 """One GD step on nonlinear responses: it holds for every family, and a wrong step is caught."""
 
 import pytest
+from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims import verify
 from icl_lab.claims.mahankali2023_nonlinear import FAMILIES
 from icl_lab.theory import nonlinear
 
@@ -13,9 +13,7 @@ SMALL = {"d": 2, "N": 4, "s2": 0.1, "K": 2, "samples": 20_000, "seed": 5}
 
 
 def failed(**overrides):
-    (entry,) = verify.run([ID], SMALL | overrides)
-    assert "reason" not in entry, entry.get("reason")
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return failed_checks(run_claim(ID, SMALL | overrides))
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims import verify
 from icl_lab.objectives import RegressionLoss
 from icl_lab.theory import bayes, exact_loss, lsa, mahankali2023, minima
 
@@ -22,18 +22,12 @@ SETTINGS = {
 
 
 def run(id, **more):
-    (entry,) = verify.run([id], SETTINGS[id] | more)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | more)
 
 
 @pytest.mark.parametrize("id", [pytest.param(id, marks=pytest.mark.slow) if "gauge" in id else id for id in SETTINGS])
 def test_the_claim_holds(id):
-    assert not failed(run(id))
+    assert not failed_checks(run(id))
 
 
 @pytest.mark.slow
@@ -43,7 +37,7 @@ def test_the_claim_holds_with_and_without_noise_and_in_one_dimension(id, noise):
     noise = noise or (0.0 if "gap" not in id else 0.1)
     for more in ({"d": 1, "N": 2, "Lam": [0.8], "Om": [0.7]}, {"d": 4, "N": 3, "Lam": None, "Om": None}):
         accepted = {name: value for name, value in more.items() if name in SETTINGS[id]}
-        assert not failed(run(id, s2=noise, **accepted))
+        assert not failed_checks(run(id, s2=noise, **accepted))
 
 
 def test_a_predictor_without_its_label_square_is_caught(monkeypatch):
@@ -54,12 +48,12 @@ def test_a_predictor_without_its_label_square_is_caught(monkeypatch):
         return even - (labels @ labels) * values[-1] * keys[-1], odd
 
     monkeypatch.setattr(mahankali2023, "effective_predictor", incomplete)
-    assert failed(run("mahankali2023.setting")) == {"prediction"}
+    assert failed_checks(run("mahankali2023.setting")) == {"prediction"}
 
 
 def test_a_wrong_bayes_error_is_caught(monkeypatch):
     monkeypatch.setattr(bayes, "risk", lambda *args: (1.2 * np.trace(args[0] @ args[1]) / 2, 0.0))
-    assert failed(run("mahankali2023.lem1")) == {"bayes_error_from_layer_1", "bayes_error_from_layer_2"}
+    assert failed_checks(run("mahankali2023.lem1")) == {"bayes_error_from_layer_1", "bayes_error_from_layer_2"}
 
 
 def test_moments_without_the_pair_of_equal_examples_are_caught(monkeypatch):
@@ -67,12 +61,12 @@ def test_moments_without_the_pair_of_equal_examples_are_caught(monkeypatch):
         return n * n * lam @ om @ lam + n * (np.trace(lam @ om) + noise) * lam
 
     monkeypatch.setattr(mahankali2023, "context_moment", incomplete)
-    assert failed(run("mahankali2023.moments")) == {"b_b", "simulated_b_b"}
+    assert failed_checks(run("mahankali2023.moments")) == {"b_b", "simulated_b_b"}
 
 
 def test_a_step_without_its_one_breaks_the_second_lemma(monkeypatch):
     monkeypatch.setattr(mahankali2023, "step_size", lambda dim, length, noise: 1 / (length + dim + noise))
-    assert failed(run("mahankali2023.lem2")) == {"excess_risks", "constants_abs"}
+    assert failed_checks(run("mahankali2023.lem2")) == {"excess_risks", "constants_abs"}
 
 
 def test_a_loss_whose_parts_interact_is_caught(monkeypatch):
@@ -80,7 +74,7 @@ def test_a_loss_whose_parts_interact_is_caught(monkeypatch):
     monkeypatch.setattr(
         RegressionLoss, "risk", lambda self, weights: right(self, weights) * (1 + 1e-9 * (weights.w_pv.ndim == 2))
     )
-    assert failed(run("mahankali2023.parity")) == {"risk_is_the_sum"}
+    assert failed_checks(run("mahankali2023.parity")) == {"risk_is_the_sum"}
 
 
 @pytest.mark.slow
@@ -93,13 +87,13 @@ def test_another_optimum_is_not_the_trained_one(monkeypatch):
     def unwanted(lam, om, s2, n):
         return 0.001 * np.trace(lam @ right(lam, om, s2, n) @ lam @ om)
 
-    wrong = failed(run("mahankali2023.gauge"))
+    wrong = failed_checks(run("mahankali2023.gauge"))
     assert {"trained_steps_abs", "gauge_orbit_full_risk", "gauge_orbit_full_gradient_abs"} <= wrong
 
 
 def test_a_ratio_that_tends_to_one_is_caught(monkeypatch):
     monkeypatch.setattr(mahankali2023, "scaled_gap", lambda dim, noise: 1.0)
-    assert failed(run("mahankali2023.bayes-gap")) == {"ratio_at_long_contexts"}
+    assert failed_checks(run("mahankali2023.bayes-gap")) == {"ratio_at_long_contexts"}
 
 
 def test_the_distance_to_the_step_vanishes_at_the_step_and_is_a_square(rng):

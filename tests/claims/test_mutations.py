@@ -9,8 +9,8 @@ import importlib
 import jax
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims import verify
 from icl_lab.models import LinearSelfAttention
 from icl_lab.theory import (
     bayes,
@@ -123,9 +123,7 @@ SETTINGS = {
 
 
 def failing(id):
-    (entry,) = verify.run([id], SETTINGS.get(id, {}))
-    assert "reason" not in entry, entry["reason"]
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return failed_checks(run_claim(id, SETTINGS.get(id, {})))
 
 
 @pytest.mark.parametrize(("module", "name", "planted", "id"), CASES, ids=[f"{case[2].__name__}-{case[3]}" for case in CASES])

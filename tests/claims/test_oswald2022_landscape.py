@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims import verify
 from icl_lab.theory import one_layer, vonoswald2022
 
 pytestmark = pytest.mark.claims
@@ -21,9 +21,7 @@ SLOW = {
 
 
 def failed(id, settings):
-    (entry,) = verify.run([id], settings)
-    assert "reason" not in entry, entry.get("reason")
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return failed_checks(run_claim(id, settings))
 
 
 @pytest.mark.parametrize("id", SETTINGS)

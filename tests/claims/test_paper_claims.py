@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry, verify
 from icl_lab.errors import AssumptionError, InvalidValueError
@@ -21,13 +22,7 @@ SETTINGS = {
 
 
 def run(id):
-    (entry,) = verify.run([id], SETTINGS[id])
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id])
 
 
 def test_the_registry_holds_these_claims():
@@ -51,17 +46,17 @@ QUICK = [pytest.param(id, marks=pytest.mark.slow) if id == "mahankali2023.thm1" 
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
     entry = run(id)
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 def test_a_limit_without_the_term_of_order_one_over_n_is_caught(monkeypatch):
     monkeypatch.setattr(zhang2023, "gamma", lambda covariance, context_length: (1 + 1 / context_length) * covariance)
-    assert {"w_pv", "w_kq", "preconditioner", "risk"} <= failed(run("zhang2023.thm4.1"))
+    assert {"w_pv", "w_kq", "preconditioner", "risk"} <= failed_checks(run("zhang2023.thm4.1"))
 
 
 def test_a_step_size_without_its_one_is_caught(monkeypatch):
     monkeypatch.setattr(mahankali2023, "step_size", lambda dim, length, noise: 1 / (length + dim + noise))
-    assert {"step", "risk", "eta"} <= failed(run("mahankali2023.thm2"))
+    assert {"step", "risk", "eta"} <= failed_checks(run("mahankali2023.thm2"))
 
 
 def test_an_isotropic_step_on_anisotropic_inputs_is_caught(monkeypatch):
@@ -73,13 +68,13 @@ def test_an_isotropic_step_on_anisotropic_inputs_is_caught(monkeypatch):
         return best
 
     monkeypatch.setattr(mahankali2023, "optimum", isotropic)
-    assert failed(run("mahankali2023.thm2")) == {"step"}
+    assert failed_checks(run("mahankali2023.thm2")) == {"step"}
 
 
 def test_a_step_of_the_summed_loss_is_caught(monkeypatch):
     right = vonoswald2022.gradient_step
     monkeypatch.setattr(vonoswald2022, "gradient_step", lambda w, x, y, eta: right(w, x, y, eta * len(x)))
-    assert failed(run("oswald2022.prop1")) == {"label_slots", "prediction"}
+    assert failed_checks(run("oswald2022.prop1")) == {"label_slots", "prediction"}
 
 
 @pytest.mark.slow
@@ -89,14 +84,14 @@ def test_a_moment_without_one_of_its_pairings_is_caught(monkeypatch):
         return count**2 * tokens @ middle @ tokens + count * trace[:, None, None] * tokens
 
     monkeypatch.setattr(exact_loss, "_wishart", incomplete)
-    wrong = failed(run("lab.exact-loss"))
+    wrong = failed_checks(run("lab.exact-loss"))
     assert {"risk_query_in", "risk_query_out", "gradient_w_pv_query_out", "gradient_w_kq_query_out"} <= wrong
 
 
 def test_a_loss_that_is_off_by_a_part_in_a_billion_is_caught(monkeypatch):
     right = RegressionLoss.risk
     monkeypatch.setattr(RegressionLoss, "risk", lambda self, weights: right(self, weights) * (1 + 1e-9))
-    assert failed(run("lab.exact-loss")) == {"risk_query_in", "risk_query_out"}
+    assert failed_checks(run("lab.exact-loss")) == {"risk_query_in", "risk_query_out"}
 
 
 def test_a_start_outside_the_assumption_is_refused_before_training():
@@ -114,14 +109,14 @@ def test_a_spectrum_of_another_length_is_refused():
 def test_the_claim_holds_at_its_defaults_and_away_from_them(id):
     for overrides in ({}, {"d": 7, "N": 13, "seed": 3}):
         (entry,) = verify.run([id], overrides)
-        assert entry["passed"], (overrides, failed(entry), entry.get("reason"))
+        assert entry["passed"], (overrides, failed_checks(entry), entry.get("reason"))
 
 
 @pytest.mark.slow
 def test_a_wide_spectrum_is_integrated_implicitly():
     for id in ("zhang2023.thm4.1", "mahankali2023.thm2"):
         (entry,) = verify.run([id], {"Lam": [4.0, 1.0, 0.1], "rotate": True})
-        assert entry["passed"], (id, failed(entry), entry.get("reason"))
+        assert entry["passed"], (id, failed_checks(entry), entry.get("reason"))
 
 
 @pytest.mark.slow

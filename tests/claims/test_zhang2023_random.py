@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.errors import AssumptionError, InvalidValueError
@@ -29,19 +30,13 @@ SETTINGS = {
 
 
 def run(id, **overrides):
-    (entry,) = verify.run([id], SETTINGS[id] | overrides)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | overrides)
 
 
 @pytest.mark.parametrize("id", SETTINGS)
 def test_the_claim_holds(id):
     entry = run(id)
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 def test_gamma_without_the_eigenvalue_itself_is_caught(monkeypatch):
@@ -55,10 +50,10 @@ def test_gamma_without_the_eigenvalue_itself_is_caught(monkeypatch):
         return made._replace(gamma=curve, zeta=zeta)
 
     monkeypatch.setattr(random_covariance, "diagonal_moments", others_only)
-    assert failed(run("zhang2023.corC.2")) == {"du", "dU", "gamma", "zeta"}
-    assert {"smallest_reduced_loss", "gap"} <= failed(run("zhang2023.lemC.4"))
-    assert {"w_pv", "w_kq", "preconditioner", "risk", "prediction_abs"} <= failed(run("zhang2023.thm4.5"))
-    assert failed(run("lab.rotated-covariance")) == {"beta", "gradient_at_beta_abs"}
+    assert failed_checks(run("zhang2023.corC.2")) == {"du", "dU", "gamma", "zeta"}
+    assert {"smallest_reduced_loss", "gap"} <= failed_checks(run("zhang2023.lemC.4"))
+    assert {"w_pv", "w_kq", "preconditioner", "risk", "prediction_abs"} <= failed_checks(run("zhang2023.thm4.5"))
+    assert failed_checks(run("lab.rotated-covariance")) == {"beta", "gradient_at_beta_abs"}
 
 
 def test_expectations_taken_before_products_are_caught(monkeypatch):
@@ -69,7 +64,7 @@ def test_expectations_taken_before_products_are_caught(monkeypatch):
         return right(u, inner, mean[None], np.ones(1), length)
 
     monkeypatch.setattr(random_covariance, "velocity", of_the_mean)
-    assert failed(run("zhang2023.lemC.1")) == {"du", "dU"}
+    assert failed_checks(run("zhang2023.lemC.1")) == {"du", "dU"}
 
 
 def test_a_limit_scaled_by_the_norm_without_its_root_is_caught(monkeypatch):
@@ -81,19 +76,23 @@ def test_a_limit_scaled_by_the_norm_without_its_root_is_caught(monkeypatch):
         return scale * w_pv, w_kq / scale
 
     monkeypatch.setattr(random_covariance, "limit", unsquared)
-    assert failed(run("zhang2023.thm4.5")) == {"w_pv", "w_kq"}
+    assert failed_checks(run("zhang2023.thm4.5")) == {"w_pv", "w_kq"}
 
 
 def test_bounds_beyond_the_path_are_caught(monkeypatch):
     for name in ("scale_lower_bound", "pl_constant"):
         right = getattr(random_covariance, name)
         monkeypatch.setattr(random_covariance, name, lambda *start, right=right: 1e4 * right(*start))
-    assert failed(run("zhang2023.lemC.5-C.8")) == {"smallest_u", "smallest_gradient_over_gap", "largest_log_gap_plus_mu_t_abs"}
+    assert failed_checks(run("zhang2023.lemC.5-C.8")) == {
+        "smallest_u",
+        "smallest_gradient_over_gap",
+        "largest_log_gap_plus_mu_t_abs",
+    }
 
 
 def test_a_preconditioner_that_tends_to_a_half_is_caught(monkeypatch):
     monkeypatch.setattr(random_covariance, "exponential_preconditioner", lambda dim, length: 1 / (2 + (dim + 5) / length))
-    wrong = failed(run("zhang2023.residual"))
+    wrong = failed_checks(run("zhang2023.residual"))
     assert {"preconditioner", "risk", "simulated_risk", "risk_on_identity", "limits_per_coordinate_c_1_4_9"} <= wrong
     assert not {name for name in wrong if name.startswith("fixed")}
 
@@ -105,13 +104,13 @@ def test_a_risk_without_the_fourth_pairing_is_caught(monkeypatch):
         return right(step, dim, length, factor) - dim * step**2 * factor**3 * 2 / length
 
     monkeypatch.setattr(random_covariance, "exponential_risk", incomplete)
-    assert {"risk", "risk_at_4M", "risk_at_2c", "fixed_risk"} <= failed(run("zhang2023.residual"))
+    assert {"risk", "risk_at_4M", "risk_at_2c", "fixed_risk"} <= failed_checks(run("zhang2023.residual"))
 
 
 def test_the_transposed_system_is_caught(monkeypatch):
     right = random_covariance.optimal_preconditioner
     monkeypatch.setattr(random_covariance, "optimal_preconditioner", lambda *law: right(*law).T)
-    assert failed(run("lab.rotated-covariance")) == {"preconditioner"}
+    assert failed_checks(run("lab.rotated-covariance")) == {"preconditioner"}
 
 
 def test_bad_laws_and_starts_are_refused():
@@ -131,4 +130,4 @@ def test_bad_laws_and_starts_are_refused():
 def test_the_claim_holds_at_its_defaults_and_away_from_them(id):
     for overrides in ({}, {"d": 4, "N": 13, "seed": 3}):
         (entry,) = verify.run([id], overrides)
-        assert entry["passed"], (overrides, failed(entry), entry.get("reason"))
+        assert entry["passed"], (overrides, failed_checks(entry), entry.get("reason"))

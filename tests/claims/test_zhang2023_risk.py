@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.errors import AssumptionError, InvalidValueError, NotPositiveDefiniteError
@@ -26,19 +27,13 @@ QUICK = [pytest.param(id, marks=pytest.mark.slow) if id in SLOW else id for id i
 
 
 def run(id, **overrides):
-    (entry,) = verify.run([id], SETTINGS[id] | overrides)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | overrides)
 
 
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
     entry = run(id)
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 def test_every_label_is_run_unless_one_is_asked_for():
@@ -57,7 +52,7 @@ def test_a_second_moment_in_place_of_a_covariance_is_caught(monkeypatch):
         return law._replace(product_covariance=law.product_covariance + np.outer(mean, mean))
 
     monkeypatch.setattr(transfer, "single_index_law", uncentred)
-    assert failed(run("zhang2023.thm4.2")) == {"error_sign", "error_sign_noisy"}
+    assert failed_checks(run("zhang2023.thm4.2")) == {"error_sign", "error_sign_noisy"}
 
 
 def test_a_bias_of_order_one_over_n_is_caught(monkeypatch):
@@ -68,7 +63,7 @@ def test_a_bias_of_order_one_over_n_is_caught(monkeypatch):
         return right(covariance, length, test_length, law) + (length - 1) * variance_free
 
     monkeypatch.setattr(transfer, "error", slow)
-    assert {"error_linear_exact", "error_linear_noisy_exact"} <= failed(run("zhang2023.thm4.2", label="linear"))
+    assert {"error_linear_exact", "error_linear_noisy_exact"} <= failed_checks(run("zhang2023.thm4.2", label="linear"))
 
 
 def test_a_risk_with_the_test_length_in_gamma_is_caught(monkeypatch):
@@ -77,12 +72,12 @@ def test_a_risk_with_the_test_length_in_gamma_is_caught(monkeypatch):
         zhang2023, "risk", lambda covariance, length, test_length: right(covariance, min(test_length, 100), test_length)
     )
     # At the training length, and only there, the two coincide.
-    assert failed(run("zhang2023.thm4.2-linear", M=6)) == {"risk_at_1", "risk_at_100", "risk_at_infinity"}
+    assert failed_checks(run("zhang2023.thm4.2-linear", M=6)) == {"risk_at_1", "risk_at_100", "risk_at_infinity"}
 
 
 def test_a_residual_that_vanishes_is_caught(monkeypatch):
     monkeypatch.setattr(transfer, "residual_bound", lambda covariance, length: 0.0)
-    wrong = failed(run("zhang2023.cor4.3"))
+    wrong = failed_checks(run("zhang2023.cor4.3"))
     assert wrong == {f"{name}{at}" for name in ("risks_against_bound", "risk_at_sample_size") for at in ("", "_at_4N")}
 
 
@@ -90,12 +85,12 @@ def test_a_residual_that_vanishes_is_caught(monkeypatch):
 def test_an_isotropic_risk_without_its_one_is_caught(monkeypatch):
     right = transfer.isotropic_risk
     monkeypatch.setattr(transfer, "isotropic_risk", lambda dim, *law: right(dim - 1, *law) * dim / (dim - 1))
-    assert failed(run("zhang2023.asymptotics")) == {"isotropic_bias", "isotropic_noisy_risk"}
+    assert failed_checks(run("zhang2023.asymptotics")) == {"isotropic_bias", "isotropic_noisy_risk"}
 
 
 def test_least_squares_without_its_one_is_caught(monkeypatch):
     monkeypatch.setattr(bayes, "ols_risk", lambda dim, length, noise: noise * dim / (length - dim))
-    wrong = failed(run("zhang2023.vs-ols", s2=100.0, samples=20_000))
+    wrong = failed_checks(run("zhang2023.vs-ols", s2=100.0, samples=20_000))
     assert "noisy_layer_minus_ols_short_abs" in wrong
     assert wrong <= {"noisy_layer_minus_ols_short_abs", "noisy_layer_minus_ols_long_abs"}
 
@@ -103,8 +98,8 @@ def test_least_squares_without_its_one_is_caught(monkeypatch):
 def test_a_risk_that_takes_the_query_from_the_context_is_caught(monkeypatch):
     right = lsa.risk
     monkeypatch.setattr(lsa, "risk", lambda step, lam, om, s2, length, query=None: right(step, lam, om, s2, length))
-    assert failed(run("zhang2023.shift-query")) == {"simulated_risk", "risk_after_infinite_context"}
-    assert failed(run("zhang2023.shift-covariate")) == {"simulated_risk_of_other_queries"}
+    assert failed_checks(run("zhang2023.shift-query")) == {"simulated_risk", "risk_after_infinite_context"}
+    assert failed_checks(run("zhang2023.shift-covariate")) == {"simulated_risk_of_other_queries"}
 
 
 def test_a_risk_trained_on_the_test_law_is_caught(monkeypatch):
@@ -114,13 +109,13 @@ def test_a_risk_trained_on_the_test_law_is_caught(monkeypatch):
         return right(np.linalg.inv(zhang2023.gamma(lam, 6)), lam, om, s2, length, query)
 
     monkeypatch.setattr(lsa, "risk", retrained)
-    assert failed(run("zhang2023.shift-covariate")) == {"risk_of_scaled_inputs", "risk_of_other_covariance"}
-    assert failed(run("zhang2023.shift-task")) == set()
+    assert failed_checks(run("zhang2023.shift-covariate")) == {"risk_of_scaled_inputs", "risk_of_other_covariance"}
+    assert failed_checks(run("zhang2023.shift-task")) == set()
 
 
 def test_an_error_linear_in_the_factor_is_caught(monkeypatch):
     monkeypatch.setattr(transfer, "scaled_inputs_error", lambda factor, signal: factor**2 * (factor - 1) ** 2 * signal)
-    assert failed(run("zhang2023.shift-covariate")) == {"risk_of_scaled_inputs_after_infinite_contexts_abs"}
+    assert failed_checks(run("zhang2023.shift-covariate")) == {"risk_of_scaled_inputs_after_infinite_contexts_abs"}
 
 
 def test_bad_parameters_are_refused():
@@ -145,4 +140,4 @@ def test_the_claim_holds_at_its_defaults_and_away_from_them(id):
     for overrides in ({}, {"d": 5, "N": 13, "M": 9, "seed": 3, "rotate": True}):
         accepted = {name: value for name, value in overrides.items() if name != "M" or id != "zhang2023.cor4.3"}
         (entry,) = verify.run([id], accepted)
-        assert entry["passed"], (overrides, failed(entry), entry.get("reason"))
+        assert entry["passed"], (overrides, failed_checks(entry), entry.get("reason"))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry, verify, zheng2024_loss
 from icl_lab.errors import AssumptionError, InvalidValueError
@@ -31,13 +32,7 @@ SETTINGS = {
 
 
 def run(id, **changes):
-    (entry,) = verify.run([id], SETTINGS[id] | changes)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | changes)
 
 
 def test_every_claim_of_the_paper_is_tested():
@@ -52,7 +47,7 @@ QUICK = [pytest.param(id, marks=pytest.mark.slow) if id in SLOW else id for id i
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
     entry = run(id)
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 @pytest.mark.parametrize("law", ["constant", "skew"])
@@ -74,57 +69,59 @@ def test_a_wrong_count_of_other_coordinates_is_caught(monkeypatch):
         return right(law, dim, scale)._replace(kappa3=right(law, dim + 1, scale).kappa3)
 
     monkeypatch.setattr(zheng2024, "constants", wrong)
-    assert {"loss", "loss_at_complex_diagonals"} <= failed(run("zheng2024.loss-diag"))
-    assert {f"a0=0.7,b0=-0.2_{name}" for name in ("ab", "a", "b", "loss_abs")} == failed(run("zheng2024.thm4.1"))
-    assert {"gaussian_abs", "rademacher_abs", "constant_abs"} <= failed(run("zheng2024.test-error"))
+    assert {"loss", "loss_at_complex_diagonals"} <= failed_checks(run("zheng2024.loss-diag"))
+    assert {f"a0=0.7,b0=-0.2_{name}" for name in ("ab", "a", "b", "loss_abs")} == failed_checks(run("zheng2024.thm4.1"))
+    assert {"gaussian_abs", "rademacher_abs", "constant_abs"} <= failed_checks(run("zheng2024.test-error"))
 
 
 def test_lengths_counted_from_t_instead_of_t_minus_one_are_caught(monkeypatch):
     monkeypatch.setattr(zheng2024, "mean_inverse_length", lambda length: float(np.mean(1 / np.arange(2, length))))
-    assert {"a", "b", "ab", "final_rate", "ab_by_the_scalar_equation"} == failed(run("zheng2024.ode"))
-    assert failed(run("zheng2024.loss-diag")) == {"loss_as_a_polynomial_in_ab"}
+    assert {"a", "b", "ab", "final_rate", "ab_by_the_scalar_equation"} == failed_checks(run("zheng2024.ode"))
+    assert failed_checks(run("zheng2024.loss-diag")) == {"loss_as_a_polynomial_in_ab"}
 
 
 def test_exchanged_factors_are_caught(monkeypatch):
     right = zheng2024.limit
     monkeypatch.setattr(zheng2024, "limit", lambda *args: right(*args)[::-1])
-    assert failed(run("zheng2024.thm4.1")) == {"a0=0.7,b0=-0.2_a", "a0=0.7,b0=-0.2_b"}
+    assert failed_checks(run("zheng2024.thm4.1")) == {"a0=0.7,b0=-0.2_a", "a0=0.7,b0=-0.2_b"}
 
 
 def test_a_limit_for_infinite_length_is_caught(monkeypatch):
     monkeypatch.setattr(zheng2024, "limit_product", lambda law, length: law.kappa1 / law.kappa2)
-    assert failed(run("zheng2024.mesa-gd")) == {"ab"}
+    assert failed_checks(run("zheng2024.mesa-gd")) == {"ab"}
 
 
 @pytest.mark.slow
 def test_a_limit_for_infinite_length_is_caught_from_other_starts(monkeypatch):
     monkeypatch.setattr(zheng2024, "limit_product", lambda law, length: law.kappa1 / law.kappa2)
-    assert {"std=0.2_largest_of_PK_minus_sI_abs", "std=0.2_loss", "std=0.2_moduli"} == failed(run("zheng2024.random-init"))
-    assert {f"a0=0.4,b0=0.9_{name}" for name in ("ab", "a", "b", "loss_abs")} == failed(run("zheng2024.masked"))
+    assert {"std=0.2_largest_of_PK_minus_sI_abs", "std=0.2_loss", "std=0.2_moduli"} == failed_checks(
+        run("zheng2024.random-init")
+    )
+    assert {f"a0=0.4,b0=0.9_{name}" for name in ("ab", "a", "b", "loss_abs")} == failed_checks(run("zheng2024.masked"))
 
 
 def test_a_rate_without_the_number_of_positions_is_caught(monkeypatch):
     right = zheng2024.final_rate
     monkeypatch.setattr(zheng2024, "final_rate", lambda law, length, *start: right(law, length, *start) * 1.001)
-    assert failed(run("zheng2024.ode")) == {"final_rate"}
+    assert failed_checks(run("zheng2024.ode")) == {"final_rate"}
 
 
 def test_an_attention_without_the_conjugate_is_caught(monkeypatch):
     right = phases.predictions
     monkeypatch.setattr(phases, "predictions", lambda w_pv, w_kq, states: right(w_pv, w_kq.conj(), states))
-    assert {"gaussian", "rademacher", "constant"} <= failed(run("zheng2024.pattern-gram"))
-    assert {"gaussian", "sparse"} <= failed(run("zheng2024.full-gram"))
+    assert {"gaussian", "rademacher", "constant"} <= failed_checks(run("zheng2024.pattern-gram"))
+    assert {"gaussian", "sparse"} <= failed_checks(run("zheng2024.full-gram"))
 
 
 def test_too_few_angles_are_caught(monkeypatch):
     monkeypatch.setattr(phases, "angle_count", lambda length: length - 1)
-    assert "loss" in failed(run("zheng2024.cubature"))
+    assert "loss" in failed_checks(run("zheng2024.cubature"))
 
 
 def test_sequences_without_a_common_phase_are_caught(monkeypatch):
     right = zheng2024_loss._orbits
     monkeypatch.setattr(zheng2024_loss, "_orbits", lambda *args: right(*args)[:7])
-    names = failed(run("zheng2024.dead-blocks"))
+    names = failed_checks(run("zheng2024.dead-blocks"))
     assert {"gaussian_orbit_other_blocks_abs", "skew_orbit_other_blocks_abs"} <= names
     assert "gaussian_loss_other_blocks_abs" not in names
 
@@ -132,45 +129,45 @@ def test_sequences_without_a_common_phase_are_caught(monkeypatch):
 def test_a_mean_of_zero_taken_for_symmetry_is_caught(monkeypatch):
     right = diagonal_loss.odd_moments
     monkeypatch.setattr(diagonal_loss, "odd_moments", lambda law, *args: right("gaussian" if law == "skew" else law, *args))
-    assert failed(run("zheng2024.offdiag")) == {"skew_key_query_abs", "skew_value_abs"}
+    assert failed_checks(run("zheng2024.offdiag")) == {"skew_key_query_abs", "skew_value_abs"}
 
 
 def test_an_odd_moment_that_is_left_out_is_caught(monkeypatch):
     right = diagonal_loss.odd_moments
     monkeypatch.setattr(diagonal_loss, "odd_moments", lambda *args: right(*args)._replace(spread=0.0))
-    assert failed(run("zheng2024.offdiag")) == {"constant_key_query"}
+    assert failed_checks(run("zheng2024.offdiag")) == {"constant_key_query"}
 
 
 def test_coordinates_counted_twice_are_caught(monkeypatch):
     right = all_ones.power_sum_moment
     monkeypatch.setattr(all_ones, "power_sum_moment", lambda exponents, dim: right(exponents, dim + 1))
-    assert {f"a0=0.4,b0=0.9_{name}" for name in ("ab", "ab'", "a'b", "loss")} <= failed(run("zheng2024.full-ones"))
-    assert len(failed(run("zheng2024.sims"))) == 3
+    assert {f"a0=0.4,b0=0.9_{name}" for name in ("ab", "ab'", "a'b", "loss")} <= failed_checks(run("zheng2024.full-ones"))
+    assert len(failed_checks(run("zheng2024.sims"))) == 3
 
 
 def test_a_step_of_the_mean_loss_is_caught(monkeypatch):
     right = recovery.gradient_step
     monkeypatch.setattr(recovery, "gradient_step", lambda states, size: right(states, size) / 2)
-    assert failed(run("zheng2024.mesa-gd")) == {"layer", "estimator", "autodiff"}
+    assert failed_checks(run("zheng2024.mesa-gd")) == {"layer", "estimator", "autodiff"}
 
 
 def test_a_ratio_that_forgets_the_finite_length_is_caught(monkeypatch):
     right = recovery.mean_ratio
     monkeypatch.setattr(recovery, "mean_ratio", lambda law, product, scale: right(law, product, scale) * 1.2)
-    assert {"mean_ratio", "mean_ratio_after_long_training"} == failed(run("zheng2024.prop4.1"))
-    assert "mean_ratio" in failed(run("zheng2024.thm4.2"))
+    assert {"mean_ratio", "mean_ratio_after_long_training"} == failed_checks(run("zheng2024.prop4.1"))
+    assert "mean_ratio" in failed_checks(run("zheng2024.thm4.2"))
 
 
 def test_a_wrong_recovery_condition_is_caught(monkeypatch):
     monkeypatch.setattr(recovery, "is_recovered", lambda starts, law: bool(np.allclose(np.abs(starts), 1.0)))
-    assert failed(run("zheng2024.thm4.2")) == {"recovered_in_the_limit_abs"}
+    assert failed_checks(run("zheng2024.thm4.2")) == {"recovered_in_the_limit_abs"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("id", SETTINGS)
 def test_the_claim_holds_at_its_defaults(id):
     (entry,) = verify.run([id])
-    assert entry["passed"], (failed(entry), entry.get("reason"))
+    assert entry["passed"], (failed_checks(entry), entry.get("reason"))
 
 
 @pytest.mark.slow
@@ -178,7 +175,7 @@ def test_the_claim_holds_at_its_defaults(id):
 def test_the_limit_holds_for_every_law_of_the_assumption(law):
     for changes in ({"d": 3, "T": 12, "sigma": 0.7}, {"d": 5, "T": 60, "sigma": 2.0, "a0": 1.5, "b0": 0.3}, {"d": 1, "T": 3}):
         (entry,) = verify.run(["zheng2024.thm4.1"], {"law": law} | changes)
-        assert entry["passed"], (changes, failed(entry), entry.get("reason"))
+        assert entry["passed"], (changes, failed_checks(entry), entry.get("reason"))
 
 
 @pytest.mark.slow
@@ -190,4 +187,4 @@ def test_the_claim_holds_away_from_its_defaults(id):
     if id == "zheng2024.ode":
         overrides["t"] = 0.02
     (entry,) = verify.run([id], overrides)
-    assert entry["passed"], (failed(entry), entry.get("reason"))
+    assert entry["passed"], (failed_checks(entry), entry.get("reason"))

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.errors import AssumptionError, InvalidValueError
@@ -27,13 +28,7 @@ SETTINGS = {
 
 
 def run(id, **overrides):
-    (entry,) = verify.run([id], SETTINGS[id] | overrides)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | overrides)
 
 
 def checks(entry):
@@ -47,7 +42,7 @@ QUICK = [pytest.param(id, marks=pytest.mark.slow) if id == "zhou2025.consistency
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
     entry = run(id)
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 def test_one_start_in_the_time_reversed_filter_is_reported_as_such():
@@ -77,7 +72,7 @@ def test_features_counted_once_are_caught(monkeypatch):
     right = zhou2025.coefficients
     # Without the second product of an off-diagonal pair, as for a matrix with zeros below the diagonal.
     monkeypatch.setattr(zhou2025, "coefficients", lambda pi, query: right(pi, np.triu(query)))
-    assert {"prediction", "coefficients"} <= failed(run("zhou2025.features"))
+    assert {"prediction", "coefficients"} <= failed_checks(run("zhou2025.features"))
 
 
 def test_a_definition_with_the_query_in_the_sum_is_caught(monkeypatch):
@@ -87,7 +82,7 @@ def test_a_definition_with_the_query_in_the_sum_is_caught(monkeypatch):
         return float((hankel + w_p @ hankel @ (hankel.T @ w_q @ hankel) / (hankel.shape[1] - 1))[-1, -1])
 
     monkeypatch.setattr(zhou2025, "layer", layer)
-    assert failed(run("zhou2025.features")) == {"prediction_of_the_definition"}
+    assert failed_checks(run("zhou2025.features")) == {"prediction_of_the_definition"}
 
 
 def planted(**changes):
@@ -102,13 +97,13 @@ def planted(**changes):
 
 def test_a_wrong_moment_is_caught(monkeypatch):
     monkeypatch.setattr(isserlis, "feature_moments", planted(gram=lambda gram: gram + 1e-8 * np.diag(np.diag(gram))))
-    assert failed(run("zhou2025.isserlis")) == {"M", "loss_of_random_weights"}
-    assert {"delta", "lifted_gap", "smallest_eigenvalue"} <= failed(run("zhou2025.gap"))
+    assert failed_checks(run("zhou2025.isserlis")) == {"M", "loss_of_random_weights"}
+    assert {"delta", "lifted_gap", "smallest_eigenvalue"} <= failed_checks(run("zhou2025.gap"))
 
 
 def test_a_wrong_cross_moment_is_caught_by_the_simulation(monkeypatch):
     monkeypatch.setattr(isserlis, "feature_moments", planted(cross=lambda cross: 1.3 * cross))
-    assert {"c", "simulated_c"} <= failed(run("zhou2025.isserlis"))
+    assert {"c", "simulated_c"} <= failed_checks(run("zhou2025.isserlis"))
 
 
 def test_a_wrong_limit_of_the_gap_is_caught(monkeypatch):
@@ -116,45 +111,45 @@ def test_a_wrong_limit_of_the_gap_is_caught(monkeypatch):
     monkeypatch.setattr(
         bartlett, "covariance", lambda gamma, order: right(gamma, order) + 0.5 * np.diag(gamma[: order + 1] ** 2)
     )
-    assert {"one_over_u", "N_gap_over_V_N60_abs"} <= failed(run("zhou2025.gap-rate"))
+    assert {"one_over_u", "N_gap_over_V_N60_abs"} <= failed_checks(run("zhou2025.gap-rate"))
 
 
 def test_another_scale_of_the_trained_weights_is_caught(monkeypatch):
     monkeypatch.setattr(
         zhou2025, "trained_weights", lambda rho, noise, length: zhou2025.innovation_weights(rho, noise, length / (length + 2))
     )
-    assert failed(run("zhou2025.trained-weights")) == {"theta"}
+    assert failed_checks(run("zhou2025.trained-weights")) == {"theta"}
 
 
 def test_another_gap_of_the_trained_layer_is_caught(monkeypatch):
     monkeypatch.setattr(
         zhou2025, "trained_gap", lambda rho, noise, length: 2 * zhou2025.signal_variance(rho, noise) / (length + 5)
     )
-    assert "best_gap" in failed(run("zhou2025.trained-weights"))
+    assert "best_gap" in failed_checks(run("zhou2025.trained-weights"))
 
 
 def test_another_gap_of_the_time_reversed_filter_is_caught(monkeypatch):
     right = zhou2025.reversed_gap
     monkeypatch.setattr(zhou2025, "reversed_gap", lambda *known: right(*known) * (1 + 1e-5))
-    assert failed(run("zhou2025.trained-weights")) == {"time_reversed_filter_gap"}
+    assert failed_checks(run("zhou2025.trained-weights")) == {"time_reversed_filter_gap"}
 
 
 def test_a_gap_without_the_kurtosis_is_caught(monkeypatch):
     monkeypatch.setattr(zhou2025, "innovation_moments", lambda law: (3.0, 15.0))
-    wrong = failed(run("zhou2025.kurtosis"))
+    wrong = failed_checks(run("zhou2025.kurtosis"))
     assert {"kurtosis_of_the_innovations", "N_gap_over_V", "N_gap_over_V_in_the_limit_abs"} <= wrong
 
 
 def test_weights_of_another_scale_do_not_predict_exactly(monkeypatch):
     right = series_constructions.one_layer
     monkeypatch.setattr(series_constructions, "one_layer", lambda rho, sigma: right(rho, sigma, 9))
-    assert failed(run("zhou2025.no-gap-rademacher")) == {"pi", "largest_error_abs", "gap_over_V_abs"}
+    assert failed_checks(run("zhou2025.no-gap-rademacher")) == {"pi", "largest_error_abs", "gap_over_V_abs"}
 
 
 def test_a_wrong_verdict_of_the_crossover_is_caught(monkeypatch):
     right = zhou2025.signal_variance
     monkeypatch.setattr(zhou2025, "signal_variance", lambda rho, noise: right(rho, noise) / 10)
-    assert {"trained_gap", "layer_loses_abs"} <= failed(run("zhou2025.ols-crossover"))
+    assert {"trained_gap", "layer_loses_abs"} <= failed_checks(run("zhou2025.ols-crossover"))
 
 
 def test_a_minimum_that_is_too_high_is_caught(monkeypatch):
@@ -165,7 +160,7 @@ def test_a_minimum_that_is_too_high_is_caught(monkeypatch):
         return dataclasses.replace(best, risk=best.risk + 1e-4)
 
     monkeypatch.setattr(isserlis, "best_layer", wrong)
-    assert failed(run("zhou2025.no-gain")) == {"trained_risk_minus_regression_abs", "no_start_ends_below_the_minimum"}
+    assert failed_checks(run("zhou2025.no-gain")) == {"trained_risk_minus_regression_abs", "no_start_ends_below_the_minimum"}
 
 
 @pytest.mark.slow
@@ -182,4 +177,4 @@ def test_a_minimum_that_is_too_high_is_caught(monkeypatch):
 )
 def test_the_claim_holds_for_longer_memories(id, overrides):
     (entry,) = verify.run([id], overrides)
-    assert entry["passed"], (failed(entry), entry.get("reason"))
+    assert entry["passed"], (failed_checks(entry), entry.get("reason"))

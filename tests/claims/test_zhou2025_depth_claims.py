@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims import registry, verify, zhou2025_depth, zhou2025_published
+from icl_lab.claims import registry, zhou2025_depth, zhou2025_published
 from icl_lab.errors import AssumptionError, InvalidValueError
 from icl_lab.models import series_constructions
 from icl_lab.theory import autoregressive, rollout, softmax_series
@@ -26,13 +27,7 @@ QUICK = [id for id in SETTINGS if id != "zhou2025.undertrained"]
 
 
 def run(id, **overrides):
-    (entry,) = verify.run([id], SETTINGS[id] | overrides)
-    assert "reason" not in entry, entry.get("reason")
-    return entry
-
-
-def failed(entry):
-    return {check["name"] for check in entry["checks"] if not check["passed"]}
+    return run_claim(id, SETTINGS[id] | overrides)
 
 
 def numbers(entry, name):
@@ -43,24 +38,24 @@ def numbers(entry, name):
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
     entry = run(id)
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 @pytest.mark.slow
 def test_standardised_training_reaches_the_closed_form_and_raw_training_does_not():
     entry = run("zhou2025.undertrained")
-    assert entry["passed"], failed(entry)
+    assert entry["passed"], failed_checks(entry)
 
 
 def test_training_that_is_too_short_even_when_standardised_is_caught():
     entry = run("zhou2025.undertrained", epochs=1, length=10_000)
-    assert failed(entry) == {"scaled_excess_over_closed_form_abs"}
+    assert failed_checks(entry) == {"scaled_excess_over_closed_form_abs"}
 
 
 def test_a_best_rollout_that_forgets_its_last_step_is_caught(monkeypatch):
     right = rollout.bayes_mse
     monkeypatch.setattr(rollout, "bayes_mse", lambda rho, sigma, steps: right(rho, sigma, steps + 1)[1:])
-    assert failed(run("zhou2025.cot-bayes")) == {
+    assert failed_checks(run("zhou2025.cot-bayes")) == {
         "second_moments",
         "errors",
         "sampled_second_moments",
@@ -71,14 +66,14 @@ def test_a_best_rollout_that_forgets_its_last_step_is_caught(monkeypatch):
 def test_a_stationary_variance_without_the_noise_is_caught(monkeypatch):
     right = rollout.lyapunov_covariance
     monkeypatch.setattr(rollout, "lyapunov_covariance", lambda rho, s2: right(rho, s2) - s2 * np.eye(len(rho)))
-    assert {"second_moments", "sampled_second_moments"} == failed(run("zhou2025.cot-bayes"))
-    assert {"error", "errors", "sampled_errors"} == failed(run("zhou2025.cot-plugin"))
+    assert {"second_moments", "sampled_second_moments"} == failed_checks(run("zhou2025.cot-bayes"))
+    assert {"error", "errors", "sampled_errors"} == failed_checks(run("zhou2025.cot-plugin"))
 
 
 def test_swapped_companion_matrices_are_caught(monkeypatch):
     right = rollout.plugin_mse
     monkeypatch.setattr(rollout, "plugin_mse", lambda rho, used, sigma, steps: right(used, rho, sigma, steps))
-    assert failed(run("zhou2025.cot-plugin")) == {"error", "errors", "sampled_errors"}
+    assert failed_checks(run("zhou2025.cot-plugin")) == {"error", "errors", "sampled_errors"}
 
 
 def test_a_recursion_that_never_refreshes_its_estimate_is_caught(monkeypatch):
@@ -94,7 +89,7 @@ def test_a_recursion_that_never_refreshes_its_estimate_is_caught(monkeypatch):
         return np.stack(appended, axis=1)
 
     monkeypatch.setattr(rollout, "lsa_rollout", frozen)
-    assert failed(run("zhou2025.cot-lsa")) == {"one_path", "largest_distance_from_the_recursion_abs", "ratio_of_medians"}
+    assert failed_checks(run("zhou2025.cot-lsa")) == {"one_path", "largest_distance_from_the_recursion_abs", "ratio_of_medians"}
 
 
 def test_a_second_estimate_equal_to_the_first_is_caught(monkeypatch):
@@ -104,17 +99,17 @@ def test_a_second_estimate_equal_to_the_first_is_caught(monkeypatch):
         return best[:, -1] * (1 - (1 - estimate) ** 2), best[:, -1]
 
     monkeypatch.setattr(rollout, "two_layer_prediction", squared)
-    assert failed(run("zhou2025.depth2")) == {"prediction", "correction_to_the_best_abs"}
+    assert failed_checks(run("zhou2025.depth2")) == {"prediction", "correction_to_the_best_abs"}
 
 
 def test_a_gap_of_one_layers_order_is_caught(monkeypatch):
     monkeypatch.setattr(rollout, "two_layer_gap", lambda rho, length: 2.0 * length)
-    assert failed(run("zhou2025.depth2")) == {"scaled_gap"}
+    assert failed_checks(run("zhou2025.depth2")) == {"scaled_gap"}
 
 
 def test_a_fourth_moment_to_leading_order_only_is_caught(monkeypatch):
     monkeypatch.setattr(rollout, "equal_estimates_gap", lambda rho, length: 12.0)
-    assert failed(run("zhou2025.depth2", samples=10_000)) == {"scaled_gap"}
+    assert failed_checks(run("zhou2025.depth2", samples=10_000)) == {"scaled_gap"}
 
 
 def test_two_layers_without_their_second_are_caught(monkeypatch):
@@ -125,7 +120,7 @@ def test_two_layers_without_their_second_are_caught(monkeypatch):
         return first, type(second)(0 * second.w_pv, second.w_kq)
 
     monkeypatch.setattr(series_constructions, "two_layers", first_alone)
-    assert failed(run("zhou2025.depth2")) >= {"prediction", "scaled_gap", "below_one_layer"}
+    assert failed_checks(run("zhou2025.depth2")) >= {"prediction", "scaled_gap", "below_one_layer"}
 
 
 def test_a_layer_that_writes_something_is_caught(monkeypatch):
@@ -136,35 +131,35 @@ def test_a_layer_that_writes_something_is_caught(monkeypatch):
         return type(idle)(idle.w_pv + 1e-9, idle.w_kq)
 
     monkeypatch.setattr(zhou2025_depth, "_without_value", writes)
-    assert failed(run("zhou2025.monotone")) >= {"appended_layer", "prepended_layer", "largest_change_abs"}
+    assert failed_checks(run("zhou2025.monotone")) >= {"appended_layer", "prepended_layer", "largest_change_abs"}
 
 
 def test_a_softmax_limit_without_the_covariance_is_caught(monkeypatch):
     monkeypatch.setattr(softmax_series, "readout_limit", lambda rho, sigma, query: sigma**2 * query)
-    assert failed(run("zhou2025.softmax-limit")) == {"readout"}
+    assert failed_checks(run("zhou2025.softmax-limit")) == {"readout"}
 
 
 def test_a_softmax_head_with_the_variance_of_linear_attention_is_caught(monkeypatch):
     monkeypatch.setattr(softmax_series, "scaled_gap", lambda rho, sigma, scale: 2 * sigma**2 * 0.0989)
     monkeypatch.setattr(softmax_series, "finite_gap", lambda rho, sigma, *_: (2 * sigma**2 * 0.0989, 1e-3))
-    assert failed(run("zhou2025.softmax-var")) == {"scaled_gap", "limit_of_scaled_gap"}
+    assert failed_checks(run("zhou2025.softmax-var")) == {"scaled_gap", "limit_of_scaled_gap"}
 
 
 def test_an_explained_variance_that_counts_the_noise_is_caught(monkeypatch):
     right = autoregressive.variance_from_partial_autocorrelations
     monkeypatch.setattr(autoregressive, "variance_from_partial_autocorrelations", lambda rho, s2: right(rho, s2) + s2)
-    assert "explained_over_noise" in failed(run("zhou2025.predicted-gap"))
+    assert "explained_over_noise" in failed_checks(run("zhou2025.predicted-gap"))
 
 
 def test_a_listed_number_with_two_digits_swapped_is_caught(monkeypatch):
     monkeypatch.setitem(zhou2025_published.LISTED, 3, (0.2448, 4.2188, 0.2693, 3.2903, 36.1185, 3.2630, 5.4650))
-    assert failed(run("zhou2025.predicted-gap")) == {"listed"}
+    assert failed_checks(run("zhou2025.predicted-gap")) == {"listed"}
 
 
 def test_a_gap_of_unscaled_weights_is_caught(monkeypatch):
     right = rollout.one_layer_gap
     monkeypatch.setattr(rollout, "one_layer_gap", lambda rho, length: right(rho, length) * (length + 4) / length)
-    assert failed(run("zhou2025.predicted-gap")) == {"gaps_over_noise"}
+    assert failed_checks(run("zhou2025.predicted-gap")) == {"gaps_over_noise"}
 
 
 def test_settings_outside_a_claim_are_refused():

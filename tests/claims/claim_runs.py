@@ -1,0 +1,15 @@
+"""One claim at chosen settings, and which of its checks fail."""
+
+from icl_lab.claims import verify
+
+
+def run_claim(id, settings):
+    """The entry of a claim that could be run to its end."""
+    (entry,) = verify.run([id], settings)
+    assert "reason" not in entry, entry.get("reason")
+    return entry
+
+
+def failed_checks(entry):
+    """The names of the checks that failed."""
+    return {check["name"] for check in entry["checks"] if not check["passed"]}
