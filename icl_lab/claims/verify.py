@@ -37,7 +37,7 @@ def run(
       on_progress: called with (number done, number in all, entry) whenever a claim has run.
 
     Returns:
-      dicts with the keys id, paper, statement, parameters, checks, passed, seconds, device, precision, and `reason`
+      dicts with the keys id, paper, statement, source, parameters, checks, passed, seconds, device, precision, and `reason`
       (the exception) for a claim that raised. A claim passes if it has checks and all of them pass.
 
     Raises:
@@ -126,6 +126,7 @@ def _entry(one: Claim, parameters: Mapping[str, Any], checks: list[Entry], secon
         "id": one.id,
         "paper": one.paper,
         "statement": one.statement,
+        "source": one.source,
         "parameters": dict(parameters),
         "checks": checks,
         "passed": reason is None and all(check["passed"] for check in checks),
