@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("-o", "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.parquet (default: a summary here)")
     table.set_defaults(command=_table)
 
+    identify = verbs.add_parser("identify", help="which in-context algorithm a trained model runs")
+    identify.add_argument("folder", type=Path, metavar="RUN_FOLDER")
+    identify.add_argument("--prompts", type=int, default=4096, metavar="N", help="to fit on, and as many to judge on")
+    identify.add_argument("--seed", type=int, default=0, metavar="S", help="of the prompts (default: 0)")
+    identify.add_argument("--json", metavar="PATH", help="write the result as JSON; - is stdout")
+    identify.set_defaults(command=_identify)
+
     doctor = verbs.add_parser("doctor", help="versions, devices and precision that a run would use")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -193,6 +200,16 @@ def _table(options: argparse.Namespace) -> int:
     else:
         table.write(rows, options.output)
         print(f"{len(rows)} runs written to {options.output}")
+    return 0
+
+
+def _identify(options: argparse.Namespace) -> int:
+    from icl_lab.runs import cache
+
+    cache.enable()
+    from icl_lab.runs import identify
+
+    identify.show(options.folder, options.prompts, options.seed, options.json)
     return 0
 
 
