@@ -3,8 +3,7 @@
     python experiments/benchmarks/moments.py [--quick] [-o moments.json]
 
 The work is linear in both, but the numbers of a prompt that is too long for the cache come from memory and cost more each.
-Memory is that of the moments and of one chunk of prompts, so it is flat in the number of prompts, and in N up to where a single
-prompt is longer than a chunk. Every point has a process of its own, for a peak of memory of its own. The last part is the
+Memory is that of the moments and of one chunk of prompts, and longer prompts are drawn in pieces, so it is flat in both. Every point has a process of its own, for a peak of memory of its own. The last part is the
 throughput against that of drawing the random numbers alone.
 """
 
@@ -121,7 +120,7 @@ def draw(figure: Figure, results: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         "Sampled moments of linear regression, d = 5. "
         f"Time grows as N^{results['against_length']['exponent_seconds_per_prompt']:.2f} "
         f"and as the number of prompts to the power {results['against_prompts']['exponent_seconds']:.2f}. Memory is flat in "
-        "the number of prompts, and in the length as long as a prompt is shorter than a chunk."
+        "both: prompts are drawn in chunks, and long ones in pieces."
     )
     return caption, numbers
 
