@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     identify.add_argument("--json", metavar="PATH", help="write the result as JSON; - is stdout")
     identify.set_defaults(command=_identify)
 
+    report = verbs.add_parser("report", help="claims and runs as one HTML page")
+    report.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a file of `verify --json`, or a folder of runs")
+    report.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for index.html")
+    report.set_defaults(command=_report)
+
     doctor = verbs.add_parser("doctor", help="versions, devices and precision that a run would use")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -164,6 +169,7 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from icl_lab.report.tables import short
     from icl_lab.runs.present import wide_console
 
     table = Table()
@@ -172,7 +178,7 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         for check in entry["checks"]:
             verdict = "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
-            numbers = (_short(check[name]) for name in ("measured", "expected", "error", "tolerance"))
+            numbers = (short(check[name]) for name in ("measured", "expected", "error", "tolerance"))
             table.add_row(entry["id"], check["name"], *numbers, verdict)
         table.add_section()
     console = wide_console()
@@ -182,13 +188,6 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
             console.print(f"[red]{entry['id']} failed:[/] {escape(entry['reason'])}", highlight=False)
     passed = sum(entry["passed"] for entry in entries)
     console.print(f"{passed} of {len(entries)} claims passed in {sum(entry['seconds'] for entry in entries):.1f} s")
-
-
-def _short(value: Any) -> str:
-    """A number to six digits; the first entries of a list."""
-    if isinstance(value, list):
-        return ", ".join(_short(x) for x in value[:4]) + (f", ... ({len(value)})" if len(value) > 4 else "")
-    return "not finite" if value is None else f"{value:.6g}"
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -210,6 +209,14 @@ def _identify(options: argparse.Namespace) -> int:
     from icl_lab.runs import identify
 
     identify.show(options.folder, options.prompts, options.seed, options.json)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from icl_lab.runs import report
+
+    target = report.write(options.inputs, options.output)
+    print(f"{target} written, {target.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
