@@ -32,7 +32,8 @@ def save(figure: Figure, path: Path, caption: str, numbers: Mapping[str, Array |
       numbers: columns by name; matrices are written row after row, shorter columns end early.
     """
     figure.supxlabel(textwrap.fill(caption, 95), fontsize="small", x=0.02, ha="left")
-    figure.savefig(path)
+    # The report page reads the caption from a .png as the text for those who do not see it.
+    figure.savefig(path, metadata={"Description": caption} if path.suffix == ".png" else None)
     columns = {name: np.ravel(np.asarray(column)) for name, column in numbers.items()}
     rows = max(map(len, columns.values()))
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:

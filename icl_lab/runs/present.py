@@ -18,6 +18,8 @@ LABELS = {
     "zero": "zero",
     "last_value": "last value",
 }
+COLUMNS = ("predictor", "weight distance", "prediction distance", "risk")
+"""Of the comparison."""
 
 
 def wide_console() -> Console:
@@ -46,24 +48,43 @@ def print_comparison(metrics: Mapping[str, Any], status: Mapping[str, Any], fold
     console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
+def remarks(metrics: Mapping[str, Any]) -> list[str]:
+    """What a run says beside its comparison: assumptions it is outside of, and the distance to the closed form."""
+    said = [f"Outside the theorem's assumption: {warning}" for warning in metrics["warnings"]]
+    theory = metrics["theory"]
+    if theory is not None:
+        distance = _scientific(theory["weight_distance"])
+        said.append(f"Relative weight distance to the closed form: {distance} ({theory['source']}).")
+    return said
+
+
 def comparison_table(metrics: Mapping[str, Any]) -> Table:
     """The trained model beside every estimator and the closed form."""
     table = Table(title="Trained model against estimators")
-    table.add_column("predictor")
-    for name in ("weight distance", "prediction distance", "risk"):
+    table.add_column(COLUMNS[0])
+    for name in COLUMNS[1:]:
         table.add_column(name, justify="right")
-    for name, row in metrics["comparison"].items():
-        table.add_row(
+    for row in comparison_rows(metrics):
+        table.add_row(*row)
+    return table
+
+
+def comparison_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The cells of the comparison under `COLUMNS`."""
+    rows = [
+        (
             LABELS.get(name, name),
             _scientific(row.get("weight_distance")),
             _scientific(row.get("prediction_distance")),
             f"{float(row['risk']):.6g}" + (f" ± {float(row['standard_error']):.1g}" if row["standard_error"] else ""),
         )
+        for name, row in metrics["comparison"].items()
+    ]
     theory = metrics["theory"]
     if theory is not None:
         distance = _scientific(theory["weight_distance"])
-        table.add_row(f"closed form: {theory['name']}", distance, "", f"{theory['risk']:.6g}")
-    return table
+        rows.append((f"closed form: {theory['name']}", distance, "", f"{float(theory['risk']):.6g}"))
+    return rows
 
 
 def _scientific(value: float | str | None) -> str:

@@ -93,18 +93,23 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the status, the keys that differ between the runs, and the main numbers; at most `SHOWN` of the keys."""
     always = ("experiment", "hash", "status")
     numbers = [name for name in NUMBERS if any(name in row for row in rows)]
-    configured = [name for name in columns(rows) if not name.startswith(("metrics.", CIRCUMSTANCES)) and name not in META]
-    varying = [name for name in configured if len({repr(row.get(name)) for row in rows}) > 1]
+    varying = varying_keys(rows)
     table = Table(title=f"{len(rows)} runs")
     shown = [*always, *varying[:SHOWN], *numbers]
     for name in shown:
-        table.add_column(name.removeprefix("metrics."), overflow="fold", no_wrap=name == "hash")
+        table.add_column(title(name), overflow="fold", no_wrap=name == "hash")
     for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in shown))
+        table.add_row(*(cell(row.get(name)) for name in shown))
     console = console or wide_console()
     console.print(table)
     if varying[SHOWN:]:
         console.print(f"{len(varying[SHOWN:])} more keys differ: {', '.join(varying[SHOWN:])}. All are in a file: -o FILE.csv")
+
+
+def varying_keys(rows: Sequence[Row]) -> list[str]:
+    """The configuration keys in which the rows differ, in the order of the columns."""
+    configured = [name for name in columns(rows) if not name.startswith(("metrics.", CIRCUMSTANCES)) and name not in META]
+    return [name for name in configured if len({repr(row.get(name)) for row in rows}) > 1]
 
 
 def _row(folder: Path, root: Path) -> Row:
@@ -175,5 +180,11 @@ def _unify(rows: list[Row]) -> None:
                     row[name] = common(row[name])
 
 
-def _cell(value: Any) -> str:
+def title(column: str) -> str:
+    """The name of a column in a printed table."""
+    return column.removeprefix("metrics.").removeprefix(CIRCUMSTANCES)
+
+
+def cell(value: Any) -> str:
+    """A value as a printed table shows it."""
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,134 @@
+"""`icl-lab report`: results of `verify` and run folders, read and written as one page."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from icl_lab.errors import InvalidValueError
+from icl_lab.report import page, results
+from icl_lab.runs import present, store, table
+
+LARGEST_PAGE = 5_000_000
+"""Bytes of a page; figures are left out from the last run on until it is no larger."""
+LISTED = 100
+"""Runs of a root that are listed."""
+IN_FULL = 12
+"""Runs of a root that are shown in full."""
+
+
+def write(inputs: Sequence[Path], folder: Path) -> Path:
+    """Write the page of some results and run folders.
+
+    Args:
+      inputs: files of `icl-lab verify --json` and folders of runs.
+      folder: where `index.html` goes; made if it does not exist.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      InvalidValueError: an input that is neither, or is broken or empty; `folder` is a file. Nothing is written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InvalidValueError(f"`-o` must be a folder, in which index.html is written; got the file {str(folder)!r}.")
+    verified, roots = [], []
+    for path in inputs:
+        if path.is_dir():
+            roots.append(_run_root(path))
+        elif path.is_file():
+            verified.append(_results(path))
+        else:
+            raise InvalidValueError(
+                f"INPUT must be a file of `icl-lab verify --json` or a folder of runs; {str(path)!r} does not exist."
+            )
+    text = page.render(verified, page.within(LARGEST_PAGE, verified, roots))
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "index.html"
+    target.write_text(text, encoding="utf-8")
+    return target
+
+
+def _results(path: Path) -> page.Results:
+    try:
+        # NaN and infinities are no JSON, and no checks pass with them: they are read as null.
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidValueError(
+            f"{path} must be JSON, as `icl-lab verify --json` writes it; reading it says: {error}."
+        ) from None
+    return page.Results(path.name, _date(path.stat().st_mtime), results.validated(content, str(path)))
+
+
+def _run_root(root: Path) -> page.RunRoot:
+    try:
+        rows = table.collect(root)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidValueError(f"a run folder below {str(root)!r} is damaged; reading it says: {error}.") from None
+    varying = table.varying_keys(rows)
+    rows.sort(key=lambda row: (row["status"] != "failed", *(_order(row.get(name)) for name in varying)))
+    numbers = [name for name in (*table.NUMBERS, f"{table.CIRCUMSTANCES}seconds") if any(name in row for row in rows)]
+    shown = ["hash", "status", *varying[: table.SHOWN], *numbers]
+    several = len({row["experiment"] for row in rows}) > 1
+    shown = ["experiment", *shown] if several else shown
+    return page.RunRoot(
+        name=str(root),
+        date=_date(max((root / row["folder"] / "status.json").stat().st_mtime for row in rows)),
+        machine="; ".join(dict.fromkeys(filter(None, map(_machine, rows)))),
+        columns=[table.title(name) for name in shown],
+        rows=[[table.cell(row.get(name)) for name in shown] for row in rows[:LISTED]],
+        rows_in_all=len(rows),
+        failures=sum(row["status"] == "failed" for row in rows),
+        comparison_columns=present.COLUMNS,
+        runs=[_run(root / row["folder"], row, varying[: table.SHOWN]) for row in rows[:IN_FULL]],
+    )
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers by size, texts by letter, missing values last."""
+    number = isinstance(value, int | float)
+    return value is None, value if number else 0.0, "" if number else str(value)
+
+
+def _machine(row: table.Row) -> str:
+    """Device, precision and version of a run, as far as they are recorded."""
+    made = f"{table.CIRCUMSTANCES}provenance."
+    names = ("device.platform", "precision.default_float")
+    words = [str(row[made + name]) for name in names if row.get(made + name) is not None]
+    version = row.get(f"{made}icl_lab")
+    return ", ".join([*words, *([f"icl_lab {version}"] if version is not None else [])])
+
+
+def _run(folder: Path, row: table.Row, varying: Sequence[str]) -> page.Run:
+    status = store.read_json(folder / "status.json")
+    metrics = store.read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
+    failed = row["status"] == "failed"
+    settings = ", ".join(f"{name} = {table.cell(row.get(name))}" for name in varying)
+    return page.Run(
+        title=f"{row['hash']}{': ' if settings else ''}{settings}",
+        status=str(status.get("verdict") or row["status"]).replace("_", " "),
+        sentence=str(status.get("error" if failed else "reason") or ""),
+        failed=failed,
+        converged=row["status"] == "done",
+        remarks=[] if metrics is None else list(present.remarks(metrics)),
+        comparison=[] if metrics is None else present.comparison_rows(metrics),
+        pictures=[_picture(path) for path in sorted((folder / "figures").glob("*.png"))],
+        left_out=[],
+    )
+
+
+def _picture(path: Path) -> page.Picture:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        caption = image.info.get("Description")
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    return page.Picture(path.stem, caption or f"Figure: {path.stem.replace('_', ' ')}", f"data:image/png;base64,{encoded}")
+
+
+def _date(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
