@@ -82,11 +82,12 @@ def claim(
     """Decorator that registers a function of the parameters (as keywords) as the claim `id`; see `Claim` for the rest.
 
     Raises:
-      InvalidValueError: the id is taken.
+      InvalidValueError: the id is taken by another function; a cell of a notebook may run again.
     """
 
     def register(run: Run) -> Run:
-        if id in _CLAIMS:
+        taken = _CLAIMS.get(id)
+        if taken is not None and (taken.run.__module__, taken.run.__qualname__) != (run.__module__, run.__qualname__):
             raise InvalidValueError(f"claim id {id!r} is taken; ids are unique, since results are looked up by them.")
         _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate, long, also)
         return run

@@ -8,5 +8,5 @@ from icl_lab.report.style import house_style as house_style
 from icl_lab.report.style import save as save
 from icl_lab.report.tables import Table as Table
 from icl_lab.report.tables import check_table as check_table
-from icl_lab.report.tables import claim_table as claim_table
+from icl_lab.report.tables import claim_sections as claim_sections
 from icl_lab.report.tables import verified_table as verified_table

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import html
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -59,10 +62,18 @@ def verified_table(entries: Iterable[Entry]) -> Table:
     return Table(("claim", "statement", "checks", "largest error, of its tolerance", "verdict"), rows)
 
 
-def claim_table(listing: Iterable[Entry]) -> Table:
-    """The claims of `claims.registry.listing()`: id, statement and source."""
-    rows = [(f"`{entry['id']}`", entry["statement"], entry["source"]) for entry in listing]
-    return Table(("claim", "statement", "source"), rows)
+def claim_sections(listing: Iterable[Entry]) -> str:
+    """The claims of `claims.registry.listing()` in Markdown: for each prefix of ids a folded table of them."""
+    sections = []
+    for prefix, group in itertools.groupby(sorted(listing, key=_prefix), key=_prefix):
+        claims = list(group)
+        papers = [paper for paper, _ in collections.Counter(claim["paper"] for claim in claims).most_common()]
+        table = Table(
+            ("claim", "statement", "source"), [(f"`{claim['id']}`", claim["statement"], claim["source"]) for claim in claims]
+        )
+        title = f"<b>{prefix}</b>, {len(claims)} claims: {html.escape(papers[0])}" + (" and others" if papers[1:] else "")
+        sections.append(f"<details><summary>{title}</summary>\n\n{table}\n\n</details>")
+    return "\n".join(sections)
 
 
 def share_of_tolerance(check: Entry) -> float:
@@ -85,6 +96,10 @@ def short(value: float | Sequence[float | None] | None) -> str:
     if isinstance(value, Sequence):
         return ", ".join(short(x) for x in value[:4]) + (f", ... ({len(value)})" if len(value) > 4 else "")
     return f"{value:.6g}"
+
+
+def _prefix(claim: Entry) -> str:
+    return claim["id"].split(".")[0]
 
 
 def _cell(text: str) -> str:

@@ -115,6 +115,18 @@ def test_ids_are_unique(toys):
         registry.claim("toy.square", paper="", statement="", source="", parameters={})(lambda: [])
 
 
+def test_a_notebook_cell_that_defines_a_claim_may_run_again(toys):
+    for factor in (2.0, 3.0):
+
+        @registry.claim("toy.again", paper="", statement="", source="", parameters={})
+        def again(factor=factor):
+            return [check.exact("factor", factor, 3.0, 1e-12)]
+
+        (entry,) = verify.run(["toy.again"])
+        assert "reason" not in entry
+        assert entry["passed"] == (factor == 3.0)
+
+
 @pytest.mark.parametrize("jobs", [0, -1])
 def test_jobs_is_a_positive_integer(toys, jobs):
     with pytest.raises(InvalidValueError, match="jobs"):
