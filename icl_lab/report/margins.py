@@ -104,7 +104,7 @@ def strip(name: str, claims: Iterable[tuple[str, Entry]]) -> Strip:
       name: the paper.
       claims: (anchor, entry) of its claims.
     """
-    columns: dict[int, list[tuple[float, str, str, bool]]] = collections.defaultdict(list)
+    columns: dict[int, list[Dot]] = collections.defaultdict(list)
     exact = 0
     for anchor, entry in claims:
         for check in entry["checks"]:
@@ -112,15 +112,15 @@ def strip(name: str, claims: Iterable[tuple[str, Entry]]) -> Strip:
             if share == 0 and check["passed"]:
                 exact += 1
                 continue
-            place = position(share)
+            x = position(share)
             label = f"{entry['id']}, {check['name']}: {share_in_words(check)}"
-            columns[round(place * BINS / 100)].append((place, label, anchor, check["passed"]))
+            columns[round(x * BINS / 100)].append(Dot(x, 0.0, label, anchor, check["passed"]))
     dots, height = [], 0.0
     for _, column in sorted(columns.items()):
         step = min(STEP, TALLEST / len(column))
         height = max(height, step * len(column))
         middle = (len(column) - 1) / 2
-        dots += [Dot(place, round((i - middle) * step, 1), *rest) for i, (place, *rest) in enumerate(sorted(column))]
+        dots += [dataclasses.replace(dot, y=round((i - middle) * step, 1)) for i, dot in enumerate(column)]
     return Strip(name, dots, exact, height)
 
 

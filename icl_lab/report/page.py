@@ -21,8 +21,10 @@ from icl_lab.report.tables import share_of_tolerance, short, verdict
 
 Entry = Mapping[str, Any]
 
-LISTED = 48
+LISTED = 24
 """Entries of a vector that can be unfolded; the results' file has all of them."""
+LONGEST = 200
+"""Characters of a parameter's value."""
 OWN = "icl_lab: beyond the papers"
 """The group of the claims whose `paper` begins with the name of the package."""
 
@@ -164,7 +166,7 @@ def render(results: Sequence[Results], roots: Sequence[RunRoot]) -> str:
         papers=collections.Counter(claim.group for claim in claims),
         strips=strips,
         checks=sum(len(claim.checks) for claim in claims),
-        duration=_duration(sum(claim.entry["seconds"] for claim in claims)),
+        duration=_duration(float(sum(claim.entry["seconds"] for claim in claims))),
         machines=sorted({f"{claim.entry['device']}, {claim.entry['precision']}" for claim in claims}),
         scale=[(margins.position(10.0**power), power) for power in range(margins.LOWEST, margins.HIGHEST + 1, 2)],
         limit=margins.position(1.0),
@@ -249,8 +251,11 @@ def _full(value: float | None) -> str:
 
 
 def _value(value: Any) -> str:
-    """The value of a parameter; a text without quotes, anything else as JSON."""
-    return "default" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """The value of a parameter: a text without quotes, anything else as JSON; the beginning of a long one."""
+    if value is None:
+        return "default"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text)} characters)"
 
 
 def _duration(seconds: float) -> str:

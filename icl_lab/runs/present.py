@@ -69,9 +69,9 @@ def comparison_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def comparison_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def comparison_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The cells of the comparison under `COLUMNS`."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             LABELS.get(name, name),
             _scientific(row.get("weight_distance")),

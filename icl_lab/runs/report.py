@@ -91,7 +91,7 @@ def _run_root(root: Path) -> page.RunRoot:
 def _order(value: Any) -> tuple[bool, float, str]:
     """Numbers by size, texts by letter, missing values last."""
     number = isinstance(value, int | float)
-    return value is None, value if number else 0.0, "" if number else str(value)
+    return value is None, float(value) if number else 0.0, "" if number else str(value)
 
 
 def _machine(row: table.Row) -> str:

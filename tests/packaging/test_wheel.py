@@ -38,7 +38,8 @@ def test_wheel_holds_every_module_and_every_configuration_file(wheel):
     expected = {f"icl_lab/{path.relative_to(CHECKOUT / 'icl_lab')}" for path in (CHECKOUT / "icl_lab").rglob("*.py")} | {
         f"icl_lab/configs/{path.relative_to(CHECKOUT / 'configs')}" for path in (CHECKOUT / "configs").rglob("*.yaml")
     }
-    expected |= {"icl_lab/py.typed", "icl_lab/report/icl_lab.mplstyle"}
+    expected |= {f"icl_lab/{path.relative_to(CHECKOUT / 'icl_lab')}" for path in (CHECKOUT / "icl_lab").rglob("templates/*")}
+    expected |= {"icl_lab/py.typed", "icl_lab/report/icl_lab.mplstyle", "icl_lab/report/templates/page.html"}
     assert not expected - names
     assert any(name.endswith("LICENSE") for name in names)
 

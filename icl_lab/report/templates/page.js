@@ -87,9 +87,9 @@
     strips.tabIndex = 0;
     readout.hidden = false;
     strips.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && current) return visit(current.dataset.claim);
-      if (!(event.key in step)) return;
-      event.preventDefault();
+      if (!(event.key in step) && !(event.key === "Enter" && current)) return;
+      event.preventDefault(); // also so that Enter does not close what it has just opened
+      if (event.key === "Enter") return visit(current.dataset.claim);
       if (current) step[event.key]();
       row = between(row, rows.length - 1);
       place = between(place, rows[row].length - 1);
