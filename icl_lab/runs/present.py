@@ -73,7 +73,7 @@ def comparison_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The cells of the comparison under `COLUMNS`."""
     rows: list[tuple[str, ...]] = [
         (
-            LABELS.get(name, name),
+            LABELS.get(name) or name,
             _scientific(row.get("weight_distance")),
             _scientific(row.get("prediction_distance")),
             f"{float(row['risk']):.6g}" + (f" ± {float(row['standard_error']):.1g}" if row["standard_error"] else ""),
