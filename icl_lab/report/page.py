@@ -46,11 +46,13 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure of a run: `source` is a `data:` address, `text` says what it shows to those who do not see it."""
+    """A figure of a run: a `data:` address, its size in pixels, and what it shows in words, for those who do not see it."""
 
     name: str
     text: str
     source: str
+    width: int
+    height: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _run(folder: Path, row: table.Row, varying: Sequence[str]) -> page.Run:
         sentence=str(status.get("error" if failed else "reason") or ""),
         failed=failed,
         converged=row["status"] == "done",
-        remarks=[] if metrics is None else list(present.remarks(metrics)),
+        remarks=[f"Its record is in {folder}."] if metrics is None else present.remarks(metrics),
         comparison=[] if metrics is None else present.comparison_rows(metrics),
         pictures=[_picture(path) for path in sorted((folder / "figures").glob("*.png"))],
         left_out=[],
@@ -125,9 +125,10 @@ def _picture(path: Path) -> page.Picture:
     from PIL import Image
 
     with Image.open(path) as image:
-        caption = image.info.get("Description")
+        caption, (width, height) = image.info.get("Description"), image.size
     encoded = base64.b64encode(path.read_bytes()).decode()
-    return page.Picture(path.stem, caption or f"Figure: {path.stem.replace('_', ' ')}", f"data:image/png;base64,{encoded}")
+    text = caption or f"Figure: {path.stem.replace('_', ' ')}"
+    return page.Picture(path.stem, text, f"data:image/png;base64,{encoded}", width, height)
 
 
 def _date(seconds: float) -> str:

@@ -191,7 +191,9 @@ def _root(pictures=0, size=100):
         converged=True,
         remarks=[],
         comparison=[["model", "1"]],
-        pictures=[page.Picture(f"figure{i}", f"Caption {i}", "data:image/png;base64," + "A" * size) for i in range(pictures)],
+        pictures=[
+            page.Picture(f"figure{i}", f"Caption {i}", "data:image/png;base64," + "A" * size, 9, 6) for i in range(pictures)
+        ],
         left_out=[],
     )
     return page.RunRoot("runs", "today", "cpu", ["hash"], [["0123"]], 1, 0, ["predictor", "risk"], [run])

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import matplotlib.figure
 import pytest
 from crafted_results import results
 
-from icl_lab import cli
+from icl_lab import cli, report
+from icl_lab.runs import store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the `test` extra)")
 
@@ -29,7 +31,12 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     source = folder / "verify.json"
     source.write_text(json.dumps(results()))
-    assert cli.main(["report", str(source), "-o", str(folder)]) == 0
+    run = folder / "runs" / "default" / "0123"
+    (run / "figures").mkdir(parents=True)
+    store.write_json(run / "status.json", {"status": "done", "verdict": "converged", "reason": "small"})
+    store.write_json(run / "metrics.json", {"comparison": {}, "theory": None, "warnings": []})
+    report.save(matplotlib.figure.Figure(figsize=(2, 1)), run / "figures" / "loss.png", "The loss.", {"loss": [1.0]})
+    assert cli.main(["report", str(source), str(folder / "runs"), "-o", str(folder)]) == 0
     return (folder / "index.html").as_uri()
 
 
@@ -116,9 +123,9 @@ def test_keyboard_reaches_filters_opens_claims_and_walks_the_overview(visit):
 
     summary = page.locator('[id="claim-alpha.vector"] > summary')
     summary.focus()
-    assert not page.get_by_role("table").is_visible()
+    assert not page.locator(".claims").get_by_role("table").is_visible()
     page.keyboard.press("Enter")
-    table = page.get_by_role("table")
+    table = page.locator(".claims").get_by_role("table")
     assert table.is_visible()
     assert table.get_by_role("img", name="12% of the tolerance").is_visible()
     page.keyboard.press("Enter")
@@ -141,6 +148,12 @@ def test_an_address_with_a_claim_opens_it(visit, address):
     page.evaluate("location.hash = 'claim-alpha.exact'")
     page.locator('[id="claim-alpha.exact"][open]').wait_for()
     assert shown(page) == EVERY
+
+
+def test_figures_are_drawn(visit):
+    image = visit().get_by_role("img", name="The loss.")
+    assert image.is_visible()
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
 def test_works_without_its_script_but_for_the_filters(visit):
