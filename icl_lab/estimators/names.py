@@ -15,6 +15,7 @@ from icl_lab.estimators.preconditioned import preconditioned_gradient_descent
 from icl_lab.estimators.refinement import query_refinement
 from icl_lab.estimators.ridge import ridge
 from icl_lab.estimators.sequences import last_value, yule_walker, zero
+from icl_lab.estimators.smoother import kernel_smoother
 
 ESTIMATORS: dict[str, Callable] = {
     function.__name__: function
@@ -28,6 +29,7 @@ ESTIMATORS: dict[str, Callable] = {
         ridge,
         recursive_least_squares,
         query_refinement,
+        kernel_smoother,
         yule_walker,
     )
 }

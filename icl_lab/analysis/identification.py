@@ -1,0 +1,300 @@
+r"""Which in-context algorithm a model runs: families of algorithms fitted to its answers and ranked on fresh prompts.
+
+A family is fitted to the *answers* of the model, never to targets, and judged on prompts it was not fitted on by the relative
+distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answers f from those of the model m. The verdict is
+
+1. the simplest family within `resolution`, which as far as one can tell computes the same function;
+2. if there is none, the simplest family within `close` that no richer one beats clearly;
+3. if there is none, "none of these".
+
+A richer family beats a simpler one clearly if it divides the distance by `FACTOR` at least and the paired difference of their
+squared distances is more than `telling.SIGMAS` standard errors. From simple to rich: zero, OLS, gradient descent, ridge, kernel
+smoothers, GD++, preconditioned gradient descent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Inexact
+
+from icl_lab import precision
+from icl_lab.analysis import families, telling
+from icl_lab.analysis.families import Candidate
+from icl_lab.analysis.sampling import Estimate, Predictor
+from icl_lab.analysis.telling import Count
+from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.prng import stream
+from icl_lab.tasks.prompt import Prompt, Task, check_count
+from icl_lab.typing import Array, Key
+
+NONE = "none of these"
+"""The verdict where no family is close."""
+RESOLUTION = 1e-6
+"""Relative distance within which two functions are the same: a flow trained to its default tolerance ends within 1e-8."""
+CLOSE = 0.05
+"""Relative distance within which a family describes a model that it does not equal."""
+FACTOR = 2.0
+"""By which a richer family must be closer than a simpler one to be preferred."""
+CHUNK = 256
+"""Prompts answered at once; the number of prompts is a multiple of it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranked:
+    """One family beside the model.
+
+    Attributes:
+      candidate: the family, its fitted parameters, and its `predictor`.
+      distance: root mean square distance to the model, relative to the root mean square of the model's answers.
+      by_answers: prompts that it takes to tell the family from the verdict by their distances to the model's answers: the
+        mean paired difference of squared distances is then `telling.SIGMAS` standard errors. None for the verdict itself.
+      by_risk: the same for one who sees no answers but two mean squared errors, each on prompts of its own.
+    """
+
+    candidate: Candidate
+    distance: Estimate
+    by_answers: Count | None
+    by_risk: Count | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Identification:
+    """What `identify` found; prints as a table.
+
+    Attributes:
+      verdict: the name of a family, or `NONE`.
+      reason: one sentence.
+      ranked: the families by distance, the nearest first. Where the verdict is `NONE`, they are told from the nearest.
+      identified: the family of the verdict, if it is one.
+      scale: root mean square of the model's answers.
+      prompts: number that the families were fitted on, and that they were judged on.
+    """
+
+    verdict: str
+    reason: str
+    ranked: tuple[Ranked, ...]
+    identified: Candidate | None
+    scale: Estimate
+    prompts: int
+
+    def distance(self, family: str) -> Estimate:
+        """The relative distance of a family, by its name.
+
+        Raises:
+          InvalidValueError: no family of that name was fitted.
+        """
+        for row in self.ranked:
+            if row.candidate.family == family:
+                return row.distance
+        raise InvalidValueError(
+            f"No family is called {family!r}; fitted were {', '.join(row.candidate.family for row in self.ranked)}."
+        )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table as text, a row a family; see `COLUMNS`."""
+        counts = [("" if count is None else str(count)) for row in self.ranked for count in (row.by_answers, row.by_risk)]
+        return [
+            (
+                str(rank),
+                row.candidate.family,
+                row.candidate.words,
+                f"{row.distance.mean:.2e} ± {row.distance.standard_error:.0e}",
+                *counts[2 * rank - 2 : 2 * rank],
+            )
+            for rank, row in enumerate(self.ranked, 1)
+        ]
+
+    def __str__(self) -> str:
+        lines = [COLUMNS, *self.rows()]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*text, f"{self.verdict.upper()}: {self.reason}"])
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as dicts, lists, numbers and arrays, for files."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "prompts": self.prompts,
+            "scale": dataclasses.asdict(self.scale),
+            "families": [
+                {
+                    "family": row.candidate.family,
+                    "estimator": row.candidate.estimator,
+                    "parameters": row.candidate.parameters,
+                    "note": row.candidate.note,
+                    "distance": row.distance.mean,
+                    "standard_error": row.distance.standard_error,
+                    "tell_by_answers": None if row.by_answers is None else dataclasses.asdict(row.by_answers),
+                    "tell_by_risk": None if row.by_risk is None else dataclasses.asdict(row.by_risk),
+                }
+                for row in self.ranked
+            ],
+        }
+
+
+COLUMNS = ("rank", "family", "fitted", "relative distance", "tell by answers", "tell by risk")
+
+
+@precision.in_float64
+def identify(
+    predictor: Predictor,
+    task: Task,
+    key: Key,
+    prompts: int = 4096,
+    *,
+    resolution: float = RESOLUTION,
+    close: float = CLOSE,
+    steps: int = 10,
+    layers: int = 3,
+) -> Identification:
+    """Fit the families to the answers of a model and say which of them it is.
+
+    Args:
+      predictor: function of one prompt that returns (k,), such as `equinox.Partial(model, weights)`.
+      task: law of the prompts, real or complex.
+      key: random key.
+      prompts: number of prompts to fit on, and of fresh ones to judge on; more where a (d, d) preconditioner needs them, and
+        rounded up to whole chunks.
+      resolution: relative distance within which two functions are the same.
+      close: relative distance within which a family describes the model.
+      steps: most steps of gradient descent that are tried.
+      layers: most layers of GD++ that are tried, at least 2.
+
+    Returns:
+      The families, ranked, and the verdict.
+
+    Raises:
+      InvalidValueError: counts or thresholds outside their range, or answers of another shape than the labels.
+      NonFiniteError: answers that are NaN or infinite.
+    """
+    check_count(prompts, "prompts", 2, "A standard error needs two prompts at least.")
+    check_count(steps, "steps", 1, "It is the largest number of gradient steps that is tried.")
+    check_count(layers, "layers", 2, "GD++ of one layer is a step of gradient descent.")
+    if not 0 < resolution <= close < 1:
+        raise InvalidValueError(f"thresholds must be 0 < resolution <= close < 1; got {resolution!r} and {close!r}.")
+    # Eight equations an entry of a preconditioner.
+    count = CHUNK * -(-max(prompts, 8 * task.dim**2 // task.label_dim) // CHUNK)
+    seen, answers = _observe(predictor, task, stream(key, "fit"), count)
+    fresh, truth = _observe(predictor, task, stream(key, "judge"), count)
+    scale = telling.relative_root(np.sum(np.abs(truth) ** 2, axis=1), np.ones(count))
+    if max(_rms(answers), _rms(truth)) <= resolution * _rms(np.asarray(fresh.labels)):
+        zero = Ranked(Candidate("zero", "zero", {}), Estimate(0.0, 0.0), None, None)
+        reason = f"its answers are zero to {resolution:g} of the labels on every prompt"
+        return Identification("zero", reason, (zero,), zero.candidate, scale, count)
+    candidates = _fitted(seen, answers, steps, layers, resolution)
+    responses = [np.asarray(_answers(candidate.predictor, fresh)) for candidate in candidates]
+    squares = np.stack([np.sum(np.abs(response - truth) ** 2, axis=1) for response in responses])
+    target = np.asarray(fresh.target)
+    errors = np.stack([np.sum(np.abs(response - target) ** 2, axis=1) for response in responses])
+    return _judged(candidates, squares, errors, np.sum(np.abs(truth) ** 2, axis=1), scale, resolution, close)
+
+
+def _fitted(seen: Prompt, answers: Array, steps: int, layers: int, resolution: float) -> list[Candidate]:
+    """The families from simple to rich; of those that come in sizes the size that fits best."""
+    data, length = precision.to_numpy(families.features(seen)), seen.inputs.shape[1]
+    norms = np.sum(np.abs(answers) ** 2, axis=1)
+
+    def choose(fits: Sequence[families.Fit], factor: float = 1.0) -> Candidate:
+        squares = np.stack([fit.squares for fit in fits])
+        return fits[telling.simplest(squares, norms, resolution, factor)].candidate
+
+    exponential = [families.smoother(data, answers, kernel) for kernel in ("exponential", "opposite")]
+    return [
+        Candidate("zero", "zero", {}),
+        Candidate("OLS", "ols", {}),
+        choose(families.descents(data, answers, length, steps)),
+        families.ridge(data, answers).candidate,
+        families.smoother(data, answers, "gaussian").candidate,
+        choose(exponential),
+        # Every layer has two parameters more.
+        choose(families.layered_descents(data, answers, length, layers), FACTOR),
+        families.preconditioned(data, answers),
+    ]
+
+
+def _judged(
+    candidates: Sequence[Candidate],
+    squares: Float[np.ndarray, "F M"],
+    errors: Float[np.ndarray, "F M"],
+    norms: Float[np.ndarray, "M"],
+    scale: Estimate,
+    resolution: float,
+    close: float,
+) -> Identification:
+    """The verdict on families from simple to rich, by squared distances to the model and squared errors on M prompts."""
+    distances = [telling.relative_root(square, norms) for square in squares]
+    near = [i for i, distance in enumerate(distances) if distance.mean <= close]
+    same = [i for i in near if distances[i].mean <= resolution]
+    nearest = int(np.argmin([distance.mean for distance in distances]))
+    chosen = same[0] if same else near[telling.simplest(squares[near], norms, resolution, FACTOR)] if near else None
+    reference = nearest if chosen is None else chosen
+    shown = candidates[reference]
+    name = shown.family + (f" ({shown.words})" if shown.words else "")
+    at = f"at relative distance {distances[reference].mean:.2g}"
+    if chosen is None:
+        reason = f"the nearest, {name}, is {at} ± {distances[reference].standard_error:.1g}, above {close:g}"
+    elif same:
+        others = "" if len(same) == 1 else f", the simplest of {len(same)} families"
+        reason = f"{name} computes the same function, {at}, within the resolution {resolution:g}{others}"
+    else:
+        reason = f"{name} is the simplest family within {close:g} that no richer one beats clearly, {at}"
+        reason += f" ± {distances[reference].standard_error:.1g}"
+    ranked = []
+    for i in np.argsort([distance.mean for distance in distances]):
+        if i == reference:
+            counts = None, None
+        elif distances[i].mean <= resolution and reference in same:
+            counts = Count(np.inf), Count(np.inf)
+        else:
+            spread = np.sqrt(np.var(errors[i], ddof=1) + np.var(errors[reference], ddof=1))
+            counts = (
+                telling.prompts_to_tell(squares[i] - squares[reference]),
+                telling.prompts_to_tell(errors[i] - errors[reference], float(spread)),
+            )
+        ranked.append(Ranked(candidates[i], distances[i], *counts))
+    note = f"; {shown.note}" if shown.note else ""
+    identified = None if chosen is None else candidates[chosen]
+    verdict = NONE if identified is None else identified.family
+    return Identification(verdict, reason + note, tuple(ranked), identified, scale, squares.shape[1])
+
+
+def _observe(predictor: Predictor, task: Task, key: Key, count: int) -> tuple[Prompt, Inexact[np.ndarray, "M k"]]:
+    """Prompts and what the model answers, in one dtype."""
+    prompts = _sample(task, key, count)
+    answers = _answers(predictor, prompts)
+    if answers.shape != prompts.labels.shape[::2]:
+        raise InvalidValueError(
+            f"`predictor` must answer a prompt with an array of the shape of a label, {prompts.labels.shape[2:]}; got shape "
+            f"{answers.shape[1:]}."
+        )
+    broken = int(np.sum(~np.all(np.isfinite(answers), axis=1)))
+    if broken:
+        raise NonFiniteError(
+            f"the predictor answers {broken} of {count} prompts with NaN or infinity; an algorithm can be fitted to finite "
+            "answers only. Check that its training did not diverge."
+        )
+    dtype = np.result_type(answers, np.asarray(prompts.labels))
+    prompts = eqx.tree_at(lambda p: p.labels, prompts, jnp.asarray(prompts.labels, dtype))
+    return prompts, np.asarray(answers, dtype)
+
+
+@eqx.filter_jit
+def _sample(task: Task, key: Key, count: int) -> Prompt:
+    return eqx.tree_at(lambda p: p.latent, task.sample_batch(key, count), None, is_leaf=lambda x: x is None)
+
+
+@eqx.filter_jit
+def _answers(predictor: Predictor, prompts: Prompt) -> Inexact[Array, "M k"]:
+    return jax.lax.map(predictor, prompts, batch_size=CHUNK)
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.abs(values) ** 2)))

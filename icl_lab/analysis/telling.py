@@ -1,0 +1,89 @@
+"""Telling functions apart on a sample of prompts: relative distances, which is closer, and how many prompts that takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from icl_lab.analysis.sampling import Estimate
+
+SIGMAS = 4.0
+"""Standard errors that tell two functions apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """How many prompts tell two functions apart.
+
+    Attributes:
+      prompts: a number >= 2; infinity where no number does.
+      at_least: whether it is a lower bound, because the prompts that were drawn show no difference.
+    """
+
+    prompts: float
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        number = f"{self.prompts:.0f}" if self.prompts < 1e5 or np.isinf(self.prompts) else f"{self.prompts:.2g}"
+        return f"> {number}" if self.at_least else number
+
+
+def prompts_to_tell(difference: Float[np.ndarray, "M"], deviation: float | None = None) -> Count:
+    r"""How many prompts it takes until a mean difference m is `SIGMAS` standard errors from zero, :math:`(4 s / m)^2`.
+
+    Args:
+      difference: of M prompts.
+      deviation: s, the standard deviation a prompt of the observed difference; by default that of `difference`, for one who
+        observes the same prompts.
+
+    Returns:
+      At least 2. Where the M prompts do not show the difference, a lower bound from the largest mean that they allow.
+    """
+    mean, paired = abs(float(np.mean(difference))), float(np.std(difference, ddof=1))
+    error = paired / np.sqrt(len(difference))
+    shown = mean > SIGMAS * error
+    largest = mean if shown else mean + SIGMAS * error
+    if largest == 0:
+        return Count(np.inf)
+    return Count(max(2.0, float(np.ceil((SIGMAS * (paired if deviation is None else deviation) / largest) ** 2))), not shown)
+
+
+def relative_root(squares: Float[np.ndarray, "M"], norms: Float[np.ndarray, "M"]) -> Estimate:
+    """The root of the ratio of two means on the same prompts, its standard error by the delta method."""
+    ratio = float(np.mean(squares) / np.mean(norms))
+    if ratio == 0:
+        return Estimate(0.0, 0.0)
+    error = float(np.std(squares - ratio * norms, ddof=1) / np.mean(norms) / np.sqrt(len(squares)))
+    return Estimate(np.sqrt(ratio), error / (2 * np.sqrt(ratio)))
+
+
+def closer(first: Float[np.ndarray, "M"], second: Float[np.ndarray, "M"], factor: float) -> bool:
+    """Whether the first root mean square is at most 1/`factor` of the second, and below it beyond chance.
+
+    Args:
+      first, second: squared distances on the same prompts.
+      factor: >= 1.
+    """
+    difference = second - first
+    error = np.std(difference, ddof=1) / np.sqrt(len(difference))
+    return bool(factor**2 * np.mean(first) <= np.mean(second) and np.mean(difference) > SIGMAS * error)
+
+
+def simplest(squares: Float[np.ndarray, "F M"], norms: Float[np.ndarray, "M"], resolution: float, factor: float) -> int:
+    """Which of F functions, from simple to rich, describes another one best.
+
+    Args:
+      squares: squared distances to it on M prompts.
+      norms: its squared norms.
+      resolution: relative distance within which two functions are the same.
+      factor: by which a richer function must be `closer`.
+
+    Returns:
+      The first within the resolution; if there is none, the first than which no later one is closer.
+    """
+    same = np.flatnonzero(np.mean(squares, axis=1) <= resolution**2 * np.mean(norms))
+    if len(same):
+        return int(same[0])
+    return next(i for i in range(len(squares)) if not any(closer(richer, squares[i], factor) for richer in squares[i + 1 :]))
