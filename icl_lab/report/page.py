@@ -119,10 +119,9 @@ class _Check:
 
 @dataclasses.dataclass(frozen=True)
 class _Claim:
-    """A claim's section; `entry` as in the results, `number` counts the claims of the page."""
+    """A claim's section: its entry of the results, and what the page says and draws of it."""
 
     entry: Entry
-    number: int
     anchor: str
     group: str
     file: str
@@ -208,7 +207,6 @@ def _claims(results: Sequence[Results]) -> list[_Claim]:
             claims.append(
                 _Claim(
                     entry=entry,
-                    number=len(claims),
                     anchor=name if seen[name] == 1 else f"{name}--{seen[name]}",
                     group=OWN if entry["paper"].startswith("icl_lab") else entry["paper"],
                     file=file.name if len(results) > 1 else "",

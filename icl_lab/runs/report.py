@@ -39,7 +39,11 @@ def write(inputs: Sequence[Path], folder: Path) -> Path:
     verified, roots = [], []
     for path in inputs:
         if path.is_dir():
-            roots.append(_run_root(path))
+            try:
+                roots.append(_run_root(path))
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, OSError) as error:
+                problem = f"{type(error).__name__}: {error}"
+                raise InvalidValueError(f"a run folder below {str(path)!r} is damaged; reading it says: {problem}.") from None
         elif path.is_file():
             verified.append(_results(path))
         else:
@@ -65,12 +69,9 @@ def _results(path: Path) -> page.Results:
 
 
 def _run_root(root: Path) -> page.RunRoot:
-    try:
-        rows = table.collect(root)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InvalidValueError(f"a run folder below {str(root)!r} is damaged; reading it says: {error}.") from None
+    rows = table.collect(root)
     varying = table.varying_keys(rows)
-    rows.sort(key=lambda row: (row["status"] != "failed", *(_order(row.get(name)) for name in varying)))
+    rows.sort(key=lambda row: (*_ending(row["status"]), *(_order(row.get(name)) for name in varying)))
     numbers = [name for name in (*table.NUMBERS, f"{table.CIRCUMSTANCES}seconds") if any(name in row for row in rows)]
     shown = ["hash", "status", *varying[: table.SHOWN], *numbers]
     several = len({row["experiment"] for row in rows}) > 1
@@ -86,6 +87,11 @@ def _run_root(root: Path) -> page.RunRoot:
         comparison_columns=present.COLUMNS,
         runs=[_run(root / row["folder"], row, varying[: table.SHOWN]) for row in rows[:IN_FULL]],
     )
+
+
+def _ending(status: str | None) -> tuple[bool, bool]:
+    """Runs that raised come first, then those that did not converge."""
+    return status == "done", status != "failed"
 
 
 def _order(value: Any) -> tuple[bool, float, str]:

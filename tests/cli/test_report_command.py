@@ -128,16 +128,22 @@ def test_many_runs_are_counted_and_the_first_shown_in_full(tmp_path):
         ("object.json", "{}", "object.json must hold a list"),
         ("keys.json", '[{"id": "a"}]', "it lacks paper, statement, parameters"),
         ("folder", "folder", "holds no run"),
-        ("damaged", "damaged", "a run folder below"),
+        ("damaged", "status", "damaged; reading it says: JSONDecodeError"),
+        ("damaged", "metrics", "damaged; reading it says: KeyError: 'comparison'"),
+        ("damaged", "figure", "damaged; reading it says: UnidentifiedImageError"),
     ],
 )
 def test_other_inputs_are_one_sentence_and_exit_with_two(name, content, message, tmp_path, capsys):
     path = tmp_path / name
-    if name in ("folder", "damaged"):
+    if name == "folder":
         path.mkdir()
-        if name == "damaged":
-            (path / "a" / "0123").mkdir(parents=True)
-            (path / "a" / "0123" / "status.json").write_text('{"status": ')
+    elif name == "damaged":
+        run = path / "a" / "0123"
+        (run / "figures").mkdir(parents=True)
+        (run / "status.json").write_text('{"status": ' if content == "status" else '{"status": "done"}')
+        if content == "metrics":
+            (run / "metrics.json").write_text('{"warnings": [], "theory": null}')
+        (run / "figures" / "loss.png").write_bytes(b"")
     elif content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     assert cli.main(["report", str(path), "-o", str(tmp_path / "out")]) == cli.MISUSE
