@@ -106,7 +106,7 @@ class RunRoot:
 
 @dataclasses.dataclass(frozen=True)
 class _Check:
-    """A row of a claim's table: a check with its numbers as text, `pairs` listing the entries of vectors."""
+    """A row of a claim's table: a check with its numbers as text, `pairs` listing the entries of a vector."""
 
     name: str
     numbers: Sequence[tuple[str, str]]
@@ -114,7 +114,7 @@ class _Check:
     place: float
     passed: bool
     pairs: str
-    size: int
+    pairs_title: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _claims(results: Sequence[Results]) -> list[_Claim]:
 
 def _check(check: Entry) -> _Check:
     measured, expected = check["measured"], check["expected"]
-    vector = isinstance(measured, Sequence) and isinstance(expected, Sequence)
+    size = len(measured) if isinstance(measured, Sequence) and isinstance(expected, Sequence) else 1
     numbers = [("measured", short(measured)), ("expected", short(expected))]
     numbers += [(name, margins.brief(check[name])) for name in ("error", "tolerance")]
     error = check["standard_error"]
@@ -233,8 +233,8 @@ def _check(check: Entry) -> _Check:
         share=margins.share_in_words(check),
         place=margins.position(share_of_tolerance(check)),
         passed=check["passed"],
-        pairs=_pairs(measured, expected) if vector and len(measured) > 4 else "",
-        size=len(measured) if vector else 1,
+        pairs=_pairs(measured, expected) if size > 4 else "",
+        pairs_title=f"All {size} entries" if size <= LISTED else f"First {LISTED} of {size} entries",
     )
 
 
