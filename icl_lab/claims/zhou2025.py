@@ -198,8 +198,7 @@ def gap_of_free_coefficients(rho, sigma, N) -> list[Check]:
     objective = objectives.series_loss(task, LSA)
     reference = mixed_moments(rho, None, order, sigma, N)
     delta, gap, _ = unexplained_window(objective, task.autocovariances(N + order + 1))
-    cross = np.asarray(objective.moments.cross)[:, 0]
-    least = float(objective.moments.variance) - cross @ np.linalg.solve(objective.moments.gram, cross)
+    least = objective.lifted_risk()
     smallest = float(np.linalg.eigvalsh(delta)[0])
     return [
         check.exact("delta", delta, reference.unexplained(), GAP_TOLERANCE),

@@ -152,6 +152,17 @@ class MomentLoss(Objective):
     def standard_error(self, weights: Weights) -> float:
         return 0.0
 
+    def lifted_risk(self) -> float:
+        """The smallest risk of free coefficients theta, a lower bound for one layer with any number of heads.
+
+        A layer's coefficients are products of its weights; free of that, the risk is a convex quadratic, which linear algebra
+        minimises. With sampled moments the coefficients are fitted to the sample, and the bound is low by a fraction of about
+        F / prompts of itself, F the number of features.
+        """
+        cross = np.asarray(self.moments.cross)
+        best = np.linalg.lstsq(np.asarray(self.moments.gram), cross)[0]
+        return float(self.moments.variance - np.real(np.vdot(cross, best)))
+
     @property
     def rate_spread(self) -> float:
         # Relaxation rates scale like products of token variances; the tokens' spread to the third power bounds them.

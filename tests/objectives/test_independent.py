@@ -8,7 +8,7 @@ import pytest
 
 from icl_lab import objectives, tasks
 from icl_lab.errors import MemoryBudgetError, UnsupportedProblemError
-from icl_lab.models import LinearSelfAttention, initializers
+from icl_lab.models import LinearSelfAttention, constructions, initializers
 from icl_lab.objectives.moments import Features
 from icl_lab.tasks.covariates import ExponentialDiagonal, Gaussian, Sphere, Uniform
 from icl_lab.tasks.prompt import Prompt
@@ -105,3 +105,17 @@ def test_other_problems_are_refused():
         objectives.independent_loss(shared, MODEL)
     with pytest.raises(MemoryBudgetError, match="features"):
         objectives.independent_loss(tasks.LinearRegression(40, 3), MODEL)
+
+
+def test_no_coefficients_of_the_features_beat_the_best_single_step(key):
+    """By the symmetry under sign flips and permutations of the coordinates, the lifted minimum is one step of gradient descent."""
+    task = tasks.LinearRegression(dim=2, context_length=4, covariates=Uniform(2), noise_std=0.4)
+    loss = objectives.independent_loss(task, MODEL)
+    step = [loss.risk(constructions.gradient_descent(MODEL, 2, 4, eta)) for eta in (0.0, 1.0, 2.0)]
+    constant, curvature = step[0], (step[0] - 2 * step[1] + step[2]) / 2
+    slope = step[1] - constant - curvature
+    np.testing.assert_allclose(loss.lifted_risk(), constant - slope**2 / (4 * curvature), rtol=1e-10)
+    assert loss.risk(weights_of(key, 2)) > loss.lifted_risk()
+    sampled = objectives.SampledLoss.build(task, MODEL, key, 40_000, 20)
+    error = sampled.standard_error(constructions.gradient_descent(MODEL, 2, 4, 1.0))
+    assert abs(sampled.lifted_risk() - loss.lifted_risk()) < 4 * error
