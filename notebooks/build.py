@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -38,7 +39,9 @@ def execute(name: str) -> NotebookNode:
       CellExecutionError: a cell raised.
     """
     notebook = jupytext.read(FOLDER / f"{name}.py")
-    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
+    # Over sockets of the file system: no port of this machine is opened.
+    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
+    NotebookClient(notebook, km=kernel, timeout=TIMEOUT, resources={"metadata": {"path": str(FOLDER)}}).execute()
     notebook.metadata = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
     for index, cell in enumerate(notebook.cells):
         cell.metadata = NotebookNode()
