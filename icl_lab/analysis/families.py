@@ -34,8 +34,8 @@ from icl_lab.typing import Array
 
 PENALTIES = np.geomspace(1e-10, 1e4, 57)[:, None]
 """Ridge penalties from which fits start; one that ends outside is at the boundary."""
-_STEPS = np.geomspace(1e-4, 10.0, 41)[:, None]
-_EXPONENTS = np.geomspace(1e-3, 100.0, 41)[:, None]
+_STEPS = np.geomspace(1e-4, 10.0, 31)[:, None]
+_EXPONENTS = np.geomspace(1e-3, 100.0, 31)[:, None]
 # GD++: step size of the first layer, ratio of the last to it, curvature.
 _LAYERS = np.stack(np.meshgrid(np.geomspace(1e-3, 10.0, 13), [0.3, 1.0, 3.0], [0.0, 0.1, 0.2, 0.4, 0.7]), -1).reshape(-1, 3)
 # An exact family converges quadratically from the grid; of another one the last digits do not matter.
@@ -122,7 +122,7 @@ def descents(data: Features, answers: Inexact[Array, "M k"], length: int, most: 
     unit, found = _eigenvalue(data), []
     for steps in range(1, most + 1):
         taken = np.arange(most) < steps
-        point, squares = _fit(_descent, _STEPS, (unit, taken), data, answers, 2, _FEW)
+        point, squares = _fit(_descent, _STEPS, (unit, taken), data, answers, 1, _FEW)
         size = point[0] * length / unit
         words = f"{_count(steps, 'step')} of {_number(size)}"
         note = f"{steps} steps are the most that were tried, and more may fit better" if steps == most else ""
@@ -139,7 +139,7 @@ def layered_descents(data: Features, answers: Inexact[Array, "M k"], length: int
         taken = np.arange(most) < layers
         sizes = _LAYERS[:, :1] * _LAYERS[:, 1:2] ** (ramp * (most - 1) / (layers - 1))
         starts = np.concatenate([sizes, np.broadcast_to(_LAYERS[:, 2:], (len(_LAYERS), most - 1))], axis=1)
-        point, squares = _fit(_layered_descent, starts, (unit, taken), data, answers, 6, _MANY)
+        point, squares = _fit(_layered_descent, starts, (unit, taken), data, answers, 4, _MANY)
         steps, bends = point[:layers] * length / unit, np.append(point[most : most + layers - 1], 0.0) / unit
         words = f"{layers} layers, steps {_numbers(steps)}, curvatures {_numbers(bends[:-1])}"
         note = f"{layers} layers are the most that were tried, and more may fit better" if layers == most else ""
@@ -151,7 +151,7 @@ def layered_descents(data: Features, answers: Inexact[Array, "M k"], length: int
 def ridge(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
     """Ridge regression at the best penalty."""
     unit = _eigenvalue(data)
-    (logarithm,), squares = _fit(_ridge, np.log(PENALTIES), unit, data, answers, 2, _FEW)
+    (logarithm,), squares = _fit(_ridge, np.log(PENALTIES), unit, data, answers, 1, _FEW)
     low, high = np.log(PENALTIES[[0, -1], 0])
     note = ""
     if logarithm <= low:
@@ -171,7 +171,7 @@ def smoother(data: Features, answers: Inexact[Array, "M k"], kernel: str) -> Fit
     unit = np.asarray(spread if spread > 0 else 1.0)
     scales = np.asarray(_scales(_EXPONENTS[:, 0] / unit, scores, data.labels, answers))
     starts = np.concatenate([np.log(_EXPONENTS), scales[:, None]], axis=1)
-    (exponent, scale), squares = _fit(_smoother, starts, (unit, scores), data, answers, 2, _FEW)
+    (exponent, scale), squares = _fit(_smoother, starts, (unit, scores), data, answers, 1, _FEW)
     bandwidth = np.sqrt(unit / np.exp(exponent))
     parameters = {"bandwidth": np.asarray(bandwidth), "scale": np.asarray(scale)}
     words = f"bandwidth {_number(bandwidth)}, scale {_number(scale)}"
@@ -281,8 +281,8 @@ def _search(
         ).value
         return jnp.where(loss(found) <= loss(start), found, start)
 
-    ends = jax.vmap(descend)(starts)
-    best = ends[jnp.argmin(jax.vmap(loss)(ends))]
+    ends = jax.lax.map(descend, starts)
+    best = ends[jnp.argmin(jax.lax.map(loss, ends))]
     return best, jnp.sum(jnp.abs(answer(best, extra, data) - answers) ** 2, axis=1)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
@@ -42,8 +41,8 @@ CLOSE = 0.05
 """Relative distance within which a family describes a model that it does not equal."""
 FACTOR = 2.0
 """By which a richer family must be closer than a simpler one to be preferred."""
-CHUNK = 256
-"""Prompts answered at once; the number of prompts is a multiple of it."""
+CHUNK = 1024
+"""Prompts answered at once, and fitted on at least; every number of prompts is a multiple of it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +73,7 @@ class Identification:
       ranked: the families by distance, the nearest first. Where the verdict is `NONE`, they are told from the nearest.
       identified: the family of the verdict, if it is one.
       scale: root mean square of the model's answers.
-      prompts: number that the families were fitted on, and that they were judged on.
+      prompts: number that the families were judged on.
     """
 
     verdict: str
@@ -161,8 +160,8 @@ def identify(
       predictor: function of one prompt that returns (k,), such as `equinox.Partial(model, weights)`.
       task: law of the prompts, real or complex.
       key: random key.
-      prompts: number of prompts to fit on, and of fresh ones to judge on; more where a (d, d) preconditioner needs them, and
-        rounded up to whole chunks.
+      prompts: number of prompts to judge on, rounded up to whole chunks. Those to fit on are others: `CHUNK` of them, or more
+        where a (d, d) preconditioner needs them.
       resolution: relative distance within which two functions are the same.
       close: relative distance within which a family describes the model.
       steps: most steps of gradient descent that are tried.
@@ -181,20 +180,20 @@ def identify(
     if not 0 < resolution <= close < 1:
         raise InvalidValueError(f"thresholds must be 0 < resolution <= close < 1; got {resolution!r} and {close!r}.")
     # Eight equations an entry of a preconditioner.
-    count = CHUNK * -(-max(prompts, 8 * task.dim**2 // task.label_dim) // CHUNK)
-    seen, answers = _observe(predictor, task, stream(key, "fit"), count)
-    fresh, truth = _observe(predictor, task, stream(key, "judge"), count)
-    scale = telling.relative_root(np.sum(np.abs(truth) ** 2, axis=1), np.ones(count))
+    seen, answers = _observe(predictor, task, stream(key, "fit"), -(-8 * task.dim**2 // task.label_dim))
+    fresh, truth = _observe(predictor, task, stream(key, "judge"), prompts)
+    norms = np.sum(np.abs(truth) ** 2, axis=1)
+    scale = telling.relative_root(norms, np.ones_like(norms))
     if max(_rms(answers), _rms(truth)) <= resolution * _rms(np.asarray(fresh.labels)):
         zero = Ranked(Candidate("zero", "zero", {}), Estimate(0.0, 0.0), None, None)
         reason = f"its answers are zero to {resolution:g} of the labels on every prompt"
-        return Identification("zero", reason, (zero,), zero.candidate, scale, count)
+        return Identification("zero", reason, (zero,), zero.candidate, scale, len(norms))
     candidates = _fitted(seen, answers, steps, layers, resolution)
-    responses = [np.asarray(_answers(candidate.predictor, fresh)) for candidate in candidates]
+    responses = [_answers(candidate.predictor, fresh) for candidate in candidates]
     squares = np.stack([np.sum(np.abs(response - truth) ** 2, axis=1) for response in responses])
     target = np.asarray(fresh.target)
     errors = np.stack([np.sum(np.abs(response - target) ** 2, axis=1) for response in responses])
-    return _judged(candidates, squares, errors, np.sum(np.abs(truth) ** 2, axis=1), scale, resolution, close)
+    return _judged(candidates, squares, errors, norms, scale, resolution, close)
 
 
 def _fitted(seen: Prompt, answers: Array, steps: int, layers: int, resolution: float) -> list[Candidate]:
@@ -267,8 +266,9 @@ def _judged(
 
 
 def _observe(predictor: Predictor, task: Task, key: Key, count: int) -> tuple[Prompt, Inexact[np.ndarray, "M k"]]:
-    """Prompts and what the model answers, in one dtype."""
-    prompts = _sample(task, key, count)
+    """Prompts, at least so many, and what the model answers, in one dtype."""
+    chunks = [_sample(task, jax.random.fold_in(key, i)) for i in range(-(-count // CHUNK))]
+    prompts = jax.tree.map(lambda *leaves: np.concatenate(leaves), *chunks)
     answers = _answers(predictor, prompts)
     if answers.shape != prompts.labels.shape[::2]:
         raise InvalidValueError(
@@ -278,22 +278,26 @@ def _observe(predictor: Predictor, task: Task, key: Key, count: int) -> tuple[Pr
     broken = int(np.sum(~np.all(np.isfinite(answers), axis=1)))
     if broken:
         raise NonFiniteError(
-            f"the predictor answers {broken} of {count} prompts with NaN or infinity; an algorithm can be fitted to finite "
-            "answers only. Check that its training did not diverge."
+            f"the predictor answers {broken} of {len(answers)} prompts with NaN or infinity; an algorithm can be fitted to "
+            "finite answers only. Check that its training did not diverge."
         )
-    dtype = np.result_type(answers, np.asarray(prompts.labels))
-    prompts = eqx.tree_at(lambda p: p.labels, prompts, jnp.asarray(prompts.labels, dtype))
-    return prompts, np.asarray(answers, dtype)
+    dtype = np.result_type(answers, prompts.labels)
+    return eqx.tree_at(lambda p: p.labels, prompts, prompts.labels.astype(dtype)), answers.astype(dtype)
 
 
 @eqx.filter_jit
-def _sample(task: Task, key: Key, count: int) -> Prompt:
-    return eqx.tree_at(lambda p: p.latent, task.sample_batch(key, count), None, is_leaf=lambda x: x is None)
+def _sample(task: Task, key: Key) -> Prompt:
+    return eqx.tree_at(lambda p: p.latent, task.sample_batch(key, CHUNK), None, is_leaf=lambda x: x is None)
+
+
+def _answers(predictor: Predictor, prompts: Prompt) -> Inexact[np.ndarray, "M k"]:
+    chunks = [jax.tree.map(lambda leaf, i=i: leaf[i : i + CHUNK], prompts) for i in range(0, len(prompts.query), CHUNK)]
+    return np.concatenate([np.asarray(_answer_all(predictor, chunk)) for chunk in chunks])
 
 
 @eqx.filter_jit
-def _answers(predictor: Predictor, prompts: Prompt) -> Inexact[Array, "M k"]:
-    return jax.lax.map(predictor, prompts, batch_size=CHUNK)
+def _answer_all(predictor: Predictor, prompts: Prompt) -> Inexact[Array, "M k"]:
+    return jax.vmap(predictor)(prompts)
 
 
 def _rms(values: np.ndarray) -> float:
