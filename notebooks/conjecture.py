@@ -11,8 +11,8 @@
 # $$ r^2 \sim \text{some law with } \mathbb E\, r^2 = 1, \qquad x_i \mid r \sim N(0, r^2 I_d), \qquad y_i = w \cdot x_i, \quad
 # w \sim N(0, I_d) . $$
 #
-# With $r = 1$, Zhang, Frei and Bartlett ([arXiv 2306.09927](https://arxiv.org/abs/2306.09927)) have the answer: the layer ends as one step of
-# gradient descent of size $\eta = N / (N + d + 1)$.
+# With $r = 1$, Zhang, Frei and Bartlett ([arXiv 2306.09927](https://arxiv.org/abs/2306.09927)) have the answer: the layer ends
+# as one step of gradient descent of size $\eta = N / (N + d + 1)$.
 
 # %%
 import functools
@@ -32,8 +32,8 @@ from icl_lab.typing import Array
 # %% [markdown]
 # ## A new law of the inputs
 #
-# A law says how the inputs of one prompt are drawn. Its covariance and fourth moment are those of a single input; closed forms use
-# them, sampling does not.
+# A law says how the inputs of one prompt are drawn. Its covariance and fourth moment are those of a single input; closed forms
+# use them, sampling does not.
 
 
 # %%
@@ -75,11 +75,12 @@ model = models.LinearSelfAttention()
 # %% [markdown]
 # ## A sampled Gram
 #
-# No closed form of the loss is known for this law, so the lab samples what the loss depends on. The answer of one layer is linear in the
-# cubic features $\phi = G_{ab}\, e_c$ (entries of the prompt's Gram matrix times entries of the query), and the loss is a quadratic
-# form in their coefficients $\theta(W)$:
+# No closed form of the loss is known for this law, so the lab samples what the loss depends on. The answer of one layer is
+# linear in the cubic features $\phi = G_{ab}\, e_c$ (entries of the prompt's Gram matrix times entries of the query), and the
+# loss is a quadratic form in their coefficients $\theta(W)$:
 #
-# $$ L(W) = \tfrac12 \big( \mathbb E y^2 - 2\, \theta^\top \mathbb E[\phi y] + \theta^\top \mathbb E[\phi\phi^\top]\, \theta \big) . $$
+# $$ L(W) = \tfrac12 \big( \mathbb E y^2 - 2\, \theta^\top \mathbb E[\phi y]
+#    + \theta^\top \mathbb E[\phi\phi^\top]\, \theta \big) . $$
 #
 # The moments are sampled once. After that training sees no noise: gradient flow on that loss is exact, and it comes with a
 # standard error.
@@ -98,9 +99,9 @@ print(np.round(step, 3))
 #
 # ## Conjecture 1: nothing changes
 #
-# Since $\mathbb E\, r^2 = 1$, the covariance of the inputs is the same as before, so the step should be the same,
-# $\eta = N/(N+d+1)$. A *claim* is a function of its parameters that returns checks. Here it trains on several independent samples,
-# so that the mean step has a standard error; a sampled check passes within four of them.
+# Since $\mathbb E\, r^2 = 1$, the covariance of the inputs is the same as before, so the step should be the same, $\eta =
+# N/(N+d+1)$. A *claim* is a function of its parameters that returns checks. Here it trains on several independent samples, so
+# that the mean step has a standard error; a sampled check passes within four of them.
 
 
 # %%
@@ -137,7 +138,8 @@ report.check_table(verify.run(["draft.same-step"]))
 #
 # ## Conjecture 2: loud prompts count more
 #
-# With $S = \frac1N \sum_i z_i z_i^\top$ for $z = x/r$, a step of size $\eta$ predicts $\eta\, r^2\, w^\top S\, x_q$, whose risk is
+# With $S = \frac1N \sum_i z_i z_i^\top$ for $z = x/r$, a step of size $\eta$ predicts $\eta\, r^2\, w^\top S\, x_q$, whose
+# risk is
 #
 # $$ \mathbb E\, r^2\, \lVert w - \eta r^2 S w \rVert^2
 #  = d\,\Big[ \mathbb E r^2 - 2 \eta\, \mathbb E r^4 + \eta^2\, \tfrac{N + d + 1}{N}\, \mathbb E r^6 \Big], $$
@@ -145,7 +147,8 @@ report.check_table(verify.run(["draft.same-step"]))
 # since $\mathbb E S = I$ and $\mathbb E S^2 = \frac{N+d+1}{N} I$ for Wishart matrices. It is smallest at
 #
 # $$ \eta^\star = \frac{\mathbb E\, r^4}{\mathbb E\, r^6} \cdot \frac{N}{N + d + 1}, \qquad
-#    \text{risk}^\star = d\, \Big[ \mathbb E\, r^2 - \frac{(\mathbb E\, r^4)^2}{\mathbb E\, r^6} \cdot \frac{N}{N + d + 1} \Big] . $$
+#    \text{risk}^\star = d\, \Big[ \mathbb E\, r^2
+#    - \frac{(\mathbb E\, r^4)^2}{\mathbb E\, r^6} \cdot \frac{N}{N + d + 1} \Big] . $$
 #
 # The loss grows with $r^2$ and its curvature with $r^6$: the layer has one step for all prompts, and takes one that does not
 # overshoot in the loud ones.
@@ -177,8 +180,8 @@ assert verify.all_passed(entries)
 report.check_table(entries)
 
 # %% [markdown]
-# It holds at the default size, and at one that was not in mind when the formula was written. Now as a picture, against the context
-# length:
+# It holds at the default size, and at one that was not in mind when the formula was written. Now as a picture, against the
+# context length:
 
 # %%
 lengths = (4, 10, 25)
@@ -198,16 +201,17 @@ with report.house_style():
     plt.show()
 
 # %% [markdown]
-# Points with intervals of two standard errors are trained layers, lines the two conjectures. No context length rescues the first
-# one.
+# Points with intervals of two standard errors are trained layers, lines the two conjectures. No context length rescues the
+# first one.
 #
 # ## Could more heads do better? A lower bound
 #
 # The flow may have stopped at a local minimum, and a layer with many heads could find something else. Both questions have one
-# answer. Every layer, with any number of heads, is a choice of coefficients $\theta$ in the quadratic form above. *All* coefficients
-# together include those that no weights produce, and the minimum over them is linear algebra:
+# answer. Every layer, with any number of heads, is a choice of coefficients $\theta$ in the quadratic form above. *All*
+# coefficients together include those that no weights produce, and the minimum over them is linear algebra:
 #
-# $$ \min_W\, \text{risk}(W) \;\ge\; \mathbb E y^2 - \mathbb E[\phi y]^\top\, \mathbb E[\phi\phi^\top]^{+}\, \mathbb E[\phi y] . $$
+# $$ \min_W\, \text{risk}(W) \;\ge\;
+#    \mathbb E y^2 - \mathbb E[\phi y]^\top\, \mathbb E[\phi\phi^\top]^{+}\, \mathbb E[\phi y] . $$
 
 # %%
 trained, error, bound = loss.risk(path.limit), loss.standard_error(path.limit), loss.lifted_risk()
@@ -230,9 +234,9 @@ assert abs(trained - best_risk(d, N)) < check.SIGMAS * error
 assert 0 <= trained - bound < 0.01 * trained
 
 # %% [markdown]
-# The gap is a small fraction of a per cent, of the size that fitting so many coefficients to a finite sample makes by itself: no
-# layer of linear attention, however many heads it has, does noticeably better than one step of size $\eta^\star$. (So there is a
-# theorem to prove. The symmetries $w \to -w$ and rotations are the place to start; `mahankali2023` shows how.)
+# The gap is a small fraction of a per cent, of the size that fitting so many coefficients to a finite sample makes by itself:
+# no layer of linear attention, however many heads it has, does noticeably better than one step of size $\eta^\star$. (So there
+# is a theorem to prove. The symmetries $w \to -w$ and rotations are the place to start; `mahankali2023` shows how.)
 #
 # ## Which algorithm is it?
 #
@@ -244,10 +248,10 @@ found = analysis.identify(eqx.Partial(model, path.limit), regression(d, N), jax.
 print(found)
 
 # %% [markdown]
-# A relative distance is the root mean square of the difference to the model, over that of its answers. The last two columns say
-# how many prompts it takes to tell a family from the verdict: by watching the answers, and by comparing two risks alone. One step
-# of gradient descent it is; that a free matrix $P$ comes a little closer is the noise of the sample, which the matrix printed
-# above shows too.
+# A relative distance is the root mean square of the difference to the model, over that of its answers. The last two columns
+# say how many prompts it takes to tell a family from the verdict: by watching the answers, and by comparing two risks alone.
+# One step of gradient descent it is; that a free matrix $P$ comes a little closer is the noise of the sample, which the matrix
+# printed above shows too.
 #
 # What would do better than one step? Least squares and ridge regression adapt to the scale of each prompt, and so can several
 # layers; `oswald2022` trains some.
