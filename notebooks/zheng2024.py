@@ -85,7 +85,7 @@ def flow(law, weights, length=LENGTH, **options):
 # a product of two numbers fitted to one: it conserves $c = a^2 - b^2$, so the limits of $a$ and $b$ are known one by one,
 # $a^2 = \tfrac12\big(c + \sqrt{c^2 + 4 s^{*2}}\big)$, and any start with $a_0 \ne -b_0$ will do.
 #
-# First all 96 complex entries of a small layer, then the two blocks at the paper's size.
+# First all entries of a small layer, real and imaginary parts, then the two blocks at the paper's size.
 
 # %%
 small = sequences("gaussian", length=5, dim=2)
@@ -232,7 +232,7 @@ with report.house_style():
 
 # %% [markdown]
 # Dots: descent on sampled sequences; lines: the map on the exact loss. Sparse starts have no sampling error that matters and
-# end at $1/c^2$; Gaussian ones end a little below the dotted 1/5, since $T$ is finite, and scatter about their line by the
+# end at $1/c^2$; Gaussian lines end a little below the dotted 1/5, since $T$ is finite, and the dots deviate from them by the
 # noise of the sample (the three starts share one sample, so their deviations are the same). All-ones starts leave Theorem
 # 4.1, see below; their line is a map of four numbers.
 #
