@@ -10,6 +10,7 @@ raised, or wrote to stderr.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -40,7 +41,9 @@ def execute(name: str) -> NotebookNode:
     # A kernel warns that it talks to us in plain text, which is so on any machine; errors it still tells.
     quiet = ["--log-level=ERROR"]
     place = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=TIMEOUT, resources=place, extra_arguments=quiet).execute()
+    client = NotebookClient(notebook, kernel_name="python3", timeout=TIMEOUT, resources=place, extra_arguments=quiet)
+    # Figures go into the notebook, whatever backend the shell asks for.
+    client.execute(env={name: value for name, value in os.environ.items() if name != "MPLBACKEND"})
     notebook.metadata = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
     for index, cell in enumerate(notebook.cells):
         cell.metadata = NotebookNode()
