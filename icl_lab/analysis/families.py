@@ -77,7 +77,7 @@ class Fit(NamedTuple):
 
 
 class Features(eqx.Module):
-    """What fits need of M prompts.
+    """What fits need of M prompts (or of one, without the axis M).
 
     Attributes:
       values: (M, r), squared singular values of the inputs, r = min(N, d).
@@ -88,12 +88,12 @@ class Features(eqx.Module):
       scores: exponents of each kernel, (M, N).
     """
 
-    values: Float[Array, "M r"]
-    parts: Inexact[Array, "M k r"]
-    moments: Inexact[Array, "M k d"]
-    queries: Inexact[Array, "M d"]
-    labels: Inexact[Array, "M N k"]
-    scores: dict[str, Float[Array, "M N"]]
+    values: Float[Array, "*M r"]
+    parts: Inexact[Array, "*M k r"]
+    moments: Inexact[Array, "*M k d"]
+    queries: Inexact[Array, "*M d"]
+    labels: Inexact[Array, "*M N k"]
+    scores: dict[str, Float[Array, "*M N"]]
 
 
 @eqx.filter_jit

@@ -117,22 +117,22 @@ class Identification:
         return "\n".join([*text, f"{self.verdict.upper()}: {self.reason}"])
 
     def plain(self) -> dict[str, Any]:
-        """Everything as dicts, lists, numbers and arrays, for files."""
+        """Everything as dicts, lists, numbers and strings, for JSON."""
         return {
             "verdict": self.verdict,
             "reason": self.reason,
             "prompts": self.prompts,
-            "scale": dataclasses.asdict(self.scale),
+            "scale": {"mean": self.scale.mean, "standard_error": self.scale.standard_error},
             "families": [
                 {
                     "family": row.candidate.family,
                     "estimator": row.candidate.estimator,
-                    "parameters": row.candidate.parameters,
+                    "parameters": {name: np.asarray(value).tolist() for name, value in row.candidate.parameters.items()},
                     "note": row.candidate.note,
                     "distance": row.distance.mean,
                     "standard_error": row.distance.standard_error,
-                    "tell_by_answers": None if row.by_answers is None else dataclasses.asdict(row.by_answers),
-                    "tell_by_risk": None if row.by_risk is None else dataclasses.asdict(row.by_risk),
+                    "tell_by_answers": None if row.by_answers is None else row.by_answers.plain(),
+                    "tell_by_risk": None if row.by_risk is None else row.by_risk.plain(),
                 }
                 for row in self.ranked
             ],

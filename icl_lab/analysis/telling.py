@@ -25,6 +25,10 @@ class Count:
     prompts: float
     at_least: bool = False
 
+    def plain(self) -> dict[str, float | str | bool]:
+        """For JSON, which has no infinity: that is the string "inf"."""
+        return {"prompts": "inf" if np.isinf(self.prompts) else self.prompts, "at_least": self.at_least}
+
     def __str__(self) -> str:
         number = f"{self.prompts:.0f}" if self.prompts < 1e5 or np.isinf(self.prompts) else f"{self.prompts:.2g}"
         return f"> {number}" if self.at_least else number

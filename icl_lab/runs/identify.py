@@ -1,0 +1,115 @@
+"""The job of `icl-lab identify`: the model of a finished run, rebuilt from its folder, and the algorithm that it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from icl_lab import analysis, precision
+from icl_lab.analysis.identification import COLUMNS, NONE
+from icl_lab.config import build
+from icl_lab.errors import InvalidValueError
+from icl_lab.models import SelfAttention
+from icl_lab.prng import stream
+from icl_lab.runs import present, store
+from icl_lab.runs.execute import named_leaves
+from icl_lab.tasks.prompt import Task
+from icl_lab.typing import Weights
+
+
+class TrainedModel(NamedTuple):
+    """What a run trained, on what, and the weights it ended with."""
+
+    task: Task
+    model: SelfAttention
+    weights: Weights
+
+
+def load(folder: Path) -> TrainedModel:
+    """The model of a run.
+
+    Args:
+      folder: a run folder of `icl-lab run`.
+
+    Raises:
+      InvalidValueError: no folder of a finished run, or weights that are not those of its configuration.
+    """
+    status = folder / "status.json"
+    if not status.is_file():
+        raise InvalidValueError(
+            f"RUN_FOLDER must be the folder of a finished run of `icl-lab run`; {folder} has no status.json."
+        )
+    said = store.read_json(status)["status"]
+    if said in ("running", "failed"):
+        raise InvalidValueError(
+            f"the run in {folder} did not finish (its status is {said!r}), so that it has no trained weights."
+        )
+    for name in ("config.yaml", "weights.npz"):
+        if not (folder / name).is_file():
+            raise InvalidValueError(
+                f"RUN_FOLDER must hold config.yaml and weights.npz of a finished run; {folder} has no {name}."
+            )
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    arrays = store.read_arrays(folder / "weights.npz")
+    with precision.float64():
+        task, model = build.build_task(config["task"]), build.build_model(config["model"])
+        start = build.build_weights(config["trainer"], config["model"], task, model, jax.random.key(config["seed"]))
+        names = named_leaves("limit", start)
+        shapes = {name: np.shape(leaf) for name, leaf in names.items()}
+        found = {name: array.shape for name, array in arrays.items() if name.startswith("limit")}
+        if found != shapes:
+            raise InvalidValueError(f"the weights in {folder} have shapes {found}; its configuration asks for {shapes}.")
+        weights = jax.tree.unflatten(jax.tree.structure(start), [arrays[name] for name in names])
+    return TrainedModel(task, model, weights)
+
+
+def show(folder: Path, prompts: int, seed: int, json_path: str | None, console: Console | None = None) -> None:
+    """Identify the model of a run and print the table, or JSON alone on standard output if `json_path` is "-".
+
+    Args:
+      folder: a run folder.
+      prompts: number of prompts to judge on.
+      seed: of the prompts.
+      json_path: file for the result as JSON; "-" is standard output, None writes none.
+      console: where to print; standard output by default.
+
+    Raises:
+      InvalidValueError: as `load`, too few prompts, a negative seed, or a folder for the JSON that does not exist.
+      NonFiniteError: a model whose training diverged.
+    """
+    if json_path not in (None, "-") and not Path(json_path).absolute().parent.is_dir():
+        raise InvalidValueError(f"the folder of `--json` must exist; got {json_path!r}.")
+    if seed < 0:
+        raise InvalidValueError(f"`--seed` must be an integer >= 0; got {seed}.")
+    trained = load(folder)
+    key = stream(jax.random.key(seed), "identify")
+    with (console or Console(stderr=True)).status("fitting families of algorithms"):
+        found = analysis.identify(eqx.Partial(trained.model, trained.weights), trained.task, key, prompts)
+    content = json.dumps({"run": str(folder), "seed": seed, **found.plain()}, indent=2, allow_nan=False)
+    if json_path == "-":
+        print(content)
+        return
+    if json_path is not None:
+        Path(json_path).write_text(content + "\n", encoding="utf-8")
+    console = console or present.wide_console()
+    console.print(_table(found))
+    colour = "yellow" if found.verdict == NONE else "green"
+    console.print(f"[{colour}]{escape(found.verdict.upper())}[/]: {escape(found.reason)}", highlight=False)
+
+
+def _table(found: analysis.Identification) -> Table:
+    table = Table(title=f"Families of algorithms by distance to the model, on {found.prompts} fresh prompts")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("family", "fitted") else "right")
+    for row in found.rows():
+        table.add_row(*map(escape, row))
+    return table

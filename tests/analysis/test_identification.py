@@ -1,0 +1,218 @@
+"""Known learners and what `identify` says of them, on three keys each; degenerate predictors, thresholds, misuse."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icl_lab import analysis, estimators, tasks
+from icl_lab.analysis.identification import COLUMNS, NONE
+from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.models import LinearSelfAttention, LSAWeights, constructions
+
+DIM, LENGTH = 4, 12
+TASK = tasks.LinearRegression(DIM, LENGTH, covariance=[2.0, 1.0, 1.0, 0.5], noise_std=0.3)
+MATRIX = np.diag([0.9, 0.6, 0.4, 0.2]) + 0.05 * np.arange(16.0).reshape(4, 4)
+SIZES, BENDS = np.array([0.5, 0.8]), np.array([0.02, 0.0])
+RESIDUAL = LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
+PLAIN = LinearSelfAttention()
+SEEDS = (0, 1, 2)
+
+GD, SMOOTHER, OTHER = "gradient descent", "kernel smoother, ", "preconditioned GD"
+LEARNERS = {
+    "zero": (estimators.named("zero"), "zero", {}),
+    "ols": (estimators.named("ols"), "OLS", {}),
+    "one step": (estimators.named("gradient_descent", step_size=0.5), GD, {"step_size": [0.5]}),
+    "one step uphill": (estimators.named("gradient_descent", step_size=-0.5), GD, {"step_size": [-0.5]}),
+    "five steps": (estimators.named("gradient_descent", step_size=0.3, steps=5), GD, {"step_size": [0.3] * 5}),
+    "ten steps": (estimators.named("gradient_descent", step_size=0.2, steps=10), GD, {"step_size": [0.2] * 10}),
+    "ridge": (estimators.named("ridge", penalty=1.0), "ridge", {"penalty": 1.0}),
+    "ridge, small": (estimators.named("ridge", penalty=1e-3), "ridge", {"penalty": 1e-3}),
+    "recursive": (estimators.named("recursive_least_squares", penalty=0.5), "ridge", {"penalty": 0.5}),
+    "gaussian": (estimators.named("kernel_smoother", bandwidth=1.2), SMOOTHER + "gaussian", {"bandwidth": 1.2, "scale": 1.0}),
+    "exponential": (
+        estimators.named("kernel_smoother", bandwidth=1.5, kernel="exponential", scale=2.0),
+        SMOOTHER + "exponential",
+        {"bandwidth": 1.5, "scale": 2.0},
+    ),
+    "opposite": (
+        estimators.named("kernel_smoother", bandwidth=1.5, kernel="opposite", scale=-2.0),
+        SMOOTHER + "opposite",
+        {"bandwidth": 1.5, "scale": -2.0},
+    ),
+    "gd++": (
+        estimators.named("gd_plus_plus", step_sizes=SIZES, curvatures=BENDS),
+        "GD++",
+        {"step_sizes": SIZES, "curvatures": BENDS},
+    ),
+    "preconditioned": (
+        estimators.named("preconditioned_gradient_descent", preconditioner=MATRIX),
+        OTHER,
+        {"preconditioner": MATRIX},
+    ),
+    "weights of a step": (
+        eqx.Partial(PLAIN, constructions.gradient_descent(PLAIN, DIM, LENGTH, 0.7)),
+        GD,
+        {"step_size": [0.7]},
+    ),
+    "weights of three steps": (
+        eqx.Partial(RESIDUAL, constructions.gradient_descent(RESIDUAL, DIM, LENGTH, 0.4, steps=3)),
+        GD,
+        {"step_size": [0.4] * 3},
+    ),
+    "weights of a preconditioned step": (
+        eqx.Partial(RESIDUAL, constructions.preconditioned_gradient_descent(RESIDUAL, LENGTH, MATRIX)),
+        OTHER,
+        {"preconditioner": MATRIX},
+    ),
+    "weights of gd++": (
+        eqx.Partial(RESIDUAL, constructions.gd_plus_plus(RESIDUAL, DIM, LENGTH, SIZES, BENDS)),
+        "GD++",
+        {"step_sizes": SIZES, "curvatures": BENDS},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_known_learners_are_named_with_their_parameters(name):
+    predictor, family, parameters = LEARNERS[name]
+    for seed in SEEDS:
+        found = analysis.identify(predictor, TASK, jax.random.key(seed), 1024)
+        assert found.verdict == family, found
+        assert found.identified is not None
+        assert parameters.keys() <= found.identified.parameters.keys()
+        for parameter, expected in parameters.items():
+            # Rounding alone, in units of the largest entry: the fit is exact.
+            scale = np.max(np.abs(expected))
+            np.testing.assert_allclose(found.identified.parameters[parameter], expected, rtol=0, atol=1e-8 * scale)
+        assert found.distance(family).mean < 1e-9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_no_family_computes_is_none_of_these(seed):
+    key = jax.random.key(seed)
+    random = [LSAWeights(*jax.random.normal(k, (2, DIM + 1, DIM + 1)) / 3) for k in jax.random.split(key, 2)]
+    for predictor in (estimators.named("last_value"), eqx.Partial(RESIDUAL, tuple(random)), eqx.Partial(PLAIN, random[0])):
+        found = analysis.identify(predictor, TASK, key, 1024)
+        assert found.verdict == NONE
+        assert found.identified is None
+        assert found.ranked[0].distance.mean > 0.2
+        assert found.ranked[0].candidate.family in found.reason
+
+
+def test_the_distance_is_that_of_the_functions_with_its_standard_error(key):
+    # Linear predictors a.x_q at distance |a - b| on inputs of covariance I; only zero is known in closed form.
+    found = analysis.identify(estimators.named("ridge", penalty=2.0), TASK, key)
+    fitted = next(row.candidate for row in found.ranked if row.candidate.family == GD)
+    other = analysis.compare_functions(
+        TASK, fitted.predictor, estimators.named("ridge", penalty=np.asarray(2.0)), jax.random.key(9), 20000
+    )
+    expected = other.prediction_distance.mean / other.prediction_scale.mean
+    distance = found.distance(GD)
+    assert abs(distance.mean - expected) < 4 * np.hypot(distance.standard_error, 0.01 * expected)
+    assert 0.002 * expected < distance.standard_error < 0.05 * expected
+    assert found.distance("zero").mean == pytest.approx(1.0, rel=1e-12)
+    assert [row.distance.mean for row in found.ranked] == sorted(row.distance.mean for row in found.ranked)
+
+
+def test_a_small_penalty_is_ols_within_the_resolution_and_ridge_below_it(key):
+    predictor = estimators.named("ridge", penalty=1e-6)
+    assert analysis.identify(predictor, TASK, key, 1024).verdict == "OLS"
+    sharp = analysis.identify(predictor, TASK, key, 1024, resolution=1e-9)
+    assert sharp.verdict == "ridge"
+    assert sharp.identified is not None
+    np.testing.assert_allclose(sharp.identified.parameters["penalty"], 1e-6, rtol=1e-4)
+    assert "penalty 1e-06" in sharp.reason
+
+
+def test_ridge_fitted_to_ols_says_that_its_penalty_vanished(key):
+    found = analysis.identify(estimators.ols, TASK, key, 1024)
+    fitted = next(row.candidate for row in found.ranked if row.candidate.family == "ridge")
+    assert "lower end" in fitted.note
+    assert found.ranked[0].candidate.family == "OLS"
+
+
+def test_more_steps_than_were_tried_are_not_given_a_number(key):
+    predictor = estimators.named("gradient_descent", step_size=0.05, steps=12)
+    short = analysis.identify(predictor, TASK, key, 1024, close=0.2, steps=3)
+    fitted = next(row.candidate for row in short.ranked if row.candidate.family == GD)
+    assert len(fitted.parameters["step_size"]) == 3
+    assert "3 steps are the most that were tried" in fitted.note
+    full = analysis.identify(predictor, TASK, key, 1024, steps=12)
+    assert full.verdict == GD
+    np.testing.assert_allclose(full.identified.parameters["step_size"], [0.05] * 12, rtol=1e-8)
+
+
+def nearly(noise, prompt):
+    """A gradient step with a part that no family has."""
+    return estimators.gradient_descent(prompt, 0.5) + noise * jnp.sin(prompt.labels[0])
+
+
+def test_a_model_that_is_close_to_a_step_is_called_a_step_up_to_the_threshold(key):
+    found = analysis.identify(eqx.Partial(nearly, 0.01), TASK, key, 1024)
+    assert found.verdict == GD
+    assert "no richer one beats clearly" in found.reason
+    distance = found.distance(GD).mean
+    assert 1e-3 < distance < 0.02
+    assert analysis.identify(eqx.Partial(nearly, 0.01), TASK, key, 1024, close=0.9 * distance).verdict == NONE
+    assert analysis.identify(eqx.Partial(nearly, 0.5), TASK, key, 1024).verdict == NONE
+
+
+def test_a_richer_family_is_preferred_only_if_it_is_clearly_closer(key):
+    # A preconditioner close to a multiple of the identity, beside a part that no family has.
+    def predictor(tilt, noise, prompt):
+        matrix = 0.5 * jnp.eye(DIM) + tilt * jnp.diag(jnp.array([1.0, -1.0, 1.0, -1.0]))
+        return estimators.preconditioned_gradient_descent(prompt, matrix) + noise * jnp.sin(prompt.labels[0])
+
+    def verdict(tilt, noise):
+        return analysis.identify(eqx.Partial(predictor, np.asarray(tilt), np.asarray(noise)), TASK, key, 1024).verdict
+
+    assert verdict(0.015, 0.0005) == OTHER
+    assert verdict(0.001, 0.01) == GD
+
+
+def broken(prompt):
+    return jnp.where(prompt.query[:1] > 0, jnp.nan, 1.0)
+
+
+def too_many(prompt):
+    return prompt.query
+
+
+def test_answers_that_are_no_answers_are_refused(key):
+    with pytest.raises(NonFiniteError, match=r"answers \d+ of 1024 prompts with NaN or infinity"):
+        analysis.identify(broken, TASK, key)
+    with pytest.raises(InvalidValueError, match=r"the shape of a label, \(1,\); got shape \(4,\)"):
+        analysis.identify(too_many, TASK, key)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": 1}, "`prompts` must be an integer >= 2; got 1"),
+        ({"steps": 0}, "`steps` must be an integer >= 1; got 0"),
+        ({"layers": 1}, "`layers` must be an integer >= 2; got 1"),
+        ({"close": 1.5}, "0 < resolution <= close < 1; got 1e-06 and 1.5"),
+        ({"resolution": 0.0}, "0 < resolution <= close < 1; got 0.0 and 0.05"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(settings, message, key):
+    with pytest.raises(InvalidValueError, match=message):
+        analysis.identify(estimators.ols, TASK, key, **settings)
+
+
+def test_it_prints_a_table_and_gives_plain_data(key):
+    found = analysis.identify(estimators.named("ridge", penalty=1.0), TASK, key, 1024)
+    lines = str(found).splitlines()
+    assert all(column in lines[0] for column in COLUMNS)
+    assert len(lines) == len(found.ranked) + 2
+    assert lines[1].split()[:4] == ["1", "ridge", "penalty", "1"]
+    assert lines[-1].startswith("RIDGE: ridge (penalty 1) computes the same function")
+    data = found.plain()
+    assert data["verdict"] == "ridge"
+    assert [entry["family"] for entry in data["families"]] == [row.candidate.family for row in found.ranked]
+    assert data["families"][0]["tell_by_answers"] is None
+    assert data["families"][1]["tell_by_risk"]["prompts"] >= 2
+    with pytest.raises(InvalidValueError, match=r"No family is called 'lasso'; fitted were ridge, .*zero"):
+        found.distance("lasso")
