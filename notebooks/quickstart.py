@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Quickstart: train a transformer, watch it become gradient descent
 #
-# Show a transformer twenty examples $(x_i, y_i)$ of a linear function that it has never met, and a new input $x_q$. It answers
-# well, although no weight changes while it reads. *Which algorithm is it running?*
+# Show a transformer twenty examples $(x_i, y_i)$ of a linear function that it has never met, and a new input $x_q$. It
+# answers well, although no weight changes while it reads. *Which algorithm is it running?*
 #
 # For one layer of linear attention there is a theorem, and this page runs it: the loss is computed exactly, training is an
 # ordinary differential equation, and the trained weights agree with a formula to more than nine digits.
@@ -49,10 +49,10 @@ with report.house_style():
 
 # %% [markdown]
 # The prompt is a matrix $E$ with a token $(x_i, y_i)$ a column and $(x_q, 0)$ last. One layer of linear self-attention adds
-# $W_{PV}\, E E^\top W_{KQ}\, E / N$ to it, and the answer $\hat y$ is read where the question mark was. That makes $\hat y$ a
-# cubic polynomial of the prompt; prompts are Gaussian; so the loss
-# $L = \tfrac12\, \mathbb E\, (\hat y - w \cdot x_q)^2$, averaged over *all* prompts, is a polynomial of the weights that can be
-# written down. No batch, no sampling noise: gradient flow $\dot W = -\nabla L(W)$ is integrated like any other equation.
+# $W_{PV}\, E E^\top W_{KQ}\, E / N$ to it, and the answer $\hat y$ is read where the question mark was. That makes $\hat y$
+# a cubic polynomial of the prompt; prompts are Gaussian; so the loss $L = \tfrac12\, \mathbb E\, (\hat y - w \cdot x_q)^2$,
+# averaged over *all* prompts, is a polynomial of the weights that can be written down. No batch, no sampling noise:
+# gradient flow $\dot W = -\nabla L(W)$ is integrated like any other equation.
 
 # %%
 loss = objectives.population(task, model)
@@ -63,14 +63,14 @@ print(f"{path.verdict.name}: {path.reason}")
 # %% [markdown]
 # ## Watch it
 #
-# Theory says where this must end: at **one step of gradient descent** on the squared error of the examples, started from zero
-# and preconditioned by a fixed matrix,
+# Theory says where this must end: at **one step of gradient descent** on the squared error of the examples, started from
+# zero and preconditioned by a fixed matrix,
 #
 # $$\hat y = x_q^\top P\, \frac1N \sum_i y_i x_i, \qquad
 #   P^\star = \Big[\big(1 + \tfrac1N\big) \Lambda + \tfrac{\operatorname{tr} \Lambda + s^2}{N}\, I\Big]^{-1}$$
 #
-# with $s^2$ the variance of the noise. It is almost $\Lambda^{-1}$, held back where twenty examples are too few to trust. Here
-# is the matrix $P$ that the weights implement, from the first moment to the last.
+# with $s^2$ the variance of the noise. It is almost $\Lambda^{-1}$, held back where twenty examples are too few to trust.
+# Here is the matrix $P$ that the weights implement, from the first moment to the last.
 
 # %%
 times = path.trajectory.times
@@ -89,12 +89,15 @@ with report.house_style():
     plt.show()
 
 # %% [markdown]
-# Red is positive, blue negative; below each frame stands its largest entry, at which the colours end. The flow starts next to
-# nothing and leaves along $\Lambda^2$: everything positive, a blur of neighbours. Then it changes its mind. The entries beside
-# the diagonal turn negative, which is how a covariance is *inverted*. The last two frames look the same; how much the same?
+# Red is positive, blue negative; below each frame stands its largest entry, at which the colours end. The flow starts next
+# to nothing and leaves along $\Lambda^2$: everything positive, a blur of neighbours. Then it changes its mind. The entries
+# beside the diagonal turn negative, which is how a covariance is *inverted*. The last two frames look the same; how much
+# the same?
 
 # %%
-print(analysis.compare(path.limit, best, tolerance=1e-9))
+agreement = analysis.compare(path.limit, best, tolerance=1e-9)
+assert agreement.passed
+print(agreement)
 
 # %%
 step_size, _ = comparison.best_linear_steps(task, jax.random.key(0), prompts=1)
@@ -122,9 +125,9 @@ with report.house_style():
     plt.show()
 
 # %% [markdown]
-# Left: a plateau near the saddle at zero, a drop, and a tail in which the directions of small variance are learned. Right: the
-# weights approach $P^\star$ (blue) exponentially, at the rate that the curvature of the loss predicts, down to the accuracy
-# asked of the solver. They pass near plain gradient descent (orange) and move on.
+# Left: a plateau near the saddle at zero, a drop, and a tail in which the directions of small variance are learned. Right:
+# the weights approach $P^\star$ (blue) exponentially, at the rate that the curvature of the loss predicts, down to the
+# accuracy asked of the solver. They pass near plain gradient descent (orange) and move on.
 
 # %% [markdown]
 # ## One prompt, five algorithms
@@ -154,7 +157,7 @@ report.Table(
 
 # %% [markdown]
 # The transformer and the preconditioned step say the same number. Is that an accident of this prompt? Here is the risk
-# $\mathbb E(\hat y - w \cdot x_q)^2$ over many prompts, at context lengths that the transformer was not trained on.
+# $\mathbb E(\hat y - w \cdot x_q)^2$ over many prompts, at the context length of training and at others.
 
 # %%
 lengths = (5, 20, 80, 320)
@@ -165,27 +168,30 @@ curve = analysis.risk_against_length(
     jax.random.key(1),
     prompts=8192,
 )
-exact = [theory.lsa.risk(best.preconditioner, covariance, np.eye(d), 0.25, n) for n in lengths]
+fine = np.geomspace(lengths[0], lengths[-1], 50)
+exact = [theory.lsa.risk(best.preconditioner, covariance, np.eye(d), 0.25, n) for n in fine]
 
 with report.house_style():
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
     columns = dict(zip(curve.names, curve.means.T, strict=True))
     errors = dict(zip(curve.names, curve.standard_errors.T, strict=True))
-    report.risk_curves(axes, lengths, columns, errors, exact, trained_at=N)
+    report.risk_curves(axes, lengths, columns, errors, trained_at=N)
+    axes.plot(fine, exact, color="black", label="closed form", zorder=0)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     plt.show()
 
 # %% [markdown]
-# Dots with intervals of two standard errors are measured, the line is the exact risk of the closed form. The transformer (ring)
-# *is* the preconditioned step at every length. It extrapolates, but to a floor: its step was tuned for twenty examples. Ridge,
-# which inverts the covariance of each prompt anew, goes on learning. One layer cannot do that; several can, see below.
+# Dots with intervals of two standard errors are measured, the line is the exact risk of the closed form. The transformer
+# (ring) *is* the preconditioned step at every length. It extrapolates, but to a floor: its step was tuned for twenty
+# examples. Ridge, which inverts the covariance of each prompt anew, goes on learning. One layer cannot do that; several
+# can, see below.
 
 # %% [markdown]
 # ## A theorem is a program
 #
-# All of this is packed into *claims*: each trains or simulates something, puts it beside the formula, and can fail. Here is the
-# convergence theorem of Zhang, Frei and Bartlett ([arXiv 2306.09927](https://arxiv.org/abs/2306.09927)) for prompts without
-# noise, check by check.
+# All of this is packed into *claims*: each trains or simulates something, puts it beside the formula, and can fail. Here is
+# the convergence theorem of Zhang, Frei and Bartlett ([arXiv 2306.09927](https://arxiv.org/abs/2306.09927)) for prompts
+# without noise, check by check.
 
 # %%
 entries = verify.run(["zhang2023.thm4.1"])
