@@ -77,7 +77,8 @@ def flow(law, weights, length=LENGTH, **options):
 # $$ab = s^* = \frac{\kappa_1}{\kappa_2 + \dfrac{\kappa_3}{T-2}\displaystyle\sum_{t=2}^{T-1}\frac{1}{t-1}} .$$
 #
 # **Why.** Turn all phases of $W$ by a common angle: the contribution of every other pair of blocks carries another power of
-# that phase than the target does, so neither pulls on the other, and the zeros have no gradient. What is left is
+# that phase than the target does, so neither pulls on the other, and the zeros have no gradient. Off the diagonals of $K$ and
+# $P$ the gradient is a sum of odd moments, zero by assumption. What is left is
 #
 # $$\dot a = -b\,g, \qquad \dot b = -a\,g, \qquad g = (T-2)\big(\bar\kappa\,ab - \kappa_1\big), \qquad
 # \bar\kappa = \kappa_1/s^* ,$$

@@ -131,8 +131,9 @@ assert verify.all_passed(entries)
 # which is 2 for *every* autoregression of order at most $p$ and larger for other Gaussian series.
 #
 # Compare this with algorithms that know nothing and estimate the coefficients from the same context: in-context least squares
-# and Yule-Walker have the excess $p\sigma^2/N$. The trained layer knows the coefficients, they sit in its weights; still it
-# loses to least squares when $2V > p\sigma^2$, that is, when the series is easy to predict.
+# and Yule-Walker have the excess $p\sigma^2/N$ to leading order (Yule-Walker is biased in short contexts, for better or
+# worse). The trained layer knows the coefficients, they sit in its weights; still it loses to least squares when $2V >
+# p\sigma^2$, that is, when the series is easy to predict.
 
 # %%
 LENGTHS = (10, 20, 40, 80, 160)
