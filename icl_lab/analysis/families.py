@@ -111,7 +111,7 @@ def features(prompts: Prompt) -> Features:
             moments=-mean_gradient(start, inputs, labels),
             queries=query,
             labels=labels,
-            scores={kernel: estimators.kernel_scores(inputs, query, kernel) for kernel in estimators.KERNELS},
+            scores={kernel: estimators.kernel_scores(inputs, query, kernel) for kernel in estimators.EXPONENTS},
         )
 
     return jax.vmap(one)(prompts)
@@ -165,13 +165,14 @@ def ridge(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
 
 def smoother(data: Features, answers: Inexact[Array, "M k"], kernel: str) -> Fit:
     """A kernel smoother with the best bandwidth and scale."""
-    scores = data.scores[kernel]
+    scores = data.scores["exponential" if kernel == "odd" else kernel]
+    against = np.asarray(float(kernel == "odd"))
     spread = np.sqrt(np.mean(np.var(scores, axis=1)))
     # Where all examples are equally far every bandwidth is the same.
     unit = np.asarray(spread if spread > 0 else 1.0)
-    scales = np.asarray(_scales(_EXPONENTS[:, 0] / unit, scores, data.labels, answers))
+    scales = np.asarray(_scales(_EXPONENTS[:, 0] / unit, scores, against, data.labels, answers))
     starts = np.concatenate([np.log(_EXPONENTS), scales[:, None]], axis=1)
-    (exponent, scale), squares = _fit(_smoother, starts, (unit, scores), data, answers, 1, _FEW)
+    (exponent, scale), squares = _fit(_smoother, starts, (unit, scores, against), data, answers, 1, _FEW)
     bandwidth = np.sqrt(unit / np.exp(exponent))
     parameters = {"bandwidth": np.asarray(bandwidth), "scale": np.asarray(scale)}
     words = f"bandwidth {_number(bandwidth)}, scale {_number(scale)}"
@@ -220,21 +221,22 @@ def _filtered(values: Array, data: Features) -> Array:
 
 
 def _smoother(point: Array, extra: Any, data: Features) -> Array:
-    unit, scores = extra
-    return point[1].astype(data.labels.dtype) * _smoothed(jnp.exp(point[0]) / unit, scores, data.labels)
+    unit, scores, against = extra
+    return point[1].astype(data.labels.dtype) * _smoothed(jnp.exp(point[0]) / unit, scores, against, data.labels)
 
 
-def _smoothed(exponent: Array, scores: Array, labels: Array) -> Array:
-    weights = jax.nn.softmax(exponent * scores, axis=1)
+def _smoothed(exponent: Array, scores: Array, against: Array, labels: Array) -> Array:
+    """Means of the labels by their scores, less `against` (0 or 1) times those by the opposite scores."""
+    weights = jax.nn.softmax(exponent * scores, axis=1) - against * jax.nn.softmax(-exponent * scores, axis=1)
     return jnp.einsum("mn,mnk->mk", weights.astype(labels.dtype), labels)
 
 
 @jax.jit
-def _scales(exponents: Array, scores: Array, labels: Array, answers: Array) -> Array:
+def _scales(exponents: Array, scores: Array, against: Array, labels: Array, answers: Array) -> Array:
     """The best scale of a smoother at each exponent."""
 
     def scale(exponent):
-        smooth = _smoothed(exponent, scores, labels)
+        smooth = _smoothed(exponent, scores, against, labels)
         return jnp.sum(jnp.real(jnp.conj(smooth) * answers)) / jnp.sum(jnp.abs(smooth) ** 2)
 
     return jax.lax.map(scale, jnp.asarray(exponents))

@@ -205,14 +205,14 @@ def _fitted(seen: Prompt, answers: Array, steps: int, layers: int, resolution: f
         squares = np.stack([fit.squares for fit in fits])
         return fits[telling.simplest(squares, norms, resolution, factor)].candidate
 
-    exponential = [families.smoother(data, answers, kernel) for kernel in ("exponential", "opposite")]
+    softmax = [families.smoother(data, answers, kernel) for kernel in ("exponential", "opposite", "odd")]
     return [
         Candidate("zero", "zero", {}),
         Candidate("OLS", "ols", {}),
         choose(families.descents(data, answers, length, steps)),
         families.ridge(data, answers).candidate,
         families.smoother(data, answers, "gaussian").candidate,
-        choose(exponential),
+        choose(softmax),
         # Every layer has two parameters more.
         choose(families.layered_descents(data, answers, length, layers), FACTOR),
         families.preconditioned(data, answers),

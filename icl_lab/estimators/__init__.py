@@ -28,6 +28,7 @@ from icl_lab.estimators.sequences import last_value as last_value
 from icl_lab.estimators.sequences import yule_walker as yule_walker
 from icl_lab.estimators.sequences import yule_walker_weights as yule_walker_weights
 from icl_lab.estimators.sequences import zero as zero
+from icl_lab.estimators.smoother import EXPONENTS as EXPONENTS
 from icl_lab.estimators.smoother import KERNELS as KERNELS
 from icl_lab.estimators.smoother import kernel_scores as kernel_scores
 from icl_lab.estimators.smoother import kernel_smoother as kernel_smoother

@@ -3,7 +3,8 @@ r"""Kernel smoothing on one prompt: the answer is a weighted mean of the labels,
 .. math:: \hat y = c \sum_i a_i y_i, \qquad a = \operatorname{softmax}_i \kappa(x_i, x_q) / h^2
 
 This is the estimator of Nadaraya and Watson, and what one head of softmax attention computes when its W_KQ is a multiple of
-the identity on the inputs and its W_PV one on the labels. It fits no matrix: the answer is not linear in the query.
+the identity on the inputs and its W_PV one on the labels. Two heads of opposite matrices compute a difference of two smoothers,
+the kernel "odd". Nothing is fitted: the answer is not linear in the query.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from icl_lab.linalg import is_traced
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.typing import Array
 
-KERNELS = ("gaussian", "exponential", "opposite")
+EXPONENTS = ("gaussian", "exponential", "opposite")
+"""Kernels that are the exponential of `kernel_scores`."""
+KERNELS = (*EXPONENTS, "odd")
+"""Those, and the difference of "exponential" and "opposite"."""
 
 
 def kernel_scores(inputs: Inexact[Array, "N d"], query: Inexact[Array, "d"], kernel: str) -> Float[Array, "N"]:
@@ -37,8 +41,8 @@ def kernel_scores(inputs: Inexact[Array, "N d"], query: Inexact[Array, "d"], ker
     """
     if kernel == "gaussian":
         return -jnp.sum(jnp.abs(inputs - query[None, :]) ** 2, axis=1) / 2
-    if kernel not in KERNELS:
-        raise InvalidValueError(f"`kernel` must be one of {', '.join(KERNELS)}; got {kernel!r}.")
+    if kernel not in EXPONENTS:
+        raise InvalidValueError(f"`kernel` must be one of {', '.join(EXPONENTS)} (a smoother has odd, too); got {kernel!r}.")
     products = jnp.real(inputs.conj() @ query)
     return products if kernel == "exponential" else -products
 
@@ -51,13 +55,13 @@ def kernel_smoother(
 ) -> Inexact[Array, "k"]:
     """The mean of the labels weighted by a softmax over the examples, times `scale`.
 
-    The Gaussian kernel tends to the label of the nearest input as the bandwidth falls to 0; every kernel tends to the mean of
-    the labels as it grows.
+    The Gaussian kernel tends to the label of the nearest input as the bandwidth falls to 0. As it grows, every kernel tends to
+    the mean of the labels, but "odd" to a step of gradient descent on centred inputs, of size 2 scale / bandwidth^2.
 
     Args:
       prompt: one prompt with N examples.
       bandwidth: h > 0, in units of the inputs.
-      kernel: one of `KERNELS`, see `kernel_scores`.
+      kernel: one of `KERNELS`.
       scale: c, multiplies the answer.
 
     Returns:
@@ -73,6 +77,9 @@ def kernel_smoother(
     if not is_traced(bandwidth) and not (np.isfinite(bandwidth) and bandwidth > 0):
         raise InvalidValueError(f"`bandwidth` must be a finite number > 0; got {bandwidth!r}.")
     check_finite_values(scale, "scale")
-    scores = kernel_scores(inputs, query, kernel)
-    weights = jax.nn.softmax(scores / jnp.asarray(bandwidth, scores.dtype) ** 2)
+    scores = kernel_scores(inputs, query, "exponential" if kernel == "odd" else kernel)
+    scores = scores / jnp.asarray(bandwidth, scores.dtype) ** 2
+    weights = jax.nn.softmax(scores)
+    if kernel == "odd":
+        weights = weights - jax.nn.softmax(-scores)
     return jnp.asarray(scale, labels.dtype) * (weights.astype(labels.dtype) @ labels)
