@@ -21,7 +21,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
-TIMEOUT = 300
+TIMEOUT = 600
+"""Seconds for the start of a kernel and for a cell, also on a machine that does much else."""
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -41,7 +42,8 @@ def execute(name: str) -> NotebookNode:
     # A kernel warns that it talks to us in plain text, which is so on any machine; errors it still tells.
     quiet = ["--log-level=ERROR"]
     place = {"metadata": {"path": str(FOLDER)}}
-    client = NotebookClient(notebook, kernel_name="python3", timeout=TIMEOUT, resources=place, extra_arguments=quiet)
+    limits = {"timeout": TIMEOUT, "startup_timeout": TIMEOUT}
+    client = NotebookClient(notebook, kernel_name="python3", resources=place, extra_arguments=quiet, **limits)
     # Figures go into the notebook, whatever backend the shell asks for.
     client.execute(env={name: value for name, value in os.environ.items() if name != "MPLBACKEND"})
     notebook.metadata = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
