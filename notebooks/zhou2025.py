@@ -97,7 +97,7 @@ with report.house_style():
     left.axhline(theory.zhou2025.trained_gap(RHO, 1.0, LENGTH), color="C1", label="innovation filter, $2V/(N+4)$")
     left.axhline(theory.zhou2025.reversed_gap(RHO, 1.0, LENGTH), color="C2", label="time-reversed filter, $2V/(N+2)$")
     left.axhline(lifted, color="0.4", linestyle=":", label="bound $w^\\top\\Delta_N w$")
-    left.set(xlabel="start", ylabel="excess risk (units of σ²)", ylim=(0.0225, 0.0325))
+    left.set(xlabel="start", ylabel="excess risk (units of σ²)", xticks=range(0, 16, 5), ylim=(0.0225, 0.0325))
     left.legend(fontsize="x-small", loc="upper left")
     names = [f"{j}{k},{lag}" for j in range(3) for k in range(j, 3) for lag in range(2)]
     right.bar(names, closed, color="C1", alpha=0.45, label="closed form")
