@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -75,14 +76,16 @@ def closer(first: Float[np.ndarray, "M"], second: Float[np.ndarray, "M"], factor
     return bool(factor**2 * np.mean(first) <= np.mean(second) and np.mean(difference) > SIGMAS * error)
 
 
-def simplest(squares: Float[np.ndarray, "F M"], norms: Float[np.ndarray, "M"], resolution: float, factor: float) -> int:
+def simplest(
+    squares: Float[np.ndarray, "F M"], norms: Float[np.ndarray, "M"], resolution: float, factors: Sequence[float]
+) -> int:
     """Which of F functions, from simple to rich, describes another one best.
 
     Args:
       squares: squared distances to it on M prompts.
       norms: its squared norms.
       resolution: relative distance within which two functions are the same.
-      factor: by which a richer function must be `closer`.
+      factors: by which each function must be `closer` than a simpler one, (F,).
 
     Returns:
       The first within the resolution; if there is none, the first than which no later one is closer.
@@ -90,4 +93,5 @@ def simplest(squares: Float[np.ndarray, "F M"], norms: Float[np.ndarray, "M"], r
     same = np.flatnonzero(np.mean(squares, axis=1) <= resolution**2 * np.mean(norms))
     if len(same):
         return int(same[0])
-    return next(i for i in range(len(squares)) if not any(closer(richer, squares[i], factor) for richer in squares[i + 1 :]))
+    count = len(squares)
+    return next(i for i in range(count) if not any(closer(squares[j], squares[i], factors[j]) for j in range(i + 1, count)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icl_lab import analysis, estimators, tasks
-from icl_lab.analysis.identification import COLUMNS, NONE
+from icl_lab.analysis.identification import CLOSE, COLUMNS, NONE
 from icl_lab.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import LinearSelfAttention, LSAWeights, constructions
 
@@ -208,6 +208,19 @@ def test_a_richer_family_is_preferred_only_if_it_is_clearly_closer(key):
 
     assert verdict(0.015, 0.0005) == OTHER
     assert verdict(0.001, 0.01) == GD
+
+
+def two_heads(prompt):
+    """Two softmax heads, with a part that no family has."""
+    return estimators.kernel_smoother(prompt, 3.0, "odd", 4.5) + 0.01 * jnp.sin(prompt.labels[0])
+
+
+def test_two_softmax_heads_on_a_long_prompt_are_no_step_although_close_to_one(key):
+    found = analysis.identify(two_heads, tasks.LinearRegression(2, 900), key, 1024)
+    # Centring costs 1/sqrt(N).
+    assert 1 / 40 < found.distance(GD).mean < CLOSE
+    assert found.distance(GD).mean < 3 * found.distance(SMOOTHER + "odd").mean
+    assert found.verdict == SMOOTHER + "odd"
 
 
 def broken(prompt):

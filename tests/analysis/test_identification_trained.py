@@ -1,4 +1,4 @@
-"""What trained models are called: linear attention a (preconditioned) step; softmax attention a smoother or none, never a step."""
+"""What trained models are called: linear attention a (preconditioned) step, softmax attention a smoother or nothing."""
 
 import equinox as eqx
 import jax

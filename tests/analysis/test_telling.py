@@ -74,10 +74,10 @@ def test_the_standard_error_of_a_relative_distance_is_that_of_repeated_estimates
 
 def test_the_simplest_function_within_the_resolution_or_not_clearly_beaten_is_chosen(rng):
     norms, base = np.ones(1000), rng.uniform(0.5, 1.5, 1000)
-    assert simplest(np.stack([base, 1e-14 * base, 1e-20 * base]), norms, 1e-6, 2.0) == 1
-    assert simplest(np.stack([base, 0.3 * base, 0.05 * base]), norms, 1e-6, 2.0) == 2
-    assert simplest(np.stack([0.3 * base, base, 0.1 * base]), norms, 1e-6, 2.0) == 0
-    assert simplest(np.stack([0.3 * base, base, 0.1 * base]), norms, 1e-6, 1.0) == 2
+    assert simplest(np.stack([base, 1e-14 * base, 1e-20 * base]), norms, 1e-6, [2.0] * 3) == 1
+    assert simplest(np.stack([base, 0.3 * base, 0.05 * base]), norms, 1e-6, [2.0] * 3) == 2
+    assert simplest(np.stack([0.3 * base, base, 0.1 * base]), norms, 1e-6, [2.0] * 3) == 0
+    assert simplest(np.stack([0.3 * base, base, 0.1 * base]), norms, 1e-6, [2.0, 2.0, 1.0]) == 2
     # One outlier makes the difference: the mean is lower by far, but not beyond chance.
     spike = np.where(np.arange(1000) == 0, 1e4, 1e-2)
     assert not closer(np.full(1000, 1e-2), spike, 2.0)
