@@ -42,7 +42,7 @@ CLOSE = 0.05
 """Relative distance within which a family describes a model that it does not equal.
 
 Layers of linear attention after thousands of steps of Adam on fresh prompts are 0.01 to 0.03 from their limit, a trained head
-of softmax attention 0.01 to 0.07 from a smoother. The best gradient step is 0.3 or more from one softmax head; from two heads it
+of softmax attention 0.01 to 0.07 from a smoother. The best gradient step is 0.3 or more from one softmax head, and from two it
 is 0.36 at d = N = 10, 0.18 at d = 5, N = 20, and 0.10 at d = 5, N = 100.
 """
 FACTOR = 2.0
