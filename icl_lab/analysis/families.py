@@ -103,7 +103,7 @@ def features(prompts: Prompt) -> Features:
     def one(prompt: Prompt) -> Features:
         inputs, labels, query = examples(prompt)
         left, singular, right = jnp.linalg.svd(inputs, full_matrices=False)
-        parts = (labels.T @ left.conj()) * (singular * (right.conj() @ query))[None, :]
+        parts = (labels.T @ left.conj()) * (singular.astype(query.dtype) * (right.conj() @ query))[None, :]
         start = jnp.zeros((labels.shape[1], inputs.shape[1]), inputs.dtype)
         return Features(
             values=singular**2,

@@ -64,5 +64,5 @@ def test_softmax_attention_is_never_called_a_gradient_step(heads, dim, length):
     for seed in (0, 1, 2):
         found = analysis.identify(eqx.Partial(SOFTMAX, weights), task, jax.random.key(seed))
         assert found.verdict == NONE or found.verdict.startswith("kernel smoother")
-        assert found.distance(GD).mean > 2 * CLOSE
+        assert found.distance(GD).mean > 1.5 * CLOSE
         assert found.ranked[0].candidate.family.startswith("kernel smoother")
