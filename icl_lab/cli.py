@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     identify = verbs.add_parser("identify", help="which in-context algorithm a trained model runs")
     identify.add_argument("folder", type=Path, metavar="RUN_FOLDER")
-    identify.add_argument("--prompts", type=int, default=4096, metavar="N", help="to fit on, and as many to judge on")
+    identify.add_argument("--prompts", type=int, default=4096, metavar="N", help="fresh ones to judge on (default: 4096)")
     identify.add_argument("--seed", type=int, default=0, metavar="S", help="of the prompts (default: 0)")
     identify.add_argument("--json", metavar="PATH", help="write the result as JSON; - is stdout")
     identify.set_defaults(command=_identify)

@@ -215,6 +215,7 @@ def two_heads(prompt):
     return estimators.kernel_smoother(prompt, 2.4, "odd", 2.9) + 0.05 * jnp.sin(prompt.labels[0])
 
 
+@pytest.mark.slow
 def test_two_softmax_heads_are_no_step_where_they_are_close_to_one(key):
     found = analysis.identify(two_heads, tasks.LinearRegression(2, 60), key, 1024)
     # A family that contains gradient descent would have to halve the distance.
