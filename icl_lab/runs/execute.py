@@ -56,6 +56,7 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
     resolved = resolve(config)
     folder = store.run_folder(resolved)
     if distributed.as_first_says(store.is_finished(folder)):
+        store.remove_stale(folder.parent)
         console.print(f"This run is done already, in [bold]{folder}[/]", highlight=False, soft_wrap=True)
         return _outcome(folder, console)
     if not distributed.is_first():

@@ -69,6 +69,9 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
         if len(finished) < len(different):
             for problems in _prepared(list(different.values()), ended):
                 _train_and_publish(problems, finished, ended)
+    # What a process left that was killed just after another one had finished its run.
+    for root in {point.folder.parent for point in points}:
+        store.remove_stale(root)
     ends_in_order = [ends[point.folder] for point in points]
     _print_summary(ends_in_order, finished, console or present.wide_console())
     return ends_in_order

@@ -103,11 +103,13 @@ def test_run_on_inputs_without_closed_form_lands_on_the_risk_worked_by_hand(run)
     assert "weight_distance" in step
 
 
-def test_run_that_is_done_is_not_run_again(run, monkeypatch):
+def test_run_that_is_done_is_not_run_again(run, monkeypatch, leave_over):
     first, _ = run(*SMALL)
     monkeypatch.setattr(execute, "simulate", lambda *_, **__: pytest.fail("ran again"))
+    leftover = leave_over(first.folder)
     second, printed = run(*SMALL, "task.noise_std=0")
     assert second == first
+    assert not leftover.exists()
     assert "done already" in printed
     assert "CONVERGED" in printed
 

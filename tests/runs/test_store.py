@@ -97,19 +97,14 @@ def test_failure_is_recorded_beside_the_final_name_and_success_removes_it(tmp_pa
     assert [path.name for path in final.parent.iterdir()] == ["abc123"]
 
 
-def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_and_other_machines_kept(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    here = socket.gethostname()
-    names = {
-        f".partial-abc123-{dead.pid}-00000000@{here}": False,
-        f".partial-abc123-{os.getpid()}-00000000@{here}": True,
-        f".partial-abc123-{dead.pid}-00000000@{here}-elsewhere": True,
-    }
-    for name in names:
-        (tmp_path / name).mkdir()
-    store.remove_stale(tmp_path)
-    assert {name: (tmp_path / name).exists() for name in names} == names
+def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_and_other_machines_kept(tmp_path, leave_over):
+    dead = leave_over(tmp_path / "abc123")
+    living = tmp_path / f".partial-abc123-{os.getpid()}-00000000@{socket.gethostname()}"
+    elsewhere = tmp_path / f"{dead.name}-elsewhere"
+    for folder in (living, elsewhere):
+        folder.mkdir()
+    assert store.remove_stale(tmp_path) == [dead]
+    assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere])
 
 
 def test_process_killed_while_writing_leaves_no_run_and_the_next_one_sweeps_its_folder(tmp_path):

@@ -33,7 +33,7 @@ def do(configs):
         return sweep.execute_all(configs, console), console.export_text()
 
 
-def test_points_are_what_they_are_by_themselves_and_a_failing_one_stops_none(config, tmp_path):
+def test_points_are_what_they_are_by_themselves_and_a_failing_one_stops_none(config, tmp_path, leave_over):
     configs = [point(config, 0, 0.1), point(config, 1, -1.0), point(config, 1, 0.2)]
     ends, printed = do(configs)
     assert [end.status for end in ends] == ["done", "failed", "done"]
@@ -57,3 +57,6 @@ def test_points_are_what_they_are_by_themselves_and_a_failing_one_stops_none(con
     again, _ = do(configs)
     assert [end.status for end in again] == ["done", "failed", "done"]
     assert (ends[0].folder / "status.json").stat().st_mtime_ns == before
+    leftover = leave_over(ends[0].folder)
+    do([configs[0], configs[2]])
+    assert not leftover.exists()
