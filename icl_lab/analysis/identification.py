@@ -152,7 +152,7 @@ COLUMNS = ("rank", "family", "fitted", "relative distance", "tell by answers", "
 def identify(
     predictor: Predictor,
     task: Task,
-    key: Key,
+    key: Key | None = None,
     prompts: int = 4096,
     *,
     resolution: float = RESOLUTION,
@@ -165,7 +165,7 @@ def identify(
     Args:
       predictor: function of one prompt that returns (k,), such as `equinox.Partial(model, weights)`.
       task: law of the prompts, real or complex.
-      key: random key.
+      key: random key; that of seed 0 if omitted.
       prompts: number of prompts to judge on, rounded up to whole chunks. Those to fit on are others: `CHUNK` of them, or more
         where a (d, d) preconditioner needs them.
       resolution: relative distance within which two functions are the same.
@@ -180,6 +180,7 @@ def identify(
       InvalidValueError: counts or thresholds outside their range, or answers of another shape than the labels.
       NonFiniteError: answers that are NaN or infinite.
     """
+    key = jax.random.key(0) if key is None else key
     check_count(prompts, "prompts", 2, "A standard error needs two prompts at least.")
     check_count(steps, "steps", 1, "It is the largest number of gradient steps that is tried.")
     check_count(layers, "layers", 2, "GD++ of one layer is a step of gradient descent.")
