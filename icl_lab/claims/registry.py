@@ -96,10 +96,11 @@ def claim(
 
 
 def all_claims() -> dict[str, Claim]:
-    """Every claim by id, in the order of `MODULES`."""
+    """Every claim by id, in the order of `MODULES`, whichever was imported first; those of users last."""
     for module in MODULES:
         importlib.import_module(module)
-    return dict(_CLAIMS)
+    place = {module: index for index, module in enumerate(MODULES)}
+    return dict(sorted(_CLAIMS.items(), key=lambda one: place.get(one[1].run.__module__, len(MODULES))))
 
 
 def select(patterns: Iterable[str] = ()) -> list[Claim]:

@@ -1,6 +1,8 @@
 """The registry and the runner, on toy claims."""
 
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,16 @@ def test_an_unknown_claim_is_refused_with_suggestions(toys):
 def test_ids_are_unique(toys):
     with pytest.raises(InvalidValueError, match="taken"):
         registry.claim("toy.square", paper="", statement="", source="", parameters={})(lambda: [])
+
+
+def test_the_order_of_claims_is_not_that_of_imports():
+    script = "import icl_lab.claims.{}, icl_lab.claims.registry as r; print(*r.all_claims())"
+    listings = [
+        subprocess.run([sys.executable, "-c", script.format(first)], check=True, capture_output=True, text=True).stdout.split()
+        for first in ("zhang2023", "zhou2025_noise")
+    ]
+    assert len(listings[0]) > 100
+    assert listings[0] == listings[1]
 
 
 def test_a_notebook_cell_that_defines_a_claim_may_run_again(toys):
