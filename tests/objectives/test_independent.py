@@ -108,7 +108,7 @@ def test_other_problems_are_refused():
 
 
 def test_no_coefficients_of_the_features_beat_the_best_single_step(key):
-    """By the symmetry under sign flips and permutations of the coordinates, the lifted minimum is one step of gradient descent."""
+    """By the symmetry under sign flips and permutations of coordinates, the lifted minimum is one step of gradient descent."""
     task = tasks.LinearRegression(dim=2, context_length=4, covariates=Uniform(2), noise_std=0.4)
     loss = objectives.independent_loss(task, MODEL)
     step = [loss.risk(constructions.gradient_descent(MODEL, 2, 4, eta)) for eta in (0.0, 1.0, 2.0)]
