@@ -4,7 +4,8 @@
 
 The work is linear in both, but the numbers of a prompt that is too long for the cache come from memory and cost more each.
 Memory is that of the moments and of one chunk of prompts, and longer prompts are drawn in pieces, so it is flat in both. Every
-point has a process of its own, for a peak of memory of its own. The last part is the throughput against that of drawing the random numbers alone.
+point has a process of its own, for a peak of memory of its own. The last part is the throughput against that of drawing the
+random numbers alone.
 """
 
 from __future__ import annotations
