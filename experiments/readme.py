@@ -31,9 +31,8 @@ def regression(length: int) -> tasks.LinearRegression:
 
 def distances(axes: Axes, path: training.TrainingResult, expected: np.ndarray, length: int) -> None:
     """How far the preconditioner of the layer is from the closed form along the flow."""
-    weights = path.trajectory.weights
-    each = [jax.tree.map(lambda w, i=i: w[i], weights) for i in range(len(path.trajectory.times))]
-    learned = np.stack([analysis.effective_preconditioner(one, MODEL, length) for one in each])
+    each = [path.trajectory.at(index) for index in range(len(path.trajectory.times))]
+    learned = np.stack([analysis.effective_preconditioner(weights, MODEL, length) for weights in each])
     gaps = np.linalg.norm(learned - expected, axis=(1, 2)) / np.linalg.norm(expected)
     report.decay(axes, path.trajectory.times, gaps, "distance of P to the closed form")
     axes.set(title="gradient flow on the exact loss")
@@ -55,16 +54,11 @@ def risks(axes: Axes, limit: object, preconditioner: np.ndarray, trained_at: int
         "ridge": estimators.named("ridge", penalty=0.25),
         "OLS": estimators.ols,
     }
-    curve = {name: [] for name in predictors}
-    errors = {name: [] for name in predictors}
-    for length in lengths:
-        sampled = analysis.sampled_risks(regression(length), predictors, jax.random.key(0), 100_000)
-        for name in predictors:
-            curve[name].append(sampled[name].mean)
-            errors[name].append(sampled[name].standard_error)
+    curve = analysis.risk_against_length(regression, lengths, predictors, jax.random.key(0), 100_000)
+    means, errors = (dict(zip(curve.names, values.T, strict=True)) for values in (curve.means, curve.standard_errors))
     parameters = theory.lsa.gaussian_parameters(regression(trained_at))
     exact = [theory.lsa.risk(preconditioner, *parameters, n) for n in lengths]
-    report.risk_curves(axes, lengths, curve, errors, exact, trained_at)
+    report.risk_curves(axes, lengths, means, errors, exact, trained_at)
     axes.set(title="risk at other lengths")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 

@@ -123,8 +123,7 @@ def _claims(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     settings = _settings(options.set)
-    if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
-        raise InvalidValueError(f"the folder of `--json` must exist; got {options.json!r}.")
+    _check_json_path(options.json)
     from icl_lab.runs import cache
 
     cache.enable()
@@ -133,7 +132,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     with progress_bar("verifying claims") as advance:
         entries = verify.run(options.patterns, settings, options.jobs, advance)
-    _write_entries(entries, options.json)
+    if _write_json(entries, options.json):
+        _print_checks(entries)
     return 0 if verify.all_passed(entries) else 1
 
 
@@ -153,16 +153,23 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _write_entries(entries: list[dict[str, Any]], json_path: str | None) -> None:
-    """The results as JSON on stdout (and nothing else there), or as a table, and as JSON in a file if asked."""
+def _check_json_path(path: str | None) -> None:
+    """Raise `InvalidValueError`, before anything runs, if `--json` cannot be written there."""
+    if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
+        raise InvalidValueError(f"the folder of `--json` must exist; got {path!r}.")
+
+
+def _write_json(content: Any, path: str | None) -> bool:
+    """Write JSON to the place of `--json`, if there is one; False if that is stdout, where nothing else may then stand."""
     import json
 
-    if json_path == "-":
-        print(json.dumps(entries, indent=2, allow_nan=False))
-        return
-    if json_path is not None:
-        Path(json_path).write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _print_checks(entries)
+    if path is not None:
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        if path == "-":
+            print(text, end="")
+            return False
+        Path(path).write_text(text, encoding="utf-8")
+    return True
 
 
 def _print_checks(entries: list[dict[str, Any]]) -> None:
@@ -203,12 +210,15 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _identify(options: argparse.Namespace) -> int:
+    _check_json_path(options.json)
     from icl_lab.runs import cache
 
     cache.enable()
     from icl_lab.runs import identify
 
-    identify.show(options.folder, options.prompts, options.seed, options.json)
+    found = identify.find(options.folder, options.prompts, options.seed)
+    if _write_json({"run": str(options.folder), "seed": options.seed, **found.plain()}, options.json):
+        identify.show(found)
     return 0
 
 

@@ -313,18 +313,10 @@ with report.house_style():
     left.legend(fontsize="x-small")
     squares = (best - future) ** 2
     right.plot(horizon, theory.rollout.bayes_mse(rho, noise, steps), color="C2", label="best predictor, closed form")
-    right.errorbar(
-        horizon,
-        squares.mean(axis=0),
-        2 * squares.std(axis=0) / np.sqrt(count),
-        fmt="o",
-        capsize=2,
-        color="C2",
-        label="simulated",
-    )
-    right.axhline(
-        noise**2 + theory.zhou2025.signal_variance(rho, noise), color="0.4", linestyle=":", label="variance of the series"
-    )
+    spread = 2 * squares.std(axis=0) / np.sqrt(count)
+    right.errorbar(horizon, squares.mean(axis=0), spread, fmt="o", capsize=2, color="C2", label="simulated")
+    variance = noise**2 + theory.zhou2025.signal_variance(rho, noise)
+    right.axhline(variance, color="0.4", linestyle=":", label="variance of the series")
     right.set(xlabel="step k of the rollout", ylabel="mean squared error")
     right.legend(fontsize="x-small")
     plt.show()
@@ -363,20 +355,11 @@ with report.house_style():
     fine = np.geomspace(20, 120, 60)
     axes.plot(fine, 2 / (fine + 4), color="black", label="prediction, $2/(N+4)$")
     for colour, (name, (factor, optimiser, epochs, patience)) in enumerate(runs.items()):
+        settings = {"key": prng.stream(key, "shuffles"), "epochs": epochs, "patience": patience}
         shares = []
         for length in shown:
-            fitted = train_on_windows(
-                LSA,
-                start,
-                factor * train,
-                factor * held_out,
-                ORDER,
-                length,
-                optimiser,
-                key=prng.stream(key, "shuffles"),
-                epochs=epochs,
-                patience=patience,
-            ).weights
+            windows = (factor * train, factor * held_out, ORDER, length)
+            fitted = train_on_windows(LSA, start, *windows, optimiser, **settings).weights
             exact = objectives.series_loss(tasks.Autoregressive(data.coefficients, length, factor * SIGMA), LSA)
             shares.append((exact.risk(jax.tree.map(np.float64, fitted)) - (factor * SIGMA) ** 2) / (factor**2 * signal))
         axes.plot(shown, shares, "o", color=f"C{colour}", label=name)

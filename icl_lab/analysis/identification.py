@@ -104,14 +104,13 @@ class Identification:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table as text, a row a family; see `COLUMNS`."""
-        counts = [("" if count is None else str(count)) for row in self.ranked for count in (row.by_answers, row.by_risk)]
         return [
             (
                 str(rank),
                 row.candidate.family,
                 row.candidate.words,
                 f"{row.distance.mean:.2e} ± {row.distance.standard_error:.0e}",
-                *counts[2 * rank - 2 : 2 * rank],
+                *("" if count is None else str(count) for count in (row.by_answers, row.by_risk)),
             )
             for rank, row in enumerate(self.ranked, 1)
         ]
@@ -258,7 +257,7 @@ def _judged(
     for i in np.argsort([distance.mean for distance in distances]):
         if i == reference:
             counts = None, None
-        elif distances[i].mean <= resolution and reference in same:
+        elif i in same and reference in same:
             counts = Count(np.inf), Count(np.inf)
         else:
             spread = np.sqrt(np.var(errors[i], ddof=1) + np.var(errors[reference], ddof=1))

@@ -20,13 +20,26 @@ from icl_lab import precision
 from icl_lab.errors import InvalidValueError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.objective import Objective
+from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Task
 from icl_lab.typing import Array, Key, Weights
+
+EXAMPLES = 64
+"""Examples of the prompts that show which features are live."""
 
 
 @eqx.filter_jit
 def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8 T D"]:
     return jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8))
+
+
+def _short(task: Task) -> Task:
+    """The task with a context of a few examples where they are independent: its live features are the same, at no memory."""
+    if not isinstance(task, LinearRegression) or task.context_length <= EXAMPLES:
+        return task
+    return LinearRegression(
+        task.dim, EXAMPLES, task_covariance=task.task_covariance, noise_std=task.noise_std, covariates=task.covariates
+    )
 
 
 class Features(eqx.Module):
@@ -48,7 +61,7 @@ class Features(eqx.Module):
     @staticmethod
     def of(task: Task, model: LinearSelfAttention) -> Features:
         """The live features, found from the tokens of a few prompts: a slot that is exactly zero in all of them is dead."""
-        tokens = np.asarray(_example_tokens(task, model))
+        tokens = np.asarray(_example_tokens(_short(task), model))
         keys = tokens if model.query_in_sum else tokens[:, :-1]
         live = np.flatnonzero(np.any(keys != 0, axis=(0, 1)))
         first, second = np.meshgrid(live, live, indexing="ij")

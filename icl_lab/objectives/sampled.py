@@ -38,10 +38,6 @@ PROMPTS_OF_PIECES = 8
 """Prompts of a chunk that are drawn in pieces."""
 
 
-EXAMPLES_OF_FEATURES = 64
-"""Examples of the prompts that show which features are live."""
-
-
 class SampledLoss(MomentLoss):
     """Half loss of one linear attention layer from sampled moments; deterministic once built, with a standard error.
 
@@ -97,7 +93,7 @@ class SampledLoss(MomentLoss):
         check_count(prompts, "prompts", 2, "A standard error needs at least two prompts.")
         check_count(groups, "groups", 2, "The spread of the groups is the standard error.")
         with precision.float64():
-            features = Features.of(_short(task), model) if features is None else features
+            features = Features.of(task, model) if features is None else features
             complex_factor = 1 if features.symmetric else 2
             needed = 8 * complex_factor * (groups + 2) * features.count**2
             if needed > memory_limit:
@@ -175,19 +171,6 @@ def _from_whole(task: Task, model: LinearSelfAttention, features: Features, keys
         return _at_every_position(model, features, tokens, prompts)
     attended = tokens if model.query_in_sum else tokens[:-1]
     return features.values(attended, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
-
-
-def _short(task: Task) -> Task:
-    """The task with a context of a few examples where they are independent: its live features are the same, at no memory."""
-    if not isinstance(task, LinearRegression) or task.context_length <= EXAMPLES_OF_FEATURES:
-        return task
-    return LinearRegression(
-        task.dim,
-        EXAMPLES_OF_FEATURES,
-        task_covariance=task.task_covariance,
-        noise_std=task.noise_std,
-        covariates=task.covariates,
-    )
 
 
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:

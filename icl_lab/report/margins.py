@@ -5,12 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from icl_lab.report.tables import share_of_tolerance
-
-Entry = Mapping[str, Any]
+from icl_lab.report.tables import Entry, share_of_tolerance
 
 LOWEST, HIGHEST = -8, 2
 """Powers of ten at the ends of the scale; what lies beyond is drawn at the end."""

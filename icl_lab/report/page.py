@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from icl_lab.report import margins
-from icl_lab.report.tables import share_of_tolerance, short, verdict
-
-Entry = Mapping[str, Any]
+from icl_lab.report.tables import Entry, share_of_tolerance, short, verdict
 
 LISTED = 24
 """Entries of a vector that can be unfolded; the results' file has all of them."""

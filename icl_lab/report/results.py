@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from icl_lab.errors import InvalidValueError
-
-Entry = Mapping[str, Any]
+from icl_lab.report.tables import Entry
 
 
 def validated(content: Any, name: str) -> list[Entry]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Entry = Mapping[str, Any]
+"""A claim as JSON types: one of `claims.verify.run` or, without results, of `claims.registry.listing`."""
 
 
 @dataclasses.dataclass(frozen=True)

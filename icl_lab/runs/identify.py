@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,34 +71,28 @@ def load(folder: Path) -> TrainedModel:
     return TrainedModel(task, model, weights)
 
 
-def show(folder: Path, prompts: int, seed: int, json_path: str | None, console: Console | None = None) -> None:
-    """Identify the model of a run and print the table, or JSON alone on standard output if `json_path` is "-".
+def find(folder: Path, prompts: int, seed: int) -> analysis.Identification:
+    """The algorithm that the model of a run runs.
 
     Args:
       folder: a run folder.
       prompts: number of prompts to judge on.
       seed: of the prompts.
-      json_path: file for the result as JSON; "-" is standard output, None writes none.
-      console: where to print; standard output by default.
 
     Raises:
-      InvalidValueError: as `load`, too few prompts, a negative seed, or a folder for the JSON that does not exist.
+      InvalidValueError: as `load`, too few prompts, or a negative seed.
       NonFiniteError: a model whose training diverged.
     """
-    if json_path not in (None, "-") and not Path(json_path).absolute().parent.is_dir():
-        raise InvalidValueError(f"the folder of `--json` must exist; got {json_path!r}.")
     if seed < 0:
         raise InvalidValueError(f"`--seed` must be an integer >= 0; got {seed}.")
     trained = load(folder)
     key = stream(jax.random.key(seed), "identify")
-    with (console or Console(stderr=True)).status("fitting families of algorithms"):
-        found = analysis.identify(eqx.Partial(trained.model, trained.weights), trained.task, key, prompts)
-    content = json.dumps({"run": str(folder), "seed": seed, **found.plain()}, indent=2, allow_nan=False)
-    if json_path == "-":
-        print(content)
-        return
-    if json_path is not None:
-        Path(json_path).write_text(content + "\n", encoding="utf-8")
+    with Console(stderr=True).status("fitting families of algorithms"):
+        return analysis.identify(eqx.Partial(trained.model, trained.weights), trained.task, key, prompts)
+
+
+def show(found: analysis.Identification, console: Console | None = None) -> None:
+    """Print the families and the verdict, on standard output by default."""
     console = console or present.wide_console()
     console.print(_table(found))
     colour = "yellow" if found.verdict == NONE else "green"

@@ -74,7 +74,7 @@ def test_models_of_every_shape_come_back_with_their_weights(run, key):
         assert np.all(np.isfinite(trained.model(trained.weights, prompt)))
     with open("/dev/null", "w") as nowhere:
         console = Console(file=nowhere, record=True, width=120)
-        identify.show(folder, 200, 0, None, console)
+        identify.show(identify.find(folder, 200, 0), console)
         assert "relative distance" in console.export_text()
 
 
