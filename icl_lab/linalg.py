@@ -11,6 +11,9 @@ from jaxtyping import Float
 from icl_lab.errors import InvalidValueError, NotPositiveDefiniteError
 from icl_lab.typing import Array, Key
 
+SINGULAR = 1e-14
+"""Share of the largest eigenvalue below which the smallest one of a matrix in double precision may be rounding."""
+
 
 def is_traced(x: object) -> bool:
     """Whether `x` is an abstract value inside a JAX transformation, whose numbers cannot be checked."""
@@ -22,7 +25,8 @@ def check_covariance(matrix: Array, name: str = "covariance", *, allow_singular:
 
     Raises:
       InvalidValueError: not a square matrix, or not finite.
-      NotPositiveDefiniteError: not symmetric, or its smallest eigenvalue is not above rounding (1e-12 of the largest).
+      NotPositiveDefiniteError: not symmetric, or its smallest eigenvalue is not above rounding (`SINGULAR` times the largest;
+        a semidefinite one may be 1e-12 of the largest below zero).
     """
     if is_traced(matrix):
         return
@@ -38,13 +42,13 @@ def check_covariance(matrix: Array, name: str = "covariance", *, allow_singular:
             f"`{name}` must be symmetric, as a covariance is; entries differ from their mirror image by up to {asymmetry:.3g}."
         )
     smallest, largest = np.linalg.eigvalsh(matrix)[[0, -1]]
-    rounding = 1e-12 * max(abs(largest), abs(smallest))
-    if allow_singular and smallest < -rounding:
+    size = max(abs(largest), abs(smallest))
+    if allow_singular and smallest < -1e-12 * size:
         raise NotPositiveDefiniteError(f"`{name}` must be positive semidefinite; its smallest eigenvalue is {smallest:.6g}.")
-    if not allow_singular and smallest <= rounding:
+    if not allow_singular and smallest <= SINGULAR * size:
         raise NotPositiveDefiniteError(
-            f"`{name}` must be positive definite; its smallest eigenvalue is {smallest:.6g} (d = {matrix.shape[0]}). "
-            "The closed-form limits need its inverse."
+            f"`{name}` must be positive definite, with a condition number below {1 / SINGULAR:.0e}; its eigenvalues reach from "
+            f"{smallest:.6g} to {largest:.6g} (d = {matrix.shape[0]}). The closed-form limits need its inverse."
         )
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Inexact
 from icl_lab import precision
 from icl_lab.errors import InvalidValueError
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.objective import LARGEST_SPREAD, Objective, second_moment_spread
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Task
 from icl_lab.typing import Array, Key, Weights
@@ -164,6 +164,12 @@ class MomentLoss(Objective):
 
     def standard_error(self, weights: Weights) -> float:
         return 0.0
+
+    @property
+    def graded(self) -> bool:
+        # By the tokens that `Features.of` has drawn already.
+        spread = second_moment_spread(_example_tokens(_short(self.task), self.model))
+        return self.rate_spread > LARGEST_SPREAD or spread**3 > LARGEST_SPREAD
 
     def lifted_risk(self) -> float:
         """The smallest risk of free coefficients theta, a lower bound for one layer with any number of heads.

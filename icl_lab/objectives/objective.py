@@ -5,10 +5,16 @@ from __future__ import annotations
 import abc
 
 import equinox as eqx
-from jaxtyping import Float
+import jax
+import numpy as np
+from jaxtyping import Float, Inexact
 
+from icl_lab.linalg import SINGULAR
 from icl_lab.tasks.prompt import Task
 from icl_lab.typing import Array, Key, Weights
+
+LARGEST_SPREAD = 1e9
+"""Ratio of relaxation rates up to which every one of them is found in a Hessian of double precision."""
 
 
 class Objective(eqx.Module):
@@ -43,3 +49,37 @@ class Objective(eqx.Module):
         """Ratio of the fastest to the slowest relaxation rate near the optimum, where known; decides explicit or implicit
         integration. 1.0 where unknown."""
         return 1.0
+
+    @property
+    def graded(self) -> bool:
+        """Whether curvatures may differ by more than rounding shows in a Hessian of double precision.
+
+        A direction in which the Hessian vanishes is then perhaps no symmetry, but too slow to be seen beside the others. Rates
+        go like the third power of the inputs' variances, which a few prompts show.
+        """
+        return self.rate_spread > LARGEST_SPREAD or second_moment_spread(_example_inputs(self.task)) ** 3 > LARGEST_SPREAD
+
+    @property
+    def input_rounding(self) -> float | Float[Array, "*S"]:
+        """Relative error of the limit that the rounding of the task's own numbers to double precision leaves, where known; (S,)
+        for a stack of S objectives."""
+        return 0.0
+
+    def coefficients(self, weights: Weights) -> Inexact[Array, "..."] | None:
+        """What the prediction depends on the weights through, linearly; None where that is not known.
+
+        Weights of equal coefficients make one function, so that the kernel of the derivative holds the symmetries of the loss.
+        """
+        return None
+
+
+def second_moment_spread(vectors: Inexact[Array, "*count D"]) -> float:
+    """Largest over smallest eigenvalue of the second moment of some vectors, those that are zero but for rounding apart."""
+    rows = np.asarray(vectors).reshape(-1, np.shape(vectors)[-1])
+    squares = np.linalg.svd(rows, compute_uv=False) ** 2
+    return float(squares[0] / np.min(squares[squares > SINGULAR * squares[0]])) if squares[0] > 0 else 1.0
+
+
+@eqx.filter_jit
+def _example_inputs(task: Task) -> Inexact[Array, "8 N d"]:
+    return task.sample_batch(jax.random.key(0), 8).inputs

@@ -21,7 +21,7 @@ from icl_lab import precision
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.models.weights import LSAWeights
-from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.objective import LARGEST_SPREAD, Objective
 from icl_lab.tasks.covariates import FiniteDiagonal, Gaussian
 from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Task
@@ -192,12 +192,26 @@ class RegressionLoss(Objective):
             return 0.5 * given(self.covariances[0])
         return 0.5 * jnp.asarray(self.probabilities, dtype) @ jax.vmap(given)(jnp.asarray(self.covariances, dtype))
 
+    def coefficients(self, weights: Weights) -> Float[Array, "D D d"]:
+        live = LiveWeights.of(weights, self.model.readout_sign)
+        values = jnp.concatenate([live.p1, live.p2[:, None]], axis=1)
+        scores = jnp.concatenate([live.k1, live.k2[:, None, :]], axis=1)
+        product = jnp.einsum("ha,hbc->abc", values, scores)
+        # The attention Gram is symmetric.
+        return product + jnp.swapaxes(product, 0, 1)
+
     def risk(self, weights: Weights) -> float:
         with precision.float64():
             return 2.0 * float(_evaluate(self, jax.tree.map(lambda w: np.asarray(w, np.float64), weights)))
 
     def standard_error(self, weights: Weights) -> float:
         return 0.0
+
+    @property
+    def graded(self) -> bool:
+        # Each covariance of a finite law has directions of its own.
+        spreads = np.linalg.eigvalsh(self.covariances)
+        return bool(self.rate_spread > LARGEST_SPREAD or spreads.max() ** 3 > LARGEST_SPREAD * spreads.min() ** 3)
 
     @property
     def rate_spread(self) -> float:
@@ -223,6 +237,24 @@ def covariance_of_mean(
     d_mat = covariance @ task_covariance @ covariance
     tau = np.trace(covariance @ task_covariance) + noise_variance
     return (1 + 1 / context_length) * d_mat + (tau / context_length) * covariance
+
+
+def _second_moment_eigenbasis(
+    values: Float[Array, "d"], task_covariance: Float[Array, "d d"], noise_variance: float, context_length: int
+) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d d"]]:
+    """Eigenvalues and eigenvectors of `covariance_of_mean` in the eigenbasis of Lambda, in which `task_covariance` is given.
+
+    It is L M L with L = Lambda^{1/2} and M = (1 + 1/N) L Omega L + (tau/N) I. Its eigenvalues are the squared singular values
+    of L times the root of M: in the product itself, as far apart as the square of Lambda's, the smallest would be lost.
+    """
+    scale = np.sqrt(values)
+    tau = np.sum(values * np.diagonal(task_covariance)) + noise_variance
+    inner = (1 + 1 / context_length) * scale[:, None] * task_covariance * scale + (tau / context_length) * np.eye(len(values))
+    if not np.any(inner - np.diag(np.diagonal(inner))):
+        return np.asarray(values * np.diagonal(inner)), np.eye(len(values))
+    inner_values, inner_vectors = np.linalg.eigh(0.5 * (inner + inner.T))
+    rotation, singular, _ = np.linalg.svd(scale[:, None] * inner_vectors * np.sqrt(np.maximum(inner_values, 0.0)))
+    return singular**2, rotation
 
 
 class StructuredWeights(eqx.Module):
@@ -257,34 +289,40 @@ class StructuredLoss(Objective):
     left: Float[Array, "d d"]
     right: Float[Array, "d d"]
     spread: Float[Array, ""]
+    rounding: Float[Array, ""]
 
     @staticmethod
     def restrict(objective: Objective, weights: Weights) -> tuple[StructuredLoss, StructuredWeights] | None:
         """The structured form of an exact loss and of weights, or None where the weights are not in the subspace."""
         if not isinstance(objective, RegressionLoss) or objective.covariances.shape[0] != 1:
             return None
-        if not isinstance(weights, LSAWeights) or weights.w_pv.ndim != 2:
+        if not isinstance(weights, LSAWeights) or (weights.w_pv.ndim == 3 and len(weights.w_pv) > 1):
             return None
         task, model, dim = objective.task, objective.model, objective.task.dim
-        w_pv, w_kq = np.asarray(weights.w_pv, np.float64), np.asarray(weights.w_kq, np.float64)
+        frozen = LSAWeights(np.asarray(weights.w_pv, np.float64), np.asarray(weights.w_kq, np.float64))
+        head = frozen.with_head_axis()
+        w_pv, w_kq = head.w_pv[0], head.w_kq[0]
         if np.any(w_pv[-1, :-1]) or np.any(w_kq[-1, :-1]):
             return None
-        lam, om = np.asarray(task.covariance), np.asarray(task.task_covariance)
+        covariance = np.asarray(task.covariance)
+        diagonal = not np.any(covariance - np.diag(np.diagonal(covariance)))
+        values, right = np.linalg.eigh(covariance)
+        om = right.T @ np.asarray(task.task_covariance) @ right
         ratio = task.context_length / objective.normaliser
-        second = ratio**2 * covariance_of_mean(lam, om, float(task.noise_std) ** 2, task.context_length)
-        c, left = np.linalg.eigh(second)
-        values, right = np.linalg.eigh(lam)
-        signal = ratio * model.readout_sign * left.T @ (lam @ om @ lam) @ right
+        c, rotation = _second_moment_eigenbasis(values, om, float(task.noise_std) ** 2, task.context_length)
+        left = right @ rotation
         structured = StructuredLoss(
             task=task,
             model=model,
-            frozen=LSAWeights(w_pv, w_kq),
-            offset=np.asarray(np.trace(lam @ om)),
-            signal=signal,
-            curvature=np.outer(c, values),
+            frozen=frozen,
+            offset=np.asarray(np.sum(values * np.diagonal(om))),
+            signal=ratio * model.readout_sign * rotation.T @ (values[:, None] * om * values),
+            curvature=np.outer(ratio**2 * c, values),
             left=left,
             right=right,
-            spread=np.asarray(objective.rate_spread),
+            # The smallest eigenvalue of a matrix is known to a rounding of the largest, and the weights go like its inverse.
+            rounding=np.asarray(0.0 if diagonal else np.finfo(np.float64).eps * values[-1] / values[0]),
+            spread=np.asarray(c.max() / c.min() * values.max() / values.min()),
         )
         start = StructuredWeights(value=np.asarray(w_pv[-1, -1]), key_query=left.T @ w_kq[:dim, :dim] @ right)
         return structured, start
@@ -294,8 +332,8 @@ class StructuredLoss(Objective):
         u = self.left @ structured.key_query @ self.right.T
         dim = u.shape[0]
         return LSAWeights(
-            w_pv=jnp.asarray(self.frozen.w_pv).at[-1, -1].set(structured.value),
-            w_kq=jnp.asarray(self.frozen.w_kq).at[:dim, :dim].set(u),
+            w_pv=jnp.asarray(self.frozen.w_pv).at[..., -1, -1].set(structured.value),
+            w_kq=jnp.asarray(self.frozen.w_kq).at[..., :dim, :dim].set(u),
         )
 
     def __call__(self, weights: StructuredWeights, key: Key | None = None) -> Float[Array, ""]:
@@ -312,3 +350,11 @@ class StructuredLoss(Objective):
     @property
     def rate_spread(self) -> float:
         return float(self.spread)
+
+    @property
+    def graded(self) -> bool:
+        return False  # in the eigenbasis every rate stands by itself
+
+    @property
+    def input_rounding(self) -> float | Float[Array, "*S"]:
+        return self.rounding

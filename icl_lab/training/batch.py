@@ -28,14 +28,16 @@ from icl_lab.training.segment import (
     END,
     Segment,
     Stop,
+    check_applies,
     first_step_size,
     first_stop,
     integrate,
     next_stop,
     pick_solver,
     step_tolerance,
+    why_spent,
 )
-from icl_lab.training.stopping import Evidence, Verdict, judge
+from icl_lab.training.stopping import Evidence, Verdict, judge, why_hopeless
 from icl_lab.training.trajectory import Recorder, TrainingResult
 from icl_lab.typing import Weights
 
@@ -111,19 +113,21 @@ class _Prepared:
     embed: Any
     method: str
     rtol: float
+    graded: bool
 
     @staticmethod
     def of(objective: Objective, weights: Weights, solver: str, weight_tolerance: float) -> _Prepared:
         loss, start, embed = coordinates(objective, jax.tree.map(as_double, weights))
         method = pick_solver(loss, start) if solver == "auto" else solver
-        return _Prepared(loss, start, embed, method, step_tolerance(None, method, weight_tolerance, loss))
+        check_applies(method, loss, start)
+        return _Prepared(loss, start, embed, method, step_tolerance(None, method, weight_tolerance, loss), loss.graded)
 
     @functools.cached_property
     def signature(self) -> Hashable:
         """Equal for problems that one program can solve together."""
         arrays, rest = eqx.partition((self.objective, self.start), eqx.is_array)
         shapes = tuple((np.shape(leaf), np.result_type(leaf)) for leaf in jax.tree.leaves(arrays))
-        return self.method, jax.tree.structure(arrays), shapes, tuple(jax.tree.leaves(rest))
+        return self.method, self.graded, jax.tree.structure(arrays), shapes, tuple(jax.tree.leaves(rest))
 
     @property
     def bytes(self) -> int:
@@ -151,6 +155,7 @@ def _solve(
         max_steps,
         report,
         recorders,
+        graded=group[0].graded,
     )
     share = (clock.perf_counter() - started) / len(group)
     return [_result(one, ends, i, recorders[i], share) for i, one in enumerate(group)]
@@ -188,6 +193,7 @@ def flow_together(
     max_steps: int,
     report: Report,
     recorders: Sequence[Recorder] | None = None,
+    graded: bool = False,
 ) -> Ends:
     """Integrate S problems until each has its verdict. Call it inside `precision.float64()`.
 
@@ -198,6 +204,7 @@ def flow_together(
       starts: real weights with a leading axis S.
       rtols: tolerance of the step controller of each.
       recorders: one for each problem, to take its path; None keeps no paths.
+      graded: see `Objective.graded`, the same for all.
     """
     segment = min(LONG_SEGMENT if recorders is None else SHORT_SEGMENT, max_steps)
     mapped = eqx.if_array(0) if axis == 0 else None
@@ -209,7 +216,8 @@ def flow_together(
     step_size = np.array([first_step_size(*pair) for pair in zip(norms(state), gradients, strict=True)])
     step_size = np.where(finite, step_size, 1.0)
     time, steps, judged = np.zeros_like(initial), np.zeros(len(initial), int), np.zeros(len(initial), int)
-    judgements = [(*judge(fact, weight_tolerance, ""), fact) for fact in _evidence(objective, state, initial, mapped)]
+    pace, earlier_pace = np.zeros_like(initial), np.zeros_like(initial)
+    judgements = [(*judge(fact, weight_tolerance, ""), fact) for fact in _evidence(objective, state, initial, mapped, graded)]
     for i, recorder in enumerate(recorders or ()):
         recorder.add_always(0.0, jax.tree.map(lambda w, i=i: w[i], state))
     while going.any():
@@ -228,17 +236,21 @@ def flow_together(
                 if len(times) > 1:
                     step_size[i] = times[-1] - times[-2]
         steps += np.where(going, out.steps, 0)
-        time = np.where(going, out.time, time)
-        over = (out.accepted == 0) & ~out.reached | (time >= END) | (steps >= max_steps)
+        before, time = time, np.where(going, out.time, time)
+        over = (out.accepted == 0) & ~out.reached | (steps >= max_steps)
+        if solver != "exponential":  # whose steps grow with the time that is left
+            over = over | (time >= END)
+            pace = np.where(going, (out.time - before) / np.maximum(out.steps, 1), pace)
         due = going & (out.reached | over | (steps - judged >= JUDGED_EVERY))
-        facts = _evidence(objective, state, initial, mapped) if due.any() else []
+        facts = _evidence(objective, state, initial, mapped, graded) if due.any() else []
         for i in map(int, np.flatnonzero(due)):
-            why = f"the budget of {max_steps} steps or time {END:g} is spent"
-            if out.accepted[i] == 0 and not out.reached[i]:
-                why = "the solver cannot make a step"
+            done, left = int(steps[i]), max_steps - int(steps[i])
+            hopeless = why_hopeless(facts[i], weight_tolerance, done, left, float(pace[i]), float(earlier_pace[i]))
+            why = hopeless or why_spent(done, max_steps, stalled=bool(out.accepted[i] == 0 and not out.reached[i]))
             judged[i], verdict_and_reason = steps[i], judge(facts[i], weight_tolerance, why)
+            earlier_pace[i] = pace[i]
             judgements[i] = (*verdict_and_reason, facts[i])
-            going[i] = judgements[i][0] not in (Verdict.CONVERGED, Verdict.DIVERGED) and not over[i]
+            going[i] = judgements[i][0] not in (Verdict.CONVERGED, Verdict.DIVERGED) and not over[i] and not hopeless
             if going[i] and out.reached[i]:
                 tolerance[i], not_before[i] = next_stop(facts[i], time[i], tolerance[i], not_before[i], weight_tolerance)
             if not going[i] and recorders is not None:
@@ -256,11 +268,14 @@ def _stacked(trees: Sequence[Any], always: bool = False) -> tuple[Any, int | Non
     return eqx.combine(jax.tree.map(lambda *leaves: np.stack(leaves), *arrays), rest), 0
 
 
-def _evidence(objective: Objective, state: Weights, initial: Float[np.ndarray, "S"], mapped: Any) -> list[Evidence]:
+def _evidence(
+    objective: Objective, state: Weights, initial: Float[np.ndarray, "S"], mapped: Any, graded: bool
+) -> list[Evidence]:
     """Second-order facts at the current point of each problem."""
     losses, gradients = (np.asarray(x) for x in _losses_and_norms(objective, state, mapped))
-    second = precision.to_numpy(_curvatures(objective, state, mapped))
+    second = precision.to_numpy(_curvatures(objective, state, mapped, graded))
     errors, sizes = norms(second.newton_step), norms(state)
+    rounding = np.broadcast_to(objective.input_rounding, len(losses))
     return [
         Evidence(
             loss=float(losses[i]),
@@ -270,6 +285,9 @@ def _evidence(objective: Objective, state: Weights, initial: Float[np.ndarray, "
             estimated_weight_error=float(errors[i] / max(sizes[i], 1e-300)),
             smallest_curvature=float(second.smallest[i]),
             largest_curvature=float(second.largest[i]),
+            relaxation_rate=float(second.rate[i]),
+            unresolved=int(second.unresolved[i]),
+            input_rounding=float(rounding[i]),
         )
         for i in range(len(losses))
     ]
@@ -293,8 +311,8 @@ def _losses_and_norms(objective, state, mapped: Any):
 
 
 @eqx.filter_jit
-def _curvatures(objective, state, mapped: Any):
-    return eqx.filter_vmap(curvature, in_axes=(mapped, 0))(objective, state)
+def _curvatures(objective, state, mapped: Any, graded: bool):
+    return eqx.filter_vmap(functools.partial(curvature, graded=graded), in_axes=(mapped, 0))(objective, state)
 
 
 def norms(state: Weights) -> Float[np.ndarray, "S"]:

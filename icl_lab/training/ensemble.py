@@ -19,7 +19,7 @@ from icl_lab.objectives.objective import Objective
 from icl_lab.training.batch import flow_together
 from icl_lab.training.coordinates import checked_solver
 from icl_lab.training.progress import progress_reporter
-from icl_lab.training.segment import pick_solver, step_tolerance
+from icl_lab.training.segment import check_applies, pick_solver, step_tolerance
 from icl_lab.training.stopping import Evidence, Verdict
 from icl_lab.typing import Array, Weights
 
@@ -114,8 +114,11 @@ def gradient_flows(
     with precision.float64(), progress_reporter(progress, label="gradient flows") as report:
         state = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), starts)
         method = pick_solver(objective, jax.tree.map(lambda leaf: leaf[0], state)) if solver == "auto" else solver
+        check_applies(method, objective, state)
         rtols = np.full(counts.pop(), step_tolerance(rtol, method, weight_tolerance, objective))
-        ends = flow_together(objective, None, state, rtols, method, weight_tolerance, max_steps, report)
+        ends = flow_together(
+            objective, None, state, rtols, method, weight_tolerance, max_steps, report, graded=objective.graded
+        )
     verdicts, reasons, evidence = zip(*ends.judgements, strict=True)
     for start, fact in enumerate(evidence):
         if not (np.isfinite(fact.initial_loss) and np.isfinite(fact.weight_norm)):

@@ -32,14 +32,16 @@ from icl_lab.training.segment import (
     END,
     Segment,
     Stop,
+    check_applies,
     first_step_size,
     first_stop,
     integrate,
     next_stop,
     pick_solver,
     step_tolerance,
+    why_spent,
 )
-from icl_lab.training.stopping import Evidence, Verdict, judge
+from icl_lab.training.stopping import Evidence, Verdict, judge, why_hopeless
 from icl_lab.training.trajectory import Recorder, TrainingResult
 from icl_lab.typing import Array, Weights
 
@@ -74,7 +76,8 @@ def gradient_flow(
       stop_at_last_time: end at the last of `times` instead of integrating to the limit.
       weight_tolerance: relative weight error, estimated by a Newton step, at which the flow has converged.
       solver: "tsit5", "dopri8" (explicit; they keep conserved quantities best), "kvaerno5" (implicit, for stiff flows), or
-        "auto" by the spread of the objective's relaxation rates.
+        "exponential" (structured regression only: each entry in closed form over a step, at any spread of rates), or "auto" by
+        the spread of the objective's relaxation rates.
       rtol: relative tolerance of the step controller (the absolute one is 100 times smaller); by default well below
         `weight_tolerance`, and for explicit solvers also below what their stability limit leaves of the slowest mode.
       max_steps: budget of solver steps, rounded up to whole segments.
@@ -99,7 +102,8 @@ def gradient_flow(
         report = stack.enter_context(progress_reporter(progress))
         weights = jax.tree.map(as_double, weights)
         loss, state, embed = coordinates(objective, weights)
-        method = pick_solver(loss, state) if solver == "auto" else solver
+        method = pick_solver(loss, state, limit=times is None) if solver == "auto" else solver
+        check_applies(method, loss, state, limit=times is None)
         flow = _Flow(loss, state, method, step_tolerance(rtol, method, weight_tolerance, loss), max_steps, report, checkpoint)
         resumed = flow.resume()
         if times is not None:
@@ -152,8 +156,9 @@ class _Flow:
                 f"the loss at the initial weights is {loss} and the norm of its gradient {gradient_norm}; both must be finite. "
                 "Check the initial weights and the task's prompts for NaN."
             )
-        self.initial_loss = loss
+        self.initial_loss, self.graded = loss, objective.graded
         self.time, self.steps = 0.0, 0
+        self.pace, self.earlier_pace = 0.0, 0.0
         self.step_size = first_step_size(norm(state), gradient_norm)
         self.stalled = False
         self.recorder = Recorder()
@@ -189,6 +194,7 @@ class _Flow:
         self.stalled = accepted == 0 and not bool(out.reached)
         if record:
             self.recorder.add(out.times[:accepted], jax.tree.map(lambda w: w[:accepted], out.path))
+        self._clock(np.asarray(out.times)[:accepted], int(out.steps))
         self.time, self.state = float(out.time), out.state
         self.steps += int(out.steps)
         if accepted > 1:
@@ -199,9 +205,18 @@ class _Flow:
             checkpoints.save(self.checkpoint, self.state, {name: getattr(self, name) for name in names})
         return bool(out.reached)
 
+    def _clock(self, times: Float[np.ndarray, "S"], steps: int) -> None:
+        """Take down the flow time of a step in either half of a segment."""
+        half = len(times) // 2
+        # The steps of the exponential method grow with the time that is left.
+        if half and self.solver != "exponential":
+            tries = steps / len(times)
+            self.earlier_pace = float(times[half - 1] - self.time) / half / tries
+            self.pace = float(times[-1] - times[half - 1]) / (len(times) - half) / tries
+
     @property
     def exhausted(self) -> bool:
-        return self.stalled or self.steps >= self.max_steps or self.time >= END
+        return self.stalled or self.steps >= self.max_steps or (self.time >= END and self.solver != "exponential")
 
     def visit(self, times: Float[np.ndarray, "S"]) -> None:
         """Integrate to each time in turn and record the weights exactly there."""
@@ -216,7 +231,7 @@ class _Flow:
     def evidence(self) -> Evidence:
         """Second-order facts at the current point."""
         loss, gradient_norm = map(float, loss_and_norm(self.objective, self.state))
-        second = curvature(self.objective, self.state)
+        second = curvature(self.objective, self.state, self.graded)
         weight_norm = norm(self.state)
         return Evidence(
             loss=loss,
@@ -226,6 +241,9 @@ class _Flow:
             estimated_weight_error=norm(second.newton_step) / max(weight_norm, 1e-300),
             smallest_curvature=float(second.smallest),
             largest_curvature=float(second.largest),
+            relaxation_rate=float(second.rate),
+            unresolved=int(second.unresolved),
+            input_rounding=float(np.asarray(self.objective.input_rounding)),
         )
 
     def run_to_limit(self, weight_tolerance: float) -> tuple[Verdict, str, Evidence]:
@@ -235,12 +253,12 @@ class _Flow:
         while True:
             stopped = not self.exhausted and self.segment(END, Stop(tolerance, not_before, ceiling), record)
             evidence = self.evidence()
-            if self.stalled:
-                why = "the solver cannot make a step"
-            else:
-                why = f"the budget of {self.max_steps} steps or time {END:g} is spent"
+            hopeless = why_hopeless(
+                evidence, weight_tolerance, self.steps, self.max_steps - self.steps, self.pace, self.earlier_pace
+            )
+            why = hopeless or why_spent(self.steps, self.max_steps, self.stalled)
             verdict, reason = judge(evidence, weight_tolerance, why)
-            if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted:
+            if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted or hopeless:
                 self.recorder.add_always(self.time, self.state)
                 return verdict, reason, evidence
             if not stopped:
@@ -258,7 +276,7 @@ def _polish(objective: Objective, state: Weights) -> Weights:
     """Newton steps, least-norm along the gauge, as long as they shrink."""
     last = np.inf
     for _ in range(POLISH_ROUNDS):
-        step = precision.to_numpy(curvature(objective, state).newton_step)
+        step = precision.to_numpy(curvature(objective, state, objective.graded).newton_step)
         size = norm(step)
         if not size < 0.5 * last:
             break

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Task
@@ -34,6 +34,13 @@ class RealForm(Objective):
     @property
     def rate_spread(self) -> float:
         return self.complex_objective.rate_spread
+
+    @property
+    def graded(self) -> bool:
+        return self.complex_objective.graded
+
+    def coefficients(self, weights: Weights) -> Inexact[Array, "..."] | None:
+        return self.complex_objective.coefficients(join(weights))
 
 
 def join(pair: tuple[Weights, Weights]) -> Weights:

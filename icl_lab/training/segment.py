@@ -15,18 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab.errors import InvalidValueError
 from icl_lab.objectives.curvature import DENSE_LIMIT, loss_and_norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.population import StructuredLoss
+from icl_lab.training import exponential
 from icl_lab.training.implicit import ArrowSolver
 from icl_lab.training.stopping import FALLEN_SHARE, Evidence
 from icl_lab.typing import Array, Weights
 
-SOLVERS = ("auto", "tsit5", "dopri8", "kvaerno5")
+SOLVERS = ("auto", "tsit5", "dopri8", "kvaerno5", "exponential")
 END = 1e15
 """Flow time at which a flow that still rests at its start is given up."""
 EXPLICIT_SPREAD = 1e3
 """Largest ratio of relaxation rates for explicit integration: cond(Lambda) of about 10, since rates go like lambda^3."""
+IMPLICIT_SPREAD = 1e8
+"""The same for implicit integration: the rounding of the fastest mode, times a step, has to stay below the tolerance."""
 CHEAP_SOLVE = 100
 """Unknowns up to which a dense linear solve costs no more than the explicit steps that it saves at `EXPLICIT_SPREAD`."""
 
@@ -71,6 +75,9 @@ def integrate(
     loss, or the loss is no longer finite.
     """
 
+    if isinstance(objective, StructuredLoss) and solver == "exponential":
+        return _exponential(objective, state, start, step_size, rtol, segment_steps, keep_path)
+
     def velocity(t, y, args):
         return jax.tree.map(jnp.negative, jax.grad(objective)(y))
 
@@ -109,6 +116,23 @@ def integrate(
     )
 
 
+def _exponential(objective: StructuredLoss, state, start, step_size, rtol, segment_steps: int, keep_path: bool) -> Segment:
+    """A stretch by `training.exponential`, which ends by itself once every entry has relaxed; rest is no event there."""
+    out = exponential.advance(objective, state, start, step_size, rtol, segment_steps, keep_path)
+    loss, gradient_norm = loss_and_norm(objective, out.state)
+    return Segment(
+        times=out.times,
+        path=out.path,
+        accepted=out.accepted,
+        steps=out.steps,
+        time=out.time,
+        state=out.state,
+        loss=loss,
+        gradient_norm=gradient_norm,
+        reached=out.relaxed,
+    )
+
+
 def _solver(name: str, structured: bool) -> dfx.AbstractSolver:
     if name == "kvaerno5":
         if not structured:
@@ -117,9 +141,17 @@ def _solver(name: str, structured: bool) -> dfx.AbstractSolver:
     return {"tsit5": dfx.Tsit5, "dopri8": dfx.Dopri8}[name]()
 
 
-def pick_solver(objective: Objective, state: Weights) -> str:
-    """Explicit for moderate spreads of rates, implicit for wide ones where a linear solve is affordable."""
+def pick_solver(objective: Objective, state: Weights, limit: bool = True) -> str:
+    """Explicit for moderate spreads of rates, implicit for wide ones where a linear solve is affordable, exponential for the
+    widest where it applies.
+
+    Args:
+      objective, state: the problem in its coordinates.
+      limit: whether only the limit is asked for; the exponential method stops at no given time.
+    """
     if isinstance(objective, StructuredLoss):
+        if limit and objective.rate_spread > IMPLICIT_SPREAD and exponential.applies(objective, state):  # pyright: ignore[reportArgumentType]
+            return "exponential"
         return "kvaerno5" if objective.rate_spread > EXPLICIT_SPREAD else "tsit5"
     unknowns = sum(np.size(w) for w in jax.tree.leaves(state))
     # An implicit step costs the unknowns cubed, an explicit one their square or less; the explicit steps grow with the spread.
@@ -127,14 +159,34 @@ def pick_solver(objective: Objective, state: Weights) -> str:
     return "kvaerno5" if unknowns <= DENSE_LIMIT and worthwhile else "tsit5"
 
 
+def check_applies(solver: str, objective: Objective, state: Weights, limit: bool = True) -> None:
+    """Raise `InvalidValueError` if "exponential" was asked for where it does not apply."""
+    structured = limit and isinstance(objective, StructuredLoss)
+    if solver == "exponential" and not (structured and exponential.applies(objective, state)):  # pyright: ignore[reportArgumentType]
+        raise InvalidValueError(
+            '`solver` "exponential" is for flows to the limit, without `times`, of one head on Gaussian regression from '
+            "weights with p1 = k2 = 0 and |u| >= ||U||_F; use auto, tsit5, dopri8 or kvaerno5."
+        )
+
+
+def why_spent(steps: int, max_steps: int, stalled: bool) -> str:
+    """The clause that says what ended a flow that has not arrived."""
+    if stalled:
+        return "the solver cannot make a step"
+    return f"the budget of {max_steps} steps is spent" if steps >= max_steps else f"the flow time {END:g} was reached"
+
+
 def step_tolerance(rtol: float | None, solver: str, weight_tolerance: float, objective: Objective) -> float:
     """Tolerance of the step controller.
 
     At its stability limit an explicit solver leaves errors of the size of its tolerance in the fastest mode, whose gradient
-    hides that of the slowest one until it is below by the spread of the rates. An implicit solver has no such floor.
+    hides that of the slowest one until it is below by the spread of the rates. An implicit solver has no such floor. The
+    exponential one ends at the limit whatever its steps; its tolerance is that of the method it extrapolates, along the path.
     """
     if rtol is not None:
         return rtol
+    if solver == "exponential":
+        return 1e-7
     if solver == "kvaerno5":
         return float(np.clip(0.1 * weight_tolerance, 1e-12, 1e-8))
     return float(np.clip(0.03 * weight_tolerance / objective.rate_spread, 1e-13, 1e-9))

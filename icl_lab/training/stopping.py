@@ -8,15 +8,20 @@ the asked tolerance of a stationary point.
 from __future__ import annotations
 
 import enum
+import math
 
 import equinox as eqx
 
 FALLEN_SHARE = 1e-3
 """Share of the starting loss by which the loss must have fallen before a rest point may be called a limit."""
+LONG = 1000
+"""Solver steps after which a flow may be given up for its pace."""
+BEYOND = 10.0
+"""Factor by which a flow that is given up would overrun its budget at its pace."""
 
 
 class Verdict(enum.Enum):
-    """How a flow or a descent ended."""
+    """How a flow or a descent ended; MAX_STEPS is every end short of a limit that is no saddle."""
 
     CONVERGED = "converged"
     PLATEAU = "plateau"
@@ -33,6 +38,9 @@ class Evidence(eqx.Module):
       weight_norm: Euclidean norm of the weights.
       estimated_weight_error: norm of the Newton step over `weight_norm`.
       smallest_curvature, largest_curvature: extreme eigenvalues of the Hessian.
+      relaxation_rate: rate at which the estimated error decays.
+      unresolved: directions, symmetries of the loss apart, whose curvature is lost in rounding.
+      input_rounding: relative error of the limit that the rounding of the problem's own numbers leaves.
     """
 
     loss: float
@@ -42,6 +50,9 @@ class Evidence(eqx.Module):
     estimated_weight_error: float
     smallest_curvature: float
     largest_curvature: float
+    relaxation_rate: float = float("nan")
+    unresolved: int = 0
+    input_rounding: float = 0.0
 
     @property
     def fallen(self) -> bool:
@@ -57,6 +68,39 @@ class Evidence(eqx.Module):
         """
         allowed = 10 * self.gradient_norm / max(self.weight_norm, 1e-300) + 1e-9 * abs(self.largest_curvature)
         return self.smallest_curvature < -allowed
+
+    def time_left(self, weight_tolerance: float) -> float:
+        """About the flow time until the weights are within the tolerance, at the rate at which they now relax."""
+        if self.unresolved:
+            return math.inf
+        if not self.relaxation_rate > 0 or self.estimated_weight_error <= weight_tolerance:
+            return 0.0
+        return math.log(self.estimated_weight_error / weight_tolerance) / self.relaxation_rate
+
+
+def why_hopeless(
+    evidence: Evidence, weight_tolerance: float, steps: int, steps_left: int, pace: float, earlier_pace: float
+) -> str | None:
+    """A clause that says why more steps will not bring the limit, or None while they may.
+
+    That is so if the flow has left its start and every saddle, its steps no longer grow, and the time that is left is many
+    times what the rest of the budget covers.
+
+    Args:
+      evidence: facts at the current point.
+      weight_tolerance: asked relative weight error.
+      steps: solver steps so far.
+      steps_left: of the budget.
+      pace: flow time of a step, lately.
+      earlier_pace: the same, half a stretch before; 0 for steps that grow by themselves.
+    """
+    if steps < LONG or not evidence.fallen or evidence.negative_curvature or not pace < 2 * earlier_pace:
+        return None
+    needed = evidence.time_left(weight_tolerance) / max(pace, 1e-300)
+    if needed <= BEYOND * max(steps_left, LONG):
+        return None
+    more = "no number of steps" if math.isinf(needed) else f"about {needed:.0e} more steps"
+    return f"after {steps} steps, {pace:.2g} of time each and no longer growing, {more} would do"
 
 
 def judge(evidence: Evidence, weight_tolerance: float, why_stopped: str) -> tuple[Verdict, str]:
@@ -79,10 +123,20 @@ def judge(evidence: Evidence, weight_tolerance: float, why_stopped: str) -> tupl
         return Verdict.PLATEAU, (
             f"the Hessian has a negative eigenvalue {e.smallest_curvature:.3g} (largest {e.largest_curvature:.3g}): a saddle."
         )
+    if e.unresolved:
+        return Verdict.MAX_STEPS, (
+            f"{why_stopped}; {e.unresolved} direction(s) that are no symmetry of the loss have a curvature below rounding (the "
+            f"largest is {e.largest_curvature:.3g}), so that nothing says how far the weights are from their limit there."
+        )
     if e.estimated_weight_error <= weight_tolerance:
+        known = (
+            ""
+            if e.input_rounding <= weight_tolerance
+            else (f" The covariance, rounded to double precision, determines the limit to about {e.input_rounding:.1g}.")
+        )
         return Verdict.CONVERGED, (
             f"estimated relative weight error {e.estimated_weight_error:.2g} <= {weight_tolerance:.2g}, loss fallen from "
-            f"{e.initial_loss:.6g} to {e.loss:.6g}, smallest curvature {e.smallest_curvature:.2g}."
+            f"{e.initial_loss:.6g} to {e.loss:.6g}, smallest curvature {e.smallest_curvature:.2g}.{known}"
         )
     return Verdict.MAX_STEPS, (
         f"{why_stopped} at estimated relative weight error {e.estimated_weight_error:.2g} > {weight_tolerance:.2g}."
