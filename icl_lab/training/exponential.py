@@ -7,7 +7,7 @@ On the clock ds = u^2 dt the structured flow (`objectives.StructuredLoss`) reads
 with D the signal, A > 0 the curvature of an entry and kappa the conserved imbalance. With p linear over a step, p_0 to p_1, an
 entry is exp(-Ah) V_0 + D h [(phi_1 - phi_2) p_0 + phi_2 p_1] at z = A h, an average of positive terms, and p_1 is the root of a
 quartic. No rate limits the step, and no difference of large numbers is formed: an implicit method evaluates u D - u^2 A V, and
-the rounding of that, times a step, exceeds any tolerance once the rates lie more than 1e8 apart.
+the rounding of that, times a step, exceeds any tolerance once the rates lie far apart.
 
 A step is compared with two of half its length (order 2) and continues from their extrapolation (order 3).
 """

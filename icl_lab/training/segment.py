@@ -29,8 +29,6 @@ END = 1e15
 """Flow time at which a flow that still rests at its start is given up."""
 EXPLICIT_SPREAD = 1e3
 """Largest ratio of relaxation rates for explicit integration: cond(Lambda) of about 10, since rates go like lambda^3."""
-IMPLICIT_SPREAD = 1e8
-"""The same for implicit integration: the rounding of the fastest mode, times a step, has to stay below the tolerance."""
 CHEAP_SOLVE = 100
 """Unknowns up to which a dense linear solve costs no more than the explicit steps that it saves at `EXPLICIT_SPREAD`."""
 
@@ -142,17 +140,17 @@ def _solver(name: str, structured: bool) -> dfx.AbstractSolver:
 
 
 def pick_solver(objective: Objective, state: Weights, limit: bool = True) -> str:
-    """Explicit for moderate spreads of rates, implicit for wide ones where a linear solve is affordable, exponential for the
-    widest where it applies.
+    """Explicit for moderate spreads of rates; for wide ones exponential where it applies, else implicit where a linear solve is
+    affordable.
 
     Args:
       objective, state: the problem in its coordinates.
       limit: whether only the limit is asked for; the exponential method stops at no given time.
     """
     if isinstance(objective, StructuredLoss):
-        if limit and objective.rate_spread > IMPLICIT_SPREAD and exponential.applies(objective, state):  # pyright: ignore[reportArgumentType]
-            return "exponential"
-        return "kvaerno5" if objective.rate_spread > EXPLICIT_SPREAD else "tsit5"
+        if objective.rate_spread <= EXPLICIT_SPREAD:
+            return "tsit5"
+        return "exponential" if limit and exponential.applies(objective, state) else "kvaerno5"  # pyright: ignore[reportArgumentType]
     unknowns = sum(np.size(w) for w in jax.tree.leaves(state))
     # An implicit step costs the unknowns cubed, an explicit one their square or less; the explicit steps grow with the spread.
     worthwhile = objective.rate_spread > EXPLICIT_SPREAD * max(1.0, (unknowns / CHEAP_SOLVE) ** 2)
