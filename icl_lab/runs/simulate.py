@@ -18,6 +18,7 @@ from icl_lab.errors import AssumptionError, InvalidValueError, UnsupportedProble
 from icl_lab.models import LinearSelfAttention, SelfAttention
 from icl_lab.objectives import Objective, SampledLoss, StreamedLoss
 from icl_lab.prng import stream
+from icl_lab.progress import phase
 from icl_lab.runs import comparison
 from icl_lab.runs.measure import measure
 from icl_lab.tasks.prompt import Prompt, Task, check_count
@@ -76,7 +77,7 @@ class Problem:
     optimum: Optimum | None
 
 
-def simulate(config: Mapping[str, Any], show_progress: bool = False, checkpoint: Path | None = None) -> Simulation:
+def simulate(config: Mapping[str, Any], checkpoint: Path | None = None) -> Simulation:
     """Train and compare as a resolved configuration says. Call it inside `precision.float64()`.
 
     With `checkpoint`, a descent that was interrupted goes on from that file.
@@ -85,10 +86,11 @@ def simulate(config: Mapping[str, Any], show_progress: bool = False, checkpoint:
       IclLabError: the configuration describes no valid problem.
     """
     problem = prepare(config)
-    result = train(problem, show_progress, checkpoint)
+    result = train(problem, checkpoint)
     return finish([problem], [result])[0]
 
 
+@phase("building the problem")
 def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
     """Build what a configuration describes, out of the objects of `like` where it says the same. In `precision.float64()`.
 
@@ -116,10 +118,10 @@ def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
     return Problem(config, key, task, model, objective, initial, optimum)
 
 
-def train(problem: Problem, show_progress: bool = False, checkpoint: Path | None = None) -> TrainingResult:
+def train(problem: Problem, checkpoint: Path | None = None) -> TrainingResult:
     """Train one problem by itself."""
     trainer = problem.config["trainer"]
-    return build.train(trainer, problem.objective, problem.initial, problem.key, show_progress, checkpoint)
+    return build.train(trainer, problem.objective, problem.initial, problem.key, checkpoint)
 
 
 def evaluation(config: Mapping[str, Any]) -> str:
@@ -127,6 +129,7 @@ def evaluation(config: Mapping[str, Any]) -> str:
     return json.dumps([config[key] for key in ("task", "model", "analysis", "precision")], sort_keys=True)
 
 
+@phase("evaluating")
 def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> list[Simulation]:
     """Compare trained problems of one `evaluation`, at most `TOGETHER`, with theory and the estimators on the same prompts."""
     first = problems[0]
