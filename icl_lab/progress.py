@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Phase(contextlib.ContextDecorator):
         # A decorated function may be called again before it has returned.
         return Phase(self.name, self.total)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Phase:
         _listen_to_compiler()
         self.since, self.thread = time.monotonic(), threading.get_ident()
         _phases.append(self)

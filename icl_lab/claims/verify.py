@@ -61,12 +61,13 @@ def run(
             for one, parameters in work:
                 finished(run_claim(one, parameters))
         else:
-            with _Elsewhere([one.id for one, _ in work], jobs) as elsewhere:
+            elsewhere = _Elsewhere([one.id for one, _ in work], jobs)
 
-                def ended(entry: Entry) -> None:
-                    elsewhere.ended(entry["id"])
-                    finished(entry)
+            def ended(entry: Entry) -> None:
+                elsewhere.ended(entry["id"])
+                finished(entry)
 
+            with elsewhere:
                 _run_in_processes(work, jobs, ended)
     return [entries[one.id] for one, _ in work]
 
