@@ -19,7 +19,7 @@ from icl_lab.models import LinearSelfAttention, SelfAttention
 from icl_lab.objectives import Objective, SampledLoss, StreamedLoss
 from icl_lab.prng import stream
 from icl_lab.progress import phase
-from icl_lab.runs import comparison
+from icl_lab.runs import comparison, condensed
 from icl_lab.runs.measure import measure
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.theory import Optimum
@@ -140,17 +140,24 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
     models = [eqx.Partial(_answer, first.model, result.limit) for result in results]
     # Three programs instead of one for every number of models.
     models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
+    estimators = comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"])
+    law, measured_at = build.build_task({**first.config["task"], "context_length": lengths[-1]}), lengths
+    if _reads_gram_matrices(first) and condensed.worth_while(law, lengths):
+        law = condensed.Condensed(law, lengths)
+        models = [law.predictors({"model": model})["model"] for model in models]
+        estimators, measured_at = law.predictors(estimators), law.rows
     tables = measure(
-        build.build_task({**first.config["task"], "context_length": lengths[-1]}),
+        law,
         models,
-        comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"]),
-        lengths,
+        estimators,
+        measured_at,
         stream(key, "prompts"),
         settings["prompts"],
         sequence=comparison.is_sequence(first.task),
         # One layer of linear attention is a few numbers a prompt beside the Gram matrix that all share.
         together=min(len(models), AT_ONCE) if _is_light(first) else 1,
     )
+    tables = [{n: table[at] for n, at in zip(lengths, measured_at, strict=True)} for table in tables]
     steps = (step_size, preconditioner)
     trained = zip(problems, results, tables[: len(problems)], strict=True)
     return [_simulation(problem, result, table, lengths, steps) for problem, result, table in trained]
@@ -158,6 +165,14 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
 
 def _is_light(problem: Problem) -> bool:
     return isinstance(problem.model, LinearSelfAttention) and problem.model.plain and problem.config["model"]["layers"] == 1
+
+
+def _reads_gram_matrices(problem: Problem) -> bool:
+    """Whether the model reads the examples through sums over them, divided by their number."""
+    model = problem.model
+    if not (_is_light(problem) and isinstance(model, LinearSelfAttention)):
+        return False
+    return model.embedding == "merged" and not model.causal and model.normaliser == "context_length"
 
 
 def _simulation(problem: Problem, result: TrainingResult, table: Table, lengths: list[int], steps: Steps) -> Simulation:
