@@ -15,6 +15,7 @@ from typing import Any
 
 import icl_lab
 from icl_lab.errors import IclLabError, InvalidValueError
+from icl_lab.progress import display
 
 MISUSE = 2
 
@@ -93,9 +94,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: list[str]) -> int:
-    from icl_lab.runs.launch import launch
+    with display("run"):
+        from icl_lab.runs.launch import launch
 
-    return launch(arguments)
+        return launch(arguments)
 
 
 def _claims(options: argparse.Namespace) -> int:
@@ -104,10 +106,11 @@ def _claims(options: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from icl_lab.claims import registry
-    from icl_lab.runs.present import wide_console
+    with display("claims"):
+        from icl_lab.claims import registry
+        from icl_lab.runs.present import wide_console
 
-    claims = registry.listing()
+        claims = registry.listing()
     if options.json:
         print(json.dumps(claims, indent=2))
         return 0
@@ -127,11 +130,10 @@ def _verify(options: argparse.Namespace) -> int:
     from icl_lab.runs import cache
 
     cache.enable()
-    from icl_lab.claims import verify
-    from icl_lab.runs.progress import progress_bar
+    with display("verify"):
+        from icl_lab.claims import verify
 
-    with progress_bar("verifying claims") as advance:
-        entries = verify.run(options.patterns, settings, options.jobs, advance)
+        entries = verify.run(options.patterns, settings, options.jobs)
     if _write_json(entries, options.json):
         _print_checks(entries)
     return 0 if verify.all_passed(entries) else 1
@@ -198,9 +200,10 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from icl_lab.runs import table
+    with display("table"):
+        from icl_lab.runs import table
 
-    rows = table.collect(options.root)
+        rows = table.collect(options.root)
     if options.output is None:
         table.show(rows)
     else:
@@ -214,18 +217,20 @@ def _identify(options: argparse.Namespace) -> int:
     from icl_lab.runs import cache
 
     cache.enable()
-    from icl_lab.runs import identify
+    with display("identify"):
+        from icl_lab.runs import identify
 
-    found = identify.find(options.folder, options.prompts, options.seed)
+        found = identify.find(options.folder, options.prompts, options.seed)
     if _write_json({"run": str(options.folder), "seed": options.seed, **found.plain()}, options.json):
         identify.show(found)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from icl_lab.runs import report
+    with display("report"):
+        from icl_lab.runs import report
 
-    target = report.write(options.inputs, options.output)
+        target = report.write(options.inputs, options.output)
     print(f"{target} written, {target.stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -237,11 +242,12 @@ def _doctor(_: argparse.Namespace) -> int:
     from icl_lab.runs import cache
 
     folder = cache.enable()
-    from icl_lab import precision
-    from icl_lab.runs import provenance
+    with display("doctor"):
+        from icl_lab import precision
+        from icl_lab.runs import provenance
 
-    with precision.float64():
-        report = provenance.describe()
+        with precision.float64():
+            report = provenance.describe()
     places = {"configs": str(config_dir()), "compilation_cache": None if folder is None else str(folder)}
     print(json.dumps({**report, **places}, indent=2))
     return 0

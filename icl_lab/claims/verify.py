@@ -17,6 +17,7 @@ from icl_lab.claims import registry
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Claim
 from icl_lab.errors import InvalidValueError
+from icl_lab.progress import Phase, phase, seconds_in_words
 
 Entry = dict[str, Any]
 Progress = Callable[[int, int, Entry], None]
@@ -48,17 +49,26 @@ def run(
         raise InvalidValueError(f"`jobs` must be an integer >= 1; got {jobs!r}. It is a number of processes.")
     work = plan(registry.select(patterns), overrides or {})
     entries: dict[str, Entry] = {}
+    with phase("claims", len(work)) as shown:
 
-    def finished(entry: Entry) -> None:
-        entries[entry["id"]] = entry
-        if on_progress is not None:
-            on_progress(len(entries), len(work), entry)
+        def finished(entry: Entry) -> None:
+            entries[entry["id"]] = entry
+            shown.update(len(entries))
+            if on_progress is not None:
+                on_progress(len(entries), len(work), entry)
 
-    if jobs == 1 or len(work) == 1:
-        for one, parameters in work:
-            finished(run_claim(one, parameters))
-    else:
-        _run_in_processes(work, jobs, finished)
+        if jobs == 1 or len(work) == 1:
+            for one, parameters in work:
+                finished(run_claim(one, parameters))
+        else:
+            elsewhere = _Elsewhere([one.id for one, _ in work], jobs)
+
+            def ended(entry: Entry) -> None:
+                elsewhere.ended(entry["id"])
+                finished(entry)
+
+            with elsewhere:
+                _run_in_processes(work, jobs, ended)
     return [entries[one.id] for one, _ in work]
 
 
@@ -80,7 +90,7 @@ def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
     """The entry of one claim at resolved parameters; an exception is a failure whose reason is recorded."""
     start, checks, reason = time.perf_counter(), [], None
     try:
-        with precision.float64():
+        with precision.float64(), phase(one.id):
             checks = [check.to_json() for check in one.run(**parameters)]
             if parameters == one.resolve():
                 checks += [check.to_json() for setting in one.also for check in _at(one, setting)]
@@ -114,6 +124,26 @@ def _run_in_processes(work: Sequence[tuple[Claim, dict[str, Any]]], jobs: int, f
             except concurrent.futures.BrokenExecutor as error:  # a process died (killed, or out of memory)
                 entry = _entry(*futures[future], [], 0.0, f"{type(error).__name__}: {error}")
             finished(entry)
+
+
+class _Elsewhere(Phase):
+    """The claims that other processes are running: those begin them in order, so it is the first few that have not ended."""
+
+    def __init__(self, ids: Sequence[str], jobs: int):
+        super().__init__("elsewhere")
+        self.jobs, self.since_of = jobs, dict.fromkeys(ids, self.since)
+
+    def ended(self, id: str) -> None:
+        """Take note of the end of a claim, with which the next one begins."""
+        running = list(self.since_of)[: self.jobs]
+        del self.since_of[id]
+        for begun in list(self.since_of)[: self.jobs]:
+            if begun not in running:
+                self.since_of[begun] = time.monotonic()
+
+    def words(self, now: float) -> str:
+        running = list(self.since_of.items())[: self.jobs]
+        return "; ".join(f"{id}, {seconds_in_words(now - since)}" for id, since in running)
 
 
 def _run_by_id(id: str, parameters: dict[str, Any]) -> Entry:

@@ -66,7 +66,7 @@ def build_objective(group: Group, task: Task, model: models.SelfAttention, layer
 
 
 def train(
-    group: Group, objective: objectives.Objective, weights: Weights, key: Key, progress: bool, checkpoint: Path | None = None
+    group: Group, objective: objectives.Objective, weights: Weights, key: Key, checkpoint: Path | None = None
 ) -> training.TrainingResult:
     """Train as `trainer` describes; a descent that was interrupted goes on from its `checkpoint`.
 
@@ -79,7 +79,6 @@ def train(
             weight_tolerance=group["weight_tolerance"],
             solver=group["solver"],
             max_steps=group["max_steps"],
-            progress=progress,
         )
     return training.descend(
         objective,
@@ -87,7 +86,6 @@ def train(
         build_optimiser(group),
         steps=group["steps"],
         key=stream(key, "training"),
-        progress=progress,
         checkpoint=checkpoint,
     )
 

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
-from rich.console import Console
-from rich.progress import track
 
 from icl_lab import devices, precision
+from icl_lab import progress as progress_of
 from icl_lab.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
@@ -72,7 +71,7 @@ class SampledLoss(MomentLoss):
           prompts: rounded up to whole chunks in each group.
           groups: at least 2; their spread gives the standard error.
           memory_limit: bytes the moments may take.
-          progress: show a progress bar on a terminal.
+          progress: show on stderr how many groups are drawn, once it takes more than a few seconds.
           features: those the weights use; by default every feature that is not identically zero.
           every_position: for "paired" tokens, the sum of the losses of the context lengths 1 .. N of each sequence, whose Grams
             are running sums.
@@ -117,10 +116,9 @@ class SampledLoss(MomentLoss):
                     return precision.to_numpy(_moments(task, model, features, group_key, chunks, chunk, every_position))
 
             # Two groups at a time: while one draws, the other multiplies. Sums over several devices must not interleave.
-            with ThreadPoolExecutor(2 if jax.device_count() == 1 else 1) as pool:
-                running = pool.map(moments_of, range(groups))
-                console = Console(stderr=True)
-                moments = list(track(running, "sampled moments", groups, console=console, disable=not progress))
+            workers = 2 if jax.device_count() == 1 else 1
+            with progress_of.display("drawing moments", progress), ThreadPoolExecutor(workers) as pool:
+                moments = list(progress_of.each("drawing moments", pool.map(moments_of, range(groups)), groups))
             each = jax.tree.map(lambda *group: np.stack(group), *moments)
             loss = SampledLoss(
                 task=task,

@@ -67,19 +67,17 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
     def work() -> tuple[Simulation, dict[str, Any]]:
         # A process that went on from a checkpoint would leave the others behind.
         checkpoint = store.checkpoint_file(folder) if distributed.is_alone() else None
-        return trained_alone(resolved, checkpoint, show_progress=sys.stderr.isatty())
+        return trained_alone(resolved, checkpoint)
 
     if not publish(resolved, folder, work, draw=resolved["analysis"]["figures"] is not False):
         console.print("Another process finished the same run first; its folder is kept.")
     return _outcome(folder, console)
 
 
-def trained_alone(
-    resolved: dict[str, Any], checkpoint: Path | None, show_progress: bool = False
-) -> tuple[Simulation, dict[str, Any]]:
+def trained_alone(resolved: dict[str, Any], checkpoint: Path | None) -> tuple[Simulation, dict[str, Any]]:
     """One run by itself, and what `record` says of it."""
     with precision.float64(), provenance.stopwatch() as watch:
-        result = simulate(resolved, show_progress, checkpoint)
+        result = simulate(resolved, checkpoint)
     return result, record(watch.wall, watch.compile)
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from icl_lab import analysis
+from icl_lab.progress import phase
 from icl_lab.runs.present import LABELS
 from icl_lab.runs.simulate import Simulation
 
 
+@phase("figures")
 def draw(result: Simulation, folder: Path) -> None:
     """Draw every figure that has a meaning for the run into `folder`, each with its numbers beside it."""
     from icl_lab.report import house_style

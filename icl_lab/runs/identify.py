@@ -19,6 +19,7 @@ from icl_lab.config import build
 from icl_lab.errors import InvalidValueError
 from icl_lab.models import SelfAttention
 from icl_lab.prng import stream
+from icl_lab.progress import phase
 from icl_lab.runs import present, store
 from icl_lab.runs.execute import named_leaves
 from icl_lab.tasks.prompt import Task
@@ -87,7 +88,7 @@ def find(folder: Path, prompts: int, seed: int) -> analysis.Identification:
         raise InvalidValueError(f"`--seed` must be an integer >= 0; got {seed}.")
     trained = load(folder)
     key = stream(jax.random.key(seed), "identify")
-    with Console(stderr=True).status("fitting families of algorithms"):
+    with phase("fitting families of algorithms"):
         return analysis.identify(eqx.Partial(trained.model, trained.weights), trained.task, key, prompts)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Inexact
 
 from icl_lab.analysis import Predictor
+from icl_lab.progress import each
 from icl_lab.tasks.prompt import Prompt, Task, check_count, check_finite
 from icl_lab.typing import Array, Key
 
@@ -61,7 +62,7 @@ def measure(
     size = int(np.clip(CHUNK_ELEMENTS // (task.context_length * task.dim), 1, prompts))
     chunks = -(-prompts // size)
     totals: dict[int, np.ndarray] = {}
-    for index in range(chunks):
+    for index in each("prompts in chunks", range(chunks)):
         batch = jax.tree.map(np.asarray, _draw(task, jax.random.fold_in(key, index), size))
         check_finite(batch)
         for length in lengths:

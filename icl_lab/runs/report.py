@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_lab.errors import InvalidValueError
+from icl_lab.progress import each
 from icl_lab.report import page, results
 from icl_lab.runs import present, store, table
 
@@ -37,7 +38,7 @@ def write(inputs: Sequence[Path], folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InvalidValueError(f"`-o` must be a folder, in which index.html is written; got the file {str(folder)!r}.")
     verified, roots = [], []
-    for path in inputs:
+    for path in each("reading", inputs):
         if path.is_dir():
             try:
                 roots.append(_run_root(path))

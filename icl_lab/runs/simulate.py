@@ -18,7 +18,8 @@ from icl_lab.errors import AssumptionError, InvalidValueError, UnsupportedProble
 from icl_lab.models import LinearSelfAttention, SelfAttention
 from icl_lab.objectives import Objective, SampledLoss, StreamedLoss
 from icl_lab.prng import stream
-from icl_lab.runs import comparison
+from icl_lab.progress import phase
+from icl_lab.runs import comparison, condensed
 from icl_lab.runs.measure import measure
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.theory import Optimum
@@ -76,7 +77,7 @@ class Problem:
     optimum: Optimum | None
 
 
-def simulate(config: Mapping[str, Any], show_progress: bool = False, checkpoint: Path | None = None) -> Simulation:
+def simulate(config: Mapping[str, Any], checkpoint: Path | None = None) -> Simulation:
     """Train and compare as a resolved configuration says. Call it inside `precision.float64()`.
 
     With `checkpoint`, a descent that was interrupted goes on from that file.
@@ -85,10 +86,11 @@ def simulate(config: Mapping[str, Any], show_progress: bool = False, checkpoint:
       IclLabError: the configuration describes no valid problem.
     """
     problem = prepare(config)
-    result = train(problem, show_progress, checkpoint)
+    result = train(problem, checkpoint)
     return finish([problem], [result])[0]
 
 
+@phase("building the problem")
 def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
     """Build what a configuration describes, out of the objects of `like` where it says the same. In `precision.float64()`.
 
@@ -116,10 +118,10 @@ def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
     return Problem(config, key, task, model, objective, initial, optimum)
 
 
-def train(problem: Problem, show_progress: bool = False, checkpoint: Path | None = None) -> TrainingResult:
+def train(problem: Problem, checkpoint: Path | None = None) -> TrainingResult:
     """Train one problem by itself."""
     trainer = problem.config["trainer"]
-    return build.train(trainer, problem.objective, problem.initial, problem.key, show_progress, checkpoint)
+    return build.train(trainer, problem.objective, problem.initial, problem.key, checkpoint)
 
 
 def evaluation(config: Mapping[str, Any]) -> str:
@@ -127,6 +129,7 @@ def evaluation(config: Mapping[str, Any]) -> str:
     return json.dumps([config[key] for key in ("task", "model", "analysis", "precision")], sort_keys=True)
 
 
+@phase("evaluating")
 def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> list[Simulation]:
     """Compare trained problems of one `evaluation`, at most `TOGETHER`, with theory and the estimators on the same prompts."""
     first = problems[0]
@@ -137,17 +140,24 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
     models = [eqx.Partial(_answer, first.model, result.limit) for result in results]
     # Three programs instead of one for every number of models.
     models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
+    estimators = comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"])
+    law, measured_at = build.build_task({**first.config["task"], "context_length": lengths[-1]}), lengths
+    if _reads_gram_matrices(first) and condensed.worth_while(law, lengths):
+        law = condensed.Condensed(law, lengths)
+        models = [law.predictors({"model": model})["model"] for model in models]
+        estimators, measured_at = law.predictors(estimators), law.rows
     tables = measure(
-        build.build_task({**first.config["task"], "context_length": lengths[-1]}),
+        law,
         models,
-        comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"]),
-        lengths,
+        estimators,
+        measured_at,
         stream(key, "prompts"),
         settings["prompts"],
         sequence=comparison.is_sequence(first.task),
         # One layer of linear attention is a few numbers a prompt beside the Gram matrix that all share.
         together=min(len(models), AT_ONCE) if _is_light(first) else 1,
     )
+    tables = [{n: table[at] for n, at in zip(lengths, measured_at, strict=True)} for table in tables]
     steps = (step_size, preconditioner)
     trained = zip(problems, results, tables[: len(problems)], strict=True)
     return [_simulation(problem, result, table, lengths, steps) for problem, result, table in trained]
@@ -155,6 +165,14 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
 
 def _is_light(problem: Problem) -> bool:
     return isinstance(problem.model, LinearSelfAttention) and problem.model.plain and problem.config["model"]["layers"] == 1
+
+
+def _reads_gram_matrices(problem: Problem) -> bool:
+    """Whether the model reads the examples through sums over them, divided by their number."""
+    model = problem.model
+    if not (_is_light(problem) and isinstance(model, LinearSelfAttention)):
+        return False
+    return model.embedding == "merged" and not model.causal and model.normaliser == "context_length"
 
 
 def _simulation(problem: Problem, result: TrainingResult, table: Table, lengths: list[int], steps: Steps) -> Simulation:

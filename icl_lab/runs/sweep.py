@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from icl_lab import precision
+from icl_lab.progress import phase
 from icl_lab.runs import execute, present, provenance, store
 from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten
@@ -55,12 +55,13 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
     """
     points = [Point(config, store.run_folder(config)) for config in configs]
     ends: dict[Path, Point] = {}
-    with _progress(len({point.folder for point in points})) as show:
+    with phase("points of the sweep", len({point.folder for point in points})) as shown:
 
         def ended(point: Point, error: Exception | None = None) -> None:
             status = "failed" if error else store.read_json(point.folder / "status.json")["status"]
             ends[point.folder] = dataclasses.replace(point, status=status, error=error)
-            show(len(ends), sum(end.status != "done" for end in ends.values()))
+            failed = sum(end.status != "done" for end in ends.values())
+            shown.update(len(ends), f"{failed} of them not done" if failed else "")
 
         different = {point.folder: point for point in points}
         finished = {folder for folder in different if store.is_finished(folder)}
@@ -188,23 +189,6 @@ def _publish_failure(point: Point, error: Exception, ended: Ended) -> None:
     with contextlib.suppress(type(error)):
         execute.publish(point.config, point.folder, fail, draw=False)
     ended(point, error)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, where that is a terminal, with the points done, failed and left."""
-    console = Console(stderr=True)
-    columns = (TextColumn("sweep"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("", total=total)
-
-    def show(ended: int, failed: int) -> None:
-        counts = f"{ended - failed} done, {failed} failed, {total - ended} left"
-        progress.update(task, completed=ended, description=counts)
-
-    with progress:
-        show(0, 0)
-        yield show
 
 
 def _print_summary(points: list[Point], finished: set[Path], console: Console) -> None:

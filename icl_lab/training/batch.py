@@ -23,7 +23,7 @@ from icl_lab.errors import NonFiniteError
 from icl_lab.objectives.curvature import curvature, loss_and_norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.training.coordinates import as_double, checked_solver, coordinates
-from icl_lab.training.progress import Report
+from icl_lab.training.progress import Report, progress_reporter
 from icl_lab.training.segment import (
     END,
     Segment,
@@ -68,7 +68,6 @@ def gradient_flow_each(
     solver: str = "auto",
     max_steps: int = 200_000,
     known: Collection[int] = (),
-    report: Report = lambda *_: None,
 ) -> Iterator[tuple[int, TrainingResult | NonFiniteError]]:
     """The flow of each problem to its limit, as `training.gradient_flow` gives it, to the digits asked.
 
@@ -77,7 +76,6 @@ def gradient_flow_each(
       weight_tolerance, solver, max_steps: as in `training.gradient_flow`, for every problem.
       known: indices of problems whose results are not needed. Those that are solved together with others are solved all the
         same, so that the bits of a result do not depend on which others are known.
-      report: called after every segment with the largest time and step number, loss and norm of the gradient.
 
     Yields:
       The index of a problem and its result, in the order in which they end; its seconds are an equal share of the time of all
@@ -99,7 +97,7 @@ def gradient_flow_each(
             chosen = indices[first : first + count]
             if all(index in known for index in chosen):
                 continue
-            with precision.float64():
+            with precision.float64(), progress_reporter(False, "gradient flows") as report:
                 results = _solve([prepared[i] for i in chosen], weight_tolerance, max_steps, report)
             yield from zip(chosen, results, strict=True)
 

@@ -51,7 +51,7 @@ def descend(
       optimiser: an optax gradient transformation, e.g. `optax.sgd(0.05)`.
       steps: number of updates, at least 1.
       key: random key for fresh prompts; the key of step k depends on k alone.
-      progress: show a progress bar when stderr is a terminal and two seconds have passed.
+      progress: show on stderr how far it is, once it takes more than a few seconds.
       checkpoint: .npz file written after every chunk, from which an interrupted run goes on exactly.
 
     Returns:

@@ -60,7 +60,7 @@ def descend_all(
       optimiser: an optax gradient transformation; each start has its own state.
       steps: number of updates, at least 1.
       key: random key for fresh prompts; the key of step k depends on k alone.
-      progress: show a progress bar when stderr is a terminal and two seconds have passed.
+      progress: show on stderr how far it is, once it takes more than a few seconds.
 
     Returns:
       The ends. A start that diverges does not disturb the others.

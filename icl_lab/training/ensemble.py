@@ -98,7 +98,7 @@ def gradient_flows(
       starts: real weights with a leading axis S.
       weight_tolerance, solver, rtol: as in `training.gradient_flow`.
       max_steps: budget of solver steps of each start.
-      progress: show a progress line when stderr is a terminal and two seconds have passed.
+      progress: show on stderr how far it is, once it takes more than a few seconds.
 
     Raises:
       InvalidValueError: an unknown solver, complex weights, or starts that disagree on S.

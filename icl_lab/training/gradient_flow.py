@@ -82,7 +82,7 @@ def gradient_flow(
         `weight_tolerance`, and for explicit solvers also below what their stability limit leaves of the slowest mode.
       max_steps: budget of solver steps, rounded up to whole segments.
       polish: also follow Newton steps from the limit to the stationary point (a second, separate result).
-      progress: show a progress line when stderr is a terminal and two seconds have passed.
+      progress: show on stderr how far it is, once it takes more than a few seconds.
       checkpoint: .npz file to which the state is written after every segment and from which an interrupted flow goes on
         (its trajectory then starts at the interruption); deleted once the flow has ended.
 

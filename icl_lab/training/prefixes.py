@@ -69,7 +69,7 @@ def train_decoder(
       batch: prompts a step.
       learning_rate: of Adam.
       curriculum: None shows all coordinates and examples from the start.
-      progress: show a progress bar when stderr is a terminal and two seconds have passed.
+      progress: show on stderr how far it is, once it takes more than a few seconds.
 
     Raises:
       InvalidValueError: a size below 1, or a decoder of another dimension or with too few positions.

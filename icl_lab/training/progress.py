@@ -1,16 +1,11 @@
-"""A progress line on stderr for anything that takes more than two seconds, silent where stderr is not a terminal."""
+"""How training says how far it is: one `Report` a chunk of steps, shown as the detail of a phase."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-PATIENCE = 2.0
-"""Seconds before the line appears."""
+from icl_lab.progress import display, phase
 
 Report = Callable[[float, int, float, float], None]
 """Called with (time, steps, loss, gradient norm)."""
@@ -18,28 +13,19 @@ Report = Callable[[float, int, float, float], None]
 
 @contextlib.contextmanager
 def progress_reporter(enabled: bool, label: str = "gradient flow", total: int | None = None) -> Iterator[Report]:
-    """A `Report` that draws a line with steps, time, loss and gradient norm, once two seconds have passed.
+    """A phase called `label`, and the `Report` that says where in it training is.
 
     Args:
-      enabled: False gives a report that does nothing.
+      enabled: show it on stderr; False leaves that to the caller, who may show the phases of more than this training.
       label: what is being run.
-      total: number of steps, for a bar; a spinner without it.
+      total: number of steps, for a bar.
     """
-    console = Console(stderr=True)
-    if not (enabled and console.is_terminal):
-        yield lambda time, steps, loss, gradient_norm: None
-        return
-    started = time.monotonic()
-    columns = [BarColumn(), MofNCompleteColumn()] if total else [SpinnerColumn(), TextColumn("{task.completed} steps")]
-    bar = Progress(TextColumn(label), *columns, TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
-    task = bar.add_task("", total=total)
+    with display(label, enabled), phase(label, total) as shown:
 
-    def report(flow_time: float, steps: int, loss: float, gradient_norm: float) -> None:
-        if time.monotonic() - started > PATIENCE:
-            bar.start()
-        bar.update(task, completed=steps, description=f"t = {flow_time:.4g}  loss = {loss:.6g}  |grad| = {gradient_norm:.2g}")
+        def report(flow_time: float, steps: int, loss: float, gradient_norm: float) -> None:
+            numbers = f"loss = {loss:.6g}"
+            if total is None:
+                numbers = f"t = {flow_time:.4g}, {numbers}, |grad| = {gradient_norm:.2g}"
+            shown.update(steps, detail=numbers)
 
-    try:
         yield report
-    finally:
-        bar.stop()

@@ -114,4 +114,5 @@ def test_verify_writes_nothing_but_json_to_standard_output(tmp_path):
     assert entry["id"] == "oswald2022.prop1"
     assert entry["parameters"]["d"] == 3
     assert entry["passed"] is True
-    assert done.stderr == ""
+    # A machine so busy that this takes more than six seconds hears which claim is running.
+    assert all(line.startswith("icl-lab: ") and line.endswith(" s") for line in done.stderr.splitlines()), done.stderr

@@ -51,6 +51,46 @@ def test_least_squares_agrees_with_numpy_for_long_and_short_contexts(n, complex_
     np.testing.assert_allclose(estimators.ols(prompt), expected @ prompt.query, rtol=1e-11)
 
 
+@pytest.mark.parametrize("complex_data", [False, True])
+@pytest.mark.parametrize(("n", "d"), [(9, 4), (4, 4), (3, 6)])
+@pytest.mark.parametrize("condition", [1e3, 1e6, 1e9, 1e13, np.inf])
+def test_least_squares_is_as_accurate_as_a_singular_value_decomposition_at_any_condition(n, d, condition, complex_data):
+    rng = np.random.default_rng(5)
+    draw = lambda *shape: rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_data else 0.0)  # noqa: E731
+    left, _, right = np.linalg.svd(draw(n, d), full_matrices=False)
+    values = np.geomspace(1.0, 1 / condition, min(n, d)) if np.isfinite(condition) else np.r_[np.ones(min(n, d) - 1), 0.0]
+    inputs = (left * values[None, :]) @ right
+    labels = inputs @ draw(d, 2)
+    prompt = Prompt(inputs, labels, draw(d), draw(2), None)
+    found = jax.vmap(estimators.ols_weights)(jax.tree.map(lambda x: np.stack([x, x]), prompt))
+    expected = np.linalg.lstsq(inputs, labels, rcond=None)[0].T
+    bound = 1e2 * EPS * (condition if np.isfinite(condition) else 1.0)
+    np.testing.assert_allclose(found[0], expected, atol=bound * np.abs(expected).max())
+    # The labels are in the range of the inputs, and are fitted to rounding whatever the condition.
+    np.testing.assert_allclose(inputs @ np.asarray(found[1]).T, labels, atol=1e3 * EPS * np.abs(labels).max())
+
+
+def test_one_prompt_that_needs_the_decomposition_changes_no_other():
+    good, bad = make_prompt(3), make_prompt(4)
+    bad = Prompt(np.repeat(bad.inputs[:3], 3, axis=0), np.repeat(bad.labels[:3], 3, axis=0), bad.query, bad.target, bad.latent)
+    both = jax.vmap(estimators.ols_weights)(jax.tree.map(lambda *x: np.stack(x), good, bad))
+    np.testing.assert_array_equal(both[0], jax.vmap(estimators.ols_weights)(jax.tree.map(lambda x: x[None], good))[0])
+    np.testing.assert_allclose(both[1], np.linalg.lstsq(bad.inputs, bad.labels, rcond=None)[0].T, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [9, 3])
+def test_least_squares_has_derivatives_in_both_modes(n):
+    prompt = make_prompt(6, n=n)
+
+    def loss(inputs):
+        return jax.numpy.sum(estimators.ols_weights(Prompt(inputs, prompt.labels, prompt.query, prompt.target)) ** 2)
+
+    step = np.random.default_rng(0).normal(size=prompt.inputs.shape)
+    slope = (loss(prompt.inputs + 1e-6 * step) - loss(prompt.inputs - 1e-6 * step)) / 2e-6
+    np.testing.assert_allclose(np.sum(jax.grad(loss)(prompt.inputs) * step), slope, rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(loss, (prompt.inputs,), (step,))[1], slope, rtol=1e-6)
+
+
 def test_the_residual_of_complex_least_squares_is_orthogonal_to_the_conjugate_inputs():
     prompt = make_prompt(2, k=2, complex_data=True)
     residual = prompt.labels - prompt.inputs @ np.asarray(estimators.ols_weights(prompt)).T
