@@ -16,17 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from icl_lab import precision
-from icl_lab.config import schema
+from icl_lab.config import schema, yaml12
 from icl_lab.errors import InvalidValueError
 from icl_lab.runs import distributed, figures, present, provenance, store
 from icl_lab.runs.simulate import Simulation, simulate
-
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +95,7 @@ def publish(
       False if another process finished the same run first.
     """
     with store.partial_folder(folder) as partial:
-        (partial / "config.yaml").write_text(yaml.dump(resolved, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
+        (partial / "config.yaml").write_text(yaml12.dump(resolved), encoding="utf-8")
         store.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})
         try:
             result, made = work()
