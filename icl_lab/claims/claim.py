@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,9 +34,12 @@ def integer(default: int, minimum: int, meaning: str = "") -> Parameter:
     """An integer of at least `minimum`; 1e5 is one."""
 
     def convert(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != math.floor(value) or value < minimum:
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or value < minimum:
             raise ValueError
-        return int(value)
+        whole = int(value)
+        if whole != value:
+            raise ValueError
+        return whole
 
     return Parameter(default, f"an integer >= {minimum}", convert, meaning)
 
@@ -46,7 +48,7 @@ def number(default: float, minimum: float = -math.inf, meaning: str = "", *, pos
     """A finite number of at least `minimum`, or above 0 if `positive`."""
 
     def convert(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
             raise ValueError
         if value < minimum or (positive and value <= 0):
             raise ValueError

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from icl_lab import precision
-from icl_lab.config import schema, yaml12
-from icl_lab.errors import InvalidValueError
+from icl_lab.config import compose, schema, yaml12
 from icl_lab.runs import distributed, figures, present, provenance, store
 from icl_lab.runs.simulate import Simulation, simulate
 
@@ -121,16 +119,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, after the checks that composing does not make.
 
     Raises:
-      InvalidValueError: an unknown key added with `+`, or an experiment name that is no folder name.
+      InvalidValueError: as `compose.checked`, or an experiment name that is no folder name.
     """
-    schema.check_keys(config)
-    resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    resolved = OmegaConf.to_container(compose.checked(config), resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
-    if not re.fullmatch(r"\w[\w.-]*", resolved["experiment"]):
-        raise InvalidValueError(
-            f"`experiment` must be a name of letters, digits, '_', '-' and '.', since it names a folder; "
-            f"got {resolved['experiment']!r}."
-        )
+    schema.check_experiment(resolved["experiment"])
     return {str(key): value for key, value in resolved.items()}
 
 
