@@ -140,8 +140,10 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`--set name=value` pairs as a dict; values in YAML syntax."""
+    """`--set name=value` pairs as a dict; values by the core schema of YAML 1.2."""
     import yaml
+
+    from icl_lab.config import yaml12
 
     settings = {}
     for pair in pairs:
@@ -149,9 +151,11 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not (name and equals):
             raise InvalidValueError(f"`--set` takes NAME=VALUE; got {pair!r}.")
         try:
-            settings[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InvalidValueError(f"`--set {name}` takes a value in YAML syntax; got {value!r}.") from None
+            settings[name] = yaml12.load(value)
+        except yaml.YAMLError as error:
+            raise InvalidValueError(
+                f"`--set {name}` takes a value in YAML syntax; got {value!r}: {yaml12.problem(error)}."
+            ) from None
     return settings
 
 

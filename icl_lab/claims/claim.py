@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from icl_lab.claims.check import Check
 from icl_lab.errors import InvalidValueError
 
@@ -18,7 +20,7 @@ class Parameter:
     Attributes:
       default: its value unless overridden; JSON types only.
       accepts: the accepted values, in words ("an integer >= 1").
-      convert: the value as the claim wants it; raises ValueError or TypeError if it is not accepted.
+      convert: the value as the claim wants it; raises ValueError, TypeError or OverflowError if it is not accepted.
       meaning: one clause for the listing.
     """
 
@@ -29,12 +31,15 @@ class Parameter:
 
 
 def integer(default: int, minimum: int, meaning: str = "") -> Parameter:
-    """An integer of at least `minimum`."""
+    """An integer of at least `minimum`; 1e5 is one."""
 
     def convert(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or value < minimum:
             raise ValueError
-        return value
+        whole = int(value)
+        if whole != value:
+            raise ValueError
+        return whole
 
     return Parameter(default, f"an integer >= {minimum}", convert, meaning)
 
@@ -43,9 +48,7 @@ def number(default: float, minimum: float = -math.inf, meaning: str = "", *, pos
     """A finite number of at least `minimum`, or above 0 if `positive`."""
 
     def convert(value: Any) -> float:
-        if isinstance(value, str):
-            value = float(value)  # YAML 1.1 reads 1e-3, without a dot, as a word
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
             raise ValueError
         if value < minimum or (positive and value <= 0):
             raise ValueError
@@ -59,9 +62,9 @@ def flag(default: bool, meaning: str = "") -> Parameter:
     """true or false."""
 
     def convert(value: Any) -> bool:
-        if not isinstance(value, bool):
+        if not isinstance(value, bool | np.bool_):
             raise ValueError
-        return value
+        return bool(value)
 
     return Parameter(default, "true or false", convert, meaning)
 
@@ -77,16 +80,21 @@ def choice(default: str, options: Sequence[str], meaning: str = "") -> Parameter
     return Parameter(default, "one of " + ", ".join(options), convert, meaning)
 
 
+def _entries(value: Any) -> Sequence[Any] | np.ndarray:
+    """The entries of a list or an array; a word and a mapping are neither, though Python walks through both."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | np.ndarray) or not len(value):
+        raise ValueError
+    return value
+
+
 def spectrum(meaning: str = "") -> Parameter:
     """A list of positive eigenvalues, or null for the claim's own default of the right length."""
+    entry = number(1.0, positive=True)
 
     def convert(value: Any) -> list[float] | None:
         if value is None:
             return None
-        values = [number(1.0, positive=True).convert(x) for x in value]
-        if not values:
-            raise ValueError
-        return values
+        return [entry.convert(x) for x in _entries(value)]
 
     return Parameter(None, "null or a list of d numbers > 0", convert, meaning)
 
@@ -98,9 +106,7 @@ def vector(default: Sequence[float] | None, meaning: str = "") -> Parameter:
     def convert(value: Any) -> list[float] | None:
         if value is None:
             return None
-        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            raise ValueError
-        return [entry.convert(x) for x in value]
+        return [entry.convert(x) for x in _entries(value)]
 
     return Parameter(default, "null or a list of d numbers", convert, meaning)
 
@@ -112,8 +118,8 @@ def table(default: Sequence[Sequence[float]] | None, minimum: float = -math.inf,
     def convert(value: Any) -> list[list[float]] | None:
         if value is None:
             return None
-        rows = [row.convert(x) for x in value]
-        if not rows or any(x is None or len(x) != len(rows[0]) or min(x) < minimum for x in rows):
+        rows = [row.convert(x) for x in _entries(value)]
+        if any(x is None or len(x) != len(rows[0]) or min(x) < minimum for x in rows):
             raise ValueError
         return rows
 
@@ -166,7 +172,7 @@ class Claim:
             value = overrides.get(name, parameter.default)
             try:
                 resolved[name] = parameter.convert(value)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 raise InvalidValueError(f"{self.id}: `{name}` must be {parameter.accepts}; got {value!r}.") from None
         if self.validate is not None:
             self.validate(**resolved)

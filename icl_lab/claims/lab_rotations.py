@@ -41,9 +41,10 @@ def _even(default: int) -> Parameter:
     even = integer(default, 2)
 
     def convert(value):
-        if even.convert(value) % 2:
+        dimension = even.convert(value)
+        if dimension % 2:
             raise ValueError
-        return value
+        return dimension
 
     return Parameter(default, "an even integer >= 2", convert, "dimension, two for each rotation angle")
 

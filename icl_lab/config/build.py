@@ -7,7 +7,9 @@ combination of groups can get wrong is checked here.
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -94,20 +96,27 @@ def build_optimiser(group: Group) -> optax.GradientTransformation:
     """The optax optimiser called `trainer.optimiser` at `trainer.learning_rate`, its other settings as optax has them.
 
     Raises:
-      InvalidValueError: optax has no optimiser of that name with a learning rate, or the rate is not > 0.
+      InvalidValueError: optax has no optimiser of that name that needs a learning rate only, or the rate is not > 0.
     """
     name, rate = group["optimiser"], group["learning_rate"]
-    factory = getattr(optax, name, None)
-    if not callable(factory) or "learning_rate" not in inspect.signature(factory).parameters:
+    factory: Any = getattr(optax, name, None)
+    # Capitals are classes, an underscore is optax's own business, and `scale_by_` the part of an optimiser that has no sign.
+    public = re.fullmatch(r"(?!scale_by_)[a-z]\w*", name) is not None
+    parameters = inspect.signature(factory).parameters if public and callable(factory) else {}
+    if "learning_rate" not in parameters:
         raise InvalidValueError(
             "`trainer.optimiser` must be the name of an optax optimiser with a learning rate (sgd, adam, adamw, ...); "
             f"got {name!r}."
         )
+    needed = [other.name for other in parameters.values() if other.default is other.empty and other.name != "learning_rate"]
+    if needed:
+        raise InvalidValueError(
+            f"`trainer.optimiser` must be an optax optimiser that needs a learning rate and no more; {name} asks for "
+            f"{', '.join(needed)} too."
+        )
     if not (np.isfinite(rate) and rate > 0):
         raise InvalidValueError(f"`trainer.learning_rate` must be a finite number > 0; got {rate!r}.")
-    optimiser = factory(learning_rate=rate)
-    assert isinstance(optimiser, optax.GradientTransformation)
-    return optimiser
+    return factory(learning_rate=rate)
 
 
 def _gaussian_start(key: Key, dim: int, width: int, scale: float, heads: int | None, separate: bool) -> Weights:

@@ -9,11 +9,10 @@ and is set by the YAML file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+import re
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Optional
-
-from omegaconf import DictConfig, OmegaConf
 
 from icl_lab.errors import InvalidValueError
 
@@ -259,16 +258,33 @@ SCHEMAS: dict[str, type] = {
 }
 
 
-def check_keys(config: DictConfig) -> None:
-    """Raise `InvalidValueError` for a key that no schema knows, as `+task.foo=1` would add one."""
-    for node in (config, *(config[group] for group in GROUPS)):
-        schema = OmegaConf.get_type(node)
-        assert is_dataclass(schema)
-        accepted = {field.name for field in fields(schema)}
-        unknown = sorted(set(node) - accepted)
-        if unknown:
-            path = node._get_full_key(unknown[0])
-            raise InvalidValueError(f"Unknown configuration key `{path}`; accepted here: {', '.join(sorted(accepted))}.")
+KINDS: dict[str, dict[str, type]] = {
+    "task": {
+        "linear_regression": GaussianRegression,
+        "uniform": UniformRegression,
+        "sine": SineRegression,
+        "sphere": SphereRegression,
+        "random_diagonal": FiniteSpectrumRegression,
+        "exponential_diagonal": ExponentialDiagonalRegression,
+        "rotated_spectrum": FiniteSpectrumRegression,
+        "nonlinear": NonlinearRegression,
+        "autoregressive": Autoregressive,
+        "random_autoregressive": RandomAutoregressive,
+        "linear_dynamics": LinearDynamics,
+    },
+    "model": {"linear_attention": LinearAttention, "softmax_attention": SoftmaxAttention},
+    "objective": {"population": PopulationObjective, "sampled": PopulationObjective, "streamed": StreamedObjective},
+    "trainer": {"gradient_flow": GradientFlow, "descent": Descent},
+}
+"""The keys that each `kind` has."""
+
+
+def check_experiment(name: str) -> None:
+    """Raise `InvalidValueError` unless a series of runs can have this name."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InvalidValueError(
+            f"`experiment` must be a name of letters, digits, '_', '-' and '.', since it names a folder; got {name!r}."
+        )
 
 
 def register() -> None:

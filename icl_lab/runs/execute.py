@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,17 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from icl_lab import precision
-from icl_lab.config import schema
-from icl_lab.errors import InvalidValueError
+from icl_lab.config import compose, schema, yaml12
 from icl_lab.runs import distributed, figures, present, provenance, store
 from icl_lab.runs.simulate import Simulation, simulate
-
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +91,7 @@ def publish(
       False if another process finished the same run first.
     """
     with store.partial_folder(folder) as partial:
-        (partial / "config.yaml").write_text(yaml.dump(resolved, Dumper=_DUMPER, sort_keys=False), encoding="utf-8")
+        (partial / "config.yaml").write_text(yaml12.dump(resolved), encoding="utf-8")
         store.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})
         try:
             result, made = work()
@@ -122,16 +117,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, after the checks that composing does not make.
 
     Raises:
-      InvalidValueError: an unknown key added with `+`, or an experiment name that is no folder name.
+      InvalidValueError: as `compose.checked`, or an experiment name that is no folder name.
     """
-    schema.check_keys(config)
-    resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    resolved = OmegaConf.to_container(compose.checked(config), resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
-    if not re.fullmatch(r"\w[\w.-]*", resolved["experiment"]):
-        raise InvalidValueError(
-            f"`experiment` must be a name of letters, digits, '_', '-' and '.', since it names a folder; "
-            f"got {resolved['experiment']!r}."
-        )
+    schema.check_experiment(resolved["experiment"])
     return {str(key): value for key, value in resolved.items()}
 
 

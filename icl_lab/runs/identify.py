@@ -8,14 +8,13 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from icl_lab import analysis, precision
 from icl_lab.analysis.identification import COLUMNS, NONE
-from icl_lab.config import build
+from icl_lab.config import build, yaml12
 from icl_lab.errors import InvalidValueError
 from icl_lab.models import SelfAttention
 from icl_lab.prng import stream
@@ -58,7 +57,7 @@ def load(folder: Path) -> TrainedModel:
             raise InvalidValueError(
                 f"RUN_FOLDER must hold config.yaml and weights.npz of a finished run; {folder} has no {name}."
             )
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml12.load((folder / "config.yaml").read_text(encoding="utf-8"))
     arrays = store.read_arrays(folder / "weights.npz")
     with precision.float64():
         task, model = build.build_task(config["task"]), build.build_model(config["model"])

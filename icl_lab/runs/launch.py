@@ -6,20 +6,20 @@ reads for that) and turned into one sentence and exit status 2.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.utils import to_absolute_path
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from icl_lab.config import paths, schema
+from icl_lab.config import compose, paths
 from icl_lab.errors import IclLabError, InvalidValueError
 from icl_lab.runs import cache, distributed, outcomes, points
 
@@ -41,8 +41,7 @@ def launch(arguments: Sequence[str]) -> int:
     """
     cache.enable()
     distributed.join()
-    schema.register()
-    _name_plain_experiments(arguments)
+    compose.register()
     here: list[outcomes.Outcome] = []
     outcomes.Outcomes.folder = None
 
@@ -50,6 +49,9 @@ def launch(arguments: Sequence[str]) -> int:
         cache.enable()  # in the process that a launcher runs the job in, before JAX is imported there
         from icl_lab.runs.execute import execute
 
+        if HydraConfig.get().job.chdir:
+            # The folder that the user named it in; the job is in one of its own.
+            config.run_root = to_absolute_path(os.path.expanduser(config.run_root))
         try:
             run = execute(config)
             outcome = outcomes.Outcome(0) if run.converged else outcomes.Outcome(1, f"ended as {run.status}: {run.folder}")
@@ -84,8 +86,7 @@ def launch(arguments: Sequence[str]) -> int:
     points.register()
     points.Points.do = do
     before_argv, before_raise = sys.argv, os.environ.get(_RAISE)
-    # Hydra's parser refuses an option between two overrides, so the one that people put there goes first.
-    sys.argv = ["icl-lab run", *sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))]
+    sys.argv = ["icl-lab run", *_options_first(arguments)]
     os.environ[_RAISE] = "1"
     try:
         hydra.main(config_path=str(paths.config_dir()), config_name="run", version_base="1.3")(job)()
@@ -109,6 +110,15 @@ def launch(arguments: Sequence[str]) -> int:
     return max((failure["status"] for failure in failures), default=0)
 
 
+def _options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with Hydra's options before the overrides: its parser refuses an option after the first override."""
+    overrides = get_args_parser().parse_intermixed_args(arguments).overrides
+    options = list(arguments)
+    for override in overrides:
+        options.remove(override)
+    return [*options, "--", *overrides]
+
+
 def _report(error: Exception) -> int:
     """Say on stderr why a run failed; the exit status, 2 if the user can mend it and 1 if not."""
     if isinstance(error, IclLabError):
@@ -126,7 +136,7 @@ def one_sentence(error: Exception) -> str:
         return f"unknown configuration key `{cause.full_key}`; accepted here: {accepted}."
     if isinstance(cause, OmegaConfBaseException):
         key = f"`{cause.full_key}`: " if cause.full_key else ""
-        return f"{key}{str(cause).splitlines()[0]}."
+        return f"{key}{str(cause).splitlines()[0].rstrip('.')}."
     text = str(error).split("Config search path")[0]
     sentence = re.sub(r"\s+", " ", re.sub(r"\n\t", ", ", text.replace(":\n\t", ": "))).strip()
     launcher = re.search(r"'hydra/launcher/(joblib|submitit_local|submitit_slurm|ray)'", sentence)
@@ -134,23 +144,3 @@ def one_sentence(error: Exception) -> str:
         return sentence
     extra = "ray" if launcher[1] == "ray" else "cluster"
     return f"{sentence} That launcher comes with `pip install 'icl-lab[{extra}]'`."
-
-
-def _name_plain_experiments(arguments: Sequence[str]) -> None:
-    """Let `experiment=NAME` be a plain name for a series of runs where no overlay of that name exists.
-
-    Hydra reads it as a choice of the group, so an overlay that only sets the name is made up for it.
-    """
-    folders = [paths.config_dir() / "experiment"]
-    for flag, value in itertools.pairwise([*arguments, ""]):
-        if flag in ("--config-dir", "-cd"):
-            folders.append(Path(value) / "experiment")
-        elif flag.startswith("--config-dir="):
-            folders.append(Path(flag.partition("=")[2]) / "experiment")
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key.lstrip("+") != "experiment":
-            continue
-        for name in filter(None, value.split(",")):
-            if re.fullmatch(r"\w[\w.-]*", name) and not any((folder / f"{name}.yaml").is_file() for folder in folders):
-                ConfigStore.instance().store(group="experiment", name=name, node={"experiment": name}, package="_global_")

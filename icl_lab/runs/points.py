@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from icl_lab.config import compose
+from icl_lab.errors import InvalidValueError
 
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -37,7 +38,11 @@ class Points(_BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        batches = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        for override in overrides:
+            if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+                raise InvalidValueError(f"the sweep has no points, since `{override.input_line}` holds no value.")
+        batches = self.split_arguments(overrides, None)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
@@ -46,17 +51,16 @@ class Points(_BasicSweeper):
 
 
 class _Composer:
-    def __init__(self, loader: Any, master: DictConfig):
+    def __init__(self, loader: compose.Loader, master: DictConfig):
         self.loader, self.master = loader, master
         self.parser = OverridesParser.create(config_loader=loader)
-        self.groups: dict[str, bool] = {}
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of a point, as Hydra would hand it to the job."""
         parsed = self.parser.parse_overrides(list(overrides))
-        values = [override for override in parsed if self._is_value(override)]
-        choices = tuple(text for text, override in zip(overrides, parsed, strict=True) if not self._is_value(override))
+        values = [override for override in parsed if self.loader.is_value(override)]
+        choices = tuple(text for text, override in zip(overrides, parsed, strict=True) if not self.loader.is_value(override))
         if choices not in self.composed:
             whole = self.loader.load_sweep_config(self.master, list(choices))
             # What `${hydra:...}` stands for while the point is resolved.
@@ -65,17 +69,9 @@ class _Composer:
                 del whole["hydra"]
             self.composed[choices] = whole
         config = copy.deepcopy(self.composed[choices])
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        for override in values:
+            compose.put(config, override)
         return config
-
-    def _is_value(self, override: Override) -> bool:
-        """Whether an override sets a key that is there, and chooses no file of a group."""
-        key = override.key_or_group
-        if override.package is not None or override.type is not OverrideType.CHANGE or key.startswith("hydra"):
-            return False
-        if key not in self.groups:
-            self.groups[key] = bool(self.loader.get_group_options(key))
-        return not self.groups[key]
 
 
 def register() -> None:

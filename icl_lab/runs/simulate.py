@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from icl_lab import analysis, tasks, theory
-from icl_lab.config import build
+from icl_lab.config import build, limits
 from icl_lab.errors import AssumptionError, InvalidValueError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, SelfAttention
 from icl_lab.objectives import Objective, SampledLoss, StreamedLoss
@@ -21,7 +21,7 @@ from icl_lab.prng import stream
 from icl_lab.progress import phase
 from icl_lab.runs import comparison, condensed
 from icl_lab.runs.measure import measure
-from icl_lab.tasks.prompt import Prompt, Task, check_count
+from icl_lab.tasks.prompt import Prompt, Task
 from icl_lab.theory import Optimum
 from icl_lab.training import TrainingResult, Verdict
 from icl_lab.typing import Array, Key, Weights
@@ -101,12 +101,17 @@ def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
     def same(*keys: str) -> bool:
         return like is not None and all(like.config[key] == config[key] for key in keys)
 
+    limits.check_objective(config["objective"])
+    limits.check_trainer(config["trainer"])
+    if config["trainer"]["kind"] == "descent":
+        build.build_optimiser(config["trainer"])
     key = jax.random.key(config["seed"])
     one_layer = config["model"]["layers"] == 1
     if like is not None and same("task", "model"):
         task, model, optimum = like.task, like.model, like.optimum
     else:
         task, model = build.build_task(config["task"]), build.build_model(config["model"])
+        limits.check_analysis(config["analysis"], task)
         optimum = comparison.closed_form(task, model) if one_layer else None
     initial = build.build_weights(config["trainer"], config["model"], task, model, key)
     if config["precision"] == "float32":
@@ -136,7 +141,7 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
     settings, length = first.config["analysis"], first.task.context_length
     key = stream(jax.random.key(settings["seed"]), "evaluation")
     step_size, preconditioner = comparison.best_linear_steps(first.task, stream(key, "steps"), settings["prompts"])
-    lengths = _context_lengths(settings["context_lengths"], length)
+    lengths = limits.context_lengths(settings["context_lengths"], length)
     models = [eqx.Partial(_answer, first.model, result.limit) for result in results]
     # Three programs instead of one for every number of models.
     models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
@@ -260,15 +265,6 @@ def _comparison_metrics(problem: Problem, limit: Weights, table: Table, lengths:
 
 def _answer(model: SelfAttention, weights: Weights, prompt: Prompt) -> Array:
     return model(weights, prompt)
-
-
-def _context_lengths(asked: list[int] | None, length: int) -> list[int]:
-    """The lengths of the risk curve, increasing, that of training among them."""
-    if asked is None:
-        asked = [max(1, length // 4), max(1, length // 2), 2 * length, 4 * length]
-    for n in asked:
-        check_count(n, "analysis.context_lengths", 1, "A prompt shows at least one example.")
-    return sorted({*asked, length})
 
 
 def _theory_metrics(problem: Problem, limit: Weights) -> dict[str, Any] | None:

@@ -196,14 +196,16 @@ def _print_summary(points: list[Point], finished: set[Path], console: Console) -
     flat: list[dict[str, Any]] = [{} for _ in points]
     for point, keys in zip(points, flat, strict=True):
         flatten({k: v for k, v in point.config.items() if k not in store.NOT_HASHED}, "", keys)
-    varying = [key for key in flat[0] if len({repr(keys.get(key)) for keys in flat}) > 1]
+    every = dict.fromkeys(key for keys in flat for key in keys)
+    varying = [key for key in every if len({repr(keys.get(key, "")) for keys in flat}) > 1]
     title = f"{len(points)} points, {sum(point.status == 'done' for point in points)} done"
     before = sum(point.folder in finished for point in points)
     table = Table(title=title + (f"; {before} in the store already" if before else ""))
     for name in (*varying, "verdict", "weight distance", "run folder"):
         table.add_column(name, no_wrap=name == "run folder")
     for point, keys in sorted(zip(points, flat, strict=True), key=lambda pair: pair[0].status == "done"):
-        values = [str(keys.get(key)) for key in varying]
+        # A key that a point does not have is empty, and so told from one that is null.
+        values = [str(keys.get(key, "")) for key in varying]
         if point.error is not None:
             table.add_row(*values, "[red]failed[/]", "", f"{point.folder.name}.failed")
             continue

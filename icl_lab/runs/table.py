@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from icl_lab.config import yaml12
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.runs import store
 from icl_lab.runs.present import wide_console
@@ -150,7 +150,7 @@ def _load_config(text: str) -> Row:
 
 @functools.lru_cache(maxsize=4096)
 def _load_entry(text: str) -> Row:
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    return yaml12.load(text) or {}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str, row: Row) -> None:

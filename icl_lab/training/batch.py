@@ -22,7 +22,7 @@ from icl_lab import precision
 from icl_lab.errors import NonFiniteError
 from icl_lab.objectives.curvature import curvature, loss_and_norm
 from icl_lab.objectives.objective import Objective
-from icl_lab.training.coordinates import as_double, checked_solver, coordinates
+from icl_lab.training.coordinates import as_double, check_flow, coordinates
 from icl_lab.training.progress import Report, progress_reporter
 from icl_lab.training.segment import (
     END,
@@ -82,9 +82,9 @@ def gradient_flow_each(
       that were solved together. The error in place of a result if the loss at the initial weights is not finite.
 
     Raises:
-      InvalidValueError: an unknown solver.
+      InvalidValueError: a solver, tolerance or number of steps that is none.
     """
-    checked_solver(solver)
+    check_flow(solver, weight_tolerance, max_steps)
     with precision.float64():
         prepared = [_Prepared.of(*problem, solver, weight_tolerance) for problem in problems]
     groups: dict[Hashable, list[int]] = {}

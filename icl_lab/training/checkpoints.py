@@ -23,7 +23,7 @@ def save(path: Path | str, tree: Any, header: dict[str, Any] | None = None) -> N
     """Write the array leaves of `tree` and a JSON-serialisable `header` to `path` (.npz), atomically; its folder is made."""
     path = Path(path)
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    arrays: dict[str, Any] = {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in leaves}
+    arrays: dict[str, Any] = {jax.tree_util.keystr(p): np.asarray(_numbers(leaf)) for p, leaf in leaves}
     arrays[HEADER] = np.frombuffer(json.dumps(header or {}).encode(), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -51,4 +51,17 @@ def load(path: Path | str, like: T) -> tuple[T, dict[str, Any]]:
             f"{path} does not hold the expected tree: entry {differing!r} is in only one of them "
             f"(file: {sorted(arrays)}, expected: {sorted(names)})."
         )
-    return jax.tree_util.tree_unflatten(structure, [arrays[name] for name in names]), header
+    # Random keys, which some optimisers carry, are kept as the numbers behind them.
+    values = [
+        jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(leaf)) if _is_key(leaf) else arrays[name]
+        for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(structure, values), header
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf

@@ -9,6 +9,7 @@ import numpy as np
 from icl_lab.errors import InvalidValueError
 from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.population import StructuredLoss
+from icl_lab.tasks.prompt import check_count
 from icl_lab.training.realify import realified
 from icl_lab.training.segment import SOLVERS
 from icl_lab.typing import Array, Weights
@@ -26,11 +27,16 @@ def coordinates(objective: Objective, weights: Weights) -> tuple[Objective, Weig
     return realified(objective, weights)
 
 
-def checked_solver(solver: str) -> str:
-    """`solver`, or `InvalidValueError` if there is none of that name."""
+def check_flow(solver: str, weight_tolerance: float, max_steps: int, prefix: str = "") -> None:
+    """Raise `InvalidValueError` unless a flow can be integrated and judged so; the message has `prefix` before a name."""
     if solver not in SOLVERS:
-        raise InvalidValueError(f"`solver` must be one of {SOLVERS}; got {solver!r}.")
-    return solver
+        raise InvalidValueError(f"`{prefix}solver` must be one of {', '.join(SOLVERS)}; got {solver!r}.")
+    if not 0 < weight_tolerance < 1:
+        raise InvalidValueError(
+            f"`{prefix}weight_tolerance` must be a number between 0 and 1, the relative error of the weights at which the flow "
+            f"has converged; got {weight_tolerance!r}."
+        )
+    check_count(max_steps, f"{prefix}max_steps", 1, "A flow takes at least one step.")
 
 
 def as_double(leaf: Array) -> np.ndarray:

@@ -139,7 +139,9 @@ def update(objective: Objective, optimiser: optax.GradientTransformation, state:
     gradient = jax.tree.map(jnp.conj, gradient)
     # Optimisers multiply floats by integer step counts, which a caller may have forbidden as an implicit promotion.
     with jax.numpy_dtype_promotion("standard"):
-        updates, moments = optimiser.update(gradient, moments, weights)
+        # What those that search along a line ask for; the others take no notice.
+        extra = {"value": loss, "grad": gradient, "value_fn": lambda moved: objective(moved, key)}
+        updates, moments = optax.with_extra_args_support(optimiser).update(gradient, moments, weights, **extra)
     return (optax.apply_updates(weights, updates), moments), loss
 
 

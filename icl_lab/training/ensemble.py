@@ -17,7 +17,7 @@ from icl_lab import precision
 from icl_lab.errors import InvalidValueError, NonFiniteError
 from icl_lab.objectives.objective import Objective
 from icl_lab.training.batch import flow_together
-from icl_lab.training.coordinates import checked_solver
+from icl_lab.training.coordinates import check_flow
 from icl_lab.training.progress import progress_reporter
 from icl_lab.training.segment import check_applies, pick_solver, step_tolerance
 from icl_lab.training.stopping import Evidence, Verdict
@@ -101,10 +101,10 @@ def gradient_flows(
       progress: show on stderr how far it is, once it takes more than a few seconds.
 
     Raises:
-      InvalidValueError: an unknown solver, complex weights, or starts that disagree on S.
+      InvalidValueError: a solver, tolerance or number of steps that is none, complex weights, or starts that disagree on S.
       NonFiniteError: a start, or the loss at it, is NaN or infinite.
     """
-    checked_solver(solver)
+    check_flow(solver, weight_tolerance, max_steps)
     if any(np.iscomplexobj(leaf) for leaf in jax.tree.leaves(starts)):
         raise InvalidValueError("`starts` must be real; use `training.gradient_flow` for each complex start.")
     counts = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(starts)}

@@ -26,7 +26,7 @@ from icl_lab.errors import InvalidValueError, NonFiniteError
 from icl_lab.objectives.curvature import curvature, loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.training import checkpoints
-from icl_lab.training.coordinates import as_double, checked_solver, coordinates
+from icl_lab.training.coordinates import as_double, check_flow, coordinates
 from icl_lab.training.progress import Report, progress_reporter
 from icl_lab.training.segment import (
     END,
@@ -90,10 +90,10 @@ def gradient_flow(
       The result, in numpy arrays of float64.
 
     Raises:
-      InvalidValueError: an unknown solver, or times that do not increase from 0 on.
+      InvalidValueError: a solver, tolerance or number of steps that is none, or times that do not increase from 0 on.
       NonFiniteError: initial weights, or a loss at them, that are NaN or infinite.
     """
-    checked_solver(solver)
+    check_flow(solver, weight_tolerance, max_steps)
     times = _checked_times(times)
     if stop_at_last_time and times is None:
         raise InvalidValueError("`stop_at_last_time` needs `times`; got none.")

@@ -1,8 +1,9 @@
 """Parameters: defaults, ranges, and messages that name what is accepted."""
 
+import numpy as np
 import pytest
 
-from icl_lab.claims.claim import Claim, choice, flag, integer, number, spectrum
+from icl_lab.claims.claim import Claim, choice, flag, integer, number, spectrum, table, vector
 from icl_lab.errors import InvalidValueError
 
 
@@ -19,6 +20,8 @@ def _claim(validate=None):
             "rotate": flag(False),
             "law": choice("gaussian", ("gaussian", "uniform")),
             "Lam": spectrum(),
+            "w": vector(None),
+            "A": table(None),
         },
         run=lambda **_: [],
         validate=validate,
@@ -27,18 +30,23 @@ def _claim(validate=None):
 
 def test_overrides_replace_defaults():
     resolved = _claim().resolve({"d": 7, "Lam": [2, 1.5], "s2": 0})
-    assert resolved == {"d": 7, "s2": 0.0, "sigma": 0.1, "rotate": False, "law": "gaussian", "Lam": [2.0, 1.5]}
+    defaults = {"sigma": 0.1, "rotate": False, "law": "gaussian", "w": None, "A": None}
+    assert resolved == {"d": 7, "s2": 0.0, "Lam": [2.0, 1.5], **defaults}
 
 
-def test_a_number_in_scientific_notation_without_a_dot_is_a_number():
-    # What a YAML 1.1 reader makes of `--set sigma=1e-3`.
-    assert _claim().resolve({"sigma": "1e-3"})["sigma"] == 1e-3
-    with pytest.raises(InvalidValueError, match="a number > 0"):
-        _claim().resolve({"sigma": "small"})
+def test_a_whole_number_in_scientific_notation_is_an_integer():
+    resolved = _claim().resolve({"d": 1e5, "sigma": 1e-3})
+    assert (resolved["d"], resolved["sigma"]) == (100_000, 1e-3)
+    assert type(resolved["d"]) is int
+
+
+def test_numpy_values_of_library_callers_become_plain_ones():
+    given = {"d": np.int64(2), "s2": np.float32(0.5), "rotate": np.True_, "Lam": np.array([2.0, 1.0]), "A": np.eye(2)}
+    assert _claim().resolve(given) == _claim().resolve({"d": 2, "rotate": True, "Lam": [2, 1], "A": [[1, 0], [0, 1]]})
 
 
 def test_an_unknown_name_is_refused_with_the_accepted_ones():
-    with pytest.raises(InvalidValueError, match=r"'M'.*accepts d, s2, sigma, rotate, law, Lam"):
+    with pytest.raises(InvalidValueError, match=r"'M'.*accepts d, s2, sigma, rotate, law, Lam, w, A"):
         _claim().resolve({"M": 3})
 
 
@@ -46,7 +54,9 @@ def test_an_unknown_name_is_refused_with_the_accepted_ones():
     ("name", "value", "accepted"),
     [
         ("d", 0, "an integer >= 1"),
-        ("d", 2.0, "an integer >= 1"),
+        ("d", 2.5, "an integer >= 1"),
+        ("d", float("inf"), "an integer >= 1"),
+        ("d", float("nan"), "an integer >= 1"),
         ("d", True, "an integer >= 1"),
         ("d", "7", "an integer >= 1"),
         ("s2", -0.1, "a number >= 0"),
@@ -59,6 +69,16 @@ def test_an_unknown_name_is_refused_with_the_accepted_ones():
         ("Lam", [1, -1], "null or a list"),
         ("Lam", [], "null or a list"),
         ("Lam", 2.0, "null or a list"),
+        ("Lam", "123", "null or a list"),
+        ("Lam", ["1", "2"], "null or a list"),
+        ("Lam", {1: 2, 2: 1}, "null or a list"),
+        ("Lam", {1, 2}, "null or a list"),
+        ("w", "123", "null or a list"),
+        ("w", {1: 2}, "null or a list"),
+        ("A", {"12": 3}, "null or a list"),
+        ("A", ["12", "34"], "null or a list"),
+        ("s2", 10**400, "a number >= 0"),
+        ("s2", "1", "a number >= 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_range(name, value, accepted):
