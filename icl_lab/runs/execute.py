@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,11 +20,12 @@ import jax
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 
-from icl_lab import precision
+from icl_lab import devices, precision
 from icl_lab.config import schema
 from icl_lab.errors import InvalidValueError
-from icl_lab.runs import distributed, figures, present, provenance, store
+from icl_lab.runs import distributed, figures, present, provenance, records, store
 from icl_lab.runs.simulate import Simulation, simulate
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -49,15 +51,18 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
       The folder and its status.
 
     Raises:
+      DeviceError: no device to compute on.
+      DamagedRunError: the run is in the store, and its folder cannot be read.
       IclLabError: the configuration describes no valid problem; recorded in the store before it is raised.
       Exception: whatever else the run raised, recorded likewise.
     """
+    devices.first()
     console = console or (present.wide_console() if distributed.is_first() else Console(quiet=True))
     resolved = resolve(config)
     folder = store.run_folder(resolved)
     if distributed.as_first_says(store.is_finished(folder)):
         store.remove_stale(folder.parent)
-        console.print(f"This run is done already, in [bold]{folder}[/]", highlight=False, soft_wrap=True)
+        console.print(f"This run is done already, in [bold]{escape(str(folder))}[/]", highlight=False, soft_wrap=True)
         return _outcome(folder, console)
     if not distributed.is_first():
         with precision.float64():
@@ -103,17 +108,19 @@ def publish(
         try:
             result, made = work()
             _write(result, partial)
-            if draw:
-                figures.draw(result, partial / "figures")
             status = {"status": result.status, "verdict": result.metrics["verdict"], "reason": result.metrics["reason"]}
-            store.write_json(partial / "status.json", {**status, "resumed": result.training.resumed, **made})
+            pictures = {"figures": problem} if draw and (problem := _draw(result, partial / "figures")) else {}
+            store.write_json(partial / "status.json", {**status, **pictures, "resumed": result.training.resumed, **made})
         except Exception as error:
             status = {
                 "status": "failed",
                 "error": f"{type(error).__name__}: {error}",
                 "traceback": "".join(traceback.format_exception(error)),
             }
-            store.write_json(partial / "status.json", {**status, "schema_version": store.SCHEMA_VERSION})
+            try:
+                store.write_json(partial / "status.json", {**status, "schema_version": store.SCHEMA_VERSION})
+            except OSError:  # a full disk has no room for the record either
+                raise error from None
             kept = store.publish_failure(partial, folder)
             print(f"icl-lab: the record of the failure is in {kept}", file=sys.stderr)
             raise
@@ -148,6 +155,18 @@ def _write(result: Simulation, folder: Path) -> None:
     store.write_arrays(folder / "trajectory.npz", {**curves, **named_leaves("weights", trajectory.weights)})
 
 
+def _draw(result: Simulation, folder: Path) -> str | None:
+    """Draw the figures of a run; why there are none if drawing fails, which is no reason to lose the training."""
+    try:
+        figures.draw(result, folder)
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        problem = f"not drawn: {type(error).__name__}: {error}"
+        print(f"icl-lab: the run is kept without its figures ({problem})", file=sys.stderr)
+        return problem
+    return None
+
+
 def named_leaves(prefix: str, tree: Any) -> dict[str, Any]:
     """The arrays of a pytree by their path, as in `limit.w_pv` or `limit[0].w_pv`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -173,6 +192,6 @@ def _made_with() -> dict[str, Any]:
 
 
 def _outcome(folder: Path, console: Console) -> Outcome:
-    status = store.read_json(folder / "status.json")
-    present.print_comparison(store.read_json(folder / "metrics.json"), status, folder, console)
+    status = records.read_status(folder)
+    present.print_comparison(records.read_metrics(folder), status, folder, console)
     return Outcome(folder=folder, status=status["status"], converged=status["status"] == "done")
