@@ -16,6 +16,7 @@ from typing import Any
 import icl_lab
 from icl_lab.errors import IclLabError, InvalidValueError
 from icl_lab.progress import display
+from icl_lab.runs import environment
 
 MISUSE = 2
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["run"]:
             return _run(arguments[1:])
         options = _parser().parse_args(arguments)
+        environment.settle()
         return options.command(options)
     except IclLabError as error:
         return _misuse(str(error))
@@ -192,13 +194,13 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
         for check in entry["checks"]:
             verdict = "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
             numbers = (short(check[name]) for name in ("measured", "expected", "error", "tolerance"))
-            table.add_row(entry["id"], check["name"], *numbers, verdict)
+            table.add_row(*map(escape, (entry["id"], check["name"], *numbers)), verdict)
         table.add_section()
     console = wide_console()
     console.print(table)
     for entry in entries:
         if "reason" in entry:
-            console.print(f"[red]{entry['id']} failed:[/] {escape(entry['reason'])}", highlight=False)
+            console.print(f"[red]{escape(entry['id'])} failed:[/] {escape(entry['reason'])}", highlight=False)
     passed = sum(entry["passed"] for entry in entries)
     console.print(f"{passed} of {len(entries)} claims passed in {sum(entry['seconds'] for entry in entries):.1f} s")
 
@@ -213,7 +215,14 @@ def _table(options: argparse.Namespace) -> int:
     else:
         table.write(rows, options.output)
         print(f"{len(rows)} runs written to {options.output}")
-    return 0
+    return _say_damaged(table.damaged(rows))
+
+
+def _say_damaged(sentences: Sequence[str]) -> int:
+    """Name on stderr what could not be read of the runs; the exit status."""
+    for sentence in sentences:
+        print(f"icl-lab: {sentence}", file=sys.stderr)
+    return 1 if sentences else 0
 
 
 def _identify(options: argparse.Namespace) -> int:
@@ -234,9 +243,9 @@ def _report(options: argparse.Namespace) -> int:
     with display("report"):
         from icl_lab.runs import report
 
-        target = report.write(options.inputs, options.output)
+        target, damaged = report.write(options.inputs, options.output)
     print(f"{target} written, {target.stat().st_size / 1e6:.1f} MB")
-    return 0
+    return _say_damaged(damaged)
 
 
 def _doctor(_: argparse.Namespace) -> int:

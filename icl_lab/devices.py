@@ -1,4 +1,4 @@
-"""Prompts laid over all devices, of this machine and of every host; parameters are replicated.
+"""The devices of this machine, and prompts laid over all of them, of this machine and of every host; parameters are replicated.
 
 The random numbers of a prompt depend on its key alone, so a sharded batch is the batch of one device, and its sums differ in
 rounding only. Where the number of devices does not divide a batch, the compiler pads it and discards the padding.
@@ -6,11 +6,45 @@ rounding only. Where the number of devices does not divide a batch, the compiler
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from icl_lab.errors import DeviceError
 from icl_lab.linalg import is_traced
 from icl_lab.typing import Key
+
+
+def first() -> jax.Device:
+    """The device that computes what is not laid over all of them.
+
+    Raises:
+      DeviceError: JAX finds no device, as where `JAX_PLATFORMS` names one that this machine has not.
+    """
+    try:
+        return jax.devices()[0]
+    except (AssertionError, RuntimeError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        if not asked:
+            raise DeviceError(f"JAX finds no device on this machine: {' '.join(str(error).split())}") from error
+        raise DeviceError(
+            f"`JAX_PLATFORMS` must name platforms that this machine has ({_platforms()}), since everything is computed "
+            f"there; got {asked!r}."
+        ) from error
+
+
+def _platforms() -> str:
+    """The platforms that JAX finds if nobody asks for one; in another process, since this one has been asked."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    program = "import jax; print(*sorted({device.platform for device in jax.devices()} | {'cpu'}))"
+    try:
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return "cpu"
+    return ", ".join(done.stdout.split()) or "cpu"
 
 
 def shard(keys: Key) -> Key:

@@ -19,6 +19,10 @@ class NotPositiveDefiniteError(InvalidValueError):
     """A covariance that is not symmetric positive definite. Remedy: symmetrise it, or raise its smallest eigenvalue."""
 
 
+class DamagedRunError(IclLabError, ValueError):
+    """A file of a run folder that is empty, cut or not the lab's. Remedy: delete the folder and do the run again."""
+
+
 class UnsupportedProblemError(IclLabError, ValueError):
     """A closed form was asked for outside the conditions under which it is proved. Remedy: sample instead."""
 
@@ -33,6 +37,10 @@ class MemoryBudgetError(IclLabError, MemoryError):
 
 class NonFiniteError(IclLabError, ValueError):
     """A NaN or an infinity in a prompt or in weights that must be finite."""
+
+
+class DeviceError(IclLabError, RuntimeError):
+    """No device to compute on, or flags that the compiler refuses. Remedy: the variable is in the message."""
 
 
 class PrecisionError(IclLabError, RuntimeError):

@@ -23,8 +23,13 @@ T = TypeVar("T")
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
     """Scope in which JAX computes in float64 with full-precision matrix products (they are bf16 or tf32 by default on
-    TPU and recent GPUs)."""
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    TPU and recent GPUs), and in which a seed gives the same random numbers whatever generator the environment asks for."""
+    with (
+        jax.enable_x64(True),
+        jax.default_matmul_precision("highest"),
+        jax.default_prng_impl("threefry2x32"),
+        jax.threefry_partitionable(True),
+    ):
         yield
 
 

@@ -10,9 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from icl_lab import precision
+from icl_lab import devices, precision
 from icl_lab.claims import registry
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Claim
@@ -43,11 +41,13 @@ def run(
 
     Raises:
       InvalidValueError: a pattern without a match, an override that no selected claim accepts, or a value out of range.
-      AssumptionError: a parameter outside a theorem's assumption. Nothing has run in either case.
+      AssumptionError: a parameter outside a theorem's assumption.
+      DeviceError: no device to compute on. Nothing has run in any of these cases.
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise InvalidValueError(f"`jobs` must be an integer >= 1; got {jobs!r}. It is a number of processes.")
     work = plan(registry.select(patterns), overrides or {})
+    devices.first()
     entries: dict[str, Entry] = {}
     with phase("claims", len(work)) as shown:
 
@@ -151,7 +151,7 @@ def _run_by_id(id: str, parameters: dict[str, Any]) -> Entry:
 
 
 def _entry(one: Claim, parameters: Mapping[str, Any], checks: list[Entry], seconds: float, reason: str | None) -> Entry:
-    device = jax.devices()[0]
+    device = devices.first()
     entry = {
         "id": one.id,
         "paper": one.paper,

@@ -17,8 +17,8 @@ from icl_lab.typing import Array
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """The package's matplotlib style, for the figures made and saved inside the block."""
-    with matplotlib.style.context(Path(__file__).with_name("icl_lab.mplstyle")):
+    """The package's matplotlib style, for the figures made and saved inside the block; a user's own settings stay out of it."""
+    with matplotlib.style.context(Path(__file__).with_name("icl_lab.mplstyle"), after_reset=True):
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from typing import Any
 import jax
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 
-from icl_lab import precision
+from icl_lab import devices, precision
 from icl_lab.config import compose, schema, yaml12
-from icl_lab.runs import distributed, figures, present, provenance, store
+from icl_lab.runs import distributed, figures, present, provenance, records, store
 from icl_lab.runs.simulate import Simulation, simulate
 
 
@@ -44,15 +46,18 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
       The folder and its status.
 
     Raises:
+      DeviceError: no device to compute on.
+      DamagedRunError: the run is in the store, and its folder cannot be read.
       IclLabError: the configuration describes no valid problem; recorded in the store before it is raised.
       Exception: whatever else the run raised, recorded likewise.
     """
+    devices.first()
     console = console or (present.wide_console() if distributed.is_first() else Console(quiet=True))
     resolved = resolve(config)
     folder = store.run_folder(resolved)
     if distributed.as_first_says(store.is_finished(folder)):
         store.remove_stale(folder.parent)
-        console.print(f"This run is done already, in [bold]{folder}[/]", highlight=False, soft_wrap=True)
+        console.print(f"This run is done already, in [bold]{escape(str(folder))}[/]", highlight=False, soft_wrap=True)
         return _outcome(folder, console)
     if not distributed.is_first():
         with precision.float64():
@@ -92,21 +97,23 @@ def publish(
     """
     with store.partial_folder(folder) as partial:
         (partial / "config.yaml").write_text(yaml12.dump(resolved), encoding="utf-8")
-        store.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})
+        records.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})
         try:
             result, made = work()
             _write(result, partial)
-            if draw:
-                figures.draw(result, partial / "figures")
             status = {"status": result.status, "verdict": result.metrics["verdict"], "reason": result.metrics["reason"]}
-            store.write_json(partial / "status.json", {**status, "resumed": result.training.resumed, **made})
+            pictures = {"figures": problem} if draw and (problem := _draw(result, partial / "figures")) else {}
+            records.write_json(partial / "status.json", {**status, **pictures, "resumed": result.training.resumed, **made})
         except Exception as error:
             status = {
                 "status": "failed",
                 "error": f"{type(error).__name__}: {error}",
                 "traceback": "".join(traceback.format_exception(error)),
             }
-            store.write_json(partial / "status.json", {**status, "schema_version": store.SCHEMA_VERSION})
+            try:
+                records.write_json(partial / "status.json", {**status, "schema_version": store.SCHEMA_VERSION})
+            except OSError:  # a full disk has no room for the record either
+                raise error from None
             kept = store.publish_failure(partial, folder)
             print(f"icl-lab: the record of the failure is in {kept}", file=sys.stderr)
             raise
@@ -126,14 +133,26 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def _write(result: Simulation, folder: Path) -> None:
-    store.write_json(folder / "metrics.json", result.metrics)
-    store.write_arrays(
+    records.write_json(folder / "metrics.json", result.metrics)
+    records.write_arrays(
         folder / "weights.npz",
         {**named_leaves("initial", result.initial), **named_leaves("limit", result.training.limit)},
     )
     trajectory = result.training.trajectory
     curves = {"times": trajectory.times, "losses": trajectory.losses, "gradient_norms": trajectory.gradient_norms}
-    store.write_arrays(folder / "trajectory.npz", {**curves, **named_leaves("weights", trajectory.weights)})
+    records.write_arrays(folder / "trajectory.npz", {**curves, **named_leaves("weights", trajectory.weights)})
+
+
+def _draw(result: Simulation, folder: Path) -> str | None:
+    """Draw the figures of a run; why there are none if drawing fails, which is no reason to lose the training."""
+    try:
+        figures.draw(result, folder)
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        problem = f"not drawn: {type(error).__name__}: {error}"
+        print(f"icl-lab: the run is kept without its figures ({problem})", file=sys.stderr)
+        return problem
+    return None
 
 
 def named_leaves(prefix: str, tree: Any) -> dict[str, Any]:
@@ -161,6 +180,6 @@ def _made_with() -> dict[str, Any]:
 
 
 def _outcome(folder: Path, console: Console) -> Outcome:
-    status = store.read_json(folder / "status.json")
-    present.print_comparison(store.read_json(folder / "metrics.json"), status, folder, console)
+    status = records.read_status(folder)
+    present.print_comparison(records.read_metrics(folder), status, folder, console)
     return Outcome(folder=folder, status=status["status"], converged=status["status"] == "done")

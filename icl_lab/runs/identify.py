@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from icl_lab import analysis, precision
+from icl_lab import analysis, devices, precision
 from icl_lab.analysis.identification import COLUMNS, NONE
-from icl_lab.config import build, yaml12
+from icl_lab.config import build
+from icl_lab.config.complete import complete
 from icl_lab.errors import InvalidValueError
 from icl_lab.models import SelfAttention
 from icl_lab.prng import stream
 from icl_lab.progress import phase
-from icl_lab.runs import present, store
+from icl_lab.runs import present, records
 from icl_lab.runs.execute import named_leaves
 from icl_lab.tasks.prompt import Task
 from icl_lab.typing import Weights
@@ -40,6 +41,7 @@ def load(folder: Path) -> TrainedModel:
       folder: a run folder of `icl-lab run`.
 
     Raises:
+      DamagedRunError: a file that cannot be read.
       InvalidValueError: no folder of a finished run, or weights that are not those of its configuration.
     """
     status = folder / "status.json"
@@ -47,7 +49,7 @@ def load(folder: Path) -> TrainedModel:
         raise InvalidValueError(
             f"RUN_FOLDER must be the folder of a finished run of `icl-lab run`; {folder} has no status.json."
         )
-    said = store.read_json(status)["status"]
+    said = records.read_status(folder)["status"]
     if said in ("running", "failed"):
         raise InvalidValueError(
             f"the run in {folder} did not finish (its status is {said!r}), so that it has no trained weights."
@@ -57,8 +59,9 @@ def load(folder: Path) -> TrainedModel:
             raise InvalidValueError(
                 f"RUN_FOLDER must hold config.yaml and weights.npz of a finished run; {folder} has no {name}."
             )
-    config = yaml12.load((folder / "config.yaml").read_text(encoding="utf-8"))
-    arrays = store.read_arrays(folder / "weights.npz")
+    devices.first()
+    config = complete(records.read_config(folder), str(folder / "config.yaml"))
+    arrays = records.read_arrays(folder / "weights.npz")
     with precision.float64():
         task, model = build.build_task(config["task"]), build.build_model(config["model"])
         start = build.build_weights(config["trainer"], config["model"], task, model, jax.random.key(config["seed"]))
@@ -86,7 +89,8 @@ def find(folder: Path, prompts: int, seed: int) -> analysis.Identification:
     if seed < 0:
         raise InvalidValueError(f"`--seed` must be an integer >= 0; got {seed}.")
     trained = load(folder)
-    key = stream(jax.random.key(seed), "identify")
+    with precision.float64():
+        key = stream(jax.random.key(seed), "identify")
     with phase("fitting families of algorithms"):
         return analysis.identify(eqx.Partial(trained.model, trained.weights), trained.task, key, prompts)
 

@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from icl_lab.config import compose, paths
 from icl_lab.errors import IclLabError, InvalidValueError
-from icl_lab.runs import cache, distributed, outcomes, points
+from icl_lab.runs import cache, distributed, environment, outcomes, points
 
 _RAISE = "HYDRA_FULL_ERROR"
 
@@ -39,6 +39,7 @@ def launch(arguments: Sequence[str]) -> int:
     Raises:
       InvalidValueError: a configuration that cannot be composed.
     """
+    environment.settle()
     cache.enable()
     distributed.join()
     compose.register()
@@ -46,7 +47,9 @@ def launch(arguments: Sequence[str]) -> int:
     outcomes.Outcomes.folder = None
 
     def job(config: DictConfig) -> outcomes.Outcome:
-        cache.enable()  # in the process that a launcher runs the job in, before JAX is imported there
+        # In the process that a launcher runs the job in, before JAX is imported there.
+        environment.settle()
+        cache.enable()
         from icl_lab.runs.execute import execute
 
         if HydraConfig.get().job.chdir:

@@ -13,8 +13,6 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from icl_lab.runs import store
-
 FILE = "outcome.json"
 
 
@@ -44,10 +42,10 @@ class Outcomes(Callback):
         outcome = job_return._return_value  # the property raises what the job raised
         if isinstance(outcome, Outcome):
             content = {**dataclasses.asdict(outcome), "overrides": list(job_return.overrides or [])}
-            store.write_json(Path(config.hydra.runtime.output_dir) / FILE, content)
+            records.write_json(Path(config.hydra.runtime.output_dir) / FILE, content)
 
 
 def failures(folder: Path) -> list[dict[str, Any]]:
     """The jobs of a sweep that did not end well, by their number: `job`, `status`, `error` and `overrides`."""
-    found = [{"job": path.parent.name, **store.read_json(path)} for path in sorted(folder.rglob(FILE))]
+    found = [{"job": path.parent.name, **records.read_json(path)} for path in sorted(folder.rglob(FILE))]
     return [outcome for outcome in found if outcome["status"]]

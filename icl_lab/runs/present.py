@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 LABELS = {
@@ -23,9 +24,12 @@ COLUMNS = ("predictor", "weight distance", "prediction distance", "risk")
 
 
 def wide_console() -> Console:
-    """Standard output; where it is no terminal, wide enough for a table instead of rich's 80 columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    """Standard output; where it is no terminal, wide enough for a table instead of rich's 80 columns.
+
+    Names stand as they are: `:x:` in one is no picture.
+    """
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=120, emoji=False)
 
 
 def print_comparison(metrics: Mapping[str, Any], status: Mapping[str, Any], folder: Path, console: Console) -> None:
@@ -38,14 +42,14 @@ def print_comparison(metrics: Mapping[str, Any], status: Mapping[str, Any], fold
     """
     console.print(comparison_table(metrics))
     for warning in metrics["warnings"]:
-        console.print(f"[yellow]outside the theorem's assumption:[/] {warning}", highlight=False)
+        console.print(f"[yellow]outside the theorem's assumption:[/] {escape(warning)}", highlight=False)
     colour = "green" if status["status"] == "done" else "red"
-    console.print(f"[{colour}]{status['verdict'].upper()}[/]: {status['reason']}", highlight=False)
+    console.print(f"[{colour}]{escape(status['verdict'].upper())}[/]: {escape(status['reason'])}", highlight=False)
     theory = metrics["theory"]
     if theory is not None:
         distance = f"[bold]{_scientific(theory['weight_distance'])}[/]"
-        console.print(f"Relative weight distance to the closed form: {distance} ({theory['source']})", highlight=False)
-    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+        console.print(f"Relative weight distance to the closed form: {distance} ({escape(theory['source'])})", highlight=False)
+    console.print(f"Run folder: {escape(str(folder))}", highlight=False, soft_wrap=True)
 
 
 def remarks(metrics: Mapping[str, Any]) -> list[str]:
@@ -65,7 +69,7 @@ def comparison_table(metrics: Mapping[str, Any]) -> Table:
     for name in COLUMNS[1:]:
         table.add_column(name, justify="right")
     for row in comparison_rows(metrics):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

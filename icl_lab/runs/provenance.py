@@ -37,7 +37,9 @@ def describe() -> dict[str, Any]:
     """Versions, machine, device, commit and the precision in force where it is called."""
     import jax
 
-    device = jax.devices()[0]
+    from icl_lab import devices
+
+    device = devices.first()
     return {
         "icl_lab": icl_lab.__version__,
         "python": platform.python_version(),

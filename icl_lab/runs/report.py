@@ -7,12 +7,12 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.errors import DamagedRunError, InvalidValueError
 from icl_lab.progress import each
 from icl_lab.report import page, results
-from icl_lab.runs import present, store, table
+from icl_lab.runs import present, records, table
 
 LARGEST_PAGE = 5_000_000
 """Bytes of a page; figures are left out from the last run on until it is no larger."""
@@ -22,7 +22,14 @@ IN_FULL = 12
 """Runs of a root that are shown in full."""
 
 
-def write(inputs: Sequence[Path], folder: Path) -> Path:
+class Written(NamedTuple):
+    """A page, and a sentence for each run folder that it could not read in full."""
+
+    path: Path
+    damaged: list[str]
+
+
+def write(inputs: Sequence[Path], folder: Path) -> Written:
     """Write the page of some results and run folders.
 
     Args:
@@ -30,21 +37,19 @@ def write(inputs: Sequence[Path], folder: Path) -> Path:
       folder: where `index.html` goes; made if it does not exist.
 
     Returns:
-      The page's path.
+      The page's path, and what of the runs is damaged, which the page says too.
 
     Raises:
-      InvalidValueError: an input that is neither, or is broken or empty; `folder` is a file. Nothing is written.
+      InvalidValueError: an input that is neither, or is broken or empty (a damaged run in a folder is none of these); `folder` is a file. Nothing is written.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidValueError(f"`-o` must be a folder, in which index.html is written; got the file {str(folder)!r}.")
-    verified, roots = [], []
+    verified, roots, damaged = [], [], []
     for path in each("reading", inputs):
         if path.is_dir():
-            try:
-                roots.append(_run_root(path))
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, OSError) as error:
-                problem = f"{type(error).__name__}: {error}"
-                raise InvalidValueError(f"a run folder below {str(path)!r} is damaged; reading it says: {problem}.") from None
+            root, unreadable = _run_root(path)
+            roots.append(root)
+            damaged += unreadable
         elif path.is_file():
             verified.append(_results(path))
         else:
@@ -55,7 +60,7 @@ def write(inputs: Sequence[Path], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "index.html"
     target.write_text(text, encoding="utf-8")
-    return target
+    return Written(target, damaged)
 
 
 def _results(path: Path) -> page.Results:
@@ -69,7 +74,7 @@ def _results(path: Path) -> page.Results:
     return page.Results(path.name, _date(path.stat().st_mtime), results.validated(content, str(path)))
 
 
-def _run_root(root: Path) -> page.RunRoot:
+def _run_root(root: Path) -> tuple[page.RunRoot, list[str]]:
     rows = table.collect(root)
     varying = table.varying_keys(rows)
     rows.sort(key=lambda row: (*_ending(row["status"]), *(_order(row.get(name)) for name in varying)))
@@ -77,22 +82,33 @@ def _run_root(root: Path) -> page.RunRoot:
     shown = ["hash", "status", *varying[: table.SHOWN], *numbers]
     several = len({row["experiment"] for row in rows}) > 1
     shown = ["experiment", *shown] if several else shown
-    return page.RunRoot(
+    runs, damaged = [], dict.fromkeys(table.damaged(rows))
+    for row in rows[:IN_FULL]:
+        folder, settings = root / row["folder"], varying[: table.SHOWN]
+        try:
+            if row["status"] == table.DAMAGED:
+                raise DamagedRunError(row["error"])
+            runs.append(_run(folder, row, settings))
+        except DamagedRunError as error:
+            damaged[str(error)] = None
+            runs.append(_unreadable(row, str(error)))
+    shown_root = page.RunRoot(
         name=str(root),
         date=_date(max((root / row["folder"] / "status.json").stat().st_mtime for row in rows)),
         machine="; ".join(dict.fromkeys(filter(None, map(_machine, rows)))),
         columns=[table.title(name) for name in shown],
         rows=[[table.cell(row.get(name)) for name in shown] for row in rows[:LISTED]],
         rows_in_all=len(rows),
-        failures=sum(row["status"] == "failed" for row in rows),
+        failures=sum(row["status"] in ("failed", table.DAMAGED) for row in rows),
         comparison_columns=present.COLUMNS,
-        runs=[_run(root / row["folder"], row, varying[: table.SHOWN]) for row in rows[:IN_FULL]],
+        runs=runs,
     )
+    return shown_root, list(damaged)
 
 
 def _ending(status: str | None) -> tuple[bool, bool]:
-    """Runs that raised come first, then those that did not converge."""
-    return status == "done", status != "failed"
+    """Runs that raised or are damaged come first, then those that did not converge."""
+    return status == "done", status not in ("failed", table.DAMAGED)
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
@@ -111,8 +127,8 @@ def _machine(row: table.Row) -> str:
 
 
 def _run(folder: Path, row: table.Row, varying: Sequence[str]) -> page.Run:
-    status = store.read_json(folder / "status.json")
-    metrics = store.read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
+    status = records.read_status(folder)
+    metrics = records.read_metrics(folder) if (folder / "metrics.json").is_file() else None
     failed = row["status"] == "failed"
     settings = ", ".join(f"{name} = {table.cell(row.get(name))}" for name in varying)
     return page.Run(
@@ -128,11 +144,29 @@ def _run(folder: Path, row: table.Row, varying: Sequence[str]) -> page.Run:
     )
 
 
+def _unreadable(row: table.Row, reason: str) -> page.Run:
+    """A run with a file that cannot be read, for which the page says that instead."""
+    return page.Run(
+        title=row["hash"],
+        status=table.DAMAGED,
+        sentence=reason,
+        failed=True,
+        converged=False,
+        remarks=[],
+        comparison=[],
+        pictures=[],
+        left_out=[],
+    )
+
+
 def _picture(path: Path) -> page.Picture:
     from PIL import Image
 
-    with Image.open(path) as image:
-        caption, (width, height) = image.info.get("Description"), image.size
+    try:
+        with Image.open(path) as image:
+            caption, (width, height) = image.info.get("Description"), image.size
+    except OSError as error:
+        raise DamagedRunError(f"{path} is damaged: {error}.") from None
     encoded = base64.b64encode(path.read_bytes()).decode()
     text = caption or f"Figure: {path.stem.replace('_', ' ')}"
     return page.Picture(path.stem, text, f"data:image/png;base64,{encoded}", width, height)

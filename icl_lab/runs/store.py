@@ -6,7 +6,8 @@
     <root>/<experiment>/.going-on-<hash>/ the checkpoint of a long descent, for the process that goes on with it
 
 A kill at any moment leaves a whole run or none. When two processes do the same run, the first rename wins and the loser
-deletes its copy. What does not change a result (where runs are kept, how the series is called) is left out of the hash.
+deletes its copy. What the dead leave is swept by the next process, on any host or in any container that shares the root
+(`liveness`). What does not change a result (where runs are kept, how the series is called) is left out of the hash.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import json
 import os
 import re
 import shutil
-import socket
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from icl_lab.runs import liveness, records
+from icl_lab.runs.records import read_arrays as read_arrays
+from icl_lab.runs.records import read_json as read_json
+from icl_lab.runs.records import write_arrays as write_arrays
+from icl_lab.runs.records import write_json as write_json
 
 SCHEMA_VERSION = 1
 """Version of the folder's contents, written into every `status.json`."""
@@ -32,7 +35,8 @@ SCHEMA_VERSION = 1
 NOT_HASHED = frozenset({"run_root", "experiment"})
 """Top-level configuration keys that place a run and do not change its result."""
 
-_PARTIAL = re.compile(r"^\.partial-(?P<hash>[0-9a-f]+)-(?P<pid>\d+)-[0-9a-f]+@(?P<host>.+)$")
+_PARTIAL = re.compile(r"\.partial-(?P<hash>[0-9a-f]+)-(?P<owner>.+)")
+_CHECKPOINT = ".going-on-"
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -50,7 +54,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def run_folder(config: Mapping[str, Any]) -> Path:
     """The folder `<run_root>/<experiment>/<hash>` of a run, whether or not it exists."""
-    return Path(config["run_root"]).absolute() / str(config["experiment"]) / config_hash(config)
+    return Path(config["run_root"]).expanduser().absolute() / str(config["experiment"]) / config_hash(config)
 
 
 def failed_folder(final: Path) -> Path:
@@ -67,11 +71,14 @@ def checkpoint_file(final: Path) -> Path:
 
 
 def is_finished(final: Path) -> bool:
-    """Whether the run has been published (a folder under its final name is whole)."""
-    if not (final / "status.json").is_file():
+    """Whether the run has been published (a folder under its final name is whole).
+
+    Raises:
+      DamagedRunError: there is such a folder, and a file in it cannot be read.
+    """
+    if not (final.is_dir() and any(final.iterdir())):
         return False
-    # Left by a process that was killed while another one finished the run.
-    shutil.rmtree(_checkpoint_folder(final), ignore_errors=True)
+    records.check(final)
     return True
 
 
@@ -79,15 +86,15 @@ def is_finished(final: Path) -> bool:
 def partial_folder(final: Path) -> Iterator[Path]:
     """A fresh temporary folder beside `final`, removed on leaving unless it was published.
 
-    Leftovers of processes of this machine that no longer exist are swept away first.
+    What the dead left there is swept first.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(final.parent)
-    name = f".partial-{final.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
-    partial = final.with_name(name)
+    partial = final.with_name(f".partial-{final.name}-{liveness.owner(final.parent)}")
     partial.mkdir()
     try:
-        yield partial
+        with liveness.kept_alive(partial):
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -106,7 +113,9 @@ def publish(partial: Path, final: Path) -> bool:
             raise
         first = False
     shutil.rmtree(failed_folder(final), ignore_errors=True)
-    shutil.rmtree(_checkpoint_folder(final), ignore_errors=True)
+    # Another process that does the same run may be about to write its next checkpoint; the last one clears up.
+    if not any(other != partial for other in final.parent.glob(f".partial-{final.name}-*")):
+        shutil.rmtree(_checkpoint_folder(final), ignore_errors=True)
     return first
 
 
@@ -125,15 +134,24 @@ def publish_failure(partial: Path, final: Path) -> Path:
 
 
 def remove_stale(parent: Path) -> list[Path]:
-    """Delete the temporary folders under `parent` whose process ran on this machine and is gone.
+    """Delete the temporary folders under `parent` whose process is surely gone, and checkpoints of runs that need none.
 
     Returns:
-      The folders deleted. Those of other machines, which cannot be asked, are left alone.
+      The folders deleted.
     """
-    removed = []
+    removed, at_work = [], set()
     for folder in parent.glob(".partial-*"):
-        match = _PARTIAL.match(folder.name)
-        if match and match["host"] == socket.gethostname() and not _process_exists(int(match["pid"])):
+        match = _PARTIAL.fullmatch(folder.name)
+        if match is None:
+            continue
+        if liveness.is_dead(folder, match["owner"]):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+        else:
+            at_work.add(match["hash"])
+    for folder in parent.glob(f"{_CHECKPOINT}*"):
+        run = folder.name.removeprefix(_CHECKPOINT)
+        if run not in at_work and (parent / run / "status.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return removed
@@ -143,32 +161,6 @@ def run_folders(root: Path) -> list[Path]:
     """Every published or failed run below `root`, in the order of their names; hidden folders are not read."""
     found = (path.parent for path in root.rglob("status.json"))
     return sorted(folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(root).parts))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON in full precision.
-
-    NaN and infinities become the strings "nan", "inf" and "-inf", a complex number {"real": x, "imag": y}.
-    """
-    path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a run folder."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays as `.npz`; refuses object arrays, which would need pickle."""
-    plain = {name: np.asarray(array) for name, array in arrays.items()}
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **plain)  # pyright: ignore[reportArgumentType]
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file of a run folder."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
 
 
 def _canonical(value: Any) -> Any:
@@ -181,30 +173,5 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """`value` with numpy scalars and arrays as Python numbers and lists, and what JSON has no number for as above."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, complex):
-        return {"real": _plain(value.real), "imag": _plain(value.imag)}
-    if isinstance(value, float) and not np.isfinite(value):
-        return str(value)
-    return value
-
-
 def _checkpoint_folder(final: Path) -> Path:
-    return final.with_name(f".going-on-{final.name}")
-
-
-def _process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return final.with_name(f"{_CHECKPOINT}{final.name}")

@@ -18,11 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from icl_lab import precision
+from icl_lab import devices, precision
+from icl_lab.errors import DamagedRunError
 from icl_lab.progress import phase
-from icl_lab.runs import execute, present, provenance, store
+from icl_lab.runs import execute, present, provenance, records, store
 from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten
 from icl_lab.training import TrainingResult
@@ -52,21 +54,31 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
 
     Returns:
       The points in the order given, each with its end.
+
+    Raises:
+      DeviceError: no device to compute on.
     """
+    devices.first()
     points = [Point(config, store.run_folder(config)) for config in configs]
     ends: dict[Path, Point] = {}
     with phase("points of the sweep", len({point.folder for point in points})) as shown:
 
         def ended(point: Point, error: Exception | None = None) -> None:
-            status = "failed" if error else store.read_json(point.folder / "status.json")["status"]
+            status = "failed" if error else records.read_status(point.folder)["status"]
             ends[point.folder] = dataclasses.replace(point, status=status, error=error)
             failed = sum(end.status != "done" for end in ends.values())
             shown.update(len(ends), f"{failed} of them not done" if failed else "")
 
         different = {point.folder: point for point in points}
-        finished = {folder for folder in different if store.is_finished(folder)}
-        for folder in finished:
-            ended(different[folder])
+        finished: set[Path] = set()
+        for folder, point in different.items():
+            try:
+                if not store.is_finished(folder):
+                    continue
+                ended(point)
+            except DamagedRunError as error:
+                ended(point, error)
+            finished.add(folder)
         if len(finished) < len(different):
             for problems in _prepared(list(different.values()), ended):
                 _train_and_publish(problems, finished, ended)
@@ -186,7 +198,7 @@ def _publish_failure(point: Point, error: Exception, ended: Ended) -> None:
     def fail() -> tuple[Simulation, dict[str, Any]]:
         raise error
 
-    with contextlib.suppress(type(error)):
+    with contextlib.suppress(Exception):
         execute.publish(point.config, point.folder, fail, draw=False)
     ended(point, error)
 
@@ -199,19 +211,23 @@ def _print_summary(points: list[Point], finished: set[Path], console: Console) -
     every = dict.fromkeys(key for keys in flat for key in keys)
     varying = [key for key in every if len({repr(keys.get(key, "")) for keys in flat}) > 1]
     title = f"{len(points)} points, {sum(point.status == 'done' for point in points)} done"
-    before = sum(point.folder in finished for point in points)
+    before = sum(point.folder in finished and point.error is None for point in points)
     table = Table(title=title + (f"; {before} in the store already" if before else ""))
     for name in (*varying, "verdict", "weight distance", "run folder"):
-        table.add_column(name, no_wrap=name == "run folder")
+        table.add_column(escape(name), no_wrap=name == "run folder")
     for point, keys in sorted(zip(points, flat, strict=True), key=lambda pair: pair[0].status == "done"):
         # A key that a point does not have is empty, and so told from one that is null.
-        values = [str(keys.get(key, "")) for key in varying]
-        if point.error is not None:
-            table.add_row(*values, "[red]failed[/]", "", f"{point.folder.name}.failed")
+        values = [escape(str(keys.get(key, ""))) for key in varying]
+        if isinstance(point.error, DamagedRunError):
+            table.add_row(*values, "[red]damaged[/]", "", point.folder.name)
             continue
-        metrics = store.read_json(point.folder / "metrics.json")
-        distance = "" if metrics["theory"] is None else f"{float(metrics['theory']['weight_distance']):.2e}"
+        if point.error is not None:
+            kept = store.failed_folder(point.folder)
+            table.add_row(*values, "[red]failed[/]", "", kept.name if kept.is_dir() else "(no record)")
+            continue
+        verdict, theory = records.read_status(point.folder)["verdict"], records.read_metrics(point.folder)["theory"]
+        distance = "" if theory is None else f"{float(theory['weight_distance']):.2e}"
         colour = "green" if point.status == "done" else "red"
-        table.add_row(*values, f"[{colour}]{metrics['verdict']}[/]", distance, point.folder.name)
+        table.add_row(*values, f"[{colour}]{escape(verdict)}[/]", distance, point.folder.name)
     console.print(table)
-    console.print(f"Run folders: {points[0].folder.parent}", highlight=False, soft_wrap=True)
+    console.print(f"Run folders: {escape(str(points[0].folder.parent))}", highlight=False, soft_wrap=True)

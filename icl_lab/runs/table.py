@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import collections
 import csv
-import functools
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from icl_lab.config import yaml12
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
-from icl_lab.runs import store
+from icl_lab.errors import DamagedRunError, InvalidValueError, UnsupportedProblemError
+from icl_lab.runs import records, store
 from icl_lab.runs.present import wide_console
 
 Row = dict[str, Any]
 
 SHOWN = 4
 """Configuration keys that a printed table has room for."""
+DAMAGED = "damaged"
+"""Status of a row whose folder has a file that cannot be read; `error` says which."""
 META = ("experiment", "hash", "status", "verdict", "error", "folder")
 CIRCUMSTANCES = "status."
 """Prefix of the columns that record how a run came about."""
@@ -36,7 +36,7 @@ NUMBERS = ("metrics.theory.weight_distance", "metrics.comparison.model.risk")
 
 
 def collect(root: Path) -> list[Row]:
-    """One row for every finished or failed run below `root`; runs in progress are not read.
+    """One row for every finished or failed run below `root`; runs in progress are not read, and damaged ones have a row too.
 
     A column holds values of one type in all rows (bool, int, float or str), or None where a run has no such value.
 
@@ -97,13 +97,14 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
     table = Table(title=f"{len(rows)} runs")
     shown = [*always, *varying[:SHOWN], *numbers]
     for name in shown:
-        table.add_column(title(name), overflow="fold", no_wrap=name == "hash")
+        table.add_column(escape(title(name)), overflow="fold", no_wrap=name == "hash")
     for row in rows:
-        table.add_row(*(cell(row.get(name)) for name in shown))
+        table.add_row(*(escape(cell(row.get(name))) for name in shown))
     console = console or wide_console()
     console.print(table)
     if varying[SHOWN:]:
-        console.print(f"{len(varying[SHOWN:])} more keys differ: {', '.join(varying[SHOWN:])}. All are in a file: -o FILE.csv")
+        more = escape(", ".join(varying[SHOWN:]))
+        console.print(f"{len(varying[SHOWN:])} more keys differ: {more}. All are in a file: -o FILE.csv")
 
 
 def varying_keys(rows: Sequence[Row]) -> list[str]:
@@ -112,45 +113,42 @@ def varying_keys(rows: Sequence[Row]) -> list[str]:
     return [name for name in configured if len({repr(row.get(name)) for row in rows}) > 1]
 
 
+def damaged(rows: Iterable[Row]) -> list[str]:
+    """A sentence for each row of a run that could not be read: the file and what is wrong with it."""
+    return [row["error"] for row in rows if row["status"] == DAMAGED]
+
+
 def _row(folder: Path, root: Path) -> Row:
-    status = json.loads((folder / "status.json").read_bytes())
+    place: Row = {"experiment": folder.parent.name, "hash": folder.name.removesuffix(".failed")}
+    try:
+        return place | _content(folder, root)
+    except DamagedRunError as error:
+        return place | {"status": DAMAGED, "verdict": None, "error": str(error), "folder": str(folder.relative_to(root))}
+
+
+def _content(folder: Path, root: Path) -> Row:
+    status = records.read_status(folder)
     row: Row = {
-        "experiment": folder.parent.name,
-        "hash": folder.name.removesuffix(".failed"),
-        "status": status.pop("status", None),
+        "status": status.pop("status"),
         "verdict": status.pop("verdict", None),
         "error": status.pop("error", None),
         "folder": str(folder.relative_to(root)),
     }
     for name in ("reason", "traceback"):
         status.pop(name, None)
-    config_file, metrics_file = folder / "config.yaml", folder / "metrics.json"
-    if config_file.is_file():
-        flatten(_load_config(config_file.read_text(encoding="utf-8")), "", row)
+    metrics_file = folder / "metrics.json"
+    if (folder / "config.yaml").is_file():
+        config = records.read_config(folder)
+        flatten({key: value for key, value in config.items() if key not in store.NOT_HASHED}, "", row)
     if metrics_file.is_file():
-        metrics = json.loads(metrics_file.read_bytes())
-        seconds = metrics.get("training", {}).pop("seconds", None)
+        metrics = records.mapping(metrics_file, records.read_json(metrics_file))
+        training = records.mapping(metrics_file, metrics.get("training", {}), what="`training`")
+        seconds = training.pop("seconds", None)
         if seconds is not None:
             status["training_seconds"] = seconds
         flatten(metrics, "metrics.", row)
     flatten(status, CIRCUMSTANCES, row)
     return row
-
-
-def _load_config(text: str) -> Row:
-    """The configuration of a run, without the keys that only place it.
-
-    Read key by key of the top level, since the runs of a sweep have most of them in common and YAML is slow.
-    """
-    config: Row = {}
-    for entry in re.split(r"(?m)^(?=\w)", text):
-        config |= _load_entry(entry)
-    return {key: value for key, value in config.items() if key not in store.NOT_HASHED}
-
-
-@functools.lru_cache(maxsize=4096)
-def _load_entry(text: str) -> Row:
-    return yaml12.load(text) or {}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str, row: Row) -> None:

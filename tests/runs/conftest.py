@@ -1,10 +1,11 @@
 """What the tests of runs share."""
 
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from icl_lab.runs import liveness
 
 
 @pytest.fixture
@@ -14,7 +15,8 @@ def leave_over():
     dead.wait()
 
     def leave(final):
-        partial = final.with_name(f".partial-{final.name}-{dead.pid}-00000000@{socket.gethostname()}")
+        _, at, rest = liveness.owner(final.parent).partition("-")
+        partial = final.with_name(f".partial-{final.name}-{dead.pid}{at}{rest}")
         partial.mkdir()
         return partial
 

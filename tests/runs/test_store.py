@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -98,13 +99,17 @@ def test_failure_is_recorded_beside_the_final_name_and_success_removes_it(tmp_pa
 
 
 def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_and_other_machines_kept(tmp_path, leave_over):
-    dead = leave_over(tmp_path / "abc123")
-    living = tmp_path / f".partial-abc123-{os.getpid()}-00000000@{socket.gethostname()}"
-    elsewhere = tmp_path / f"{dead.name}-elsewhere"
-    for folder in (living, elsewhere):
+    final = tmp_path / "abc123"
+    dead = leave_over(final)
+    elsewhere = dead.with_name(re.sub(r"\+[0-9a-f-]+\+", "+another-boot+", dead.name))
+    of_an_earlier_version = tmp_path / f".partial-abc123-{os.getpid()}-00000000@{socket.gethostname()}"
+    for folder in (elsewhere, of_an_earlier_version):
         folder.mkdir()
-    assert store.remove_stale(tmp_path) == [dead]
-    assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere])
+    with store.partial_folder(final) as living:
+        assert not dead.exists()
+        dead.mkdir()
+        assert store.remove_stale(tmp_path) == [dead]
+        assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere, of_an_earlier_version])
 
 
 def test_process_killed_while_writing_leaves_no_run_and_the_next_one_sweeps_its_folder(tmp_path):
