@@ -13,6 +13,8 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from icl_lab.runs import records
+
 FILE = "outcome.json"
 
 
