@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 class Size(NamedTuple):
@@ -66,8 +67,9 @@ def keep_bounded() -> None:
         now = size()
     # What was freed since is not to be filled up by programs.
     _base = Size(*map(min, _base, now))
+    grown = any(x > base + more for x, base, more in zip(now, _base, GROWTH, strict=True))
     # Functions that are being traced stand in the caches that would be emptied.
-    if any(x > y + more for x, y, more in zip(now, _base, GROWTH, strict=True)) and not isinstance(jnp.zeros(()), jax.core.Tracer):
+    if grown and not isinstance(jnp.zeros(()), Tracer):
         let_go()
         _base = size()
     _looked = time.monotonic()
