@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from icl_lab import programs
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -23,8 +25,12 @@ T = TypeVar("T")
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
     """Scope in which JAX computes in float64 with full-precision matrix products (they are bf16 or tf32 by default on
-    TPU and recent GPUs), and in which a seed gives the same random numbers whatever generator the environment asks for."""
+    TPU and recent GPUs), and in which a seed gives the same random numbers whatever generator the environment asks for.
+
+    When the outermost ends, compiled programs may be let go of, see `programs`.
+    """
     with (
+        programs.bounded(),
         jax.enable_x64(True),
         jax.default_matmul_precision("highest"),
         jax.default_prng_impl("threefry2x32"),

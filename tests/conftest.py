@@ -1,4 +1,7 @@
-"""Settings every test shares: strict dtypes and ranks, float64 inside a scope (as the library's users do), no windows."""
+"""Settings every test shares: strict dtypes and ranks, float64 inside a scope (as the library's users do), no windows.
+
+A process that has grown too large and a worker that was lost are failures.
+"""
 
 import os
 
@@ -12,7 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab import precision
+from icl_lab import precision, programs
+
+LARGEST = programs.Size(maps=20_000, resident=2_500_000_000)
+"""Of a process at the end of a test module. Linux kills one at 65,530 maps."""
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -30,6 +36,27 @@ def _float64_scope(request):
     else:
         with precision.float64():
             yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_process():
+    yield
+    assert all(now < most for now, most in zip(programs.size(), LARGEST, strict=True)), f"{programs.size()}: at most {LARGEST}"
+
+
+_lost = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    if error:
+        _lost.append(node)
+
+
+def pytest_sessionfinish(session):
+    # pytest-xdist names the test during which a worker died; if there was none, it reports a success.
+    if _lost and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

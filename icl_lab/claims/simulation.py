@@ -12,6 +12,8 @@ from icl_lab.tasks.prompt import Prompt, Task
 from icl_lab.typing import Array, Key
 
 CHUNK = 20_000
+BATCH = 2_500
+"""Keys of a chunk that are held in memory at once."""
 
 
 def simulate(statistic: Callable[[Key], Array], key: Key, samples: int) -> np.ndarray:
@@ -26,7 +28,8 @@ def simulate(statistic: Callable[[Key], Array], key: Key, samples: int) -> np.nd
     chunks = []
     for start in range(0, samples, CHUNK):
         keys = jax.random.split(jax.random.fold_in(key, start), CHUNK)
-        chunks.append(np.asarray(draw(keys))[: samples - start])
+        wanted = range(0, min(CHUNK, samples - start), BATCH)
+        chunks.append(np.concatenate([np.asarray(draw(keys[i : i + BATCH])) for i in wanted])[: samples - start])
     return np.concatenate(chunks)
 
 

@@ -159,9 +159,12 @@ def integrated_mean(
     axis = np.linspace(-half, half, 2 * math.ceil(half * math.sqrt(precision) / 0.5) + 1)
     rows = np.stack([grid.ravel() for grid in np.meshgrid(*[axis] * dim, indexing="ij")], axis=1)
     prior = -0.5 * np.sum(rows**2, axis=1) / prior_variance
+    # Millions of nodes: the residuals of all of them at once would take a gigabyte.
+    parts = np.array_split(rows, math.ceil(len(rows) / 2**16))
     means = []
     for label in np.asarray(labels).T:
-        log_density = prior - 0.5 * np.sum((rows @ inputs.T - label[None, :]) ** 2, axis=1) / noise_variance
+        squares = np.concatenate([np.sum((part @ inputs.T - label[None, :]) ** 2, axis=1) for part in parts])
+        log_density = prior - 0.5 * squares / noise_variance
         density = np.exp(log_density - np.max(log_density))
         means.append(density @ rows / np.sum(density))
     return np.stack(means)
