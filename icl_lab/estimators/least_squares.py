@@ -49,7 +49,7 @@ def _least_squares(inputs: Inexact[Array, "N d"], labels: Inexact[Array, "N k"])
     return jax.lax.while_loop(
         lambda state: ~state[1],
         lambda _: (jnp.linalg.lstsq(inputs, labels)[0].astype(fast.dtype), jnp.array(True)),
-        (fast, trusted),
+        (fast, trusted),  # pyright: ignore[reportArgumentType]
     )[0]
 
 
@@ -66,20 +66,22 @@ def _by_gram_matrix(inputs: Inexact[Array, "N d"], labels: Inexact[Array, "N k"]
     gram = inputs @ adjoint if count < dim else adjoint @ inputs
     factor = cho_factor(gram)
 
-    def inverse(residual):
-        if count < dim:
-            return adjoint @ cho_solve(factor, residual)
-        return cho_solve(factor, adjoint @ residual)
+    def right_side(residual):
+        return residual if count < dim else adjoint @ residual
 
-    solution = inverse(labels)
+    # The largest eigenvalue of the inverse comes from a few steps of the power method, from a vector with a part in every
+    # direction. It rides along: two solves of a program that do not wait for each other could wait for each other's threads.
+    start = jnp.asarray(np.cos(1.0 + np.arange(len(gram)) ** 2), gram.dtype)[:, None]
+    solved = cho_solve(factor, jnp.concatenate([right_side(labels), start], axis=1))
     for _ in range(CORRECTIONS):
         # Each shrinks the error by the square of the condition number times the rounding error, until rounding is left.
-        solution = solution + inverse(labels - inputs @ solution)
-    # The largest eigenvalue of the inverse by two steps of the power method, from a vector with a part in every direction.
-    start = jnp.asarray(np.cos(1.0 + np.arange(len(gram)) ** 2), gram.dtype)[:, None]
-    once = cho_solve(factor, start)
-    once = once / jnp.linalg.norm(once).astype(once.dtype)
-    squared_condition = jnp.linalg.norm(cho_solve(factor, once)) * jnp.real(jnp.trace(gram))
+        fitted = (adjoint @ solved if count < dim else solved)[:, :-1]
+        direction = solved[:, -1:] / jnp.linalg.norm(solved[:, -1:]).astype(gram.dtype)
+        sides = jnp.concatenate([right_side(labels - inputs @ fitted), direction], axis=1)
+        found = cho_solve(factor, sides)
+        solved = jnp.concatenate([solved[:, :-1] + found[:, :-1], found[:, -1:]], axis=1)
+    solution = (adjoint @ solved if count < dim else solved)[:, :-1]
+    squared_condition = jnp.linalg.norm(solved[:, -1]) * jnp.real(jnp.trace(gram))
     return solution, squared_condition * jnp.finfo(gram.dtype).eps < WELL_CONDITIONED  # False for NaN
 
 

@@ -88,12 +88,12 @@ class _Mean(eqx.Module):
         return predictor(prompt) * (rows / dict(self.examples)[rows])
 
 
-def worth_while(task: Task, lengths: Sequence[int]) -> bool:
-    """Whether prompts of a task are Gaussian regression and long enough, by far, to be condensed."""
+def condensed(task: Task, lengths: Sequence[int]) -> Condensed | None:
+    """The `Condensed` law of a task whose prompts are Gaussian regression and long enough, by far; else None."""
     if not (isinstance(task, tasks.LinearRegression) and isinstance(task.covariates, tasks.Gaussian)):
-        return False
-    rows = int(np.minimum(np.diff(lengths, prepend=0), task.dim + 1).sum())
-    return lengths[-1] * task.dim >= LONG and 2 * rows <= lengths[-1]
+        return None
+    law = Condensed(task, lengths)
+    return law if lengths[-1] * task.dim >= LONG and 2 * law.context_length <= lengths[-1] else None
 
 
 def _triangle(key: Key, count: int, width: int) -> Float[Array, "rows width"]:

@@ -19,7 +19,8 @@ from icl_lab.models import LinearSelfAttention, SelfAttention
 from icl_lab.objectives import Objective, SampledLoss, StreamedLoss
 from icl_lab.prng import stream
 from icl_lab.progress import phase
-from icl_lab.runs import comparison, condensed
+from icl_lab.runs import comparison
+from icl_lab.runs.condensed import condensed
 from icl_lab.runs.measure import measure
 from icl_lab.tasks.prompt import Prompt, Task
 from icl_lab.theory import Optimum
@@ -147,10 +148,10 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
     models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
     estimators = comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"])
     law, measured_at = build.build_task({**first.config["task"], "context_length": lengths[-1]}), lengths
-    if _reads_gram_matrices(first) and condensed.worth_while(law, lengths):
-        law = condensed.Condensed(law, lengths)
-        models = [law.predictors({"model": model})["model"] for model in models]
-        estimators, measured_at = law.predictors(estimators), law.rows
+    short = condensed(law, lengths) if _reads_gram_matrices(first) else None
+    if short is not None:
+        models = [short.predictors({"model": model})["model"] for model in models]
+        law, estimators, measured_at = short, short.predictors(estimators), short.rows
     tables = measure(
         law,
         models,

@@ -7,7 +7,7 @@ import pytest
 
 from icl_lab import models, tasks, theory
 from icl_lab.runs import comparison
-from icl_lab.runs.condensed import Condensed, worth_while
+from icl_lab.runs.condensed import Condensed, condensed
 from icl_lab.runs.measure import measure
 
 LENGTHS = (3, 8, 40)
@@ -65,8 +65,8 @@ def test_every_number_of_the_comparison_is_that_of_whole_prompts(task, query_in_
 
 
 def test_only_long_prompts_of_gaussian_regression_are_condensed():
-    assert worth_while(tasks.LinearRegression(dim=5, context_length=4000), [1000, 2000, 4000])
-    assert not worth_while(tasks.LinearRegression(dim=5, context_length=80), [20, 40, 80])
-    assert not worth_while(tasks.LinearRegression(dim=200, context_length=80), [20, 40, 80])
+    assert condensed(tasks.LinearRegression(dim=5, context_length=4000), [1000, 2000, 4000])
+    assert not condensed(tasks.LinearRegression(dim=5, context_length=80), [20, 40, 80])
+    assert not condensed(tasks.LinearRegression(dim=200, context_length=80), [20, 40, 80])
     sphere = tasks.LinearRegression(dim=5, context_length=4000, covariates=tasks.Sphere(dim=5))
-    assert not worth_while(sphere, [1000, 2000, 4000])
+    assert not condensed(sphere, [1000, 2000, 4000])
