@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -18,7 +19,7 @@ from icl_lab.linalg import is_traced
 from icl_lab.typing import Key
 
 
-def first() -> jax.Device:
+def first() -> Any:
     """The device that computes what is not laid over all of them.
 
     Raises:

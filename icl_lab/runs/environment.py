@@ -1,8 +1,8 @@
 """What the environment of the command line may not change: numbers, figures, and whether a text can be printed.
 
-The user's variables say where programs run, where files are kept and how much JAX logs. Those that would change a result without
-changing the name of its run, or have JAX refuse the lab's programs, are dropped before JAX is imported; processes that this one
-starts inherit that. Imports only the standard library, so that `icl-lab --help` answers at once.
+The user's variables say where programs run, where files are kept and how much JAX logs. Those that would change a result
+without changing the name of its run, or have JAX refuse the lab's programs, are dropped before JAX is imported; processes that
+this one starts inherit that. Imports only the standard library, so that `icl-lab --help` answers at once.
 """
 
 from __future__ import annotations
@@ -91,8 +91,7 @@ _CHECKED = "ICL_LAB_CHECKED_XLA_FLAGS"
 def _check_flags(flags: str) -> None:
     program = "from jaxlib import xla_client; xla_client.make_cpu_client()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, errors="replace")
-    if done.returncode < 0:  # it aborts
-        words = next(
-            (line.partition("] ")[2] for line in done.stderr.splitlines() if "XLA_FLAGS" in line), "it does not say why"
-        )
+    refusal = next((line for line in done.stderr.splitlines() if "XLA_FLAGS" in line), "")
+    if done.returncode != 0 and refusal:
+        words = refusal.rpartition("] ")[2]
         raise DeviceError(f"`XLA_FLAGS` must be flags of the XLA compiler; got {flags!r}, which it refuses: {words}.")

@@ -40,7 +40,8 @@ def write(inputs: Sequence[Path], folder: Path) -> Written:
       The page's path, and what of the runs is damaged, which the page says too.
 
     Raises:
-      InvalidValueError: an input that is neither, or is broken or empty (a damaged run in a folder is none of these); `folder` is a file. Nothing is written.
+      InvalidValueError: an input that is neither, or is broken or empty; `folder` is a file. Nothing is written. A damaged
+        run in a folder is no error.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidValueError(f"`-o` must be a folder, in which index.html is written; got the file {str(folder)!r}.")

@@ -128,22 +128,12 @@ def test_many_runs_are_counted_and_the_first_shown_in_full(tmp_path):
         ("object.json", "{}", "object.json must hold a list"),
         ("keys.json", '[{"id": "a"}]', "it lacks paper, statement, parameters"),
         ("folder", "folder", "holds no run"),
-        ("damaged", "status", "damaged; reading it says: JSONDecodeError"),
-        ("damaged", "metrics", "damaged; reading it says: KeyError: 'comparison'"),
-        ("damaged", "figure", "damaged; reading it says: UnidentifiedImageError"),
     ],
 )
 def test_other_inputs_are_one_sentence_and_exit_with_two(name, content, message, tmp_path, capsys):
     path = tmp_path / name
     if name == "folder":
         path.mkdir()
-    elif name == "damaged":
-        run = path / "a" / "0123"
-        (run / "figures").mkdir(parents=True)
-        (run / "status.json").write_text('{"status": ' if content == "status" else '{"status": "done"}')
-        if content == "metrics":
-            (run / "metrics.json").write_text('{"warnings": [], "theory": null}')
-        (run / "figures" / "loss.png").write_bytes(b"")
     elif content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     assert cli.main(["report", str(path), "-o", str(tmp_path / "out")]) == cli.MISUSE
@@ -152,6 +142,27 @@ def test_other_inputs_are_one_sentence_and_exit_with_two(name, content, message,
     assert output.err.count("\n") == 1
     assert output.out == ""
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("status.json", '{"status": ', "Expecting value"),
+        ("metrics.json", '{"warnings": [], "theory": null}', "it lacks comparison"),
+        ("figures/loss.png", "", "cannot identify image file"),
+    ],
+)
+def test_damaged_run_is_named_and_the_others_are_shown(file, content, reason, root, tmp_path, capsys):
+    damaged = root / "lengths" / f"{20:016x}" / file
+    damaged.write_text(content)
+    assert cli.main(["report", str(root), "-o", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"icl-lab: {damaged} is damaged: {reason}")
+    assert said.count("\n") == 1
+    text = Page(tmp_path / "out" / "index.html").text
+    assert "is damaged" in text
+    for length in (0, 5, 80):
+        assert f"task.context_length = {length}" in text
 
 
 def test_the_output_is_a_folder(root, tmp_path, capsys):

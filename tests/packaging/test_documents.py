@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import hydra
 import pytest
 import yaml
 
 from icl_lab.claims import registry
+from icl_lab.config import paths, schema
+from icl_lab.runs import execute, store
 
 ROOT = Path(__file__).parents[2]
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
@@ -48,3 +51,11 @@ def test_readme_examples_run(capsys):
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(block, "README.md", "exec"), namespace)
     assert "converged" in capsys.readouterr().out.lower()
+
+
+def test_readme_shows_the_hash_of_the_run_that_a_reader_gets():
+    schema.register()
+    with hydra.initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
+        default = store.config_hash(execute.resolve(hydra.compose("run")))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"runs/default/([0-9a-f]{16})", text)) == {default}

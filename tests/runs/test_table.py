@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
-from icl_lab.runs import store, table
+from icl_lab.runs import records, store, table
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_ten_thousand_configurations_are_parsed_once_where_they_agree(tmp_path, 
     parsed = []
     load = yaml.load
     monkeypatch.setattr(yaml, "load", lambda text, loader: parsed.append(text) or load(text, loader))
-    table._load_entry.cache_clear()
+    records._load_entry.cache_clear()
     rows = table.collect(root)
     assert [row["seed"] for row in rows] == list(range(20))
     assert {row["task.covariance"] for row in rows} == {"[2.0, 1.0]"}
