@@ -19,6 +19,23 @@ LARGEST_PROMPT = 2**27
 """Numbers in the inputs of one prompt, a gigabyte in float64."""
 
 
+LARGEST_SIZE = 2**14
+"""Matrices of this size are held whole, two gigabytes each in float64."""
+_SIZES = {
+    "task": {"dim": 1, "order": 1, "degree": 0, "width": 1},
+    "model": {"layers": 1, "loops": 1, "heads": 1},
+}
+
+
+def check_sizes(group: Group, name: str) -> None:
+    """Raise `InvalidValueError` unless the sizes that `task` or `model` has can be those of arrays; null is none."""
+    for key, minimum in _SIZES[name].items():
+        if group.get(key) is not None:
+            check_count(group[key], f"{name}.{key}", minimum, "It is a size.")
+            if group[key] > LARGEST_SIZE:
+                raise InvalidValueError(f"`{name}.{key}` must be at most {LARGEST_SIZE}, to fit into memory; got {group[key]}.")
+
+
 def check_objective(group: Group) -> None:
     """Raise `InvalidValueError` unless prompts can be drawn as `objective` says, also where a closed form needs none."""
     for name in ("prompts", "batch"):
