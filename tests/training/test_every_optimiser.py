@@ -36,9 +36,10 @@ def test_an_interrupted_descent_ends_at_the_same_bits(name, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     save = checkpoints.save
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoints, "save", killed)
+    monkeypatch.setattr(checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
         training.descend(objective, start, optimiser, steps=4, key=key, checkpoint=tmp_path / "state.npz")
+    monkeypatch.setattr(checkpoints, "save", save)
     resumed = training.descend(objective, start, optimiser, steps=4, key=key, checkpoint=tmp_path / "state.npz")
     assert resumed.resumed
     assert all(map(np.array_equal, jax.tree.leaves(resumed.limit), jax.tree.leaves(whole.limit)))
