@@ -118,7 +118,9 @@ def build_optimiser(group: Group) -> optax.GradientTransformation:
         )
     if not (np.isfinite(rate) and rate > 0):
         raise InvalidValueError(f"`trainer.learning_rate` must be a finite number > 0; got {rate!r}.")
-    optimiser = factory(learning_rate=rate)
+    # What optax itself takes, with a warning, where an optimiser draws noise and is given no key.
+    noise = {"key": 0} if "key" in parameters else {}
+    optimiser = factory(learning_rate=rate, **noise)
     assert isinstance(optimiser, optax.GradientTransformation)
     return optimiser
 

@@ -82,7 +82,7 @@ def context_lengths(asked: Any, length: int) -> list[int]:
     if asked is None:
         asked = [max(1, length // 4), max(1, length // 2), 2 * length, 4 * length]
     entries = asked if isinstance(asked, list) else [asked]
-    whole = [int(n) if isinstance(n, float) and n.is_integer() else n for n in entries]
+    whole: list[Any] = [int(n) if isinstance(n, float) and n.is_integer() else n for n in entries]
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in whole):
         raise InvalidValueError(f"`analysis.context_lengths` must be null, an integer >= 1 or a list of them; got {asked!r}.")
     for n in whole:
