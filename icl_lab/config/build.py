@@ -102,7 +102,7 @@ def build_optimiser(group: Group) -> optax.GradientTransformation:
     factory: Any = getattr(optax, name, None)
     # Capitals are classes, an underscore is optax's own business, and `scale_by_` the part of an optimiser that has no sign.
     public = re.fullmatch(r"(?!scale_by_)[a-z]\w*", name) is not None
-    parameters = inspect.signature(factory).parameters if public and callable(factory) else {}
+    parameters = dict(inspect.signature(factory).parameters) if public and callable(factory) else {}
     if "learning_rate" not in parameters:
         raise InvalidValueError(
             "`trainer.optimiser` must be the name of an optax optimiser with a learning rate (sgd, adam, adamw, ...); "
@@ -116,7 +116,11 @@ def build_optimiser(group: Group) -> optax.GradientTransformation:
         )
     if not (np.isfinite(rate) and rate > 0):
         raise InvalidValueError(f"`trainer.learning_rate` must be a finite number > 0; got {rate!r}.")
-    return factory(learning_rate=rate)
+    # What optax itself takes, with a warning, where an optimiser draws noise and is given no key.
+    noise = {"key": 0} if "key" in parameters else {}
+    optimiser = factory(learning_rate=rate, **noise)
+    assert isinstance(optimiser, optax.GradientTransformation)
+    return optimiser
 
 
 def _gaussian_start(key: Key, dim: int, width: int, scale: float, heads: int | None, separate: bool) -> Weights:

@@ -20,7 +20,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_d
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
@@ -91,7 +90,8 @@ class Loader(ConfigLoaderImpl):
     ) -> DictConfig:
         parsed = OverridesParser.create(config_loader=self).parse_overrides(overrides)
         values = [override for override in parsed if self.is_value(override)]
-        others = [self._choice(override) for override in parsed if not self.is_value(override)]
+        places = [text for text, override in zip(overrides, parsed, strict=True) if override.key_or_group == "hydra.searchpath"]
+        others = [self._choice(override, places) for override in parsed if not self.is_value(override)]
         config = super()._load_configuration_impl(config_name, others, run_mode, from_shell, validate_sweep_overrides)
         if validate_sweep_overrides:
             self.validate_sweep_overrides_legal(values, run_mode, from_shell)
@@ -110,7 +110,7 @@ class Loader(ConfigLoaderImpl):
         )
         return config
 
-    def _choice(self, override: Override) -> str:
+    def _choice(self, override: Override, places: list[str]) -> str:
         """The text of an override; a name that looks like a number is quoted, and one of a series of runs made known.
 
         `experiment=NAME` names a series where there is no overlay of that name, so that one is made up which says no more.
@@ -123,7 +123,7 @@ class Loader(ConfigLoaderImpl):
         key, _, written = text.partition("=")
         name = value if isinstance(value, str) else written.strip()
         group = override.key_or_group
-        if group == "experiment" and name not in self.repository.get_group_options(group, ObjectType.CONFIG):
+        if group == "experiment" and name not in self.get_group_options(group, overrides=places):
             schema.check_experiment(name)
             ConfigStore.instance().store(group=group, name=name, node={group: name}, package="_global_")
         return text if isinstance(value, str) else f"{key}='{name}'"

@@ -13,6 +13,7 @@ A spectrum is diagonal unless `rotate` gives the seed of a random rotation of th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -67,5 +68,7 @@ def _named_spectrum(value: dict[str, Any], dim: int, name: str) -> np.ndarray:
     if len(value) == 1:
         ((kind, parameter),) = value.items()
         if kind in _NAMED and isinstance(parameter, int | float) and not isinstance(parameter, bool):
+            if isinstance(parameter, int) and abs(parameter) > sys.float_info.max:
+                raise InvalidValueError(f"`{name}`: `{kind}` must be at most {sys.float_info.max:.1e}; got a longer integer.")
             return _NAMED[kind](dim, float(parameter))
     raise InvalidValueError(f"`{name}` must be {_ACCEPTED}; got {value!r}.")

@@ -19,6 +19,23 @@ LARGEST_PROMPT = 2**27
 """Numbers in the inputs of one prompt, a gigabyte in float64."""
 
 
+LARGEST_SIZE = 2**14
+"""Matrices of this size are held whole, two gigabytes each in float64."""
+_SIZES = {
+    "task": {"dim": 1, "order": 1, "degree": 0, "width": 1},
+    "model": {"layers": 1, "loops": 1, "heads": 1},
+}
+
+
+def check_sizes(group: Group, name: str) -> None:
+    """Raise `InvalidValueError` unless the sizes that `task` or `model` has can be those of arrays; null is none."""
+    for key, minimum in _SIZES[name].items():
+        if group.get(key) is not None:
+            check_count(group[key], f"{name}.{key}", minimum, "It is a size.")
+            if group[key] > LARGEST_SIZE:
+                raise InvalidValueError(f"`{name}.{key}` must be at most {LARGEST_SIZE}, to fit into memory; got {group[key]}.")
+
+
 def check_objective(group: Group) -> None:
     """Raise `InvalidValueError` unless prompts can be drawn as `objective` says, also where a closed form needs none."""
     for name in ("prompts", "batch"):
@@ -64,17 +81,16 @@ def context_lengths(asked: Any, length: int) -> list[int]:
     """
     if asked is None:
         asked = [max(1, length // 4), max(1, length // 2), 2 * length, 4 * length]
-    if isinstance(asked, int | float) and not isinstance(asked, bool):
-        asked = [asked]
-    if not isinstance(asked, list):
+    entries = asked if isinstance(asked, list) else [asked]
+    whole: list[Any] = [int(n) if isinstance(n, float) and n.is_integer() else n for n in entries]
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in whole):
         raise InvalidValueError(f"`analysis.context_lengths` must be null, an integer >= 1 or a list of them; got {asked!r}.")
-    whole: list[Any] = [int(n) if isinstance(n, float) and n.is_integer() else n for n in asked]
     for n in whole:
         _check_count(n, "analysis.context_lengths", 1, "A prompt shows at least one example.")
     return sorted({*whole, length})
 
 
-def _check_count(value: Any, name: str, minimum: int, reason: str) -> None:
+def _check_count(value: int, name: str, minimum: int, reason: str) -> None:
     check_count(value, name, minimum, reason)
     if value > LARGEST_COUNT:
         raise InvalidValueError(f"`{name}` must be at most {LARGEST_COUNT}, since it is counted in 32 bits; got {value}.")

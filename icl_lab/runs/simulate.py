@@ -102,6 +102,8 @@ def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
     def same(*keys: str) -> bool:
         return like is not None and all(like.config[key] == config[key] for key in keys)
 
+    for group in ("task", "model"):
+        limits.check_sizes(config[group], group)
     limits.check_objective(config["objective"])
     limits.check_trainer(config["trainer"])
     if config["trainer"]["kind"] == "descent":

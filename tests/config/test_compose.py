@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from icl_lab.analysis.covariate_shift import Training
 from icl_lab.config import build, paths, schema
+from icl_lab.config.compose import checked, register
 from icl_lab.errors import InvalidValueError
 from icl_lab.models import Decoder
 from icl_lab.runs.launch import one_sentence
@@ -20,15 +21,13 @@ FOLDER = paths.config_dir()
 
 
 def composed(*overrides):
-    schema.register()
+    register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         return compose("run", overrides=list(overrides))
 
 
 def resolved(*overrides):
-    config = composed(*overrides)
-    schema.check_keys(config)
-    return OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return OmegaConf.to_container(checked(composed(*overrides)), resolve=True, enum_to_str=True)
 
 
 def choices(group):
@@ -136,7 +135,7 @@ def test_what_cannot_be_composed_is_one_sentence(override, message):
 @pytest.mark.parametrize("override", ["+task.foo=1", "+foo=1"])
 def test_keys_added_with_a_plus_are_refused_too(override):
     with pytest.raises(InvalidValueError, match=r"Unknown configuration key `(task\.)?foo`; accepted here"):
-        schema.check_keys(composed(override))
+        checked(composed(override))
 
 
 @pytest.mark.parametrize(
@@ -198,3 +197,49 @@ def test_schema_has_a_value_for_every_key_and_yaml_no_other():
         declared = {field.name for field in fields(OmegaConf.get_type(config[group]))}
         assert declared == set(config[group])
     assert not OmegaConf.missing_keys(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "covariance"),
+    [
+        (["task.covariance={condition_number: 4}", "task.covariance={power_law: 1}"], {"power_law": 1}),
+        (["task.covariance={condition_number: 4}", "task.covariance=[2,1]"], [2, 1]),
+        (["task.covariance=[2,1]", "task.covariance={power_law: 1}"], {"power_law": 1}),
+        (["task.covariance={power_law: 1}", "task.covariance=null"], None),
+        (["task.covariance={power_law: 1}", "task.covariance.power_law=3"], {"power_law": 3}),
+        (["task={covariance: {power_law: 1}}"], {"power_law": 1}),
+    ],
+)
+def test_a_later_covariance_takes_the_place_of_an_earlier_one(overrides, covariance):
+    assert resolved(*overrides)["task"]["covariance"] == covariance
+
+
+def test_numbers_of_a_list_come_into_its_type():
+    assert resolved("task=random_diagonal", "task.values=[[1],[2]]")["task"]["values"] == [[1.0], [2.0]]
+
+
+def test_integers_may_be_written_with_an_exponent():
+    config = resolved("seed=1e3", "trainer.max_steps=2e5", "task.context_length=010", "model.heads=2.0")
+    numbers = config["seed"], config["trainer"]["max_steps"], config["task"]["context_length"], config["model"]["heads"]
+    assert numbers == (1000, 200_000, 10, 2)
+    assert all(type(number) is int for number in numbers)
+
+
+@pytest.mark.parametrize("value", ["yes", "on", "1", "0.0"])
+def test_only_true_and_false_are_truth_values(value):
+    with pytest.raises(InvalidValueError, match=r"`model\.causal` must be true or false; got"):
+        composed(f"model.causal={value}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.kind=sphere"], "`task.kind=sphere` has other keys .* choose `task=sphere`"),
+        (["task.kind=foo"], "`task.kind` must be one of linear_regression"),
+        (["trainer=adam", "trainer.kind=gradient_flow"], "choose `trainer=gradient_flow`"),
+        (["objective=streamed", "objective.kind=sampled"], "choose `objective=sampled`"),
+    ],
+)
+def test_a_kind_belongs_to_its_file(overrides, message):
+    with pytest.raises(InvalidValueError, match=message):
+        checked(composed(*overrides))

@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from icl_lab import analysis, theory
-from icl_lab.config import build, paths, schema
+from icl_lab.config import build, paths
+from icl_lab.config.compose import register
 from icl_lab.errors import IclLabError
 from icl_lab.models import LSAWeights
 from icl_lab.runs import execute, store
@@ -20,7 +21,7 @@ def run(tmp_path):
     """A function: overrides -> (outcome, what was printed)."""
 
     def run(*overrides):
-        schema.register()
+        register()
         with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
             config = compose("run", overrides=[f"run_root={tmp_path}", *QUICK, *overrides])
         with open("/dev/null", "w") as nowhere:

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from icl_lab import cli
-from icl_lab.config import paths, schema
+from icl_lab.config import paths
+from icl_lab.config.compose import register
 from icl_lab.models import LSAWeights
 from icl_lab.runs import execute, identify, store
 
@@ -22,7 +23,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
 
     def run(*overrides):
-        schema.register()
+        register()
         with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
             config = compose("run", overrides=[f"run_root={root}", *QUICK, *overrides])
         return execute.execute(config, Console(quiet=True)).folder

@@ -7,7 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from icl_lab.config import paths, schema
+from icl_lab.config import paths
+from icl_lab.config.compose import register
 from icl_lab.runs import execute, store, sweep
 
 SETTINGS = ("task.dim=2", "task.context_length=6", "analysis.prompts=200", "analysis.context_lengths=[]")
@@ -15,7 +16,7 @@ SETTINGS = ("task.dim=2", "task.context_length=6", "analysis.prompts=200", "anal
 
 @pytest.fixture
 def config(tmp_path):
-    schema.register()
+    register()
     with initialize_config_dir(str(paths.config_dir()), version_base="1.3"):
         return execute.resolve(compose("run", overrides=[f"run_root={tmp_path}", *SETTINGS, "trainer.init=zhang_random"]))
 
