@@ -296,12 +296,11 @@ class StructuredLoss(Objective):
         """The structured form of an exact loss and of weights, or None where the weights are not in the subspace."""
         if not isinstance(objective, RegressionLoss) or objective.covariances.shape[0] != 1:
             return None
-        if not isinstance(weights, LSAWeights) or (weights.w_pv.ndim == 3 and len(weights.w_pv) > 1):
+        # With a head axis the flow is that of all weights, which a claim about the subspace itself is about.
+        if not isinstance(weights, LSAWeights) or weights.w_pv.ndim != 2:
             return None
         task, model, dim = objective.task, objective.model, objective.task.dim
-        frozen = LSAWeights(np.asarray(weights.w_pv, np.float64), np.asarray(weights.w_kq, np.float64))
-        head = frozen.with_head_axis()
-        w_pv, w_kq = head.w_pv[0], head.w_kq[0]
+        w_pv, w_kq = np.asarray(weights.w_pv, np.float64), np.asarray(weights.w_kq, np.float64)
         if np.any(w_pv[-1, :-1]) or np.any(w_kq[-1, :-1]):
             return None
         covariance = np.asarray(task.covariance)
@@ -314,7 +313,7 @@ class StructuredLoss(Objective):
         structured = StructuredLoss(
             task=task,
             model=model,
-            frozen=frozen,
+            frozen=LSAWeights(w_pv, w_kq),
             offset=np.asarray(np.sum(values * np.diagonal(om))),
             signal=ratio * model.readout_sign * rotation.T @ (values[:, None] * om * values),
             curvature=np.outer(ratio**2 * c, values),
@@ -332,8 +331,8 @@ class StructuredLoss(Objective):
         u = self.left @ structured.key_query @ self.right.T
         dim = u.shape[0]
         return LSAWeights(
-            w_pv=jnp.asarray(self.frozen.w_pv).at[..., -1, -1].set(structured.value),
-            w_kq=jnp.asarray(self.frozen.w_kq).at[..., :dim, :dim].set(u),
+            w_pv=jnp.asarray(self.frozen.w_pv).at[-1, -1].set(structured.value),
+            w_kq=jnp.asarray(self.frozen.w_kq).at[:dim, :dim].set(u),
         )
 
     def __call__(self, weights: StructuredWeights, key: Key | None = None) -> Float[Array, ""]:

@@ -73,9 +73,10 @@ class Evidence(eqx.Module):
         """About the flow time until the weights are within the tolerance, at the rate at which they now relax."""
         if self.unresolved:
             return math.inf
-        if not self.relaxation_rate > 0 or self.estimated_weight_error <= weight_tolerance:
+        if not self.estimated_weight_error > weight_tolerance:
             return 0.0
-        return math.log(self.estimated_weight_error / weight_tolerance) / self.relaxation_rate
+        # A rate of the wrong sign is one lost in rounding, and no larger than it seems.
+        return math.log(self.estimated_weight_error / weight_tolerance) / max(abs(self.relaxation_rate), 1e-300)
 
 
 def why_hopeless(
