@@ -37,7 +37,7 @@ from icl_lab.training.segment import (
     step_tolerance,
     why_spent,
 )
-from icl_lab.training.stopping import Evidence, Verdict, judge, why_hopeless
+from icl_lab.training.stopping import Evidence, Verdict, given_up, judge, why_hopeless
 from icl_lab.training.trajectory import Recorder, TrainingResult
 from icl_lab.typing import Weights
 
@@ -214,7 +214,7 @@ def flow_together(
     step_size = np.array([first_step_size(*pair) for pair in zip(norms(state), gradients, strict=True)])
     step_size = np.where(finite, step_size, 1.0)
     time, steps, judged = np.zeros_like(initial), np.zeros(len(initial), int), np.zeros(len(initial), int)
-    pace, earlier_pace = np.zeros_like(initial), np.zeros_like(initial)
+    pace, earlier_pace, doubts = np.zeros_like(initial), np.zeros_like(initial), [0] * len(initial)
     judgements = [(*judge(fact, weight_tolerance, ""), fact) for fact in _evidence(objective, state, initial, mapped, graded)]
     for i, recorder in enumerate(recorders or ()):
         recorder.add_always(0.0, jax.tree.map(lambda w, i=i: w[i], state))
@@ -243,7 +243,8 @@ def flow_together(
         facts = _evidence(objective, state, initial, mapped, graded) if due.any() else []
         for i in map(int, np.flatnonzero(due)):
             done, left = int(steps[i]), max_steps - int(steps[i])
-            hopeless = why_hopeless(facts[i], weight_tolerance, done, left, float(pace[i]), float(earlier_pace[i]))
+            doubt = why_hopeless(facts[i], weight_tolerance, done, left, float(pace[i]), float(earlier_pace[i]))
+            doubts[i], hopeless = given_up(doubt, facts[i], doubts[i])
             why = hopeless or why_spent(done, max_steps, stalled=bool(out.accepted[i] == 0 and not out.reached[i]))
             judged[i], verdict_and_reason = steps[i], judge(facts[i], weight_tolerance, why)
             earlier_pace[i] = pace[i]

@@ -41,7 +41,7 @@ from icl_lab.training.segment import (
     step_tolerance,
     why_spent,
 )
-from icl_lab.training.stopping import Evidence, Verdict, judge, why_hopeless
+from icl_lab.training.stopping import Evidence, Verdict, given_up, judge, why_hopeless
 from icl_lab.training.trajectory import Recorder, TrainingResult
 from icl_lab.typing import Array, Weights
 
@@ -249,13 +249,14 @@ class _Flow:
     def run_to_limit(self, weight_tolerance: float) -> tuple[Verdict, str, Evidence]:
         """Integrate until the verdict is CONVERGED or the budget is spent."""
         record = len(self.recorder.points) < 2
-        (tolerance, ceiling), not_before = first_stop(self.initial_loss), 0.0
+        (tolerance, ceiling), not_before, doubts = first_stop(self.initial_loss), 0.0, 0
         while True:
             stopped = not self.exhausted and self.segment(END, Stop(tolerance, not_before, ceiling), record)
             evidence = self.evidence()
-            hopeless = why_hopeless(
+            doubt = why_hopeless(
                 evidence, weight_tolerance, self.steps, self.max_steps - self.steps, self.pace, self.earlier_pace
             )
+            doubts, hopeless = given_up(doubt, evidence, doubts)
             why = hopeless or why_spent(self.steps, self.max_steps, self.stalled)
             verdict, reason = judge(evidence, weight_tolerance, why)
             if verdict in (Verdict.CONVERGED, Verdict.DIVERGED) or self.exhausted or hopeless:

@@ -18,6 +18,8 @@ LONG = 1000
 """Solver steps after which a flow may be given up for its pace."""
 BEYOND = 10.0
 """Factor by which a flow that is given up would overrun its budget at its pace."""
+DOUBTS = 5
+"""Judgements in a row that have to say so."""
 
 
 class Verdict(enum.Enum):
@@ -82,7 +84,7 @@ class Evidence(eqx.Module):
 def why_hopeless(
     evidence: Evidence, weight_tolerance: float, steps: int, steps_left: int, pace: float, earlier_pace: float
 ) -> str | None:
-    """A clause that says why more steps will not bring the limit, or None while they may.
+    """A clause that says why more steps will not bring the limit, or None while they may; one judgement, see `given_up`.
 
     That is so if the flow has left its start and every saddle, its steps no longer grow, and the time that is left is many
     times what the rest of the budget covers.
@@ -102,6 +104,16 @@ def why_hopeless(
         return None
     more = "no number of steps" if math.isinf(needed) else f"about {needed:.0e} more steps"
     return f"after {steps} steps, {pace:.2g} of time each and no longer growing, {more} would do"
+
+
+def given_up(why: str | None, evidence: Evidence, doubts: int) -> tuple[int, str | None]:
+    """How many judgements in a row have said that a flow is hopeless, and the clause once that is enough.
+
+    An estimated rate passes through zero where the slowest direction turns from concave to convex, so that one judgement by it
+    proves little; a direction that rounding hides stays hidden.
+    """
+    doubts = 0 if why is None else doubts + 1
+    return doubts, why if doubts >= (1 if evidence.unresolved else DOUBTS) else None
 
 
 def judge(evidence: Evidence, weight_tolerance: float, why_stopped: str) -> tuple[Verdict, str]:

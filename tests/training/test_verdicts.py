@@ -12,7 +12,7 @@ from icl_lab.models import initializers
 from icl_lab.objectives import MomentLoss, RegressionLoss
 from icl_lab.tasks import spectra
 from icl_lab.training.batch import gradient_flow_each
-from icl_lab.training.stopping import Evidence, Verdict, judge, why_hopeless
+from icl_lab.training.stopping import Evidence, Verdict, given_up, judge, why_hopeless
 
 CONTRADICTED = 1e-4
 """Relative distance from every optimum at which a verdict CONVERGED (asked for at 1e-8) is false."""
@@ -208,6 +208,13 @@ def test_a_flow_whose_steps_no_longer_grow_is_given_up_when_its_budget_cannot_do
     assert why_hopeless(evidence(), 1e-8, 500, 100_000, pace=1.0, earlier_pace=1.0) is None  # too early to tell
     assert why_hopeless(evidence(loss=1.0), 1e-8, 2000, 100_000, pace=1.0, earlier_pace=1.0) is None  # still at its start
     assert why_hopeless(evidence(relaxation_rate=1e-3), 1e-8, 2000, 100_000, pace=1.0, earlier_pace=1.0) is None
+
+
+def test_one_doubt_gives_no_flow_up_unless_rounding_hides_a_direction():
+    assert given_up("too slow", evidence(), 0) == (1, None)
+    assert given_up("too slow", evidence(), 4) == (5, "too slow")
+    assert given_up(None, evidence(), 4) == (0, None)
+    assert given_up("too slow", evidence(unresolved=1), 0) == (1, "too slow")
 
 
 def test_exact_and_sampled_losses_name_their_symmetries():
