@@ -47,8 +47,8 @@ def check_covariance(matrix: Array, name: str = "covariance", *, allow_singular:
         raise NotPositiveDefiniteError(f"`{name}` must be positive semidefinite; its smallest eigenvalue is {smallest:.6g}.")
     if not allow_singular and smallest <= SINGULAR * size:
         raise NotPositiveDefiniteError(
-            f"`{name}` must be positive definite, with a condition number below {1 / SINGULAR:.0e}; its eigenvalues reach from "
-            f"{smallest:.6g} to {largest:.6g} (d = {matrix.shape[0]}). The closed-form limits need its inverse."
+            f"`{name}` must be positive definite; its smallest eigenvalue is {smallest:.6g} (d = {matrix.shape[0]}), not above "
+            f"{SINGULAR:g} of the largest, {largest:.6g}. The closed-form limits need its inverse."
         )
 
 

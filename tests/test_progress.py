@@ -164,7 +164,7 @@ def test_training_and_drawing_show_how_far_they_are_when_asked(what, heard, key)
 class SlowLoss(objectives.Objective):
     """A parabola whose every value takes the time of a nap."""
 
-    task: object = None
+    task: tasks.Task = tasks.LinearRegression(dim=1, context_length=1)
     model: object = None
 
     def __call__(self, weights, key=None):
