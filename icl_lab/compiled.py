@@ -1,4 +1,4 @@
-"""Compiled programs: the one way in which the library compiles, so that no program waits for itself on a CPU.
+"""The one way in which the library compiles, so that no program waits for itself on a CPU.
 
 XLA runs a program's steps on the threads of one pool, two on a machine of two cores. A batched factorisation (a LAPACK
 custom call) splits its batch into pieces, hands them to the same pool and blocks its own thread until they are done. What
@@ -45,8 +45,8 @@ class _Static(eqx.Module):
 def jit(function: Callable[P, T]) -> Callable[P, T]:
     """`equinox.filter_jit`, except that a program which factorises matrices runs on one thread on a CPU.
 
-    Arrays are traced; all else is static and hashable. Called inside another compiled function or a transformation, the
-    function is a part of the outer program, whose content counts.
+    Arrays of the arguments, and of the function if it is a pytree, are traced; all else is static and hashable. Inside
+    another compiled function or a derivative, the function is a part of the outer program, whose content counts.
 
     Args:
       function: a pure function of pytrees.
@@ -57,8 +57,8 @@ def jit(function: Callable[P, T]) -> Callable[P, T]:
 
     def flat(arrays: list[Any], rest: tuple[Any, ...], tree: Any) -> Any:
         leaves = [array if array is not None else other for array, other in zip(arrays, rest, strict=True)]
-        args, kwargs = jax.tree.unflatten(tree, leaves)
-        returned, others = eqx.partition(function(*args, **kwargs), eqx.is_array)
+        called, args, kwargs = jax.tree.unflatten(tree, leaves)
+        returned, others = eqx.partition(called(*args, **kwargs), eqx.is_array)
         return returned, _Static(others)
 
     # The compiler's logs and profiles call a program by its function.
@@ -66,19 +66,22 @@ def jit(function: Callable[P, T]) -> Callable[P, T]:
     pooled = jax.jit(flat, static_argnums=(1, 2))
     alone = jax.jit(flat, static_argnums=(1, 2), compiler_options=ONE_THREAD)
 
-    @functools.wraps(function)
     def compiled(*args: P.args, **kwargs: P.kwargs) -> T:
-        leaves, tree = jax.tree.flatten((args, kwargs))
+        leaves, tree = jax.tree.flatten((function, args, kwargs))
         arrays = [x if eqx.is_array(x) else None for x in leaves]
         rest = tuple(None if eqx.is_array(x) else x for x in leaves)
-        # A new array is abstract inside another compiled function, whatever the arguments are.
-        inner = any(map(is_traced, [*arrays, jnp.zeros(())]))
-        # The trace is shared by both, and kept: asking for it costs a millionth of what a program costs.
-        one = not inner and jax.default_backend() == "cpu" and factorises(pooled.trace(arrays, rest, tree).jaxpr.jaxpr)
+        # Both share the trace, which is kept: to ask for it again takes microseconds.
+        one = (
+            not any(map(is_traced, arrays))
+            and factorises(pooled.trace(arrays, rest, tree).jaxpr.jaxpr)
+            and not is_traced(jnp.zeros(()))  # else the call, of constants, is a part of a program
+        )
         returned, others = (alone if one else pooled)(arrays, rest, tree)
-        return eqx.combine(returned if inner else jax.block_until_ready(returned), others.value)
+        if not any(map(is_traced, jax.tree.leaves(returned))):
+            jax.block_until_ready(returned)
+        return eqx.combine(returned, others.value)
 
-    return compiled
+    return functools.update_wrapper(compiled, function)
 
 
 _KNOWN: WeakKeyDictionary[Jaxpr, bool] = WeakKeyDictionary()
