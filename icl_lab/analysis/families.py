@@ -25,7 +25,7 @@ import numpy as np
 import optimistix
 from jaxtyping import Float, Inexact
 
-from icl_lab import estimators
+from icl_lab import compiled, estimators
 from icl_lab.analysis.sampling import Predictor
 from icl_lab.estimators.examples import examples
 from icl_lab.estimators.gradient_descent import mean_gradient
@@ -96,7 +96,7 @@ class Features(eqx.Module):
     scores: dict[str, Float[Array, "*M N"]]
 
 
-@eqx.filter_jit
+@compiled.jit
 def features(prompts: Prompt) -> Features:
     """The decomposition of a batch of prompts."""
 
@@ -231,7 +231,7 @@ def _smoothed(exponent: Array, scores: Array, against: Array, labels: Array) -> 
     return jnp.einsum("mn,mnk->mk", weights.astype(labels.dtype), labels)
 
 
-@jax.jit
+@compiled.jit
 def _scales(exponents: Array, scores: Array, against: Array, labels: Array, answers: Array) -> Array:
     """The best scale of a smoother at each exponent."""
 
@@ -242,7 +242,7 @@ def _scales(exponents: Array, scores: Array, against: Array, labels: Array, answ
     return jax.lax.map(scale, jnp.asarray(exponents))
 
 
-@jax.jit
+@compiled.jit
 def _preconditioner(moments: Array, queries: Array, answers: Array) -> Array:
     count, labels, dim = moments.shape
     design = (queries[:, None, :, None] * moments[:, :, None, :]).reshape(count * labels, dim * dim)
@@ -255,7 +255,7 @@ def _fit(*arguments) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(point), np.asarray(squares)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _search(
     answer: Answer, grid: Array, extra: Any, data: Features, answers: Array, keep: int, iterations: int
 ) -> tuple[Array, Array]:

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.analysis import families, telling
 from icl_lab.analysis.families import Candidate
 from icl_lab.analysis.sampling import Estimate, Predictor
@@ -292,7 +292,7 @@ def _observe(predictor: Predictor, task: Task, key: Key, count: int) -> tuple[Pr
     return eqx.tree_at(lambda p: p.labels, prompts, prompts.labels.astype(dtype)), answers.astype(dtype)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _sample(task: Task, key: Key) -> Prompt:
     return eqx.tree_at(lambda p: p.latent, task.sample_batch(key, CHUNK), None, is_leaf=lambda x: x is None)
 
@@ -302,7 +302,7 @@ def _answers(predictor: Predictor, prompts: Prompt) -> Inexact[np.ndarray, "M k"
     return np.concatenate([np.asarray(_answer_all(predictor, chunk)) for chunk in chunks])
 
 
-@eqx.filter_jit
+@compiled.jit
 def _answer_all(predictor: Predictor, prompts: Prompt) -> Inexact[Array, "M k"]:
     return jax.vmap(predictor)(prompts)
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.analysis.gauge import widened
 from icl_lab.errors import InvalidValueError
 from icl_lab.models import LSAWeights
@@ -115,6 +114,6 @@ def losses_along_segment(
         return np.asarray(_losses(objective, jax.tree.map(jnp.asarray, interpolate(first, second, shares))))
 
 
-@eqx.filter_jit
+@compiled.jit
 def _losses(objective: Objective, points: Weights) -> Float[Array, "S"]:
     return jax.lax.map(objective, points)

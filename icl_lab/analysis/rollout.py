@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import InvalidValueError
 from icl_lab.tasks.forecasting import forecast_prompt
 from icl_lab.tasks.prompt import Prompt, check_count
@@ -52,7 +51,7 @@ def rollout(model: Forecaster, weights: Weights, series: Float[Array, "*B n"], o
     return appended[0] if np.ndim(series) == 1 else appended
 
 
-@eqx.filter_jit
+@compiled.jit
 def _next(model: Forecaster, weights: Weights, values: Float[Array, "B n"], order: int) -> Float[Array, "B 1"]:
     return jax.vmap(lambda one: model(weights, forecast_prompt(one, order)))(jnp.asarray(values))
 

@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.typing import Array, Key
 
@@ -64,7 +64,7 @@ def sample_mean(statistic: Callable[[Prompt], Any], task: Task, key: Key, prompt
     return jax.tree.map(Estimate, mean, errors), count
 
 
-@eqx.filter_jit
+@compiled.jit
 def _stream(statistic, task: Task, key: Key, chunks: Array, chunk: int) -> tuple[Any, Any]:
     """Mean and summed squared deviations over `chunks` chunks, merged pairwise so that nothing cancels."""
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import analysis, models, objectives, prng, theory
+from icl_lab import analysis, compiled, models, objectives, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
@@ -41,7 +41,7 @@ _SEARCH = {
 }
 
 
-@jax.jit
+@compiled.jit
 def _forward(layers: tuple[LSAWeights, ...], prompt: Prompt) -> tuple[Array, Array, Array]:
     """The query's label slot after each layer, all tokens after the last, and the answer."""
     tokens, slots = MODEL.tokens(prompt), []

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from icl_lab import analysis, theory
+from icl_lab import analysis, compiled, theory
 from icl_lab.claims import check
 from icl_lab.claims.ahn2023 import PAPER
 from icl_lab.claims.check import Check
@@ -85,7 +85,7 @@ def _slope_checks(task: LinearRegression, L: int, seed: int, corrected: bool) ->
     b = 0.3 + 0.1 * normals(seed, "b", (L,)) if corrected else np.zeros(L)
     point = {"A": a[:, None, None] * inverse} | ({"B": b[:, None, None] * np.eye(d)} if corrected else {})
     objective = wishart.wishart_cubature(task, free_answer, degree_of(L, corrected))
-    loss, slope = jax.jit(jax.value_and_grad(objective))(jax.tree.map(jnp.asarray, point))
+    loss, slope = compiled.jit(jax.value_and_grad(objective))(jax.tree.map(jnp.asarray, point))
     by_a, by_b = theory.ahn2023.stack_slopes(a, b, d, N)
     measured = 2 * np.asarray(slope["A"])
     checks = [
@@ -152,7 +152,7 @@ def order_is_free(d, N, L, Sig, seed) -> list[Check]:
     a = 1 + 0.5 * normals(seed, "a", (L,))
     orders = np.array(list(itertools.islice(itertools.permutations(a), 24)))
     objective = wishart.wishart_cubature(task, Partial(scaled_answer, task.task_covariance), degree_of(L, False))
-    risks = 2 * np.asarray(jax.jit(lambda orders: jax.lax.map(lambda a: objective({"a": a}), orders))(orders))
+    risks = 2 * np.asarray(compiled.jit(lambda orders: jax.lax.map(lambda a: objective({"a": a}), orders))(orders))
     expected = theory.ahn2023.stack_risk(a, np.zeros(L), d, N)
     return [check.exact("risks", risks, np.full(len(orders), expected), EXACT_TOLERANCE)]
 

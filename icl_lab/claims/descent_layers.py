@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import models
+from icl_lab import compiled, models
 from icl_lab.claims.claim import choice, number
 from icl_lab.claims.simulation import CHUNK, mean_with_error
 from icl_lab.models import LSAWeights, constructions
@@ -66,7 +65,7 @@ def query_weights(weights: Sequence[LSAWeights], prompt: Prompt) -> Array:
     )
 
 
-@jax.jit
+@compiled.jit
 def loss_on_rule(step_sizes: Array, curvatures: Array, rule: Rule) -> Array:
     """Half loss of the layers themselves on a rule: a context of the one example sqrt(s) has the Gram matrix s."""
     weights = layers(step_sizes / rule.context_length, curvatures, 1, 1)
@@ -79,10 +78,10 @@ def loss_on_rule(step_sizes: Array, curvatures: Array, rule: Rule) -> Array:
 
 
 # Slopes by both kinds of coefficients.
-slope_on_rule = jax.jit(jax.value_and_grad(loss_on_rule, argnums=(0, 1)))
+slope_on_rule = compiled.jit(jax.value_and_grad(loss_on_rule, argnums=(0, 1)))
 
 
-@eqx.filter_jit
+@compiled.jit
 def _half_losses(weights: Sequence[LSAWeights], task: LinearRegression, metric: Array, keys: Key) -> Array:
     def half_loss(one):
         prompt = task.sample(one)

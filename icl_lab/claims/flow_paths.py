@@ -17,7 +17,7 @@ import scipy.integrate
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
-from icl_lab import models, objectives, theory
+from icl_lab import compiled, models, objectives, theory
 from icl_lab.claims.claim import flag, integer, number, spectrum
 from icl_lab.claims.settings import check_spectrum, covariance
 from icl_lab.models.weights import LSAWeights
@@ -126,7 +126,7 @@ class Integrator:
         leaves, self.structure = jax.tree.flatten(like)
         self.shapes = [np.shape(leaf) for leaf in leaves]
         _, unravel = ravel_pytree(jax.tree.map(jnp.asarray, like))
-        self._value_and_gradient = jax.jit(jax.value_and_grad(lambda state: objective(unravel(state))))
+        self._value_and_gradient = compiled.jit(jax.value_and_grad(lambda state: objective(unravel(state))))
 
     def value_and_gradient(self, state: Float[np.ndarray, "n"]) -> tuple[float, Float[np.ndarray, "n"]]:
         """The half loss and its gradient at weights that are one vector."""

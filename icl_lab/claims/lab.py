@@ -7,7 +7,7 @@ import functools
 import jax
 import numpy as np
 
-from icl_lab import models, objectives, prng, theory
+from icl_lab import compiled, models, objectives, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
@@ -64,7 +64,7 @@ def exact_loss(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, samples, see
         options = {"query_in_sum": query_in_sum, "rho": float(N) if normaliser == "context_length" else 1.0}
         expected = theory.exact_loss.risk(*reference, **options)
         slopes = theory.exact_loss.risk_gradient(*reference, **options)
-        gradient = jax.jit(jax.grad(objective))(weights)
+        gradient = compiled.jit(jax.grad(objective))(weights)
         mean, error = simulated_risk(functools.partial(model, weights), task, prng.stream(key, f"prompts {words}"), samples)
         checks += [
             check.exact(f"risk_{words}", objective.risk(weights), expected, EXACT_TOLERANCE),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, prng, theory
+from icl_lab import compiled, estimators, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, integer, number, vector
@@ -153,12 +153,12 @@ def least_squares_in_context(p, rho, N, sigma, samples, seed) -> list[Check]:
     order = len(rho)
     task = Autoregressive(rho, context_length=N, noise_std=sigma)
 
-    prompts = jax.jit(lambda key: task.sample_batch(key, samples))(jax.random.key(seed))
+    prompts = compiled.jit(lambda key: task.sample_batch(key, samples))(jax.random.key(seed))
     best = np.asarray(prompts.query) @ rho[::-1]
     leading = theory.autoregressive.least_squares_excess(order, N, sigma**2)
     checks = []
     for name, estimator in (("least_squares", estimators.ols), ("yule_walker", estimators.yule_walker)):
-        answers = np.asarray(jax.jit(jax.vmap(estimator))(prompts))[:, 0]
+        answers = np.asarray(compiled.jit(jax.vmap(estimator))(prompts))[:, 0]
         mean, error = mean_with_error((answers - best) ** 2 / leading)
         checks.append(check.exact(f"{name}_over_leading_term", mean, 1.0, max(12 / N, check.SIGMAS * error)))
     return checks

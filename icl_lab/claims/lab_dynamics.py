@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import models, objectives, prng, theory, training
+from icl_lab import compiled, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number
@@ -120,7 +120,7 @@ def structured_flow(d, N, s2, Lam, Om, rotate, seed, sigma) -> list[Check]:
     checks = []
     for query_in_sum, words in ((True, "query_in"), (False, "query_out")):
         objective = objectives.population(task, models.LinearSelfAttention(query_in_sum=query_in_sum))
-        gradient = jax.tree.map(np.asarray, jax.jit(jax.grad(objective))(weights))
+        gradient = jax.tree.map(np.asarray, compiled.jit(jax.grad(objective))(weights))
         others = np.concatenate([gradient.w_pv[-1, :d], gradient.w_kq[d, :d]])
         checks += [
             check.exact(f"du_dt_{words}", -gradient.w_pv[-1, -1], du, EXACT_TOLERANCE),

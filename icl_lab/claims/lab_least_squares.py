@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, prng, theory
+from icl_lab import compiled, estimators, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number, spectrum
@@ -131,7 +131,7 @@ def least_squares(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
         return jnp.concatenate([estimators.ols(asked) - asked.target for asked in (prompt, other)])
 
     keys = jax.random.split(prng.stream(key, "two tasks"), 50)
-    drawn, fixed = np.asarray(jax.jit(jax.vmap(errors_of_two_tasks))(keys)).T
+    drawn, fixed = np.asarray(compiled.jit(jax.vmap(errors_of_two_tasks))(keys)).T
     return [
         _least_squares_check("random_tasks", task, theory.bayes.ols_risk(d, N, s2), prng.stream(key, "prompts"), samples),
         # On the same inputs and noise the error is the same for every task vector.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from icl_lab import analysis, models, objectives, prng, theory, training
+from icl_lab import analysis, compiled, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
@@ -86,7 +86,7 @@ def loss_of_several_heads(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, s
         reference = (weights.w_pv, weights.w_kq, task.covariance, task.task_covariance, s2, N)
         options = {"query_in_sum": query_in_sum, "rho": float(N) if normaliser == "context_length" else 1.0}
         slopes = theory.exact_loss.risk_gradient(*reference, **options)
-        loss, gradient = jax.jit(jax.value_and_grad(objective))(weights)
+        loss, gradient = compiled.jit(jax.value_and_grad(objective))(weights)
         checks += [
             check.exact(f"risk_{words}", 2 * float(loss), theory.exact_loss.risk(*reference, **options), EXACT_TOLERANCE),
             # The reference differentiates the risk, the objective is half of it.
@@ -276,6 +276,6 @@ def _second_order(objective, weights: LSAWeights) -> tuple[np.ndarray, np.ndarra
     def loss(x):
         return objective(unravel(x))
 
-    slope, hessian = jax.jit(lambda x: (jax.grad(loss)(x), jax.hessian(loss)(x)))(flat)
+    slope, hessian = compiled.jit(lambda x: (jax.grad(loss)(x), jax.hessian(loss)(x)))(flat)
     chosen = live.ravel()
     return np.asarray(slope), np.asarray(hessian)[np.ix_(chosen, chosen)]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, models, objectives, prng, theory, training
+from icl_lab import compiled, estimators, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, integer, number
@@ -72,7 +72,7 @@ def _restricted_risk(loss: MomentLoss, order: int, free: bool) -> tuple[np.ndarr
         return loss(LSAWeights(jnp.asarray(label), jnp.pad(matrix.T, ((0, 1), (0, 1)))))
 
     zero = jnp.zeros(len(directions))
-    slope, curvature = jax.jit(lambda z: (jax.grad(half)(z), jax.hessian(half)(z)))(zero)
+    slope, curvature = compiled.jit(lambda z: (jax.grad(half)(z), jax.hessian(half)(z)))(zero)
     best = -np.linalg.solve(np.asarray(curvature), np.asarray(slope))
     matrix = np.tensordot(best, directions, 1)
     return matrix, loss.risk(_steps(order, matrix))
@@ -209,7 +209,7 @@ def _in_context_rivals(bound: float, N: int, sigma: float, layer: float, samples
     task = RandomAutoregressive(1, N, noise_std=sigma, bound=bound)
     variance = sigma**2
 
-    prompts = jax.jit(lambda key: task.sample_batch(key, samples))(prng.stream(jax.random.key(seed), "prompts"))
+    prompts = compiled.jit(lambda key: task.sample_batch(key, samples))(prng.stream(jax.random.key(seed), "prompts"))
     best = np.asarray(prompts.latent * prompts.query)[:, 0]
     rivals = {"least_squares": estimators.ols} | {f"ridge_{lam:g}": named("ridge", penalty=lam * variance) for lam in PENALTIES}
     penalties = variance * np.array([0.0, *PENALTIES])
@@ -219,7 +219,7 @@ def _in_context_rivals(bound: float, N: int, sigma: float, layer: float, samples
         if i == 0 and N < 5:
             continue  # squared errors of infinite variance
         # One at a time: two batches of factorisations in one program can wait for each other's threads.
-        answers = np.asarray(jax.jit(jax.vmap(estimator))(prompts))[:, 0]
+        answers = np.asarray(compiled.jit(jax.vmap(estimator))(prompts))[:, 0]
         mean, error = mean_with_error((answers - best) ** 2)
         checks.append(check.sampled(f"excess_of_{name}", mean, expected[i], math.hypot(error, errors[i])))
         if N >= 5 and bound >= 0.8:

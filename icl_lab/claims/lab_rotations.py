@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, models, objectives, prng, theory, training
+from icl_lab import compiled, estimators, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, choice, integer, number
@@ -204,14 +204,14 @@ def one_step_on_haar(d, group, samples, seed) -> list[Check]:
 def minimum_norm(d, samples, seed) -> list[Check]:
     task = LinearDynamics(d, d, HaarOrthogonal())
 
-    longest = jax.jit(lambda key: task.sample_batch(key, samples))(jax.random.key(seed))
+    longest = compiled.jit(lambda key: task.sample_batch(key, samples))(jax.random.key(seed))
     states = np.concatenate([longest.inputs, longest.query[:, None], longest.target[:, None]], axis=1)
     # Nothing is seen at t = 1, and the prediction is zero.
     errors = [np.sum(states[:, 1] ** 2, axis=1)]
     for n in range(1, d + 1):
         # One program a length: several batches of factorisations in one can wait for each other's threads.
         seen = jax.vmap(Prompt)(states[:, :n], states[:, 1 : n + 1], states[:, n], states[:, n + 1])
-        errors.append(np.sum((np.asarray(jax.jit(jax.vmap(estimators.ols))(seen)) - states[:, n + 1]) ** 2, axis=1))
+        errors.append(np.sum((np.asarray(compiled.jit(jax.vmap(estimators.ols))(seen)) - states[:, n + 1]) ** 2, axis=1))
     checks = []
     for t in range(1, d + 1):
         mean, error = mean_with_error(errors[t - 1])
@@ -275,7 +275,7 @@ def complex_and_real_differ(T, a0, b0, sigma) -> list[Check]:
     identity = np.eye(2)
     objective = objectives.rotation_cubature(LinearDynamics(2, T - 2, RotationBlocks(), start=GaussianStart(sigma)), MODEL)
     start = PairedWeights(b0 * identity, a0 * identity).merged()
-    slope = jax.tree.map(np.asarray, jax.jit(jax.grad(objective))(start))
+    slope = jax.tree.map(np.asarray, compiled.jit(jax.grad(objective))(start))
     # On the two blocks alone the loss is a parabola in the product.
     low, rest, high = (objective.risk(_layer(2, product).merged()) / 2 for product in (-1.0, 0.0, 1.0))
     curvature = high + low - 2 * rest

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from icl_lab import models, objectives, precision, prng, theory, training
+from icl_lab import compiled, models, objectives, precision, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, number, spectrum
@@ -125,7 +125,7 @@ def descent_invariant(d, N, s2, Lam, Om, rotate, seed, sigma, h) -> list[Check]:
     slopes = [theory.structured.general_velocity(float(a), b, *problem) for a, b in zip(u[:-1], inner[:-1], strict=True)]
     drift = h**2 * np.array([du**2 - np.sum(slope**2) for du, slope in slopes])
 
-    @jax.jit
+    @compiled.jit
     def descended(step, steps):
         def update(_, weights):
             return jax.tree.map(lambda w, g: w - step * g, weights, jax.grad(objective)(weights))
@@ -139,7 +139,7 @@ def descent_invariant(d, N, s2, Lam, Om, rotate, seed, sigma, h) -> list[Check]:
     checks, ends = [check.exact("kappa_changes_abs", changes, drift, 1e-12)], []
     for share in (1, 2, 4):
         steps = int(np.ceil(time * share / h))
-        limit = precision.to_numpy(descended(h / share, steps))
+        limit = precision.to_numpy(descended(np.asarray(h / share), np.asarray(steps)))
         u_end, inner_end = float(limit.w_pv[-1, -1]), limit.w_kq[:d, :d]
         expected, _, kappa = theory.stability.descent(sigma, sigma * np.eye(d) / np.sqrt(d), h / share, steps, *problem)
         w_pv, _ = optimum.balanced_weights(product, kappa)
@@ -161,7 +161,7 @@ def descent_invariant(d, N, s2, Lam, Om, rotate, seed, sigma, h) -> list[Check]:
 def _train(objective: objectives.StreamedLoss, start: LSAWeights, lr: float, steps: int, key) -> LSAWeights:
     """The weights after each step of stochastic gradient descent on fresh prompts, stacked."""
 
-    @jax.jit
+    @compiled.jit
     def run(weights):
         def update(weights, step):
             gradient = jax.grad(objective)(weights, jax.random.fold_in(key, step))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import analysis, estimators, models, objectives, prng, theory
+from icl_lab import analysis, compiled, estimators, models, objectives, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number, spectrum
@@ -186,7 +186,7 @@ def moments_of_the_context(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Che
     inputs = np.asarray(task.covariance)
     second = theory.mahankali2023.context_moment(inputs, np.asarray(task.task_covariance), s2, N)
     cross = theory.mahankali2023.bayes_moment(inputs, np.asarray(task.task_covariance), N)
-    gradient = jax.jit(jax.grad(objectives.population(task, MODEL)))
+    gradient = compiled.jit(jax.grad(objectives.population(task, MODEL)))
 
     def slope(inner):
         """dL/dK1 at p2 = 1, K1 = inner: E[b b^T] K1 Lam - E[b w^T] Lam."""

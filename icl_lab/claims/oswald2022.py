@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from icl_lab import models, prng, theory
+from icl_lab import compiled, models, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, choice, integer, number
@@ -140,7 +140,7 @@ def sensitivity_is_the_weights(d, k, N, eta, law, sigma, K, seed) -> list[Check]
     def answer(query):
         return MODEL(layers, Prompt(prompt.inputs, prompt.labels, query, prompt.target), -initial @ query)
 
-    jacobian = jax.jit(jax.jacfwd(answer))
+    jacobian = compiled.jit(jax.jacfwd(answer))
     expected = theory.vonoswald2022.descent_iterates(initial, prompt.inputs, prompt.labels, np.full(K, eta))[-1]
     return [
         check.exact("sensitivity", jacobian(prompt.query), expected, ROUNDING),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import models, prng, theory
+from icl_lab import compiled, models, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, number, vector
@@ -79,7 +79,7 @@ def _infinitely_many(layer: LSAWeights, prompt: Prompt, contraction: float) -> A
     def labels_after(labels):
         return MODEL.apply(layer, jnp.concatenate([tokens[:, :dim], labels[:, None], tokens[:, dim + 1 :]], axis=1))[:, dim]
 
-    power = np.asarray(jax.jit(jax.jacfwd(labels_after))(tokens[:, dim]))
+    power = np.asarray(compiled.jit(jax.jacfwd(labels_after))(tokens[:, dim]))
     for _ in range(int(np.ceil(np.log2(40 / -np.log(max(contraction, 1e-9)))))):
         power = power @ power
     return -(power @ tokens[:, dim:])[-1]
@@ -137,7 +137,7 @@ def _softmax_copies(contents: Array, scores: list[float]) -> list[float]:
         tokens = with_positions(jnp.asarray(contents).at[1, 0].set(slot))
         return model.apply(layer, tokens)[0, count + width]
 
-    derivative = jax.jit(jax.grad(first_copy))
+    derivative = compiled.jit(jax.grad(first_copy))
     return [float(derivative(contents[1, 0], copying.copy_successor(width, count, score))) for score in scores]
 
 
@@ -199,8 +199,8 @@ def two_softmax_heads_are_a_centred_step(d, k, N, eta, law, sigma, temperatures,
     expected = {1: (orders[0], orders[1], orders[2]), 2: (0 * orders[0], 2 * orders[1], 2 * orders[3])}
     checks = []
     for heads, (constant, linear, rest) in expected.items():
-        attention = jax.jit(lambda e, heads=heads: _softmax_answer(probe, e * unit, heads, 1.0))
-        ratios = [(np.asarray(attention(e)) - constant - e * linear) / e ** (heads + 1) for e in temperatures]
+        attention = compiled.jit(lambda e, heads=heads: _softmax_answer(probe, e * unit, heads, 1.0))
+        ratios = [(np.asarray(attention(np.asarray(e))) - constant - e * linear) / e ** (heads + 1) for e in temperatures]
         for e, ratio in zip(temperatures, ratios, strict=True):
             # The next term is about e (one head) or e^2 (two heads) as large; the answers, of norm 1/sqrt(N), are rounded.
             rounding = 10 * np.finfo(float).eps * np.linalg.norm(orders[0]) / np.linalg.norm(rest)
@@ -210,7 +210,7 @@ def two_softmax_heads_are_a_centred_step(d, k, N, eta, law, sigma, temperatures,
         checks.append(check.exact(f"order_{heads}_heads", heads + 1 + growth, heads + 1, ORDER_TOLERANCE))
 
     # The slope at e = 0 of two heads is their limit, eta/2 times it the step.
-    step = jax.jit(jax.jacfwd(lambda e: _softmax_answer(prompt, e, 2, eta / 2)))(0.0)
+    step = compiled.jit(jax.jacfwd(lambda e: _softmax_answer(prompt, e, 2, eta / 2)))(np.zeros(()))
     centred = theory.descent_variants.centred_step(prompt.inputs, prompt.labels, prompt.query, eta)
     plain = MODEL(constructions.gradient_descent(MODEL, d, N, eta, label_dim=k), prompt)
     stepped = theory.vonoswald2022.gradient_step(np.zeros((k, d)), prompt.inputs, prompt.labels, eta) @ prompt.query

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from icl_lab import models, theory
+from icl_lab import compiled, models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer
@@ -91,7 +91,7 @@ def label_scores_do_not_help(d, N, law, sigma, samples, seed) -> list[Check]:
     units = np.array([1 / variance, 1 / (N * variance), 1 / (d * N * variance)])
     corner = jnp.zeros((d + 1, d + 1)).at[-1, -1].set(1.0)
 
-    @jax.jit
+    @compiled.jit
     def losses(point, prompts):
         """Half loss of the tied layers with W_KQ = diag(I, q) on every prompt."""
         eta, gamma, score = point * units
@@ -100,8 +100,8 @@ def label_scores_do_not_help(d, N, law, sigma, samples, seed) -> list[Check]:
         return jax.vmap(lambda prompt: (MODEL((scored, scored), prompt)[0] - prompt.target[0]) ** 2 / 2)(prompts)
 
     keys = jax.random.split(jax.random.key(seed))
-    fitting, fresh = (jax.jit(lambda key: task.sample_batch(key, samples))(key) for key in keys)
-    slope = jax.jit(jax.value_and_grad(lambda point, prompts: jnp.mean(losses(point, prompts))))
+    fitting, fresh = (compiled.jit(lambda key: task.sample_batch(key, samples))(key) for key in keys)
+    slope = compiled.jit(jax.value_and_grad(lambda point, prompts: jnp.mean(losses(point, prompts))))
     without = np.array([best.step_sizes[0], best.curvatures[0], 0.0]) / units
 
     def objective(point):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
-from icl_lab import prng, theory
+from icl_lab import compiled, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, integer, number, vector
@@ -109,7 +109,7 @@ def _degree(K: int, curvature: float, guess: int) -> float:
         return jnp.log(jnp.abs(1 - MODEL(layers, Prompt(root, root, jnp.ones(1), jnp.zeros(1)))[0]))
 
     largest = min(1e6, 10 ** (LARGEST_EXPONENT / guess))
-    half, full = np.asarray(jax.jit(jax.vmap(jax.grad(logarithm)))(np.log([largest / 2, largest])))
+    half, full = np.asarray(compiled.jit(jax.vmap(jax.grad(logarithm)))(np.log([largest / 2, largest])))
     return 2 * full - half
 
 
@@ -138,9 +138,9 @@ def _validate_curvatures(gamma, **_) -> None:
 def curvature_shrinks_the_spectrum(d, N, gamma, law, sigma, samples, seed) -> list[Check]:
     covariates = input_law(law, d, sigma)
     keys = jax.random.split(jax.random.key(seed), samples)
-    inputs = np.asarray(jax.jit(jax.vmap(lambda key: covariates.sample(key, N)))(keys))
+    inputs = np.asarray(compiled.jit(jax.vmap(lambda key: covariates.sample(key, N)))(keys))
 
-    @jax.jit
+    @compiled.jit
     def moved(layer, inputs):
         def one(context):
             prompt = Prompt(context, jnp.zeros((N, 1)), jnp.zeros(d), jnp.zeros(1))
@@ -170,7 +170,7 @@ def _shape_checks(gamma: float, smallest: float, largest: float) -> list[Check]:
     def layer(gamma):
         return constructions.gd_plus_plus(MODEL, 1, 1, np.zeros(1), np.array([gamma]))
 
-    @jax.jit
+    @compiled.jit
     @jax.value_and_grad
     def mapped(s, weights):
         one = jnp.sqrt(s).reshape(1, 1)
@@ -179,10 +179,10 @@ def _shape_checks(gamma: float, smallest: float, largest: float) -> list[Check]:
 
     def imbalance(gamma):
         weights = layer(gamma)
-        return float(mapped(largest, weights)[0] - mapped(smallest, weights)[0])
+        return float(mapped(np.asarray(largest), weights)[0] - mapped(np.asarray(smallest), weights)[0])
 
     place, height = theory.descent_variants.gdpp_peak(gamma)
-    values, slopes = np.array([mapped(s, layer(gamma)) for s in (place, 1 / gamma)]).T
+    values, slopes = np.array([mapped(np.asarray(s), layer(gamma)) for s in (place, 1 / gamma)]).T
     balanced = brentq(imbalance, 0.0, 1 / largest, xtol=1e-14 / largest)
     return [
         check.exact(

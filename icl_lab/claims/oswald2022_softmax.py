@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import scipy.optimize
 
-from icl_lab import analysis, models, objectives, prng, theory, training
+from icl_lab import analysis, compiled, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, number
@@ -123,7 +123,7 @@ def centred_descent(d, N, law, sigma, samples, seed) -> list[Check]:
 def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
     variance, kurtosis = input_moments(law, sigma)
     keys = jax.random.split(prng.stream(jax.random.key(seed), "prompts"), samples)
-    prompts = jax.jit(jax.vmap(lambda key: unit_tasks(key, law, d, N, sigma)))(keys)
+    prompts = compiled.jit(jax.vmap(lambda key: unit_tasks(key, law, d, N, sigma)))(keys)
     unit = 1 / (variance * np.sqrt(d))
 
     def half_losses(point, signs, prompts):
@@ -136,7 +136,7 @@ def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
 
     # Prompts are arguments: as constants they would be folded while compiling.
     losses, scores, slope, curvature = (
-        functools.partial(jax.jit(function), prompts=prompts)
+        functools.partial(compiled.jit(function), prompts=prompts)
         for function in (half_losses, jax.jacfwd(half_losses), jax.value_and_grad(mean), jax.hessian(mean))
     )
 
@@ -173,7 +173,7 @@ def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
                 checks.append(check.sampled(f"{scalar}_of_{name}", fitted, expected, expected * relative))
     eta = theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis)
     descent = theory.vonoswald2022.one_step_loss(eta, d, N, variance, kurtosis)
-    step = _half_losses(np.asarray(prompts.query - eta * jax.jit(jax.vmap(linear_answer))(prompts)))
+    step = _half_losses(np.asarray(prompts.query - eta * compiled.jit(jax.vmap(linear_answer))(prompts)))
     # Two heads of a small temperature are centred descent.
     slope_at_zero = theory.softmax_heads.centred_step_size(d, N, variance, kurtosis) / (2 * unit)
     centred = np.asarray(losses(jnp.array([[np.log(COLD)], [np.log(slope_at_zero)]]), both))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import numpy as np
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.objectives.objective import Objective
 from icl_lab.typing import Array, Weights
 
@@ -53,7 +52,7 @@ def minimise(objective: Objective, starts: Weights) -> Ends:
     return Ends(losses, precision.to_numpy(unravel(jax.numpy.asarray(lowest))))
 
 
-@eqx.filter_jit
+@compiled.jit
 def value_and_slope(objective: Objective, like: Weights, flat: Float[Array, "n"]) -> tuple[Array, Array]:
     """The loss and its gradient at a vector of all entries of weights that look like `like`."""
     unravel = ravel_pytree(like)[1]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from icl_lab import compiled
 from icl_lab.tasks.prompt import Prompt, Task
 from icl_lab.typing import Array, Key
 
@@ -24,7 +25,7 @@ def simulate(statistic: Callable[[Key], Array], key: Key, samples: int) -> np.nd
       key: random key.
       samples: how many, at least 1.
     """
-    draw = jax.jit(lambda keys: jax.vmap(statistic)(keys))
+    draw = compiled.jit(lambda keys: jax.vmap(statistic)(keys))
     chunks = []
     for start in range(0, samples, CHUNK):
         keys = jax.random.split(jax.random.fold_in(key, start), CHUNK)

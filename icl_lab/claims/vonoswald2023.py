@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from icl_lab import estimators, models, prng, theory
+from icl_lab import compiled, estimators, models, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, integer, number
@@ -145,8 +145,12 @@ def _refined_queries(inputs: np.ndarray, labels: np.ndarray, K: int, lam: float)
         ("constant", np.full(K, 2 / (lam + largest))),
         ("chebyshev", estimators.chebyshev_steps(lam, largest, K)),
     ):
-        queries = np.asarray(jax.jit(jax.vmap(lambda one, s=sizes: estimators.refined_query(one, s, penalty=lam)))(prompts))
-        answers = np.asarray(jax.jit(jax.vmap(lambda one, s=sizes: estimators.query_refinement(one, s, penalty=lam)))(prompts))
+        queries = np.asarray(
+            compiled.jit(jax.vmap(lambda one, s=sizes: estimators.refined_query(one, s, penalty=lam)))(prompts)
+        )
+        answers = np.asarray(
+            compiled.jit(jax.vmap(lambda one, s=sizes: estimators.query_refinement(one, s, penalty=lam)))(prompts)
+        )
         expected = np.array(
             [theory.vonoswald2023.refined_query(inputs[:t].T @ inputs[:t], inputs[t], lam, sizes) for t in range(1, count + 1)]
         )

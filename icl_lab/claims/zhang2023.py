@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from icl_lab import models, objectives, theory, training
+from icl_lab import compiled, models, objectives, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
@@ -72,7 +72,7 @@ def limits_of_gradient_flow(d, N, Lam, rotate, sigma, theta, seed) -> list[Check
     path = jax.tree.map(lambda matrix: matrix.reshape(-1, d + 1, d + 1)[: len(times)], flow.trajectory.weights)
     w_pv, w_kq = theory.zhang2023.limit(matrix, N)
     optimum = theory.zhang2023.optimum(task)
-    gradient = jax.jit(jax.grad(objective))(limit)
+    gradient = compiled.jit(jax.grad(objective))(limit)
     u, inner = theory.zhang2023.reduced_flow(sigma, matrix, N, root @ root.T, times)
     return [
         check.holds("flow_converged_abs", flow.verdict == training.Verdict.CONVERGED),

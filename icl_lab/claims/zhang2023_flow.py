@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import equinox as eqx
 import jax
 import numpy as np
 
-from icl_lab import analysis, models, objectives, prng, theory, training
+from icl_lab import analysis, compiled, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
@@ -62,7 +61,7 @@ def random_structured(key: Key, dim: int, count: int) -> list[tuple[float, Array
     return [(float(row[0]), row[1:].reshape(dim, dim)) for row in draws]
 
 
-@eqx.filter_jit
+@compiled.jit
 def gradient(objective, weights: LSAWeights) -> LSAWeights:
     """Gradient of the half loss, compiled once for all covariances of a size."""
     return jax.grad(objective)(weights)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import models, prng, theory, training
+from icl_lab import compiled, models, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer
@@ -48,7 +48,7 @@ def prediction_is_bilinear(d, N, seed) -> list[Check]:
         w_kq=np.concatenate([weights.w_kq[:, :-1], other.w_kq[:, -1:]], axis=1),
     )
 
-    @jax.jit
+    @compiled.jit
     def answers(one):
         tokens = model.apply(one, model.tokens(prompt))
         return tokens[-1, -1], model(one, prompt)[0], jax.grad(lambda w: model(w, prompt)[0])(one)
@@ -91,7 +91,7 @@ def prediction_is_a_quadratic_form(d, N, seed) -> list[Check]:
         weights = LSAWeights(w_pv=empty.at[-1].set(live[:, -1]), w_kq=empty.at[:, :d].set(live[:, :d]))
         return model(weights, prompt)[0]
 
-    answer, second = jax.jit(lambda v: (predict(v), jax.hessian(predict)(v)))(vec)
+    answer, second = compiled.jit(lambda v: (predict(v), jax.hessian(predict)(v)))(vec)
     data = tuple(map(np.asarray, (prompt.inputs, prompt.labels[:, 0], prompt.query)))
     form = theory.structured.quadratic_form(*data)
     values = np.linalg.eigvalsh(np.asarray(second) / 2)

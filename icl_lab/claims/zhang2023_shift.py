@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import prng, theory
+from icl_lab import compiled, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, number, spectrum, table
@@ -172,7 +172,7 @@ def _answers(weights: LSAWeights, inputs: np.ndarray, labels: np.ndarray, querie
         prompt = Prompt(inputs=jnp.asarray(inputs), labels=jnp.asarray(labels)[:, None], query=query, target=jnp.zeros(1))
         return MODEL(weights, prompt)[0]
 
-    return np.asarray(jax.jit(jax.vmap(answer))(queries))
+    return np.asarray(compiled.jit(jax.vmap(answer))(queries))
 
 
 @claim(

@@ -7,7 +7,7 @@ import itertools
 import jax
 import numpy as np
 
-from icl_lab import prng, theory
+from icl_lab import compiled, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number, spectrum
@@ -152,7 +152,7 @@ def _random_heads(seed: int, H: int, R: int, d: int, scale: float) -> Heads:
 def _dynamics(objective, matrix, N, H, R, seed) -> list[Check]:
     """The velocity of random heads of rank R, and what it leaves unchanged."""
     heads = _random_heads(seed, H, R, d=len(matrix), scale=1.0)
-    slope = jax.tree.map(lambda g: -np.asarray(g), jax.jit(jax.grad(objective))(heads))
+    slope = jax.tree.map(lambda g: -np.asarray(g), compiled.jit(jax.grad(objective))(heads))
     expected = theory.zhangsaxe2025.separate_velocity(heads.values, heads.keys, heads.queries, matrix, N)
     # The time derivative of each conserved quantity.
     keys = np.einsum("hri,hsi->hrs", heads.keys, slope.keys)

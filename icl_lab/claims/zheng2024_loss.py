@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import objectives, prng, theory
+from icl_lab import compiled, objectives, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, integer, number
@@ -158,7 +158,7 @@ def finite_average(d, T, law, sigma, c, samples, seed) -> list[Check]:
     ]
 
 
-@eqx.filter_jit
+@compiled.jit
 def _squared_errors(weights: LSAWeights, states: Array) -> Array:
     """The layer's squared errors on whole sequences (B, T, d), summed over t = 2 .. T - 1: (B,)."""
 
@@ -254,7 +254,7 @@ def _orbits(key: Key, d: int, T: int, start) -> Array:
     return np.concatenate([states, states.conj()])
 
 
-@eqx.filter_jit
+@compiled.jit
 def _orbit_gradient(weights: LSAWeights, states: Array) -> LSAWeights:
     return jax.grad(lambda w: jnp.mean(_squared_errors(w, states)))(jax.tree.map(jnp.asarray, weights))
 

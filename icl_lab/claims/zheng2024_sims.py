@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import objectives, theory
+from icl_lab import compiled, objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, integer
@@ -57,7 +56,7 @@ def simulated_curves(d, T, law) -> list[Check]:
     return checks
 
 
-@eqx.filter_jit
+@compiled.jit
 def _descents(objective, inits: Array, step_size: Array, steps: int) -> Array:
     """The mean diagonal of the elementwise product P K along gradient descent from each (a0, b0), (S, steps + 1)."""
 

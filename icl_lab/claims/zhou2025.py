@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import objectives, prng, theory
+from icl_lab import compiled, objectives, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, vector
@@ -65,13 +64,13 @@ def prediction_is_linear_in_features(p, N, prompts, seed) -> list[Check]:
     key = jax.random.key(seed)
     drawn = RandomAutoregressive(p, N).sample_batch(prng.stream(key, "series"), prompts)
     weights = initializers.gaussian(prng.stream(key, "weights"), p + 1, 1.0)
-    answer = jax.jit(jax.vmap(lambda w, prompt: LSA(w, prompt)[0], in_axes=(None, 0)))
+    answer = compiled.jit(jax.vmap(lambda w, prompt: LSA(w, prompt)[0], in_axes=(None, 0)))
     answers = np.asarray(answer(weights, drawn))
     known = [np.concatenate([x[0], y[:, 0]]) for x, y in zip(np.asarray(drawn.inputs), np.asarray(drawn.labels), strict=True)]
     theta = theory.zhou2025.coefficients(weights.w_pv[-1], weights.w_kq[:, :p])
     expected = np.array([theta @ theory.zhou2025.features(values, p) for values in known])
     literal = np.array([theory.zhou2025.layer(values, weights.w_pv, weights.w_kq) for values in known])
-    slopes = jax.jit(jax.grad(lambda w: jnp.sum(answer(w, drawn) ** 2)))(weights)
+    slopes = compiled.jit(jax.grad(lambda w: jnp.sum(answer(w, drawn) ** 2)))(weights)
     objective = objectives.series_loss(Autoregressive(np.full(p, 0.5 / p), N), LSA)
     idle = np.concatenate([np.ravel(slopes.w_pv[:-1]), np.ravel(slopes.w_kq[:, p])])
     return [
@@ -132,7 +131,7 @@ def moments_are_exact(rho, sigma, n, samples, seed) -> list[Check]:
 def _mean_and_error(statistic: Callable[[Key], Array], key: Key, samples: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean of a vector over at least `samples` keys, and its standard errors, without keeping the draws."""
 
-    @jax.jit
+    @compiled.jit
     def chunk(part):
         values = jax.vmap(statistic)(jax.random.split(part, CHUNK))
         return jnp.stack([jnp.mean(values, axis=0), jnp.mean(values**2, axis=0)])
@@ -148,7 +147,7 @@ def _validate_length(rho, n) -> None:
         raise InvalidValueError(f"`n` must exceed the {len(rho)} coefficients of `rho`, or there is no window; got {n}.")
 
 
-@eqx.filter_jit
+@compiled.jit
 def _mean_gradient(objective: objectives.MomentLoss, points: Array) -> Array:
     """The mean over points (k, n) of the derivative of the features by the series, (F, n)."""
     order = objective.task.dim

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from icl_lab import analysis, models, objectives, prng, theory, training
+from icl_lab import analysis, compiled, models, objectives, prng, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, number, vector
@@ -50,12 +50,12 @@ def _without_value(key, width: int, scale: float) -> LSAWeights:
     return LSAWeights(w_pv=np.zeros((width, width)), w_kq=initializers.gaussian(key, width, scale).w_kq)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _sample(task, key, count: int):
     return task.sample_batch(key, count)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _answers(weights, prompts):
     return jax.vmap(lambda prompt: LSA(weights, prompt)[0])(prompts)
 
@@ -64,7 +64,7 @@ def _predict(weights, prompts) -> np.ndarray:
     return np.asarray(_answers(jax.tree.map(jnp.asarray, weights), prompts))
 
 
-@eqx.filter_jit
+@compiled.jit
 def _risk_gradient(weights, prompts):
     return jax.grad(lambda w: jnp.mean((_answers(w, prompts) - prompts.target[:, 0]) ** 2))(jax.tree.map(jnp.asarray, weights))
 
@@ -175,7 +175,7 @@ def two_layers(rho, sigma, N, samples, seed) -> list[Check]:
     task, oldest_first = Autoregressive(rho, length, sigma), _best_weights(rho)
     explained = float(task.autocovariances(1)[0]) - sigma**2
 
-    @jax.jit
+    @compiled.jit
     def gaps(one):
         """The squared distance to the best prediction, and how much of it is not (w.h)^2 (1 - s)^4."""
         prompts = task.sample_batch(one, DEPTH_CHUNK)
@@ -236,7 +236,9 @@ def softmax_in_a_long_context(rho, sigma, q, N, samples, seed) -> list[Check]:
         predicted = best @ prompt.query
         return jnp.append(SOFTMAX.query_update(readout, tokens), SOFTMAX(head, prompt)[0] - predicted)
 
-    drawn = np.stack([np.asarray(x) for x in jax.jit(lambda keys: jax.lax.map(heads, keys))(jax.random.split(key, samples))])
+    drawn = np.stack(
+        [np.asarray(x) for x in compiled.jit(lambda keys: jax.lax.map(heads, keys))(jax.random.split(key, samples))]
+    )
     mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
     distance = math.sqrt(float(np.mean(drawn[:, -1] ** 2)))
     limit = theory.softmax_series.readout_limit(coefficients, sigma, query)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from icl_lab import analysis, models, prng, theory
+from icl_lab import analysis, compiled, models, prng, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, number, vector
@@ -63,7 +63,7 @@ class _LinearRollout:
     def __init__(self, used: Array, rho: Sequence[float], sigma: float, steps: int, samples: int, seed: int):
         observed = len(rho) + 1
         task = Autoregressive(rho, steps + 1, sigma)
-        drawn = jax.jit(lambda key: task.sample_batch(key, samples))(prng.stream(jax.random.key(seed), "series"))
+        drawn = compiled.jit(lambda key: task.sample_batch(key, samples))(prng.stream(jax.random.key(seed), "series"))
         paths = np.concatenate([np.asarray(drawn.inputs)[:, 0], np.asarray(drawn.labels)[..., 0]], axis=1)
         # A rollout is linear in the series, so unit series show its coefficients.
         starts = np.concatenate([np.eye(observed), paths[:, :observed]])
@@ -155,7 +155,7 @@ def rollout_of_other_coefficients(rho, sigma, factor, k, samples, seed) -> list[
 def rollout_of_the_layer(rho, sigma, N, K, k, samples, seed) -> list[Check]:
     order, coefficients = len(rho), np.asarray(rho)
     task = Autoregressive(rho, N, sigma)
-    drawn = jax.jit(lambda key: task.sample_batch(key, samples))(prng.stream(jax.random.key(seed), "series"))
+    drawn = compiled.jit(lambda key: task.sample_batch(key, samples))(prng.stream(jax.random.key(seed), "series"))
     series = np.concatenate([np.asarray(drawn.inputs)[:, 0], np.asarray(drawn.labels)[..., 0]], axis=1)
     weights = series_constructions.one_layer(coefficients, sigma, N)
     layer = analysis.rollout(LSA, weights, series, order, K)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.dynamics import GaussianStart, LinearDynamics, RotationBlocks
@@ -65,7 +65,7 @@ class CubatureLoss(Objective):
         return 0.0
 
 
-@eqx.filter_jit
+@compiled.jit
 def _value(objective: CubatureLoss, weights: Weights) -> Float[Array, ""]:
     return objective(weights)
 

@@ -15,6 +15,7 @@ from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int
 
+from icl_lab import compiled
 from icl_lab.objectives.arrow import arrow_from_products
 from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.population import StructuredLoss
@@ -51,14 +52,14 @@ class Curvature(eqx.Module):
     unresolved: Int[Array, ""]
 
 
-@eqx.filter_jit
+@compiled.jit
 def loss_and_norm(objective: Objective, weights: Weights, key: Key | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The half loss and the Euclidean norm of its gradient."""
     loss, gradient = jax.value_and_grad(objective)(weights, key)
     return loss, jnp.sqrt(sum(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(gradient)))
 
 
-@eqx.filter_jit
+@compiled.jit
 def curvature(objective: Objective, weights: Weights, graded: bool = False) -> Curvature:
     """The `Curvature` of an objective at real weights.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import InvalidValueError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.objective import LARGEST_SPREAD, Objective, second_moment_spread
@@ -28,7 +28,7 @@ EXAMPLES = 64
 """Examples of the prompts that show which features are live."""
 
 
-@eqx.filter_jit
+@compiled.jit
 def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8 T D"]:
     return jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8))
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Inexact
 
+from icl_lab import compiled
 from icl_lab.linalg import SINGULAR
 from icl_lab.tasks.prompt import Task
 from icl_lab.typing import Array, Key, Weights
@@ -80,6 +81,6 @@ def second_moment_spread(vectors: Inexact[Array, "*count D"]) -> float:
     return float(squares[0] / np.min(squares[squares > SINGULAR * squares[0]])) if squares[0] > 0 else 1.0
 
 
-@eqx.filter_jit
+@compiled.jit
 def _example_inputs(task: Task) -> Inexact[Array, "8 N d"]:
     return task.sample_batch(jax.random.key(0), 8).inputs

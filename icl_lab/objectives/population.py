@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.models.weights import LSAWeights
@@ -225,7 +225,7 @@ class RegressionLoss(Objective):
         return float(np.linalg.cond(covariance) * np.linalg.cond(second))
 
 
-@eqx.filter_jit
+@compiled.jit
 def _evaluate(objective: RegressionLoss, weights: Weights) -> Float[Array, ""]:
     return objective(weights)
 

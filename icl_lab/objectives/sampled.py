@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab import devices, precision
+from icl_lab import compiled, devices, precision
 from icl_lab import progress as progress_of
 from icl_lab.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
@@ -142,7 +142,7 @@ class SampledLoss(MomentLoss):
         return float(np.std(risks, ddof=1) / np.sqrt(len(risks)))
 
 
-@eqx.filter_jit
+@compiled.jit
 def _moments(task, model, features: Features, key, chunks: int, chunk: int, every_position: bool):
     """Moments of one group of prompts, streamed over its chunks."""
 

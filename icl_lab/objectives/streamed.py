@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import devices, precision
+from icl_lab import compiled, devices, precision
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.typing import Array, Key, Weights
@@ -86,6 +86,6 @@ class StreamedLoss(Objective):
         return first / self.batch, second / self.batch
 
 
-@eqx.filter_jit
+@compiled.jit
 def _evaluate(objective: StreamedLoss, weights: Weights):
     return objective._moments(weights, None)

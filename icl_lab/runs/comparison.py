@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import estimators, tasks, theory
+from icl_lab import compiled, estimators, tasks, theory
 from icl_lab.analysis import Predictor
 from icl_lab.errors import UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, SelfAttention
@@ -95,7 +94,7 @@ def bayes_penalty(task: Task) -> float | Float[np.ndarray, "d d"]:
     return float(np.asarray(task.noise_std)) ** 2 * 0.5 * (inverse + inverse.T)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _normal_equations(task: Task, keys: Key) -> tuple[Array, Array]:
     """E[phi^* phi^T] and E[phi^* target] for the features phi of P in G^* P x_q, averaged over prompts and outputs."""
 

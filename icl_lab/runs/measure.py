@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
+from icl_lab import compiled
 from icl_lab.analysis import Predictor
 from icl_lab.progress import each
 from icl_lab.tasks.prompt import Prompt, Task, check_count, check_finite
@@ -95,7 +96,7 @@ def prefix(prompt: Prompt, length: int, sequence: bool) -> Prompt:
     )
 
 
-@eqx.filter_jit
+@compiled.jit
 def _draw(task: Task, key: Key, size: int) -> Prompt:
     def one(key: Key) -> Prompt:
         return prefix(task.sample(key), task.context_length, False)
@@ -103,13 +104,13 @@ def _draw(task: Task, key: Key, size: int) -> Prompt:
     return jax.vmap(one)(jax.random.split(key, size))
 
 
-@eqx.filter_jit
+@compiled.jit
 def _answers(predictor: Predictor, batch: Prompt, length: int, sequence: bool) -> Array:
     """(B, k) answers to a batch cut to a length."""
     return jax.vmap(lambda prompt: predictor(prefix(prompt, length, sequence)))(batch)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _sums(
     models: Predictor,
     count: int,

@@ -11,7 +11,6 @@ Moments are formed with operators only: numpy in, numpy float64 out; traced in, 
 from __future__ import annotations
 
 import abc
-import functools
 import itertools
 from typing import Any
 
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab import compiled
 from icl_lab.errors import InvalidValueError, MemoryBudgetError
 from icl_lab.linalg import check_covariance, haar_orthogonal, is_traced
 from icl_lab.prng import stream
@@ -299,7 +299,7 @@ def normals(key: Key, count: int, dim: int) -> Float[Array, "count d"]:
     return draw(key).reshape(count, dim)
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@compiled.jit
 def _normals_in_blocks(keys: Key, size: int) -> Float[Array, "B size"]:
     """The numbers of `vmap`, drawn in a loop over blocks of keys.
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import NonFiniteError
 from icl_lab.objectives.curvature import curvature, loss_and_norm
 from icl_lab.objectives.objective import Objective
@@ -292,7 +292,7 @@ def _evidence(
     ]
 
 
-@eqx.filter_jit
+@compiled.jit
 def _integrate_all(
     objective, state, time, step_size, stop, rtols, solver: str, segment: int, keep_path: bool, mapped: Any
 ) -> Segment:
@@ -304,12 +304,12 @@ def _integrate_all(
     return eqx.filter_vmap(one, in_axes=(mapped, 0, 0, 0, 0, 0))(objective, state, time, step_size, stop, rtols)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _losses_and_norms(objective, state, mapped: Any):
     return eqx.filter_vmap(loss_and_norm, in_axes=(mapped, 0))(objective, state)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _curvatures(objective, state, mapped: Any, graded: bool):
     return eqx.filter_vmap(functools.partial(curvature, graded=graded), in_axes=(mapped, 0))(objective, state)
 

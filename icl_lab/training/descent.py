@@ -11,13 +11,12 @@ import time as clock
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import NonFiniteError
 from icl_lab.objectives.curvature import loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
@@ -145,7 +144,7 @@ def update(objective: Objective, optimiser: optax.GradientTransformation, state:
     return (optax.apply_updates(weights, updates), moments), loss
 
 
-@eqx.filter_jit
+@compiled.jit
 def _chunk(objective, optimiser, state, key, first_step, size: int):
     """`size` updates; also the weights after each and the losses before each."""
 

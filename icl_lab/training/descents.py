@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import InvalidValueError
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import check_count
@@ -90,7 +90,7 @@ def descend_all(
         )
 
 
-@eqx.filter_jit
+@compiled.jit
 def _chunk(objective, optimiser, state, key, first_step, size: int):
     """`size` updates of all starts, and the (size, S) losses before each."""
 

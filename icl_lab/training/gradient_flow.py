@@ -16,12 +16,11 @@ import time as clock
 from collections.abc import Sequence
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import InvalidValueError, NonFiniteError
 from icl_lab.objectives.curvature import curvature, loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
@@ -267,7 +266,7 @@ class _Flow:
             tolerance, not_before = next_stop(evidence, self.time, tolerance, not_before, weight_tolerance)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _integrate(*args) -> Segment:
     """`integrate` with its path, compiled once per type of objective, shapes and solver."""
     return integrate(*args, keep_path=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ import optax
 from flax import nnx
 from jaxtyping import Bool, Float
 
+from icl_lab import compiled
 from icl_lab.errors import InvalidValueError, NonFiniteError
 from icl_lab.models.decoder import Decoder
 from icl_lab.tasks.linear import LinearRegression
@@ -144,7 +144,7 @@ def _sequence(task: LinearRegression, key: Key, mask: Bool[Array, "d"] | None = 
     return inputs.astype(jnp.float32), labels.astype(jnp.float32), responses.astype(jnp.float32)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _chunk(graph, optimiser, task, curriculum, state, key, first, size: int, batch: int):
     def loss(weights, step_key, step):
         decoder = nnx.merge(graph, weights)
@@ -171,7 +171,7 @@ def _chunk(graph, optimiser, task, curriculum, state, key, first, size: int, bat
     return jax.lax.scan(update, state, first + jnp.arange(size))
 
 
-@eqx.filter_jit
+@compiled.jit
 def _squared_errors(graph, weights, task, key, count: int):
     decoder = nnx.merge(graph, weights)
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab import compiled
 from icl_lab.objectives.curvature import loss_and_norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.training.stopping import Evidence, Verdict
@@ -116,7 +117,7 @@ class Recorder:
         return Trajectory(np.asarray(times), weights, np.asarray(losses, float), np.asarray(gradient_norms, float))
 
 
-@eqx.filter_jit
+@compiled.jit
 def _measure(objective: Objective, embed: Callable[[Weights], Weights], path: Weights, key: Key | None):
     """The embedded weights, loss and gradient norm of each point, a few at a time so that memory does not grow with them."""
     return jax.lax.map(lambda w: (embed(w), *loss_and_norm(objective, w, key)), path, batch_size=8)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from icl_lab import precision
+from icl_lab import compiled, precision
 from icl_lab.errors import InvalidValueError
 from icl_lab.models.attention import SelfAttention
 from icl_lab.models.linear_attention import LinearSelfAttention
@@ -149,13 +149,13 @@ def _squared_error(model, weights, inputs, targets, order: int):
     return jnp.mean((predictions - targets) ** 2)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _mse(model, weights, examples, order: int):
     inputs, targets = examples
     return _squared_error(model, weights, inputs, targets, order)
 
 
-@eqx.filter_jit
+@compiled.jit
 def _epoch(model, optimiser, state, key: Key, examples, held_out, order: int, batch: int):
     """One pass over shuffled batches; the new state, the mean training loss, and the validation loss."""
     inputs, targets = examples
