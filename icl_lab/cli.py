@@ -1,4 +1,5 @@
-"""`icl-lab`: the command line. Exit status 0, 1 (a claim failed, a run failed or did not converge), 2 (misuse).
+"""`icl-lab`: the command line. Exit status 0, 1 (a claim failed, a run failed or did not converge, results that could not be
+written), 2 (misuse), 128 + the number of the signal that ended it.
 
 Every verb imports what it needs when it is called, so that `icl-lab --help` answers without loading JAX. A mistake of
 the user (an `IclLabError`, or a configuration that Hydra refuses) is one sentence on stderr, not a traceback.
@@ -7,14 +8,14 @@ the user (an `IclLabError`, or a configuration that Hydra refuses) is one senten
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import icl_lab
-from icl_lab.errors import IclLabError, InvalidValueError
+from icl_lab import interruption, streams
+from icl_lab.errors import IclLabError, InvalidValueError, of_path
 from icl_lab.progress import display
 from icl_lab.runs import environment
 
@@ -27,12 +28,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-      argv: arguments after the program's name; None takes those of the process.
+      argv: arguments after the program's name; None takes those of the process, which the command then is: signals end it,
+        and its standard streams may lose their readers.
 
     Returns:
       The exit status.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _command(list(argv))
+    streams.outlive_readers()
+    with interruption.guard():
+        try:
+            status = _command(sys.argv[1:])
+        except SystemExit as stop:  # --help, --version, or arguments that are none
+            status = stop.code if isinstance(stop.code, int) else 0
+        if (lost := streams.failure()) is not None and status == 0:
+            print(f"icl-lab: standard output could not be written: {lost.strerror}.", file=sys.stderr)
+            status = 1
+        return status
+
+
+def _command(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["run"]:
             return _run(arguments[1:])
@@ -41,12 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.command(options)
     except IclLabError as error:
         return _misuse(str(error))
-    except KeyboardInterrupt:
-        print("icl-lab: interrupted; no unfinished run was kept.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `icl-lab claims | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        mistake = of_path(error)
+        if mistake is None:
+            raise
+        return _misuse(str(mistake))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,17 +143,34 @@ def _claims(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     settings = _settings(options.set)
-    _check_json_path(options.json)
+    _try_json(options.json)
     from icl_lab.runs import cache
 
     cache.enable()
-    with display("verify"):
-        from icl_lab.claims import verify
+    so_far: list[dict[str, Any]] = []
+    in_all = 0
 
-        entries = verify.run(options.patterns, settings, options.jobs)
-    if _write_json(entries, options.json):
-        _print_checks(entries)
-    return 0 if verify.all_passed(entries) else 1
+    def take(_: int, total: int, entry: dict[str, Any]) -> None:
+        nonlocal in_all
+        in_all = total
+        so_far.append(entry)
+
+    def keep() -> str:
+        entries = list(so_far)
+        if not entries:
+            return "no claim had ended"
+        status = _give(entries, options.json, lambda: _print_checks(entries))
+        place = f"in {options.json}" if options.json not in (None, "-") and status == 0 else "on standard output"
+        return f"the results of {len(entries)} of {in_all} claims are {place}"
+
+    with interruption.at_stop(keep):
+        with display("verify"):
+            from icl_lab.claims import verify
+
+            entries = verify.run(options.patterns, settings, options.jobs, take)
+        so_far[:] = entries
+        written = _give(entries, options.json, lambda: _print_checks(entries))
+    return max(written, 0 if verify.all_passed(entries) else 1)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -161,38 +193,58 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _check_json_path(path: str | None) -> None:
+def _try_json(path: str | None) -> None:
     """Raise `InvalidValueError`, before anything runs, if `--json` cannot be written there."""
-    if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
-        raise InvalidValueError(f"the folder of `--json` must exist; got {path!r}.")
+    if path not in (None, "-"):
+        from icl_lab.runs import outputs
+
+        outputs.try_file(path, "--json")
 
 
-def _write_json(content: Any, path: str | None) -> bool:
-    """Write JSON to the place of `--json`, if there is one; False if that is stdout, where nothing else may then stand."""
+def _give(content: Any, path: str | None, show: Callable[[], None]) -> int:
+    """Show results on standard output and write them to the place of `--json`; if that is standard output, only there.
+
+    Returns:
+      1 if the file could not be written after all, which is said on stderr, else 0.
+    """
     import json
 
-    if path is not None:
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        if path == "-":
-            print(text, end="")
-            return False
-        Path(path).write_text(text, encoding="utf-8")
-    return True
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    if path == "-":
+        print(text, end="")
+        return 0
+    show()
+    if path is None:
+        return 0
+    return _written("--json", path, lambda: Path(path).write_text(text, encoding="utf-8"))
+
+
+def _written(name: str, path: str | Path, write: Callable[[], Any]) -> int:
+    """Write results to a place that was tried before: 1, and a sentence on stderr, if it has become impossible."""
+    try:
+        write()
+    except OSError as error:
+        print(f"icl-lab: `{name}` {path} could not be written: {error.strerror}.", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _print_checks(entries: list[dict[str, Any]]) -> None:
+    import collections
+
     from rich.markup import escape
     from rich.table import Table
 
-    from icl_lab.report.tables import short
+    from icl_lab.report.tables import short, verdict_of
     from icl_lab.runs.present import wide_console
 
     table = Table()
-    for name in ("claim", "check", "measured", "expected", "error", "tolerance", "passed"):
+    for name in ("claim", "check", "measured", "expected", "error", "tolerance", "verdict"):
         table.add_column(name, overflow="fold")
     for entry in entries:
+        unfinished = entry["verdict"] == "not_converged"
         for check in entry["checks"]:
-            verdict = "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
+            verdict = "[yellow]NOT CONVERGED[/]" if unfinished else "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
             numbers = (short(check[name]) for name in ("measured", "expected", "error", "tolerance"))
             table.add_row(*map(escape, (entry["id"], check["name"], *numbers)), verdict)
         table.add_section()
@@ -200,22 +252,30 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
     console.print(table)
     for entry in entries:
         if "reason" in entry:
-            console.print(f"[red]{escape(entry['id'])} failed:[/] {escape(entry['reason'])}", highlight=False)
-    passed = sum(entry["passed"] for entry in entries)
-    console.print(f"{passed} of {len(entries)} claims passed in {sum(entry['seconds'] for entry in entries):.1f} s")
+            console.print(f"[red]{escape(entry['id'])} {verdict_of(entry)}:[/] {escape(entry['reason'])}", highlight=False)
+        if "remark" in entry:
+            console.print(f"{escape(entry['id'])} {escape(entry['remark'])}", highlight=False)
+    counts = collections.Counter(entry["verdict"] for entry in entries)
+    unfinished = f", {counts['not_converged']} did not converge" if counts["not_converged"] else ""
+    seconds = sum(entry["seconds"] for entry in entries)
+    console.print(f"{counts['passed']} of {len(entries)} claims passed{unfinished} in {seconds:.1f} s")
 
 
 def _table(options: argparse.Namespace) -> int:
     with display("table"):
         from icl_lab.runs import table
 
+        if options.output is not None:
+            table.check_file(options.output)
         rows = table.collect(options.root)
-    if options.output is None:
+    status = 0
+    if options.output is not None:
+        status = _written("-o", options.output, lambda: table.write(rows, options.output))
+    if options.output is None or status:
         table.show(rows)
     else:
-        table.write(rows, options.output)
         print(f"{len(rows)} runs written to {options.output}")
-    return _say_damaged(table.damaged(rows))
+    return max(status, _say_damaged(table.damaged(rows)))
 
 
 def _say_damaged(sentences: Sequence[str]) -> int:
@@ -226,7 +286,7 @@ def _say_damaged(sentences: Sequence[str]) -> int:
 
 
 def _identify(options: argparse.Namespace) -> int:
-    _check_json_path(options.json)
+    _try_json(options.json)
     from icl_lab.runs import cache
 
     cache.enable()
@@ -234,9 +294,8 @@ def _identify(options: argparse.Namespace) -> int:
         from icl_lab.runs import identify
 
         found = identify.find(options.folder, options.prompts, options.seed)
-    if _write_json({"run": str(options.folder), "seed": options.seed, **found.plain()}, options.json):
-        identify.show(found)
-    return 0
+    content = {"run": str(options.folder), "seed": options.seed, **found.plain()}
+    return _give(content, options.json, lambda: identify.show(found))
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -6,6 +6,26 @@ known only after running (did the flow converge?) is never raised: it is a verdi
 
 from __future__ import annotations
 
+import errno
+
+_MISUSED_PATH = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOENT",
+        "ENOTDIR",
+        "EISDIR",
+        "EEXIST",
+        "EACCES",
+        "EPERM",
+        "EROFS",
+        "ENAMETOOLONG",
+        "ELOOP",
+        "EINVAL",
+        "ENXIO",
+    )
+)
+"""What the system answers to a path that the user can mend; a full or broken disk is no misuse."""
+
 
 class IclLabError(Exception):
     """Base of every error the lab raises on purpose; the command line turns it into one sentence and exit status 2."""
@@ -45,3 +65,12 @@ class DeviceError(IclLabError, RuntimeError):
 
 class PrecisionError(IclLabError, RuntimeError):
     """The computation needs float64 and would run in a lower precision. Remedy: open `precision.float64()`."""
+
+
+def of_path(error: OSError) -> InvalidValueError | None:
+    """The mistake of a user who named a place that cannot be read or written there, or None for another failure."""
+    if error.filename is None or error.errno not in _MISUSED_PATH:
+        return None
+    return InvalidValueError(
+        f"{str(error.filename)!r} cannot be used: {error.strerror}. Name a place that you may read and write."
+    )

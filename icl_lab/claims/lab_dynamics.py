@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import compiled, models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number
 from icl_lab.claims.flow_paths import (
@@ -85,7 +85,7 @@ def balanced_limit(d, N, s2, Lam, Om, rotate, seed, sigma, u0) -> list[Check]:
     product = theory.lsa.optimal_preconditioner(*problem)
     checks = []
     for words, u, size in (("large_u", max(u0, sigma), min(u0, sigma)), ("large_U", min(u0, sigma), max(u0, sigma))):
-        flow = training.gradient_flow(
+        flow = convergence.to_limit(
             objective,
             structured(u, size * direction),
             weight_tolerance=WEIGHT_TOLERANCE,

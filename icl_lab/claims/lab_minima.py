@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from icl_lab import analysis, compiled, models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
@@ -130,6 +130,7 @@ def global_minimum(d, N, s2, Lam, Om, rotate, query_in_sum, normaliser, sigma, s
     ensemble = training.gradient_flows(objective, begin, weight_tolerance=WEIGHT_TOLERANCE)
     risks = 2 * ensemble.losses
     best_start = 1 + int(np.argmin(risks[1:]))
+    convergence.rest_on(ensemble, 0, best_start)
     structured, lowest = ensemble.limit(0), ensemble.limit(best_start)
     slope_scale = float(task.label_variance) * float(np.linalg.norm(task.covariance)) * ratio
     checks = [
@@ -169,7 +170,7 @@ def _singular_checks(task: LinearRegression, model, scale: float) -> list[Check]
     )
     parameters = (task.covariance, flat, float(task.noise_std) ** 2, task.context_length)
     objective = objectives.population(thin, model)
-    flow = training.gradient_flow(objective, initializers.zhang(task.dim, scale), weight_tolerance=WEIGHT_TOLERANCE)
+    flow = convergence.to_limit(objective, initializers.zhang(task.dim, scale), weight_tolerance=WEIGHT_TOLERANCE)
     expected = theory.lsa.optimal_preconditioner(*parameters)
     return [
         check.exact(
@@ -221,6 +222,7 @@ def minima_that_are_not_global(d, N, s2, Lam, rotate, query_in_sum, sigma, start
     drawn = initializers.gaussian(prng.stream(key, "random"), d + 1, sigma, starts)
     begin = jax.tree.map(lambda at, off, other: np.concatenate([at[None] + off, other]), branch, near, drawn)
     ensemble = training.gradient_flows(objective, begin, weight_tolerance=LOOSE_WEIGHT_TOLERANCE)
+    convergence.rest_on(ensemble, int(np.argsort(ensemble.losses[:starts])[starts // 2]))
     expected = theory.minima.half_loss_below_branch(values, s2, N, query_in_sum)
     minimum = theory.lsa.minimum_risk(matrix, np.eye(d), s2, N) / 2
     return [

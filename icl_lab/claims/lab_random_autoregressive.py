@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import compiled, estimators, models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, integer, number
 from icl_lab.claims.lab_autoregressive import EXACT_TOLERANCE, PAPER, SAMPLES, SEED, SIGMA
@@ -84,6 +84,7 @@ def _trained(loss: MomentLoss, starts: LSAWeights, weight_tolerance: float = 1e-
     loss = dataclasses.replace(loss, task=RandomAutoregressive(loss.task.dim, 1))
     # Implicit, since the Gram of the features is nearly singular.
     ends = training.gradient_flows(loss, starts, solver="kvaerno5", weight_tolerance=weight_tolerance)
+    convergence.rest_on(ends, ends.best)
     return ends.limit(ends.best)
 
 

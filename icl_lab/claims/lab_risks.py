@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import estimators, models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
@@ -157,7 +157,7 @@ def _ridge_risk(task: LinearRegression, penalty, key, samples: int) -> tuple[flo
 def _trained(task: LinearRegression) -> training.TrainingResult:
     """Gradient flow from the structured start, on the scale of the limit: nothing is asked of the plateau here."""
     scale = float(np.linalg.norm(np.linalg.inv(task.covariance))) ** 0.5
-    return training.gradient_flow(objectives.population(task, MODEL), initializers.zhang(task.dim, 0.3 * scale))
+    return convergence.to_limit(objectives.population(task, MODEL), initializers.zhang(task.dim, 0.3 * scale))
 
 
 @claim(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import compiled, estimators, models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, choice, integer, number
 from icl_lab.claims.registry import claim
@@ -280,7 +280,7 @@ def complex_and_real_differ(T, a0, b0, sigma) -> list[Check]:
     low, rest, high = (objective.risk(_layer(2, product).merged()) / 2 for product in (-1.0, 0.0, 1.0))
     curvature = high + low - 2 * rest
     product, diagonal_loss = theory.rotations.planar_diagonal(T, sigma)
-    flow = training.gradient_flow(objective, start)
+    flow = convergence.to_limit(objective, start)
     limit = theory.rotations.planar_limit(T, a0, b0, sigma)
     expected = PairedWeights(limit.value * identity, limit.key_query * identity).merged()
     expected.w_kq[2:4, 4:] = limit.reverse * identity

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import scipy.optimize
 
-from icl_lab import theory, training
-from icl_lab.claims import check
+from icl_lab import theory
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number, spectrum
 from icl_lab.claims.flow_paths import (
@@ -171,7 +171,7 @@ def late_rate(d, N, s2, Lam, Om, rotate, seed, sigma) -> list[Check]:
     plateau_time = max(theory.timecourse.plateau_time(sigma, root @ root.T, 0.5, *problem), 0.0)
     times = plateau_time + np.array([10.0, 14.0]) / rates.slowest
     objective = exact(task)
-    flow = training.gradient_flow(objective, initializers.zhang(d, sigma, root), times=times, weight_tolerance=1e-11)
+    flow = convergence.to_limit(objective, initializers.zhang(d, sigma, root), times=times, weight_tolerance=1e-11)
 
     integrate = Integrator(objective, flow.limit)
     # Where the structured entries are in the vector of all weights.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import estimators, models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
@@ -87,6 +87,7 @@ def _best_layer_is_one_step(matrix, N, s2, sigma, starts, samples, seed) -> list
     key = jax.random.key(seed)
     objective = objectives.population(task, MODEL)
     flows = _flows(objective, prng.stream(key, "starts"), d, sigma * N ** (-1 / 3), starts)
+    convergence.rest_on(flows, flows.best)
     limit = flows.limit(flows.best)
     p1, p2 = limit.w_pv[-1, :d], limit.w_pv[-1, d]
     k1, k2 = limit.w_kq[:d, :d], limit.w_kq[d, :d]

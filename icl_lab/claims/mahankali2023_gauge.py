@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from icl_lab import analysis, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, number
 from icl_lab.claims.mahankali2023 import MODEL, PAPER
@@ -92,6 +92,7 @@ def _trained_minimisers(objective, best, minimum: float, key, sigma: float, star
     task = objective.task
     drawn = initializers.gaussian(key, task.dim + 1, sigma * task.context_length ** (-1 / 3), starts)
     ensemble = training.gradient_flows(objective, drawn, weight_tolerance=WEIGHT_TOLERANCE)
+    convergence.rest_on(ensemble, ensemble.best)
     winners = [i for i, name in enumerate(ensemble.outcomes(minimum / 2)) if name == "global minimum"]
     errors, unused = [], []
     for i in winners:
@@ -122,7 +123,7 @@ def the_gap_to_bayes(d, N, s2, samples, seed) -> list[Check]:
     task = LinearRegression(dim=d, context_length=N, noise_std=np.sqrt(s2))
     start = initializers.zhang(d, 0.3 * N ** (-1 / 3))
     objective = objectives.population(task, MODEL)
-    layer = objective.risk(training.gradient_flow(objective, start).limit)
+    layer = objective.risk(convergence.to_limit(objective, start).limit)
     mean, error = simulated_risk(bayes_predictor(task), task, prng.stream(jax.random.key(seed), "prompts"), samples)
     bayes = theory.bayes.isotropic_risk(d, N, s2)
     # The best layer at a length that is nearly infinite.

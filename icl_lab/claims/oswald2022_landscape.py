@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from icl_lab import models, objectives, theory, training
-from icl_lab.claims import check, quasi_newton
+from icl_lab.claims import check, convergence, quasi_newton
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer
 from icl_lab.claims.descent_layers import LAW, covariates, input_moments
@@ -70,6 +70,7 @@ def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
     begin = gaussian_starts(seed, starts + 1, d, scale)
     begin.w_pv[0, -1, :-1] = begin.w_kq[0, -1, :-1] = 0.0
     flows = training.gradient_flows(objective, begin, solver="tsit5")
+    convergence.rest_on(flows, flows.best)
     weights = flows.limit(flows.best)
     row, scores = weights.w_pv[-1], weights.w_kq[:, :d]
     searched = quasi_newton.minimise(objective, gaussian_starts(seed, 4 * (starts + 1), d, 10 * scale))

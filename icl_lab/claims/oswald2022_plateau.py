@@ -9,7 +9,7 @@ import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
 from icl_lab import precision, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer
 from icl_lab.claims.descent_layers import LAW, input_moments
@@ -80,6 +80,7 @@ def wrong_mode_is_the_plateau(d, N, law, sigma, starts, seed) -> list[Check]:
     rest = left[np.argmin(path.gradient_norms[left][: np.searchsorted(-path.losses[left], -0.97 * height)])]
     by_right, by_wrong, cosine = modes(jax.tree.map(lambda w: w[rest], path.weights))
     ends = training.gradient_flows(objective, begin, solver="tsit5")
+    convergence.rest_on(ends, ends.best)
     found = modes(ends.limit(ends.best))
     return [
         *checks,

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from icl_lab import analysis, estimators, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer, number
 from icl_lab.claims.descent_layers import LAW, MODEL, covariates, input_moments, one_step
@@ -71,6 +71,7 @@ def segments_to_the_construction(d, N, law, sigma, starts, scale, seed) -> list[
     signs = np.resize([1.0, -1.0], starts)
     begin = _starts(d, eta / N, scale * signs, np.linspace(1.5, 1.0, starts), seed)
     ends = training.gradient_flows(objective, begin)
+    convergence.rest_on(ends, *range(starts))
     trained = [(ends.limit(i),) for i in range(starts)]
     step = one_step(eta, d, N)
     segments = [analysis.losses_along_segment(objective, end, step, SHARES) for end in trained]
@@ -149,7 +150,7 @@ def alignment_with_a_step(d, N, law, sigma, steps, batch, starts, samples, seed)
         checks.append(check.sampled("untrained_distances_at_the_published_sizes", measured, [0.4864, 2.0831], spread))
 
     exact_loss = objectives.independent_loss(task, MODEL)
-    flow = training.gradient_flow(
+    flow = convergence.to_limit(
         exact_loss, jax.tree.map(lambda w: w[0], begin), weight_tolerance=1e-9, solver="tsit5", rtol=1e-11
     )
     optimum = compared(flow.limit)

@@ -109,7 +109,7 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
     A long claim runs only if its full id is one of the patterns.
 
     Raises:
-      InvalidValueError: a pattern matches nothing; suggests the closest ids.
+      InvalidValueError: a pattern matches nothing, which suggests the closest ids, or all of them match long claims only.
     """
     claims = all_claims()
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -125,7 +125,14 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
             return one.id in patterns
         return not patterns or any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)
 
-    return [one for one in claims.values() if wanted(one)]
+    selected = [one for one in claims.values() if wanted(one)]
+    if not selected:
+        long = [one.id for one in claims.values() if any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)]
+        raise InvalidValueError(
+            f"{', '.join(map(repr, patterns)) or 'no pattern'} matches only claims that take minutes and run by their full id: "
+            f"{', '.join(long) or 'every claim is one'}."
+        )
+    return selected
 
 
 def listing() -> list[dict[str, Any]]:

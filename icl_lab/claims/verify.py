@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from icl_lab import devices, precision
-from icl_lab.claims import registry
+from icl_lab.claims import convergence, registry, workers
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Claim
-from icl_lab.errors import InvalidValueError
-from icl_lab.progress import Phase, phase, seconds_in_words
+from icl_lab.errors import IclLabError, InvalidValueError
+from icl_lab.progress import phase
 
 Entry = dict[str, Any]
+PASSED, FAILED, NOT_CONVERGED = "passed", "failed", "not_converged"
 Progress = Callable[[int, int, Entry], None]
 
 
@@ -36,11 +35,13 @@ def run(
       on_progress: called with (number done, number in all, entry) whenever a claim has run.
 
     Returns:
-      dicts with the keys id, paper, statement, source, parameters, checks, passed, seconds, device, precision, and `reason`
-      (the exception) for a claim that raised. A claim passes if it has checks and all of them pass.
+      dicts with the keys id, paper, statement, source, parameters, checks, passed, verdict, seconds, device and precision. A
+      claim has `passed` (verdict "passed") if it has checks and all of them pass, on flows that came to their limits. It is
+      "not_converged" if one of its flows did not, which tests nothing, and else "failed". `reason` says which flow, or what the
+      claim raised. `remark` is there if a claim ran in this process although it was to have one of its own.
 
     Raises:
-      InvalidValueError: a pattern without a match, an override that no selected claim accepts, or a value out of range.
+      InvalidValueError: a pattern that selects nothing, an override that no selected claim accepts, or a value out of range.
       AssumptionError: a parameter outside a theorem's assumption.
       DeviceError: no device to compute on. Nothing has run in any of these cases.
     """
@@ -61,14 +62,13 @@ def run(
             for one, parameters in work:
                 finished(run_claim(one, parameters))
         else:
-            elsewhere = _Elsewhere([one.id for one, _ in work], jobs)
 
-            def ended(entry: Entry) -> None:
-                elsewhere.ended(entry["id"])
-                finished(entry)
+            def lost(task: workers.Task, how: str) -> None:
+                finished(_entry(*task, [], 0.0, FAILED, how))
 
-            with elsewhere:
-                _run_in_processes(work, jobs, ended)
+            for one, parameters in workers.run_each(work, jobs, run_claim, finished, lost):
+                remark = f"ran in the calling process, since only that one has {_home(one)}"
+                finished(run_claim(one, parameters) | {"remark": remark})
     return [entries[one.id] for one, _ in work]
 
 
@@ -89,17 +89,24 @@ def plan(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[tuple[Cl
 def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
     """The entry of one claim at resolved parameters; an exception is a failure whose reason is recorded."""
     start, checks, reason = time.perf_counter(), [], None
-    try:
-        with precision.float64(), phase(one.id):
-            checks = [check.to_json() for check in one.run(**parameters)]
-            if parameters == one.resolve():
-                checks += [check.to_json() for setting in one.also for check in _at(one, setting)]
-        if not checks:
-            reason = "the claim made no check, which proves nothing"
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-    return _entry(one, parameters, checks, time.perf_counter() - start, reason)
+    with precision.float64(), convergence.watched() as unfinished:
+        try:
+            with phase(one.id):
+                checks = [check.to_json() for check in one.run(**parameters)]
+                if parameters == one.resolve():
+                    checks += [check.to_json() for setting in one.also for check in _at(one, setting)]
+            if not checks:
+                reason = "the claim made no check, which proves nothing"
+        except IclLabError as error:  # a sentence on what the parameters ask for
+            reason = str(error)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+    if unfinished:
+        verdict, reason = NOT_CONVERGED, " ".join(dict.fromkeys(unfinished))
+    else:
+        verdict = PASSED if reason is None and all(check["passed"] for check in checks) else FAILED
+    return _entry(one, parameters, checks, time.perf_counter() - start, verdict, reason)
 
 
 def _at(one: Claim, setting: Mapping[str, Any]) -> list[Check]:
@@ -113,44 +120,15 @@ def all_passed(entries: Iterable[Entry]) -> bool:
     return all(entry["passed"] for entry in entries)
 
 
-def _run_in_processes(work: Sequence[tuple[Claim, dict[str, Any]]], jobs: int, finished: Callable[[Entry], None]) -> None:
-    # Spawned, not forked: JAX has threads, and a forked child can deadlock on their locks.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(max_workers=min(jobs, len(work)), mp_context=context) as pool:
-        futures = {pool.submit(_run_by_id, one.id, parameters): (one, parameters) for one, parameters in work}
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                entry = future.result()
-            except concurrent.futures.BrokenExecutor as error:  # a process died (killed, or out of memory)
-                entry = _entry(*futures[future], [], 0.0, f"{type(error).__name__}: {error}")
-            finished(entry)
+def _home(one: Claim) -> str:
+    """Where a claim is defined, in words."""
+    module = one.run.__module__
+    return f"what `{module}` defined as it ran" if module else "the code that defines it"
 
 
-class _Elsewhere(Phase):
-    """The claims that other processes are running: those begin them in order, so it is the first few that have not ended."""
-
-    def __init__(self, ids: Sequence[str], jobs: int):
-        super().__init__("elsewhere")
-        self.jobs, self.since_of = jobs, dict.fromkeys(ids, self.since)
-
-    def ended(self, id: str) -> None:
-        """Take note of the end of a claim, with which the next one begins."""
-        running = list(self.since_of)[: self.jobs]
-        del self.since_of[id]
-        for begun in list(self.since_of)[: self.jobs]:
-            if begun not in running:
-                self.since_of[begun] = time.monotonic()
-
-    def words(self, now: float) -> str:
-        running = list(self.since_of.items())[: self.jobs]
-        return "; ".join(f"{id}, {seconds_in_words(now - since)}" for id, since in running)
-
-
-def _run_by_id(id: str, parameters: dict[str, Any]) -> Entry:
-    return run_claim(registry.all_claims()[id], parameters)
-
-
-def _entry(one: Claim, parameters: Mapping[str, Any], checks: list[Entry], seconds: float, reason: str | None) -> Entry:
+def _entry(
+    one: Claim, parameters: Mapping[str, Any], checks: list[Entry], seconds: float, verdict: str, reason: str | None
+) -> Entry:
     device = devices.first()
     entry = {
         "id": one.id,
@@ -159,7 +137,8 @@ def _entry(one: Claim, parameters: Mapping[str, Any], checks: list[Entry], secon
         "source": one.source,
         "parameters": dict(parameters),
         "checks": checks,
-        "passed": reason is None and all(check["passed"] for check in checks),
+        "passed": verdict == PASSED,
+        "verdict": verdict,
         "seconds": seconds,
         "device": f"{device.platform} ({device.device_kind})",
         "precision": "float64",

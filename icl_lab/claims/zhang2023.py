@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from icl_lab import compiled, models, objectives, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
@@ -67,7 +67,7 @@ def limits_of_gradient_flow(d, N, Lam, rotate, sigma, theta, seed) -> list[Check
     # dimensions it runs on the invariant subspace, and the full gradient at the limit speaks for the other entries.
     if d <= LARGEST_FULL_DIM:
         start = jax.tree.map(lambda matrix: matrix[None], start)
-    flow = training.gradient_flow(objective, start, times=times, weight_tolerance=WEIGHT_TOLERANCE)
+    flow = convergence.to_limit(objective, start, times=times, weight_tolerance=WEIGHT_TOLERANCE)
     limit = jax.tree.map(lambda matrix: matrix.reshape(d + 1, d + 1), flow.limit)
     path = jax.tree.map(lambda matrix: matrix.reshape(-1, d + 1, d + 1)[: len(times)], flow.trajectory.weights)
     w_pv, w_kq = theory.zhang2023.limit(matrix, N)

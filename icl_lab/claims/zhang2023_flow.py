@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from icl_lab import analysis, compiled, models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum
 from icl_lab.claims.flow_paths import structured, validate_spectra
@@ -214,7 +214,7 @@ def u_stays_positive(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     objective = objective_of(matrix, N)
     start = initializers.zhang(d, sigma, root)
     constants = _Constants(objective, start)
-    flow = training.gradient_flow(objective, start, weight_tolerance=LIMIT_TOLERANCE)
+    flow = convergence.to_limit(objective, start, weight_tolerance=LIMIT_TOLERANCE)
     reduced = (objective.risk(start) - objective.risk(structured(0.0, 0 * matrix))) / 2
     start_bound = theory.zhang2023.start_loss_bound(sigma, matrix, N, product)
     lower = theory.zhang2023.scale_lower_bound(sigma, matrix, N, product)
@@ -243,7 +243,7 @@ def pl_inequality(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
     objective = objective_of(matrix, N)
     start = initializers.zhang(d, sigma, root)
     constants = _Constants(objective, start)
-    flow = training.gradient_flow(objective, start, weight_tolerance=LIMIT_TOLERANCE)
+    flow = convergence.to_limit(objective, start, weight_tolerance=LIMIT_TOLERANCE)
     path = flow.trajectory
     gaps = path.losses - objective.risk(flow.limit) / 2
     resolved = gaps > RESOLVED * np.trace(matrix)

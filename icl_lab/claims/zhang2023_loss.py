@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import compiled, models, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import integer
 from icl_lab.claims.flow_paths import structured
@@ -143,7 +143,7 @@ def loss_gap(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
     root = theta_matrix(theta, d, seed)
     objective = objective_of(matrix, N)
     start = initializers.zhang(d, sigma, root)
-    flow = training.gradient_flow(objective, start, weight_tolerance=LIMIT_TOLERANCE)
+    flow = convergence.to_limit(objective, start, weight_tolerance=LIMIT_TOLERANCE)
     minimum = objective.risk(flow.limit) / 2
     drawn = [(sigma, sigma * root @ root.T), *random_structured(jax.random.key(seed), d, points)]
     measured = [objective.risk(structured(u, inner)) / 2 - minimum for u, inner in drawn]
@@ -173,7 +173,7 @@ def minimisers(d, N, Lam, rotate, starts, seed) -> list[Check]:
     lowest = theory.structured.minimum_reduced_loss(matrix, N) + np.trace(matrix) / 2
     checks = []
     for i, (u, inner) in enumerate(random_structured(jax.random.key(seed), d, starts)):
-        flow = training.gradient_flow(objective, structured(u, inner), weight_tolerance=0.1 * LIMIT_TOLERANCE)
+        flow = convergence.to_limit(objective, structured(u, inner), weight_tolerance=0.1 * LIMIT_TOLERANCE)
         u, inner = float(flow.limit.w_pv[-1, -1]), flow.limit.w_kq[:d, :d]
         curve = [objective.risk(structured(u / c, c * inner)) / 2 for c in (-2.0, 0.5, 3.0)]
         checks += [

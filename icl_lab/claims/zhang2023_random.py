@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from icl_lab import models, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, table
 from icl_lab.claims.flow_paths import structured
@@ -200,7 +200,7 @@ def random_limits(d, N, values, probabilities, seed, sigma, theta) -> list[Check
     moments = theory.random_covariance.diagonal_moments(*law, N)
     objective = _objective(FiniteDiagonal(*law), N)
     start = initializers.zhang(d, sigma, theta_matrix(theta, d, seed))
-    flow = training.gradient_flow(objective, start, weight_tolerance=WEIGHT_TOLERANCE)
+    flow = convergence.to_limit(objective, start, weight_tolerance=WEIGHT_TOLERANCE)
     w_pv, w_kq = theory.random_covariance.limit(moments)
     step = theory.random_covariance.preconditioner(moments)
     prompt = objective.task.sample(prng.stream(jax.random.key(seed), "prompt"))
@@ -235,7 +235,7 @@ def random_bounds(d, N, values, probabilities, seed, sigma, theta) -> list[Check
     bounds = (sigma, *law, N, root @ root.T)
     lower, mu = theory.random_covariance.scale_lower_bound(*bounds), theory.random_covariance.pl_constant(*bounds)
     objective = _objective(FiniteDiagonal(*law), N)
-    flow = training.gradient_flow(
+    flow = convergence.to_limit(
         objective, initializers.zhang(d, sigma, root), weight_tolerance=WEIGHT_TOLERANCE, solver="tsit5", rtol=1e-12
     )
     path = flow.trajectory

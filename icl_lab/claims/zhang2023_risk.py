@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import estimators, models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, flag, integer, number, spectrum, vector
 from icl_lab.claims.registry import claim
@@ -74,7 +74,7 @@ def trained(matrix: Array, N: int, noise_variance: float = 0.0) -> training.Trai
     task = LinearRegression(dim=len(matrix), context_length=N, covariance=matrix, noise_std=np.sqrt(noise_variance))
     scale = 0.5 * theory.zhang2023.largest_init_scale(matrix, N)
     objective = objectives.population(task, MODEL)
-    return training.gradient_flow(objective, initializers.zhang(len(matrix), scale), weight_tolerance=WEIGHT_TOLERANCE)
+    return convergence.to_limit(objective, initializers.zhang(len(matrix), scale), weight_tolerance=WEIGHT_TOLERANCE)
 
 
 def converged(flow: training.TrainingResult, name: str = "flow_converged_abs") -> Check:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from icl_lab import models, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Parameter, choice, integer, number, vector
 from icl_lab.claims.registry import claim
@@ -194,7 +194,7 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
     zero_loss = d / 2 * (T - 2) * constants.m2
     checks = []
     for (first, second), start in zip(inits, starts, strict=True):
-        flow = training.gradient_flow(objective, start, **TO_THE_LIMIT)
+        flow = convergence.to_limit(objective, start, **TO_THE_LIMIT)
         key_query, value, others = blocks(flow.limit)
         a, b = theory.zheng2024.limit(constants, T, first, second)
         where = f"a0={first:g},b0={second:g}"
@@ -237,7 +237,7 @@ def random_starts(d, T, sigma, std, seed) -> list[Check]:
     for size in std or [0.1]:
         key = prng.stream(jax.random.key(seed), f"start {size}")
         value, key_query = size * np.asarray(jax.random.normal(key, (2, d, d), complex))
-        flow = training.gradient_flow(
+        flow = convergence.to_limit(
             objective, PairedWeights(value, key_query), weight_tolerance=LIMIT_TOLERANCE, max_steps=MOST_STEPS
         )
         key_end, value_end, _ = blocks(flow.limit)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, objectives, prng, theory, training
-from icl_lab.claims import check
+from icl_lab import estimators, objectives, prng, theory
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, integer
 from icl_lab.claims.registry import claim
@@ -55,7 +55,7 @@ def trained(d: int, T: int, law: str, scale: float) -> PairedWeights:
     """The limit of gradient flow from (0.5, 1.5), real."""
     objective = objectives.phase_loss(task_of(d, T, law, scale), MODEL, live=True)
     start = PairedWeights(1.5 * np.eye(d), 0.5 * np.eye(d))
-    return training.gradient_flow(objective, start, **TO_THE_LIMIT).limit
+    return convergence.to_limit(objective, start, **TO_THE_LIMIT).limit
 
 
 def task_at(d: int, t: int, law: str, scale: float) -> LinearDynamics:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import theory, training
-from icl_lab.claims import check
+from icl_lab import theory
+from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import choice, integer
 from icl_lab.claims.registry import claim
@@ -65,7 +65,7 @@ def diagonal_mask(d, T, law, sigma, c, a0, b0) -> list[Check]:
     checks = []
     for first, second in inits:
         start = DiagonalWeights(np.full(d, second), np.full(d, first))
-        flow = training.gradient_flow(objective, start, **TO_THE_LIMIT)
+        flow = convergence.to_limit(objective, start, **TO_THE_LIMIT)
         a, b = theory.zheng2024.limit(constants, T, first, second)
         where = f"a0={first:g},b0={second:g}"
         checks += [
@@ -102,7 +102,7 @@ def all_ones_without_the_mask(d, T, sigma, c, a0, b0) -> list[Check]:
     checks = []
     for first, second in inits:
         start = PairedWeights(second * np.eye(d), first * np.eye(d))
-        flow = training.gradient_flow(objective, start, **TO_THE_LIMIT)
+        flow = convergence.to_limit(objective, start, **TO_THE_LIMIT)
         key_query, value, _ = blocks(flow.limit)
         expected = theory.all_ones.limit(form, d, first, second)
         a, b = np.mean(np.diag(key_query)), np.mean(np.diag(value))

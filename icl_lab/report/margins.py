@@ -80,7 +80,7 @@ def share_in_words(check: Entry) -> str:
 def failure(entry: Entry) -> str:
     """What went wrong with a claim that failed: the exception, or its worst check and by how much it is off."""
     if "reason" in entry:
-        return f"No verdict: {entry['reason']}"
+        return entry["reason"] if entry.get("verdict") == "not_converged" else f"No verdict: {entry['reason']}"
     failed = sorted((check for check in entry["checks"] if not check["passed"]), key=share_of_tolerance, reverse=True)
     if not failed:
         return "No check failed, yet the results say that the claim did."

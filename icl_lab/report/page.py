@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from icl_lab.report import margins
-from icl_lab.report.tables import Entry, share_of_tolerance, short, verdict
+from icl_lab.report.tables import Entry, share_of_tolerance, short, verdict, verdict_of
 
 LISTED = 24
 """Entries of a vector that can be unfolded; the results' file has all of them."""
@@ -134,15 +134,17 @@ def render(results: Sequence[Results], roots: Sequence[RunRoot]) -> str:
     """The page.
 
     Args:
-      results: files of verified claims; claims that failed come first, by how far they are off, then those that passed
-        by paper, in the order given.
+      results: files of verified claims; claims that failed come first, by how far they are off, then those that did not
+        converge, then those that passed by paper, in the order given.
       roots: folders of runs.
 
     Returns:
       HTML. All that comes from files is escaped.
     """
     claims = _claims(results)
-    failed = sorted((claim for claim in claims if not claim.entry["passed"]), key=lambda c: -margins.worst(c.entry))
+    unfinished = [claim for claim in claims if claim.entry.get("verdict") == "not_converged"]
+    failed = [claim for claim in claims if not claim.entry["passed"] and claim not in unfinished]
+    failed.sort(key=lambda claim: -margins.worst(claim.entry))
     passed = [claim for claim in claims if claim.entry["passed"]]
     groups: dict[str, list[_Claim]] = {claim.group: [] for claim in claims}
     for claim in passed:
@@ -160,6 +162,7 @@ def render(results: Sequence[Results], roots: Sequence[RunRoot]) -> str:
         roots=roots,
         claims=claims,
         failed=failed,
+        unfinished=unfinished,
         passed=passed,
         groups={group: members for group, members in groups.items() if members},
         papers=collections.Counter(claim.group for claim in claims),
@@ -275,5 +278,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": _duration, "verdict": verdict}
+    environment.filters |= {"duration": _duration, "verdict": verdict, "verdict_of": verdict_of}
     return environment

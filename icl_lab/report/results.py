@@ -8,6 +8,9 @@ from typing import Any
 from icl_lab.errors import InvalidValueError
 from icl_lab.report.tables import Entry
 
+VERDICTS = {True: ("passed",), False: ("failed", "not_converged")}
+"""`passed` -> what `verdict` may be beside it."""
+
 
 def validated(content: Any, name: str) -> list[Entry]:
     """The entries of a file of `icl-lab verify --json`; keys that a report does not know are left alone.
@@ -28,6 +31,12 @@ def validated(content: Any, name: str) -> list[Entry]:
         _check_keys(entry, _ENTRY, where)
         if not isinstance(entry.get("source", ""), str) or not isinstance(entry.get("reason", ""), str):
             raise InvalidValueError(f"`source` and `reason` of {where} must be texts.")
+        if "verdict" in entry and entry["verdict"] not in VERDICTS[entry["passed"]]:
+            accepted = " or ".join(map(repr, VERDICTS[entry["passed"]]))
+            words = "passed" if entry["passed"] else "did not pass"
+            raise InvalidValueError(
+                f"`verdict` of {where} must be {accepted}, since the claim {words}; got {_kind(entry['verdict'])}."
+            )
         for number, check in enumerate(entry["checks"]):
             _check_keys(check, _CHECK, f"check {number} of {where}")
     return content

@@ -45,7 +45,9 @@ def check_table(entries: Iterable[Entry]) -> Table:
         for entry in entries
         for check in entry["checks"]
     ]
-    failures = [(f"`{entry['id']}`", entry["reason"], "", "", "", "", verdict(False)) for entry in entries if "reason" in entry]
+    failures = [
+        (f"`{entry['id']}`", entry["reason"], "", "", "", "", verdict_of(entry)) for entry in entries if "reason" in entry
+    ]
     return Table(("claim", "check", *numbers, "verdict"), rows + failures)
 
 
@@ -59,7 +61,7 @@ def verified_table(entries: Iterable[Entry]) -> Table:
     for entry in entries:
         shares = [share_of_tolerance(check) for check in entry["checks"]]
         largest = f"{max(shares):.1%}" if shares else ""
-        rows.append((f"`{entry['id']}`", entry["statement"], str(len(shares)), largest, verdict(entry["passed"])))
+        rows.append((f"`{entry['id']}`", entry["statement"], str(len(shares)), largest, verdict_of(entry)))
     return Table(("claim", "statement", "checks", "largest error, of its tolerance", "verdict"), rows)
 
 
@@ -88,6 +90,12 @@ def share_of_tolerance(check: Entry) -> float:
 def verdict(passed: bool) -> str:
     """How a verdict is spelled."""
     return "passed" if passed else "FAILED"
+
+
+def verdict_of(entry: Entry) -> str:
+    """The verdict of a claim, in capitals unless it passed; results of earlier versions know two."""
+    said = entry.get("verdict", "failed")
+    return verdict(True) if entry["passed"] else said.replace("_", " ").upper()
 
 
 def short(value: float | Sequence[float | None] | None) -> str:

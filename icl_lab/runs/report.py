@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from icl_lab.errors import DamagedRunError, InvalidValueError
 from icl_lab.progress import each
 from icl_lab.report import page, results
-from icl_lab.runs import present, records, table
+from icl_lab.runs import outputs, present, records, table
 
 LARGEST_PAGE = 5_000_000
 """Bytes of a page; figures are left out from the last run on until it is no larger."""
@@ -40,11 +40,10 @@ def write(inputs: Sequence[Path], folder: Path) -> Written:
       The page's path, and what of the runs is damaged, which the page says too.
 
     Raises:
-      InvalidValueError: an input that is neither, or is broken or empty; `folder` is a file. Nothing is written. A damaged
+      InvalidValueError: an input that is neither, or is broken or empty; `folder` cannot be written. Nothing is written then. A damaged
         run in a folder is no error.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InvalidValueError(f"`-o` must be a folder, in which index.html is written; got the file {str(folder)!r}.")
+    outputs.try_folder(folder, "index.html", "-o")
     verified, roots, damaged = [], [], []
     for path in each("reading", inputs):
         if path.is_dir():

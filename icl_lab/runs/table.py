@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from icl_lab.errors import DamagedRunError, InvalidValueError, UnsupportedProblemError
-from icl_lab.runs import records, store
+from icl_lab.runs import outputs, records, store
 from icl_lab.runs.present import wide_console
 
 Row = dict[str, Any]
@@ -64,13 +64,11 @@ def write(rows: Sequence[Row], path: Path) -> None:
     In a .csv, what is missing is empty, booleans are true and false, and floats have all their digits.
 
     Raises:
-      InvalidValueError: another ending, or a folder that does not exist.
+      InvalidValueError: as `check_file`.
       UnsupportedProblemError: .parquet without polars installed.
+      OSError: it cannot be written after all.
     """
-    if path.suffix not in (".csv", ".parquet"):
-        raise InvalidValueError(f"the output file must end in .csv or .parquet; got {str(path)!r}.")
-    if not path.absolute().parent.is_dir():
-        raise InvalidValueError(f"the folder of the output file must exist; got {str(path)!r}.")
+    check_file(path)
     names = columns(rows)
     if path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -87,6 +85,13 @@ def write(rows: Sequence[Row], path: Path) -> None:
             "writing .parquet needs polars, which is not installed; `pip install 'icl-lab[tables]'`, or write a .csv."
         ) from None
     polars.DataFrame({name: [row.get(name) for row in rows] for name in names}).write_parquet(path)
+
+
+def check_file(path: Path) -> None:
+    """Raise `InvalidValueError` unless a table can be written to `path`: another ending, or no place that can be written."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise InvalidValueError(f"the output file must end in .csv or .parquet; got {str(path)!r}.")
+    outputs.try_file(path, "-o")
 
 
 def show(rows: Sequence[Row], console: Console | None = None) -> None:
