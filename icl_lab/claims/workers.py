@@ -91,7 +91,6 @@ def run_each(
         (waiting if _may_be_sent(task) else here).append(task)
     waiting.reverse()
     workers: dict[Any, _Worker] = {}
-<<<<<<< HEAD
     with _Elsewhere(workers):
         try:
             while waiting or workers:
@@ -113,10 +112,10 @@ def run_each(
                         lost(worker.task, f"the process that ran the claim {how}")
                         workers.pop(line).end()
                         continue
-                    if answer == _UNKNOWN and worker.task is not None:
-                        here.append(worker.task)
-                    elif worker.task is not None:
+                    if isinstance(answer, dict):
                         finished(answer)
+                    elif worker.task is not None:  # else it says that it is ready
+                        here.append(worker.task)
                     if waiting and worker.taken < CLAIMS_PER_WORKER:
                         worker.take(waiting.pop())
                     else:
@@ -124,39 +123,6 @@ def run_each(
         finally:
             for worker in workers.values():
                 worker.end()
-=======
-    try:
-        while waiting or workers:
-            while waiting and len(workers) < jobs:
-                worker = _Worker(run)
-                workers[worker.line] = worker
-            for line in wait(list(workers)):
-                worker = workers[line]
-                try:
-                    answer = worker.line.recv()
-                except EOFError:  # it died: killed, or out of memory
-                    worker.process.join()
-                    how = _how_it_died(worker.process.exitcode)
-                    if worker.task is None:
-                        raise InvalidValueError(
-                            f"`jobs` must be 1 here, since a process that was to run claims {how} as it began. A script that "
-                            "asks for more must do so under `if __name__ == '__main__':`."
-                        ) from None
-                    lost(worker.task, f"the process that ran the claim {how}")
-                    workers.pop(line).end()
-                    continue
-                if isinstance(answer, dict):
-                    finished(answer)
-                elif worker.task is not None:  # else it says that it is ready
-                    here.append(worker.task)
-                if waiting and worker.taken < CLAIMS_PER_WORKER:
-                    worker.take(waiting.pop())
-                else:
-                    workers.pop(line).end()
-    finally:
-        for worker in workers.values():
-            worker.end()
->>>>>>> cd7c23c (A worker's answers are entries or none)
     return here
 
 
