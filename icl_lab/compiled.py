@@ -1,97 +1,113 @@
 """The one way in which the library compiles, so that no program waits for itself on a CPU.
 
-XLA runs a program's steps on the threads of one pool, two on a machine of two cores. A batched factorisation (a LAPACK
-custom call) splits its batch into pieces, hands them to the same pool and blocks its own thread until they are done. What
-follows a sort or a large loop runs on a thread of the pool, so two factorisations, of one program or of two that run at the
-same time, can occupy all threads while the pieces of both stand in the queue: for ever, without a word. A law of prompts
-that sorts and predictors that factorise are enough. A program that holds a factorisation is therefore compiled to run
-on its caller's thread alone; any other keeps the pool.
+XLA runs the steps of a program on a pool of as many threads as there are cores. A batched factorisation (a LAPACK call) hands
+the pieces of its batch to that same pool and blocks its thread until they are done. Two of them at a time, as after a sort, whose
+successors run on the pool, can occupy every thread of a small machine while the pieces of both stand in the queue: for ever,
+without a word. A law of prompts that sorts and two predictors that factorise are enough.
+
+Here a batch of matrices is factorised one after the other, each by a call that has no pieces. That holds for whatever a
+program calls, laws and predictors of users included, and for nothing that the library does not compile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jax.extend.core import Jaxpr, jaxprs_in_params
-
-from icl_lab.linalg import is_traced
+from jax._src.interpreters import mlir  # the table of rules has no public name
+from jax._src.lax import linalg
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-ONE_THREAD: dict[str, Any] = {"xla_cpu_multi_thread_eigen": False}
-"""Compiler options of a program that holds a factorisation."""
-
-FACTORISATIONS = frozenset(p.name for n, p in vars(jax.lax.linalg).items() if n.endswith("_p")) | {
-    "geqrf",
-    "geqp3",
-    "ffi_call",
-}
-"""Names of the operations that become LAPACK calls, and of foreign calls, which are handed the same pool."""
-
-
-class _Static(eqx.Module):
-    """What a compiled function returns besides arrays."""
-
-    value: Any = eqx.field(static=True)
-
 
 def jit(function: Callable[P, T]) -> Callable[P, T]:
-    """`equinox.filter_jit`, except that a program which factorises matrices runs on one thread on a CPU.
+    """`equinox.filter_jit`, with factorisations that cannot wait for each other.
 
-    Arrays of the arguments, and of the function if it is a pytree, are traced; all else is static and hashable. Inside
-    another compiled function or a derivative, the function is a part of the outer program, whose content counts.
+    Arrays of the arguments are traced; all else, Python numbers included, is static.
 
     Args:
       function: a pure function of pytrees.
 
     Returns:
-      The compiled function, which waits for its result.
+      The compiled function. Inside a function that the library did not compile it is a part of that program.
     """
+    inner = eqx.filter_jit(function)
 
-    def flat(arrays: list[Any], rest: tuple[Any, ...], tree: Any) -> Any:
-        leaves = [array if array is not None else other for array, other in zip(arrays, rest, strict=True)]
-        called, args, kwargs = jax.tree.unflatten(tree, leaves)
-        returned, others = eqx.partition(called(*args, **kwargs), eqx.is_array)
-        return returned, _Static(others)
-
-    # The compiler's logs and profiles call a program by its function.
-    flat.__name__ = flat.__qualname__ = getattr(function, "__name__", type(function).__name__)
-    pooled = jax.jit(flat, static_argnums=(1, 2))
-    alone = jax.jit(flat, static_argnums=(1, 2), compiler_options=ONE_THREAD)
-
+    @functools.wraps(function)
     def compiled(*args: P.args, **kwargs: P.kwargs) -> T:
-        leaves, tree = jax.tree.flatten((function, args, kwargs))
-        arrays = [x if eqx.is_array(x) else None for x in leaves]
-        rest = tuple(None if eqx.is_array(x) else x for x in leaves)
-        # Both share the trace, which is kept: to ask for it again takes microseconds.
-        one = (
-            not any(map(is_traced, arrays))
-            and factorises(pooled.trace(arrays, rest, tree).jaxpr.jaxpr)
-            and not is_traced(jnp.zeros(()))  # else the call, of constants, is a part of a program
-        )
-        returned, others = (alone if one else pooled)(arrays, rest, tree)
-        if not any(map(is_traced, jax.tree.leaves(returned))):
-            jax.block_until_ready(returned)
-        return eqx.combine(returned, others.value)
+        with _one_matrix_at_a_time():
+            return inner(*args, **kwargs)
 
-    return functools.update_wrapper(compiled, function)
+    return compiled
 
 
-_KNOWN: WeakKeyDictionary[Jaxpr, bool] = WeakKeyDictionary()
+def _rules() -> dict[Any, Any]:
+    """JAX's rules for the CPU: primitive -> how it becomes code."""
+    return mlir._platform_specific_lowerings["cpu"]
 
 
-def factorises(jaxpr: Jaxpr) -> bool:
-    """Whether a program, or any that it calls, holds an operation that becomes a LAPACK call."""
-    if jaxpr not in _KNOWN:
-        _KNOWN[jaxpr] = any(
-            equation.primitive.name in FACTORISATIONS or any(map(factorises, jaxprs_in_params(equation.params)))
-            for equation in jaxpr.eqns
-        )
-    return _KNOWN[jaxpr]
+def _serial(primitive: Any, entry: Any) -> Any:
+    """The rule that takes the matrices of a batch one by one, and a single one by JAX's own rule."""
+
+    def rule(context: Any, *operands: Any, **parameters: Any) -> Any:
+        first = context.avals_in[0]
+        # Of a tridiagonal system the first operand is a diagonal, else it is a matrix.
+        batch = first.shape[: first.ndim - (1 if primitive.name == "tridiagonal_solve" else 2)]
+        if math.prod(batch) == 1:
+            return entry.rule(context, *operands, **parameters)
+
+        def each(*arrays: Any) -> list[Any]:
+            flat = [array.reshape(math.prod(batch), *array.shape[len(batch) :]) for array in arrays]
+            results = jax.lax.map(lambda matrices: _listed(primitive.bind(*matrices, **parameters)), flat)
+            return [result.reshape(*batch, *result.shape[1:]) for result in results]
+
+        return mlir.lower_fun(each, multiple_results=True)(context, *operands)
+
+    return dataclasses.replace(entry, rule=rule)
+
+
+def _listed(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+_lock = threading.Lock()
+_inside = 0
+_before: dict[Any, Any] = {}
+
+
+@contextlib.contextmanager
+def _one_matrix_at_a_time() -> Iterator[None]:
+    """Scope in which what is compiled, in any thread, follows `_serial`; JAX's own rules stand again when the last one ends."""
+    global _inside
+    with _lock:
+        if _inside == 0:
+            _before.update(_factorisations())
+            _rules().update(_serial_rules())
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _rules().update(_before)
+
+
+@functools.cache
+def _factorisations() -> dict[Any, Any]:
+    """JAX's own rules of the operations that become LAPACK calls."""
+    named = (value for name, value in vars(linalg).items() if name.endswith("_p"))
+    return {primitive: _rules()[primitive] for primitive in named if primitive in _rules()}
+
+
+@functools.cache
+def _serial_rules() -> dict[Any, Any]:
+    return {primitive: _serial(primitive, entry) for primitive, entry in _factorisations().items()}
