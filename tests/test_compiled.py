@@ -46,7 +46,7 @@ class Sorting(Task):
     context_length: int = eqx.field(static=True)
     order: str = eqx.field(static=True)
     mix: str = eqx.field(static=True)
-    label_dim: int = eqx.field(static=True, default=1)
+    label_dim: int = eqx.field(static=True)
 
     def sample(self, key):
         first, second, third = jax.random.split(key, 3)
@@ -85,7 +85,7 @@ for line in sys.stdin:
     }
     for name in users.split(","):
         predictors[name] = lambda p, weights=USERS[name]: (weights(p) @ p.query)[None]
-    risks = analysis.sampled_risks(Sorting(d, n, order, mix), predictors, jax.random.key(0), int(prompts), int(chunk))
+    risks = analysis.sampled_risks(Sorting(dim=d, context_length=n, order=order, mix=mix, label_dim=1), predictors, jax.random.key(0), int(prompts), int(chunk))
     assert np.all(np.isfinite(risks.risks.mean))
     print("done", line.strip(), flush=True)
 """
