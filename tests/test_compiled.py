@@ -85,7 +85,8 @@ for line in sys.stdin:
     }
     for name in users.split(","):
         predictors[name] = lambda p, weights=USERS[name]: (weights(p) @ p.query)[None]
-    risks = analysis.sampled_risks(Sorting(dim=d, context_length=n, order=order, mix=mix, label_dim=1), predictors, jax.random.key(0), int(prompts), int(chunk))
+    task = Sorting(dim=d, context_length=n, order=order, mix=mix, label_dim=1)
+    risks = analysis.sampled_risks(task, predictors, jax.random.key(0), int(prompts), int(chunk))
     assert np.all(np.isfinite(risks.risks.mean))
     print("done", line.strip(), flush=True)
 """
