@@ -31,7 +31,7 @@ class _Dropping(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Put such files under sys.stdout and sys.stderr, for good; a stream that was closed at the start becomes the null device."""
+    """Put such files under sys.stdout and sys.stderr, for good; one that was closed at the start becomes the null device."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         before = getattr(sys, name)
         if before is None:

@@ -107,8 +107,8 @@ def run_each(
                         how = _how_it_died(worker.process.exitcode)
                         if worker.task is None:
                             raise InvalidValueError(
-                                f"`jobs` must be 1 here, since a process that was to run claims {how} as it began. A script that "
-                                "asks for more must do so under `if __name__ == '__main__':`."
+                                f"`jobs` must be 1 here, since a process that was to run claims {how} as it began. A script "
+                                "that asks for more must do so under `if __name__ == '__main__':`."
                             ) from None
                         lost(worker.task, f"the process that ran the claim {how}")
                         workers.pop(line).end()

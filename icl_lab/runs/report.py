@@ -40,8 +40,8 @@ def write(inputs: Sequence[Path], folder: Path) -> Written:
       The page's path, and what of the runs is damaged, which the page says too.
 
     Raises:
-      InvalidValueError: an input that is neither, or is broken or empty; `folder` cannot be written. Nothing is written then. A damaged
-        run in a folder is no error.
+      InvalidValueError: an input that is neither, or is broken or empty; `folder` cannot be written. Nothing is written then. A
+        damaged run in a folder is no error.
     """
     outputs.try_folder(folder, "index.html", "-o")
     verified, roots, damaged = [], [], []
