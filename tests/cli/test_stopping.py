@@ -14,10 +14,10 @@ from icl_lab import cli
 COMMAND = [sys.executable, "-c", "import sys; from icl_lab.cli import main; sys.exit(main())"]
 
 
-def started(*arguments, **streams):
+def started(*arguments, **options):
     """The command line in a session of its own, so that its process group is not ours."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.Popen([*COMMAND, *arguments], text=True, start_new_session=True, **streams)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([*COMMAND, *arguments], text=True, start_new_session=True, **options)
 
 
 def at_work(group):
@@ -130,8 +130,6 @@ def test_results_are_on_the_screen_if_their_file_cannot_be_written(capsys):
         (["table", "{folder}", "-o", "{folder}/dir.csv"], "`-o` must name a file; got the folder"),
         (["report", "{file}", "-o", "/proc/none"], "`-o` must be a place that can be written"),
         (["report", "{file}", "-o", "{file}"], "`-o` must be a folder"),
-        (["run", "seed=-1"], "`seed` must be an integer from 0 to 2^63 - 1"),
-        (["run", "run_root={file}/runs"], "cannot be used: Not a directory."),
     ],
 )
 def test_places_and_values_are_tried_before_the_work(arguments, message, tmp_path, capsys, monkeypatch):
@@ -143,3 +141,19 @@ def test_places_and_values_are_tried_before_the_work(arguments, message, tmp_pat
     output = capsys.readouterr()
     assert message in output.err
     assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed=-1", "`seed` must be an integer from 0 to 2^63 - 1"),
+        ("run_root={file}/runs", "cannot be used: Not a directory."),
+    ],
+)
+def test_a_run_that_the_user_can_mend_is_misuse(setting, message, tmp_path):
+    (tmp_path / "file").touch()
+    # Hydra takes over the logging of a process, so these have one of their own.
+    process = started("run", setting.format(file=tmp_path / "file"), cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == cli.MISUSE
+    assert message in err

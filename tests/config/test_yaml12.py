@@ -69,5 +69,5 @@ def test_what_is_no_yaml_is_said_with_its_place(text, words):
 def test_settings_of_the_command_line_follow_the_same_schema():
     pairs = ["seed=010", "N=1e5", "word=1:30", "flag=no", "Lam='123'", "empty="]
     assert cli._settings(pairs) == {"seed": 10, "N": 1e5, "word": "1:30", "flag": "no", "Lam": "123", "empty": None}
-    with pytest.raises(InvalidValueError, match="`--set d` takes a value in YAML syntax; got '\\[1': .*did not find"):
+    with pytest.raises(InvalidValueError, match=r"`--set d` takes a value in YAML syntax; got '\[1': .*did not find"):
         cli._settings(["d=[1"])
