@@ -107,7 +107,7 @@ def _end() -> NoReturn:
         # The process ends in any case, and the other acts have their turn.
         with contextlib.suppress(Exception):
             clauses.append(act())
-    kept = "; ".join(clause for clause in clauses if clause) or "nothing was kept"
+    kept = "; ".join(clause for clause in clauses if clause) or "nothing that was under way was kept"
     word = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):

@@ -12,7 +12,17 @@ import zlib
 
 import jax
 
+from icl_lab.errors import InvalidValueError
 from icl_lab.typing import Key
+
+LARGEST_SEED = 2**63 - 1
+"""JAX takes seeds as signed integers of 64 bits."""
+
+
+def check_seed(seed: int, name: str) -> None:
+    """Raise `InvalidValueError` unless `seed` is an integer from 0 to `LARGEST_SEED`; `name` is what messages call it."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        raise InvalidValueError(f"`{name}` must be an integer from 0 to 2^63 - 1, since it makes a random key; got {seed!r}.")
 
 
 def stream(key: Key, name: str) -> Key:

@@ -11,6 +11,7 @@ import numpy as np
 
 from icl_lab.claims.check import Check
 from icl_lab.errors import InvalidValueError
+from icl_lab.prng import check_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +175,8 @@ class Claim:
                 resolved[name] = parameter.convert(value)
             except (ValueError, TypeError, OverflowError):
                 raise InvalidValueError(f"{self.id}: `{name}` must be {parameter.accepts}; got {value!r}.") from None
+            if name == "seed":
+                check_seed(resolved[name], f"{self.id}: seed")
         if self.validate is not None:
             self.validate(**resolved)
         return resolved

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from icl_lab.errors import InvalidValueError
+from icl_lab.prng import check_seed
 from icl_lab.tasks import spectra
 
 _NAMED: dict[str, Callable[[int, float], np.ndarray]] = {
@@ -41,8 +42,8 @@ def covariance_matrix(value: Any, dim: int, rotate: int | None = None, *, name: 
     Raises:
       InvalidValueError: another form, a parameter of a named spectrum out of range, or a size other than d.
     """
-    if rotate is not None and rotate < 0:
-        raise InvalidValueError(f"`task.rotate` must be a seed >= 0 or null; got {rotate!r}.")
+    if rotate is not None:
+        check_seed(rotate, "task.rotate")
     matrix = _unrotated(value, dim, name)
     if rotate is None:
         return matrix

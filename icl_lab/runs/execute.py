@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from icl_lab import devices, precision
 from icl_lab.config import compose, schema, yaml12
+from icl_lab.prng import check_seed
 from icl_lab.runs import distributed, figures, present, provenance, records, store
 from icl_lab.runs.simulate import Simulation, simulate
 
@@ -124,11 +125,12 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, after the checks that composing does not make.
 
     Raises:
-      InvalidValueError: as `compose.checked`, or an experiment name that is no folder name.
+      InvalidValueError: as `compose.checked`, an experiment name that is no folder name, or no seed.
     """
     resolved = OmegaConf.to_container(compose.checked(config), resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
     schema.check_experiment(resolved["experiment"])
+    check_seed(resolved["seed"], "seed")
     return {str(key): value for key, value in resolved.items()}
 
 

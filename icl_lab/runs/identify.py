@@ -18,7 +18,7 @@ from icl_lab.config import build
 from icl_lab.config.complete import complete
 from icl_lab.errors import InvalidValueError
 from icl_lab.models import SelfAttention
-from icl_lab.prng import stream
+from icl_lab.prng import check_seed, stream
 from icl_lab.progress import phase
 from icl_lab.runs import present, records
 from icl_lab.runs.execute import named_leaves
@@ -83,11 +83,10 @@ def find(folder: Path, prompts: int, seed: int) -> analysis.Identification:
       seed: of the prompts.
 
     Raises:
-      InvalidValueError: as `load`, too few prompts, or a negative seed.
+      InvalidValueError: as `load`, too few prompts, or no seed.
       NonFiniteError: a model whose training diverged.
     """
-    if seed < 0:
-        raise InvalidValueError(f"`--seed` must be an integer >= 0; got {seed}.")
+    check_seed(seed, "--seed")
     trained = load(folder)
     with precision.float64():
         key = stream(jax.random.key(seed), "identify")

@@ -19,8 +19,9 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from icl_lab import streams
 from icl_lab.config import compose, paths
-from icl_lab.errors import IclLabError, InvalidValueError
+from icl_lab.errors import IclLabError, InvalidValueError, of_path
 from icl_lab.runs import cache, distributed, environment, outcomes, points
 
 _RAISE = "HYDRA_FULL_ERROR"
@@ -44,9 +45,12 @@ def launch(arguments: Sequence[str]) -> int:
     distributed.join()
     compose.register()
     here: list[outcomes.Outcome] = []
+    launcher = os.getpid()
     outcomes.Outcomes.folder = None
 
     def job(config: DictConfig) -> outcomes.Outcome:
+        if os.getpid() != launcher:
+            streams.outlive_readers()
         # In the process that a launcher runs the job in, before JAX is imported there.
         environment.settle()
         cache.enable()
@@ -124,8 +128,9 @@ def _options_first(arguments: Sequence[str]) -> list[str]:
 
 def _report(error: Exception) -> int:
     """Say on stderr why a run failed; the exit status, 2 if the user can mend it and 1 if not."""
-    if isinstance(error, IclLabError):
-        print(f"icl-lab: {error}", file=sys.stderr)
+    mistake = of_path(error) if isinstance(error, OSError) else error
+    if isinstance(mistake, IclLabError):
+        print(f"icl-lab: {mistake}", file=sys.stderr)
         return 2
     print(f"icl-lab: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
     return 1

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from icl_lab import interruption
 from icl_lab.runs import liveness, records
 from icl_lab.runs.records import read_arrays as read_arrays
 from icl_lab.runs.records import read_json as read_json
@@ -91,9 +92,15 @@ def partial_folder(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(final.parent)
     partial = final.with_name(f".partial-{final.name}-{liveness.owner(final.parent)}")
+
+    def leave() -> str | None:
+        shutil.rmtree(partial, ignore_errors=True)
+        checkpoint = checkpoint_file(final)
+        return f"the run goes on from its checkpoint {checkpoint} when it is asked for again" if checkpoint.is_file() else None
+
     partial.mkdir()
     try:
-        with liveness.kept_alive(partial):
+        with interruption.at_stop(leave), liveness.kept_alive(partial):
             yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -46,7 +46,7 @@ def toys(monkeypatch):
 def test_an_entry_has_the_documented_keys(toys):
     (entry,) = verify.run(["toy.square"], {"d": 5})
     assert list(entry) == [
-        "id", "paper", "statement", "source", "parameters", "checks", "passed", "seconds", "device", "precision",
+        "id", "paper", "statement", "source", "parameters", "checks", "passed", "verdict", "seconds", "device", "precision",
     ]  # fmt: skip
     assert entry["parameters"] == {"d": 5, "x": 0.1}
     assert entry["passed"] is True

@@ -57,5 +57,5 @@ def test_other_forms_are_refused_with_the_accepted_ones(value, message):
 
 
 def test_negative_rotation_seed_is_refused():
-    with pytest.raises(InvalidValueError, match="seed >= 0 or null; got -1"):
+    with pytest.raises(InvalidValueError, match=r"`task\.rotate` must be.*got -1"):
         covariance_matrix(None, 3, rotate=-1)

@@ -1,0 +1,32 @@
+"""Verdicts and processes of a verification: flows short of their limits, claims that only this process has, lost workers."""
+
+import types
+
+import pytest
+
+from icl_lab.claims import check, registry, verify
+from icl_lab.report import tables
+
+
+def test_a_flow_that_has_not_ended_is_no_verdict_on_its_theorem():
+    (entry,) = verify.run(["zhang2023.thm4.1"], {"d": 3, "Lam": [1, 1e-4, 1e-8]})
+    assert (entry["passed"], entry["verdict"]) == (False, "not_converged")
+    assert "A gradient flow ended as" in entry["reason"]
+    assert "NOT CONVERGED" in str(tables.verified_table([entry]))
+
+
+@pytest.mark.slow
+def test_claims_that_only_this_process_has_run_here_with_a_remark(monkeypatch):
+    monkeypatch.setattr(registry, "_CLAIMS", dict(registry.all_claims()))
+    made = types.ModuleType("made_by_hand")
+    code = """
+def one():
+    return [check.exact("one", 1.0, 1.0, 1e-15)]
+registry.claim("own.one", paper="own", statement="-", source="-", parameters={})(one)
+"""
+    made.check, made.registry = check, registry
+    exec(code, made.__dict__)
+    entries = verify.run(["own.one", "zhang2023.setup"], None, 2)
+    assert [entry["verdict"] for entry in entries] == ["passed", "passed"]
+    (own,) = (entry for entry in entries if entry["id"] == "own.one")
+    assert "ran in the calling process" in own["remark"]
