@@ -30,7 +30,9 @@ def test_settings_without_a_device_are_one_sentence(verb, variable, value, tmp_p
     assert done.returncode == 2
     assert f"`{variable}` must" in done.stderr
     assert value in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    # On a busy machine the lines of the display stand before it.
+    assert all(line.startswith("icl-lab: ") for line in done.stderr.splitlines())
+    assert done.stderr.count(variable) == 1
 
 
 @pytest.mark.slow
