@@ -39,7 +39,7 @@ def jit(function: Callable[P, T]) -> Callable[P, T]:
     Returns:
       The compiled function. Inside a function that the library did not compile it is a part of that program.
     """
-    inner = eqx.filter_jit(function)
+    inner = eqx.filter_jit(function if isinstance(function, eqx.Module) else _Plain(function))
 
     @functools.wraps(function)
     def compiled(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -47,6 +47,16 @@ def jit(function: Callable[P, T]) -> Callable[P, T]:
             return inner(*args, **kwargs)
 
     return compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    """A function that is no pytree, equal to itself: equinox looks into those that JAX has transformed, and warns."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
 
 
 def _rules() -> dict[Any, Any]:

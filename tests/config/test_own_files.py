@@ -100,7 +100,8 @@ def test_a_broken_file_ends_the_command_in_misuse(tmp_path):
     (tmp_path / "own" / "task" / "bad.yaml").write_text("kind: sine\n\tx: 1\n")
     done = run("task=bad", "--config-dir", "own", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.splitlines()[-1].startswith("icl-lab: ")
+    assert "Traceback" not in done.stderr
     assert "bad.yaml, line 2" in done.stderr
 
 
