@@ -30,7 +30,6 @@ Runner = Callable[[Claim, dict[str, Any]], Entry]
 
 CLAIMS_PER_WORKER = 12
 """A worker's compiled programs take about 0.1 GB a claim, and leave with it."""
-_UNKNOWN = "unknown"
 
 
 class _Worker:
@@ -101,7 +100,7 @@ def run_each(
                 for line in wait(list(workers)):
                     worker = workers[line]
                     try:
-                        answer = worker.line.recv()
+                        answer: Entry | str | None = worker.line.recv()
                     except (EOFError, OSError):  # it died: killed, or out of memory
                         worker.process.join()
                         how = _how_it_died(worker.process.exitcode)
@@ -113,9 +112,9 @@ def run_each(
                         lost(worker.task, f"the process that ran the claim {how}")
                         workers.pop(line).end()
                         continue
-                    if answer == _UNKNOWN and worker.task is not None:
+                    if answer is None and worker.task is not None:
                         here.append(worker.task)
-                    elif worker.task is not None:
+                    elif isinstance(answer, dict):
                         finished(answer)
                     if waiting and worker.taken < CLAIMS_PER_WORKER:
                         worker.take(waiting.pop())
@@ -176,7 +175,7 @@ def _serve(line: Connection, run: Runner) -> None:
         except EOFError:
             os._exit(0)
         one = _found(module, name, id)
-        line.send(_UNKNOWN if one is None else run(one, parameters))
+        line.send(None if one is None else run(one, parameters))
 
 
 def _found(module: str, name: str, id: str) -> Claim | None:
