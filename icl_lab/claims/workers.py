@@ -100,7 +100,7 @@ def run_each(
                 for line in wait(list(workers)):
                     worker = workers[line]
                     try:
-                        answer = worker.line.recv()
+                        answer: Entry | str | None = worker.line.recv()
                     except (EOFError, OSError):  # it died: killed, or out of memory
                         worker.process.join()
                         how = _how_it_died(worker.process.exitcode)

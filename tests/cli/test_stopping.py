@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,9 +55,14 @@ def stop(process, number, *, whole_group, limit=8.0):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_verification_keeps_its_results_and_leaves_no_workers(tmp_path, number, whole_group):
     file = tmp_path / "results.json"
-    process = started("verify", "zhang2023.setup", "lab.*", "--jobs", "2", "--json", str(file))
-    time.sleep(35.0)
-    out, err = stop(process, number, whole_group=whole_group)
+    said = tmp_path / "stderr"
+    with said.open("w") as stderr:
+        process = started("verify", "zhang2023.setup", "lab.*", "--jobs", "2", "--json", str(file), stderr=stderr)
+    deadline = time.monotonic() + 180
+    while not re.search(r"claims \d+ of ", said.read_text()) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    out, _ = stop(process, number, whole_group=whole_group)
+    err = said.read_text()
     assert process.returncode == 128 + number
     kept = json.loads(file.read_text())
     assert kept
