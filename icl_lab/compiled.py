@@ -39,9 +39,9 @@ def jit(function: Callable[P, T]) -> Callable[P, T]:
     Returns:
       The compiled function. Inside a function that the library did not compile it is a part of that program.
     """
-    inner = eqx.filter_jit(function if isinstance(function, eqx.Module) else _Plain(function))
+    inner = eqx.filter_jit(function if isinstance(function, eqx.Module) else _Plain(function))  # pyright: ignore[reportArgumentType]
 
-    @functools.wraps(function)
+    @functools.wraps(function)  # pyright: ignore[reportArgumentType]
     def compiled(*args: P.args, **kwargs: P.kwargs) -> T:
         with _one_matrix_at_a_time():
             return inner(*args, **kwargs)
