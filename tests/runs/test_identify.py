@@ -104,6 +104,6 @@ def test_folders_that_are_no_finished_run_are_refused(run, capsys, tmp_path):
     store.write_arrays(copy / "weights.npz", {name: np.full_like(array, np.nan) for name, array in arrays.items()})
     assert isinstance(identify.load(copy).weights, LSAWeights)
     assert "with NaN or infinity" in says(copy)
-    assert "`--seed` must be an integer >= 0; got -1" in says(folder, "--seed", "-1")
+    assert "`--seed` must be an integer from 0 to 2^63 - 1" in says(folder, "--seed", "-1")
     assert "`prompts` must be an integer >= 2; got 0" in says(folder, "--prompts", "0")
     assert "the folder of `--json` must exist" in says(folder, "--json", str(tmp_path / "no" / "x.json"))
