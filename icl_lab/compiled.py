@@ -90,7 +90,6 @@ def _listed(result: Any) -> list[Any]:
 
 _lock = threading.Lock()
 _inside = 0
-_before: dict[Any, Any] = {}
 
 
 @contextlib.contextmanager
@@ -99,7 +98,6 @@ def _one_matrix_at_a_time() -> Iterator[None]:
     global _inside
     with _lock:
         if _inside == 0:
-            _before.update(_factorisations())
             _rules().update(_serial_rules())
         _inside += 1
     try:
@@ -108,7 +106,7 @@ def _one_matrix_at_a_time() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                _rules().update(_before)
+                _rules().update(_factorisations())
 
 
 @functools.cache

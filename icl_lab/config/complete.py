@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from icl_lab.config import yaml12
 from icl_lab.config.paths import config_dir
 from icl_lab.config.schema import GROUPS
 from icl_lab.errors import InvalidValueError
@@ -26,12 +25,12 @@ def complete(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
       InvalidValueError: a group that is missing or of no known kind.
     """
-    primary = yaml.safe_load((config_dir() / "run.yaml").read_text(encoding="utf-8"))
+    primary = yaml12.load((config_dir() / "run.yaml").read_text(encoding="utf-8"))
     whole = {**{key: value for key, value in primary.items() if key not in ("defaults", "hydra")}, **config}
     for name in GROUPS:
         group = config.get(name)
         kind = group.get("kind") if isinstance(group, Mapping) else None
-        files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((config_dir() / name).glob("*.yaml"))]
+        files = [yaml12.load(path.read_text(encoding="utf-8")) for path in sorted((config_dir() / name).glob("*.yaml"))]
         alike = [file for file in files if file.get("kind") == kind]
         if name != "analysis" and (group is None or not alike):
             kinds = ", ".join(dict.fromkeys(str(file["kind"]) for file in files))

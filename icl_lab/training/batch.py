@@ -28,12 +28,11 @@ from icl_lab.training.segment import (
     END,
     Segment,
     Stop,
-    check_applies,
+    chosen_solver,
     first_step_size,
     first_stop,
     integrate,
     next_stop,
-    pick_solver,
     step_tolerance,
     why_spent,
 )
@@ -116,8 +115,7 @@ class _Prepared:
     @staticmethod
     def of(objective: Objective, weights: Weights, solver: str, weight_tolerance: float) -> _Prepared:
         loss, start, embed = coordinates(objective, jax.tree.map(as_double, weights))
-        method = pick_solver(loss, start) if solver == "auto" else solver
-        check_applies(method, loss, start)
+        method = chosen_solver(solver, loss, start)
         return _Prepared(loss, start, embed, method, step_tolerance(None, method, weight_tolerance, loss), loss.graded)
 
     @functools.cached_property

@@ -19,7 +19,7 @@ from icl_lab.objectives.objective import Objective
 from icl_lab.training.batch import flow_together
 from icl_lab.training.coordinates import check_flow
 from icl_lab.training.progress import progress_reporter
-from icl_lab.training.segment import check_applies, pick_solver, step_tolerance
+from icl_lab.training.segment import chosen_solver, step_tolerance
 from icl_lab.training.stopping import Evidence, Verdict
 from icl_lab.typing import Array, Weights
 
@@ -113,8 +113,7 @@ def gradient_flows(
     started = clock.perf_counter()
     with precision.float64(), progress_reporter(progress, label="gradient flows") as report:
         state = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), starts)
-        method = pick_solver(objective, jax.tree.map(lambda leaf: leaf[0], state)) if solver == "auto" else solver
-        check_applies(method, objective, state)
+        method = chosen_solver(solver, objective, jax.tree.map(lambda leaf: leaf[0], state))
         rtols = np.full(counts.pop(), step_tolerance(rtol, method, weight_tolerance, objective))
         ends = flow_together(
             objective, None, state, rtols, method, weight_tolerance, max_steps, report, graded=objective.graded

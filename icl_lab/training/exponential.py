@@ -32,8 +32,8 @@ FLOOR = 1e-6
 
 
 class Steps(NamedTuple):
-    """What `advance` returns: its path (`times` and `path` hold `accepted` points), steps tried, the end, and whether every
-    entry had relaxed there."""
+    """What `advance` returns: its path (`times` and `path` hold `accepted` points), steps tried, the end, and whether that was
+    reached: whether every entry had relaxed."""
 
     times: Float[Array, "S"]
     path: StructuredWeights
@@ -41,7 +41,7 @@ class Steps(NamedTuple):
     steps: Array
     time: Float[Array, ""]
     state: StructuredWeights
-    relaxed: Bool[Array, ""]
+    reached: Bool[Array, ""]
 
 
 class _Loop(NamedTuple):

@@ -31,12 +31,11 @@ from icl_lab.training.segment import (
     END,
     Segment,
     Stop,
-    check_applies,
+    chosen_solver,
     first_step_size,
     first_stop,
     integrate,
     next_stop,
-    pick_solver,
     step_tolerance,
     why_spent,
 )
@@ -101,8 +100,7 @@ def gradient_flow(
         report = stack.enter_context(progress_reporter(progress))
         weights = jax.tree.map(as_double, weights)
         loss, state, embed = coordinates(objective, weights)
-        method = pick_solver(loss, state, limit=times is None) if solver == "auto" else solver
-        check_applies(method, loss, state, limit=times is None)
+        method = chosen_solver(solver, loss, state, limit=times is None)
         flow = _Flow(loss, state, method, step_tolerance(rtol, method, weight_tolerance, loss), max_steps, report, checkpoint)
         resumed = flow.resume()
         if times is not None:

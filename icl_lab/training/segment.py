@@ -118,17 +118,7 @@ def _exponential(objective: StructuredLoss, state, start, step_size, rtol, segme
     """A stretch by `training.exponential`, which ends by itself once every entry has relaxed; rest is no event there."""
     out = exponential.advance(objective, state, start, step_size, rtol, segment_steps, keep_path)
     loss, gradient_norm = loss_and_norm(objective, out.state)
-    return Segment(
-        times=out.times,
-        path=out.path,
-        accepted=out.accepted,
-        steps=out.steps,
-        time=out.time,
-        state=out.state,
-        loss=loss,
-        gradient_norm=gradient_norm,
-        reached=out.relaxed,
-    )
+    return Segment(**out._asdict(), loss=loss, gradient_norm=gradient_norm)
 
 
 def _solver(name: str, structured: bool) -> dfx.AbstractSolver:
@@ -139,32 +129,35 @@ def _solver(name: str, structured: bool) -> dfx.AbstractSolver:
     return {"tsit5": dfx.Tsit5, "dopri8": dfx.Dopri8}[name]()
 
 
-def pick_solver(objective: Objective, state: Weights, limit: bool = True) -> str:
-    """Explicit for moderate spreads of rates; for wide ones exponential where it applies, else implicit where a linear solve is
+def chosen_solver(solver: str, objective: Objective, state: Weights, limit: bool = True) -> str:
+    """The solver of a flow: `solver` itself, or by the spread of rates if it is "auto".
+
+    That is explicit for moderate spreads; for wide ones exponential where it applies, else implicit where a linear solve is
     affordable.
 
     Args:
+      solver: one of `SOLVERS`.
       objective, state: the problem in its coordinates.
       limit: whether only the limit is asked for; the exponential method stops at no given time.
+
+    Raises:
+      InvalidValueError: "exponential" was asked for where it does not apply.
     """
-    if isinstance(objective, StructuredLoss):
-        if objective.rate_spread <= EXPLICIT_SPREAD:
-            return "tsit5"
-        return "exponential" if limit and exponential.applies(objective, state) else "kvaerno5"  # pyright: ignore[reportArgumentType]
-    unknowns = sum(np.size(w) for w in jax.tree.leaves(state))
-    # An implicit step costs the unknowns cubed, an explicit one their square or less; the explicit steps grow with the spread.
-    worthwhile = objective.rate_spread > EXPLICIT_SPREAD * max(1.0, (unknowns / CHEAP_SOLVE) ** 2)
-    return "kvaerno5" if unknowns <= DENSE_LIMIT and worthwhile else "tsit5"
-
-
-def check_applies(solver: str, objective: Objective, state: Weights, limit: bool = True) -> None:
-    """Raise `InvalidValueError` if "exponential" was asked for where it does not apply."""
-    structured = limit and isinstance(objective, StructuredLoss)
-    if solver == "exponential" and not (structured and exponential.applies(objective, state)):  # pyright: ignore[reportArgumentType]
+    structured = isinstance(objective, StructuredLoss)
+    closed = limit and structured and exponential.applies(objective, state)  # pyright: ignore[reportArgumentType]
+    if solver == "exponential" and not closed:
         raise InvalidValueError(
             '`solver` "exponential" is for flows to the limit, without `times`, of one head on Gaussian regression from '
             "weights with p1 = k2 = 0 and |u| >= ||U||_F; use auto, tsit5, dopri8 or kvaerno5."
         )
+    if solver != "auto":
+        return solver
+    if structured:
+        return "tsit5" if objective.rate_spread <= EXPLICIT_SPREAD else "exponential" if closed else "kvaerno5"
+    unknowns = sum(np.size(w) for w in jax.tree.leaves(state))
+    # An implicit step costs the unknowns cubed, an explicit one their square or less; the explicit steps grow with the spread.
+    worthwhile = objective.rate_spread > EXPLICIT_SPREAD * max(1.0, (unknowns / CHEAP_SOLVE) ** 2)
+    return "kvaerno5" if unknowns <= DENSE_LIMIT and worthwhile else "tsit5"
 
 
 def why_spent(steps: int, max_steps: int, stalled: bool) -> str:
