@@ -88,9 +88,11 @@ def curvature(objective: Objective, weights: Weights, graded: bool = False) -> C
     elif flat.size <= DENSE_LIMIT:
         hessian = jax.hessian(loss)(flat)
         hessian = 0.5 * (hessian + hessian.T)
-        step, smallest, largest = _dense(hessian, gradient)
         if graded:
             step, unresolved = _graded(hessian, gradient, flat, _symmetries(objective, hessian, flat, unravel))
+            smallest, largest = jnp.linalg.eigvalsh(hessian)[jnp.array([0, -1])]
+        else:
+            step, smallest, largest = _dense(hessian, gradient)
     else:
         step, smallest, largest = _matrix_free(product, gradient)
         # Conjugate gradients stop long before they have seen a slow direction beside one 1e9 times faster.

@@ -67,7 +67,7 @@ def measure(
         batch = jax.tree.map(np.asarray, _draw(task, jax.random.fold_in(key, index), size))
         check_finite(batch)
         for length in lengths:
-            # An estimator a program: two batched factorisations in one can wait for each other's threads for ever.
+            # An estimator a program: its answers are the same for every model that is compared.
             answers = [np.asarray(_answers(answer, batch, length, sequence)) for answer in others.values()]
             given = np.stack(answers, axis=1) if answers else np.zeros_like(batch.target[:, None])[:, :0]
             sums = np.stack(

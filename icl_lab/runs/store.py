@@ -25,10 +25,6 @@ from typing import Any
 
 from icl_lab import interruption
 from icl_lab.runs import liveness, records
-from icl_lab.runs.records import read_arrays as read_arrays
-from icl_lab.runs.records import read_json as read_json
-from icl_lab.runs.records import write_arrays as write_arrays
-from icl_lab.runs.records import write_json as write_json
 
 SCHEMA_VERSION = 1
 """Version of the folder's contents, written into every `status.json`."""

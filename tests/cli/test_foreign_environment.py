@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import icl_lab
-from icl_lab.runs import store
+from icl_lab.runs import records, store
 
 CHECKOUT = Path(icl_lab.__file__).parent.parent
 MAIN = "import sys; from icl_lab.cli import main; sys.exit(main())"
@@ -61,7 +61,7 @@ def test_jax_settings_change_no_number(tmp_path):
         done = icl_lab_in(tmp_path, "run", *SMALL, "analysis.figures=false", f"run_root={root}", **variables)
         assert done.returncode == 0, done.stderr
         (folder,) = store.run_folders(tmp_path / root)
-        metrics = store.read_json(folder / "metrics.json")
+        metrics = records.read_json(folder / "metrics.json")
         metrics["training"].pop("seconds", None)
         found.append((folder.name, metrics))
     assert found[0] == found[1]

@@ -11,7 +11,7 @@ from icl_lab import cli, report
 from icl_lab.claims import verify
 from icl_lab.claims.check import exact, sampled
 from icl_lab.claims.claim import Claim, integer
-from icl_lab.runs import present, store
+from icl_lab.runs import present, records
 
 
 class Page(html.parser.HTMLParser):
@@ -50,14 +50,16 @@ def root(tmp_path):
         _configured(folder, length)
         comparison = {"model": {"risk": 1 / length, "standard_error": 0.0}, "ols": {"risk": "nan", "standard_error": None}}
         theory = {"name": "limit", "source": "a theorem", "risk": 1 / length, "weight_distance": 4.2e-9}
-        store.write_json(folder / "metrics.json", {"comparison": comparison, "theory": theory, "warnings": ["<too far>"]})
-        store.write_json(folder / "status.json", {"status": "done", "verdict": "converged", "reason": "small", "seconds": 1.5})
+        records.write_json(folder / "metrics.json", {"comparison": comparison, "theory": theory, "warnings": ["<too far>"]})
+        records.write_json(
+            folder / "status.json", {"status": "done", "verdict": "converged", "reason": "small", "seconds": 1.5}
+        )
     figure = matplotlib.figure.Figure(figsize=(1, 1))
     (root / "lengths" / f"{20:016x}" / "figures").mkdir()
     report.save(figure, root / "lengths" / f"{20:016x}" / "figures" / "loss.png", 'The "loss" falls – see?', {"x": [1.0]})
     failed = root / "lengths" / f"{0:016x}.failed"
     _configured(failed, 0)
-    store.write_json(failed / "status.json", {"status": "failed", "error": "`context_length` must be >= 1", "traceback": "x"})
+    records.write_json(failed / "status.json", {"status": "failed", "error": "`context_length` must be >= 1", "traceback": "x"})
     return root
 
 
@@ -104,7 +106,7 @@ def test_many_runs_are_counted_and_the_first_shown_in_full(tmp_path):
     for length in range(1, 106):
         folder = tmp_path / "runs" / "many" / f"{length:016x}"
         _configured(folder, length)
-        store.write_json(folder / "status.json", {"status": "done", "verdict": "converged", "reason": "small"})
+        records.write_json(folder / "status.json", {"status": "done", "verdict": "converged", "reason": "small"})
     assert cli.main(["report", str(tmp_path / "runs"), "-o", str(tmp_path)]) == 0
     text = Page(tmp_path / "index.html").text
     assert "12 of 105 runs are shown in full" in text

@@ -8,7 +8,7 @@ import pytest
 from crafted_results import results
 
 from icl_lab import cli, report
-from icl_lab.runs import store
+from icl_lab.runs import records
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the `test` extra)")
 
@@ -33,8 +33,8 @@ def address(tmp_path_factory):
     source.write_text(json.dumps(results()))
     run = folder / "runs" / "default" / "0123"
     (run / "figures").mkdir(parents=True)
-    store.write_json(run / "status.json", {"status": "done", "verdict": "converged", "reason": "small"})
-    store.write_json(run / "metrics.json", {"comparison": {}, "theory": None, "warnings": []})
+    records.write_json(run / "status.json", {"status": "done", "verdict": "converged", "reason": "small"})
+    records.write_json(run / "metrics.json", {"comparison": {}, "theory": None, "warnings": []})
     report.save(matplotlib.figure.Figure(figsize=(2, 1)), run / "figures" / "loss.png", "The loss.", {"loss": [1.0]})
     assert cli.main(["report", str(source), str(folder / "runs"), "-o", str(folder)]) == 0
     return (folder / "index.html").as_uri()

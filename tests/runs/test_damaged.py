@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from icl_lab import cli
 from icl_lab.errors import DamagedRunError, InvalidValueError
-from icl_lab.runs import execute, figures, identify, store, sweep, table
+from icl_lab.runs import execute, figures, identify, records, store, sweep, table
 
 FILES = ("status.json", "metrics.json", "config.yaml", "weights.npz")
 DAMAGES = {
@@ -107,7 +107,7 @@ def test_training_is_kept_without_its_figures_if_drawing_fails(published, tmp_pa
     config = OmegaConf.merge(published[2], {"run_root": str(tmp_path / "new"), "analysis": {"figures": True}})
     outcome = execute.execute(config)
     assert outcome.status == "done"
-    assert "no such backend" in store.read_json(outcome.folder / "status.json")["figures"]
+    assert "no such backend" in records.read_json(outcome.folder / "status.json")["figures"]
     assert "kept without its figures" in capsys.readouterr().err
 
 
@@ -127,7 +127,7 @@ def test_markup_in_values_of_a_table_is_text(tmp_path, capsys):
         folder = tmp_path / "a" / f"{index}.failed"
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump({"task": {"kind": value, f"k{value}": index}}))
-        store.write_json(folder / "status.json", {"status": "failed", "error": value})
+        records.write_json(folder / "status.json", {"status": "failed", "error": value})
     assert cli.main(["table", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert all(value in printed for value in ("[/a]", "[red]b", ":smile:"))

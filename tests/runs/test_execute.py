@@ -11,7 +11,7 @@ from icl_lab.config import build, paths
 from icl_lab.config.compose import register
 from icl_lab.errors import IclLabError
 from icl_lab.models import LSAWeights
-from icl_lab.runs import execute, store
+from icl_lab.runs import execute, records, store
 
 QUICK = ("analysis.prompts=400", "analysis.figures=false")
 
@@ -51,19 +51,19 @@ def test_run_lands_on_the_closed_form_and_stores_all_of_it(run):
 
     # What is in the files is the theorem's limit, found here without going through the run's own comparison.
     covariance = np.array([[2.0, 0.5], [0.5, 1.0]])
-    arrays = store.read_arrays(outcome.folder / "weights.npz")
+    arrays = records.read_arrays(outcome.folder / "weights.npz")
     limit = LSAWeights(w_pv=arrays["limit.w_pv"], w_kq=arrays["limit.w_kq"])
     w_pv, w_kq = theory.zhang2023.limit(covariance, 6)
     # Ten times the weight tolerance of the flow, which is relative to weights of norm about 1.
     np.testing.assert_allclose(limit.w_pv, w_pv, atol=1e-7)
     np.testing.assert_allclose(limit.w_kq, w_kq, atol=1e-7)
-    metrics = store.read_json(outcome.folder / "metrics.json")
+    metrics = records.read_json(outcome.folder / "metrics.json")
     assert metrics["theory"]["source"].endswith("Theorem 4.1")
     assert metrics["theory"]["weight_distance"] < 1e-7
     # Risks: the model's is exact, so is the closed form's; a wrong 1/2 would be a factor of two.
     assert metrics["comparison"]["model"]["risk"] == pytest.approx(theory.zhang2023.risk(covariance, 6, 6), rel=1e-9)
 
-    trajectory = store.read_arrays(outcome.folder / "trajectory.npz")
+    trajectory = records.read_arrays(outcome.folder / "trajectory.npz")
     assert np.all(np.diff(trajectory["times"]) > 0)
     assert np.array_equal(trajectory["weights.w_pv"][0], arrays["initial.w_pv"])
     assert trajectory["losses"][-1] < trajectory["losses"][0]
@@ -80,7 +80,7 @@ def test_run_lands_on_the_closed_form_and_stores_all_of_it(run):
     for expected in ("CONVERGED", "one preconditioned GD step", "OLS", "ridge", str(outcome.folder)):
         assert expected in printed
 
-    status = store.read_json(outcome.folder / "status.json")
+    status = records.read_json(outcome.folder / "status.json")
     assert status["seconds"] > status["compile_seconds"] > 0
     assert status["provenance"]["precision"] == {"default_float": "float64", "matmul": "highest"}
     config = yaml.safe_load((outcome.folder / "config.yaml").read_text())
@@ -92,7 +92,7 @@ def test_run_on_inputs_without_closed_form_lands_on_the_risk_worked_by_hand(run)
     # E|m|^2 = 1/N + (1 - 1/N)/d for m = (1/N) sum_i y_i x_i, hence the risk (d - 1)/(N + d - 1) = 1/7.
     settings = ("task=sphere", "task.dim=2", "task.context_length=6", "analysis.context_lengths=[]")
     outcome, _ = run(*settings, "objective.prompts=20000", "trainer.init_scale=0.5")
-    metrics = store.read_json(outcome.folder / "metrics.json")
+    metrics = records.read_json(outcome.folder / "metrics.json")
     assert outcome.converged
     assert metrics["training"]["objective"] == "sampled"
     assert metrics["theory"] is None
@@ -119,7 +119,7 @@ def test_weights_of_a_run_can_be_used_again(run):
     outcome, _ = run(*SMALL)
     config = yaml.safe_load((outcome.folder / "config.yaml").read_text())
     task, model = build.build_task(config["task"]), build.build_model(config["model"])
-    arrays = store.read_arrays(outcome.folder / "weights.npz")
+    arrays = records.read_arrays(outcome.folder / "weights.npz")
     limit = LSAWeights(w_pv=arrays["limit.w_pv"], w_kq=arrays["limit.w_kq"])
     assert analysis.compare(limit, theory.zhang2023.optimum(task), model).passed
 
@@ -129,7 +129,7 @@ def test_flow_that_runs_out_of_steps_is_stored_as_such_and_is_no_success(run):
     assert outcome.status == "max_steps"
     assert not outcome.converged
     assert "MAX_STEPS" in printed
-    assert store.read_json(outcome.folder / "status.json")["verdict"] == "max_steps"
+    assert records.read_json(outcome.folder / "status.json")["verdict"] == "max_steps"
 
 
 def test_descent_that_explodes_is_stored_as_diverged(run):
@@ -141,7 +141,7 @@ def test_descent_that_explodes_is_stored_as_diverged(run):
 
 def test_start_outside_the_assumption_is_named_and_recorded(run):
     outcome, printed = run(*SMALL, "trainer.init_scale=5")
-    (warning,) = store.read_json(outcome.folder / "metrics.json")["warnings"]
+    (warning,) = records.read_json(outcome.folder / "metrics.json")["warnings"]
     assert "Assumption 3.3 of arXiv 2306.09927" in warning
     assert "outside the theorem's assumption" in printed
 
@@ -166,7 +166,7 @@ def test_bad_input_is_one_sentence_and_a_record_of_failure(run, tmp_path, overri
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     (folder,) = (tmp_path / "default").iterdir()
-    status = store.read_json(folder / "status.json")
+    status = records.read_json(folder / "status.json")
     assert folder.name.endswith(".failed")
     assert status["status"] == "failed"
     assert message in status["error"]
@@ -188,7 +188,7 @@ def test_any_other_exception_is_recorded_and_raised_and_the_run_can_be_tried_aga
         with pytest.raises(RuntimeError, match="disk on fire"):
             run(*SMALL)
     (folder,) = (tmp_path / "default").iterdir()
-    assert "disk on fire" in store.read_json(folder / "status.json")["error"]
+    assert "disk on fire" in records.read_json(folder / "status.json")["error"]
     outcome, _ = run(*SMALL)
     assert outcome.status == "done"
     assert list((tmp_path / "default").iterdir()) == [outcome.folder]

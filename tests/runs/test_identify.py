@@ -12,7 +12,7 @@ from icl_lab import cli
 from icl_lab.config import paths
 from icl_lab.config.compose import register
 from icl_lab.models import LSAWeights
-from icl_lab.runs import execute, identify, store
+from icl_lab.runs import execute, identify, records
 
 QUICK = ("analysis.prompts=200", "analysis.figures=false", "analysis.context_lengths=[]", "task.dim=2", "task.context_length=6")
 
@@ -65,7 +65,7 @@ def test_models_of_every_shape_come_back_with_their_weights(run, key):
         ("model.parametrisation=separate", "precision=float32"),
     ):
         folder = run(*adam, *shape)
-        trained, arrays = identify.load(folder), store.read_arrays(folder / "weights.npz")
+        trained, arrays = identify.load(folder), records.read_arrays(folder / "weights.npz")
         leaves = execute.named_leaves("limit", trained.weights)
         assert leaves.keys() == {name for name in arrays if name.startswith("limit")}
         for name, leaf in leaves.items():
@@ -90,18 +90,18 @@ def test_folders_that_are_no_finished_run_are_refused(run, capsys, tmp_path):
     folder = run("task.covariance=[[2,0.5],[0.5,1]]")
     copy = tmp_path / "copy"
     copy.mkdir()
-    store.write_json(copy / "status.json", {"status": "failed"})
+    records.write_json(copy / "status.json", {"status": "failed"})
     assert "did not finish (its status is 'failed')" in says(copy)
-    store.write_json(copy / "status.json", {"status": "done"})
+    records.write_json(copy / "status.json", {"status": "done"})
     assert "has no config.yaml" in says(copy)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     (copy / "config.yaml").write_text(yaml.safe_dump({**config, "task": {**config["task"], "dim": 3, "covariance": None}}))
     assert "has no weights.npz" in says(copy)
-    arrays = store.read_arrays(folder / "weights.npz")
-    store.write_arrays(copy / "weights.npz", arrays)
+    arrays = records.read_arrays(folder / "weights.npz")
+    records.write_arrays(copy / "weights.npz", arrays)
     assert "its configuration asks for" in says(copy)
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    store.write_arrays(copy / "weights.npz", {name: np.full_like(array, np.nan) for name, array in arrays.items()})
+    records.write_arrays(copy / "weights.npz", {name: np.full_like(array, np.nan) for name, array in arrays.items()})
     assert isinstance(identify.load(copy).weights, LSAWeights)
     assert "with NaN or infinity" in says(copy)
     assert "`--seed` must be an integer from 0 to 2^63 - 1" in says(folder, "--seed", "-1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import icl_lab
-from icl_lab.runs import store, table
+from icl_lab.runs import records, store, table
 
 CHECKOUT = Path(icl_lab.__file__).parent.parent
 MAIN = "import sys; from icl_lab.cli import main; sys.exit(main())"
@@ -83,5 +83,5 @@ def test_flows_killed_twenty_times(tmp_path):
 @pytest.mark.timeout(1800)
 def test_descents_killed_go_on_from_their_checkpoints(tmp_path):
     check_a_disturbed_sweep(tmp_path, DESCENTS, 4, kills=10, pauses=lambda: random.uniform(4, 12))
-    resumed = [store.read_json(folder / "status.json")["resumed"] for folder in store.run_folders(tmp_path / "disturbed")]
+    resumed = [records.read_json(folder / "status.json")["resumed"] for folder in store.run_folders(tmp_path / "disturbed")]
     print(f"{sum(resumed)} of {len(resumed)} resumed")

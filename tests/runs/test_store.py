@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from icl_lab.runs import store
+from icl_lab.runs import records, store
 
 CONFIG = {
     "seed": 0,
@@ -80,7 +80,7 @@ def test_second_of_two_equal_runs_is_dropped_and_the_first_stays(tmp_path):
         with store.partial_folder(final) as partial:
             _fill(partial, content)
             assert store.publish(partial, final) is wins
-    assert store.read_json(final / "status.json")["by"] == "first"
+    assert records.read_json(final / "status.json")["by"] == "first"
     assert len(list(final.parent.iterdir())) == 1
 
 
@@ -91,7 +91,7 @@ def test_failure_is_recorded_beside_the_final_name_and_success_removes_it(tmp_pa
             _fill(partial, attempt)
             record = store.publish_failure(partial, final)
     assert not store.is_finished(final)
-    assert store.read_json(record / "status.json")["by"] == "two"
+    assert records.read_json(record / "status.json")["by"] == "two"
     with store.partial_folder(final) as partial:
         _fill(partial)
         store.publish(partial, final)
@@ -135,26 +135,26 @@ def test_two_processes_writing_one_run_leave_one_whole_folder(tmp_path):
     assert sorted(outputs) == ["False", "True"]
     assert [path.name for path in final.parent.iterdir()] == ["abc123"]
     winner = writers[outputs.index("True")].pid
-    assert store.read_json(final / "status.json")["by"] == winner
-    assert store.read_arrays(final / "weights.npz")["w"].tolist() == [float(winner)]
+    assert records.read_json(final / "status.json")["by"] == winner
+    assert records.read_arrays(final / "weights.npz")["w"].tolist() == [float(winner)]
 
 
 def test_arrays_survive_to_the_last_bit_and_objects_are_refused(tmp_path, rng):
     path = tmp_path / "a.npz"
     arrays = {"w_pv": rng.normal(size=(3, 3)), "z": rng.normal(size=2) + 1j}
-    store.write_arrays(path, arrays)
-    read = store.read_arrays(path)
+    records.write_arrays(path, arrays)
+    read = records.read_arrays(path)
     assert set(read) == set(arrays)
     for name, array in arrays.items():
         assert read[name].dtype == array.dtype
         assert np.array_equal(read[name], array)
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        store.write_arrays(path, {"bad": np.array([{}], dtype=object)})
+        records.write_arrays(path, {"bad": np.array([{}], dtype=object)})
 
 
 def test_json_is_strict_and_keeps_full_precision(tmp_path):
     path = tmp_path / "m.json"
-    store.write_json(
+    records.write_json(
         path, {"x": np.float64(0.1) + 0.2, "bad": [np.nan, -np.inf], "n": np.int64(3), "a": np.eye(2), "z": np.array([1 + 2j])}
     )
 
@@ -172,8 +172,8 @@ def test_json_is_strict_and_keeps_full_precision(tmp_path):
 
 
 def _fill(folder, by="me"):
-    store.write_json(folder / "status.json", {"status": "done", "by": by})
-    store.write_arrays(folder / "weights.npz", {"w": np.arange(3.0)})
+    records.write_json(folder / "status.json", {"status": "done", "by": by})
+    records.write_arrays(folder / "weights.npz", {"w": np.arange(3.0)})
 
 
 def _writer(final, pause=0.0, wait_for=0):
@@ -182,11 +182,11 @@ def _writer(final, pause=0.0, wait_for=0):
         """
         import os, sys, time
         from pathlib import Path
-        from icl_lab.runs import store
+        from icl_lab.runs import records, store
         final, pause, wait_for = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
         with store.partial_folder(final) as partial:
-            store.write_json(partial / "status.json", {"status": "done", "by": os.getpid()})
-            store.write_arrays(partial / "weights.npz", {"w": [float(os.getpid())]})
+            records.write_json(partial / "status.json", {"status": "done", "by": os.getpid()})
+            records.write_arrays(partial / "weights.npz", {"w": [float(os.getpid())]})
             deadline = time.monotonic() + 30
             while len(list(final.parent.glob(".partial-*/weights.npz"))) < wait_for and not final.exists():
                 assert time.monotonic() < deadline

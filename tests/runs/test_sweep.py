@@ -9,7 +9,7 @@ from rich.console import Console
 
 from icl_lab.config import paths
 from icl_lab.config.compose import register
-from icl_lab.runs import execute, store, sweep
+from icl_lab.runs import execute, records, store, sweep
 
 SETTINGS = ("task.dim=2", "task.context_length=6", "analysis.prompts=200", "analysis.context_lengths=[]")
 
@@ -38,18 +38,18 @@ def test_points_are_what_they_are_by_themselves_and_a_failing_one_stops_none(con
     configs = [point(config, 0, 0.1), point(config, 1, -1.0), point(config, 1, 0.2)]
     ends, printed = do(configs)
     assert [end.status for end in ends] == ["done", "failed", "done"]
-    assert store.read_json(store.failed_folder(ends[1].folder) / "status.json")["status"] == "failed"
+    assert records.read_json(store.failed_folder(ends[1].folder) / "status.json")["status"] == "failed"
     assert printed.index("failed") < printed.index("converged")
 
     alone, _ = do([point(config, 1, 0.2, tmp_path / "alone")])
     assert alone[0].folder.name == ends[2].folder.name
     assert {path.name for path in alone[0].folder.iterdir()} == {path.name for path in ends[2].folder.iterdir()}
-    one, many = (store.read_arrays(end.folder / "weights.npz") for end in (alone[0], ends[2]))
+    one, many = (records.read_arrays(end.folder / "weights.npz") for end in (alone[0], ends[2]))
     assert one.keys() == many.keys()
     for name in one:
         # A hundredth of the tolerance that the flow is asked for: the steps are the same, only their sums are in another order.
         np.testing.assert_allclose(many[name], one[name], rtol=0, atol=1e-10)
-    one, many = (store.read_json(end.folder / "metrics.json") for end in (alone[0], ends[2]))
+    one, many = (records.read_json(end.folder / "metrics.json") for end in (alone[0], ends[2]))
     assert many["comparison"]["ols"]["risk"] == pytest.approx(one["comparison"]["ols"]["risk"], rel=1e-9)
     assert many["comparison"]["model"]["risk"] == pytest.approx(one["comparison"]["model"]["risk"], rel=1e-9)
 

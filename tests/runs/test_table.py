@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from icl_lab.errors import InvalidValueError, UnsupportedProblemError
-from icl_lab.runs import records, store, table
+from icl_lab.runs import records, table
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def root(tmp_path):
     failed = root / "b" / "3333.failed"
     failed.mkdir(parents=True)
     (failed / "config.yaml").write_text(yaml.safe_dump({"run_root": "x", "experiment": "b", "task": {"dim": 0}}))
-    store.write_json(failed / "status.json", {"status": "failed", "error": "`dim` must be >= 1", "traceback": "..."})
+    records.write_json(failed / "status.json", {"status": "failed", "error": "`dim` must be >= 1", "traceback": "..."})
     for ignored in (root / "a" / ".partial-4444-1-ab@host", root / ".hydra" / "a" / "now"):
         ignored.mkdir(parents=True)
-        store.write_json(ignored / "status.json", {"status": "running"})
+        records.write_json(ignored / "status.json", {"status": "running"})
     return root
 
 
@@ -111,8 +111,8 @@ def test_circumstances_are_apart_from_results_and_come_last(tmp_path):
     _run(root / "a" / "1111", {"x": 1}, {"training": {"seconds": 3.5, "loss": 0.5}})
     _run(root / "a" / "2222", {"x": 2, "y": 1}, {"training": {"seconds": 2.5, "loss": 0.25}})
     for seconds, name in ((1.0, "1111"), (2.0, "2222")):
-        status = store.read_json(root / "a" / name / "status.json")
-        store.write_json(root / "a" / name / "status.json", {**status, "seconds": seconds, "provenance": {"cpus": 2}})
+        status = records.read_json(root / "a" / name / "status.json")
+        records.write_json(root / "a" / name / "status.json", {**status, "seconds": seconds, "provenance": {"cpus": 2}})
     names = table.columns(table.collect(root))
     apart = [name for name in names if name.startswith(table.CIRCUMSTANCES)]
     assert names[-len(apart) :] == apart
@@ -147,5 +147,5 @@ def test_csv_has_the_same_types_in_polars(root, tmp_path):
 def _run(folder, config, metrics):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"run_root": "x", "experiment": folder.parent.name, **config}))
-    store.write_json(folder / "metrics.json", metrics)
-    store.write_json(folder / "status.json", {"status": "done", "verdict": "converged"})
+    records.write_json(folder / "metrics.json", metrics)
+    records.write_json(folder / "status.json", {"status": "done", "verdict": "converged"})
