@@ -15,7 +15,7 @@ from typing import Any
 
 import icl_lab
 from icl_lab import interruption, streams
-from icl_lab.errors import IclLabError, InvalidValueError, of_path
+from icl_lab.errors import IclLabError, InvalidValueError, mistake_in
 from icl_lab.progress import display
 from icl_lab.runs import environment
 
@@ -55,11 +55,9 @@ def _command(arguments: list[str]) -> int:
         options = _parser().parse_args(arguments)
         environment.settle()
         return options.command(options)
-    except IclLabError as error:
-        return _misuse(str(error))
-    except OSError as error:
-        mistake = of_path(error)
-        if mistake is None:
+    except Exception as error:
+        mistake = mistake_in(error)
+        if not isinstance(mistake, IclLabError):
             raise
         return _misuse(str(mistake))
 
@@ -235,6 +233,7 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from icl_lab.report.results import UNTESTED
     from icl_lab.report.tables import short, verdict_of
     from icl_lab.runs.present import wide_console
 
@@ -242,9 +241,10 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
     for name in ("claim", "check", "measured", "expected", "error", "tolerance", "verdict"):
         table.add_column(name, overflow="fold")
     for entry in entries:
-        unfinished = entry["verdict"] == "not_converged"
         for check in entry["checks"]:
-            verdict = "[yellow]NOT CONVERGED[/]" if unfinished else "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
+            verdict = "[green]passed[/]" if check["passed"] else "[red]FAILED[/]"
+            if entry["verdict"] in UNTESTED:
+                verdict = f"[yellow]{verdict_of(entry)}[/]"
             numbers = (short(check[name]) for name in ("measured", "expected", "error", "tolerance"))
             table.add_row(*map(escape, (entry["id"], check["name"], *numbers)), verdict)
         table.add_section()
@@ -256,9 +256,10 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
         if "remark" in entry:
             console.print(f"{escape(entry['id'])} {escape(entry['remark'])}", highlight=False)
     counts = collections.Counter(entry["verdict"] for entry in entries)
-    unfinished = f", {counts['not_converged']} did not converge" if counts["not_converged"] else ""
+    words = {"failed": "failed", "not_converged": "did not converge", "refused": "were refused"}
+    others = "".join(f", {counts[verdict]} {said}" for verdict, said in words.items() if counts[verdict])
     seconds = sum(entry["seconds"] for entry in entries)
-    console.print(f"{counts['passed']} of {len(entries)} claims passed{unfinished} in {seconds:.1f} s")
+    console.print(f"{counts['passed']} of {len(entries)} claims passed{others} in {seconds:.1f} s")
 
 
 def _table(options: argparse.Namespace) -> int:

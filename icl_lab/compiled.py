@@ -44,7 +44,8 @@ def jit(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)  # pyright: ignore[reportArgumentType]
     def compiled(*args: P.args, **kwargs: P.kwargs) -> T:
         with _one_matrix_at_a_time():
-            return inner(*args, **kwargs)
+            # An array that could not be allocated ends the process when numpy reads it, and raises here.
+            return jax.block_until_ready(inner(*args, **kwargs))
 
     return compiled
 

@@ -7,6 +7,7 @@ known only after running (did the flow converge?) is never raised: it is a verdi
 from __future__ import annotations
 
 import errno
+import re
 
 _MISUSED_PATH = frozenset(
     getattr(errno, name)
@@ -52,7 +53,7 @@ class AssumptionError(IclLabError, ValueError):
 
 
 class MemoryBudgetError(IclLabError, MemoryError):
-    """A computation would need more memory than allowed; raised before anything is allocated, with both numbers."""
+    """A computation would need more memory than allowed; the message names how much."""
 
 
 class NonFiniteError(IclLabError, ValueError):
@@ -67,10 +68,26 @@ class PrecisionError(IclLabError, RuntimeError):
     """The computation needs float64 and would run in a lower precision. Remedy: open `precision.float64()`."""
 
 
-def of_path(error: OSError) -> InvalidValueError | None:
-    """The mistake of a user who named a place that cannot be read or written there, or None for another failure."""
-    if error.filename is None or error.errno not in _MISUSED_PATH:
-        return None
-    return InvalidValueError(
-        f"{str(error.filename)!r} cannot be used: {error.strerror}. Name a place that you may read and write."
-    )
+def mistake_in(error: Exception) -> Exception:
+    """The user's mistake behind an exception of the system or of the device, or the exception itself if there is none: a place
+    that cannot be read or written, or an array that no memory holds."""
+    if isinstance(error, IclLabError):
+        return error
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _MISUSED_PATH:
+        return InvalidValueError(
+            f"{str(error.filename)!r} cannot be used: {error.strerror}. Name a place that you may read and write."
+        )
+    if asked := re.search(r"Out of memory (?:while trying to allocate|allocating) (\d+) bytes", str(error)):
+        return MemoryBudgetError(
+            f"an array of {int(asked[1]) / 1e9:,.1f} GB is needed, which is more than the device has left. "
+            "Choose a shorter context, a smaller dimension or fewer prompts."
+        )
+    if isinstance(error, MemoryError):
+        return MemoryBudgetError(f"{error}. Choose a smaller dimension or a shorter context.")
+    return error
+
+
+def in_words(error: Exception) -> str:
+    """What a record says of an exception: the sentence of a mistake, and of any other its kind and its message."""
+    mistake = mistake_in(error)
+    return str(mistake) if isinstance(mistake, IclLabError) else f"{type(error).__name__}: {error}"

@@ -103,10 +103,11 @@ def _checked_minimum(task: LinearRegression, expected, minimum: float, scale: fl
     structured = LSAWeights(np.diag(np.append(np.zeros(d), scale)), -np.diag(np.append(np.full(d, scale), 0.0)))
     ends = minimise(objective, jax.tree.map(lambda first, rest: np.concatenate([first[None], rest]), structured, drawn))
     found = analysis.effective_preconditioner(ends.lowest, MODEL, N)
+    terms = float(task.signal_variance)
     return [
-        check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE),
+        check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE, terms=terms),
         check.exact("preconditioner", found, expected, PRECONDITIONER_TOLERANCE),
-        check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts + 1, minimum), RISK_TOLERANCE),
+        check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts + 1, minimum), RISK_TOLERANCE, terms=terms),
     ]
 
 

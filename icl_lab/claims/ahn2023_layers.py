@@ -23,6 +23,7 @@ from icl_lab.claims.sparse_layers import (
     SEED,
     SIZES,
     best_multiples,
+    best_stack,
     by_size,
     degree_of,
     free_answer,
@@ -68,12 +69,12 @@ PAPER_SPECTRUM = (1.0, 1.0, 0.25, 0.0625, 1.0)
 def best_isotropic_layers(d, N, L, starts, seed) -> list[Check]:
     objective = wishart.wishart_cubature(LinearRegression(dim=d, context_length=N), free_answer, degree_of(L, False))
     ends = minimise(objective, isotropic_starts(d, L, starts, seed, corrected=False))
-    steps, _, minimum = theory.ahn2023.best_stack(d, N, L, corrected=False)
+    steps, _, minimum = best_stack(d, N, L, corrected=False)
     expected = steps[:, None, None] * np.eye(d)
     return [
-        check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE),
+        check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE, terms=d),
         check.exact("A", by_size(ends.lowest["A"]), expected, WEIGHT_TOLERANCE),
-        check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts, minimum), RISK_TOLERANCE),
+        check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts, minimum), RISK_TOLERANCE, terms=d),
     ]
 
 
@@ -89,7 +90,7 @@ def _slope_checks(task: LinearRegression, L: int, seed: int, corrected: bool) ->
     by_a, by_b = theory.ahn2023.stack_slopes(a, b, d, N)
     measured = 2 * np.asarray(slope["A"])
     checks = [
-        check.exact("risk_on_the_set", 2 * float(loss), theory.ahn2023.stack_risk(a, b, d, N), SLOPE_TOLERANCE),
+        check.exact("risk_on_the_set", 2 * float(loss), theory.ahn2023.stack_risk(a, b, d, N), SLOPE_TOLERANCE, terms=d),
         check.exact("slope_in_A", measured, by_a[:, None, None] / d * matrix, SLOPE_TOLERANCE),
     ]
     if corrected:
@@ -120,7 +121,7 @@ def _slope_checks(task: LinearRegression, L: int, seed: int, corrected: bool) ->
 def best_preconditioned_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     task = task_of(d, N, Sig, seed)
     matrix, inverse = np.asarray(task.covariance), np.asarray(task.task_covariance)
-    steps, _, minimum = theory.ahn2023.best_stack(d, N, L, corrected=False)
+    steps, _, minimum = best_stack(d, N, L, corrected=False)
     objective = wishart.wishart_cubature(task, free_answer, degree_of(L, False))
     on_set = wishart.wishart_cubature(task, Partial(scaled_answer, inverse), degree_of(L, False))
     scaled = minimise(on_set, {"a": np.linspace(0.5, 1.5, L)[None] + 0.2 * normals(seed, "a", (2, L))})
@@ -130,12 +131,12 @@ def best_preconditioned_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     found = by_size(root @ ends.lowest["A"] @ root)
     return [
         check.exact("a", np.sort(scaled.lowest["a"]), steps, WEIGHT_TOLERANCE),
-        check.exact("risk", 2 * np.min(scaled.losses), minimum, RISK_TOLERANCE),
+        check.exact("risk", 2 * np.min(scaled.losses), minimum, RISK_TOLERANCE, terms=d),
         check.exact("slope_at_the_best_a_abs", 2 * float(slope), 0.0, STATIONARY_TOLERANCE * float(np.trace(matrix))),
         *_slope_checks(task, L, seed, corrected=False),
-        check.exact("risk_of_all_A", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE),
+        check.exact("risk_of_all_A", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE, terms=d),
         check.exact("whitened_A", found, steps[:, None, None] * np.eye(d), WEIGHT_TOLERANCE),
-        check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts, minimum), RISK_TOLERANCE),
+        check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts, minimum), RISK_TOLERANCE, terms=d),
     ]
 
 
@@ -154,7 +155,7 @@ def order_is_free(d, N, L, Sig, seed) -> list[Check]:
     objective = wishart.wishart_cubature(task, Partial(scaled_answer, task.task_covariance), degree_of(L, False))
     risks = 2 * np.asarray(compiled.jit(lambda orders: jax.lax.map(lambda a: objective({"a": a}), orders))(orders))
     expected = theory.ahn2023.stack_risk(a, np.zeros(L), d, N)
-    return [check.exact("risks", risks, np.full(len(orders), expected), EXACT_TOLERANCE)]
+    return [check.exact("risks", risks, np.full(len(orders), expected), EXACT_TOLERANCE, terms=d)]
 
 
 @claim(
@@ -173,10 +174,10 @@ def order_is_free(d, N, L, Sig, seed) -> list[Check]:
 )
 def best_moving_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     task = task_of(d, N, Sig, seed)
-    a, b, minimum = theory.ahn2023.best_stack(d, N, L, corrected=True)
+    a, b, minimum = best_stack(d, N, L, corrected=True)
     scaled = best_multiples(d, N, L, seed)
     checks = [
-        check.exact("risk", 2 * np.min(scaled.losses), minimum, RISK_TOLERANCE),
+        check.exact("risk", 2 * np.min(scaled.losses), minimum, RISK_TOLERANCE, terms=d),
         check.exact("a", scaled.lowest["a"], a, WEIGHT_TOLERANCE),
         check.exact("b", scaled.lowest["b"], b[:-1], WEIGHT_TOLERANCE),
     ]
@@ -189,10 +190,10 @@ def best_moving_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     return [
         *checks,
         *_slope_checks(task, L, seed, corrected=True),
-        check.exact("risk_of_all_A_and_B", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE),
+        check.exact("risk_of_all_A_and_B", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE, terms=d),
         check.exact("whitened_A", root @ ends.lowest["A"] @ root, a[:, None, None] * np.eye(d), WEIGHT_TOLERANCE),
         check.exact("B", ends.lowest["B"], b[:-1, None, None] * np.eye(d), WEIGHT_TOLERANCE),
-        check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts, minimum), RISK_TOLERANCE),
+        check.at_least("no_start_ends_below", 2 * ends.losses, np.full(starts, minimum), RISK_TOLERANCE, terms=d),
     ]
 
 
@@ -219,11 +220,11 @@ def published_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     matrix, inverse = np.asarray(task.covariance), np.asarray(task.task_covariance)
     objective = wishart.bidiagonal_cubature(task, Partial(scaled_answer, inverse), degree_of(L, False))
     ends = minimise(objective, {"a": np.linspace(0.5, 1.5, L)[None] + 0.2 * normals(seed, "a", (starts, L))})
-    steps, _, minimum = theory.ahn2023.best_stack(d, N, L, corrected=False)
+    steps, _, minimum = best_stack(d, N, L, corrected=False)
     root = np.asarray(psd_root(matrix))
     diagonals = np.diagonal(by_size(root @ (ends.lowest["a"][:, None, None] * inverse) @ root), axis1=1, axis2=2)
     checks = [
-        check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE),
+        check.exact("risk", 2 * np.min(ends.losses), minimum, RISK_TOLERANCE, terms=d),
         check.exact("diagonals", diagonals, np.repeat(steps[:, None], d, axis=1), WEIGHT_TOLERANCE),
     ]
     if (d, N, L) == (5, 20, 3):
@@ -247,6 +248,7 @@ def published_layers(d, N, L, Sig, starts, seed) -> list[Check]:
 )
 def depth_curves(d, N, L, seed) -> list[Check]:
     depths = range(1, L + 1)
+    best_stack(d, N, L, corrected=False)  # the loss of every curve but the last shows
     checks = []
     for name, length in (("shared_step", N), ("shared_step_of_n_minus_1", N - 1)):
         objectives = [spectral_loss(d, length, 2 * depth, Partial(shared_answer, depth)) for depth in depths]
@@ -254,14 +256,16 @@ def depth_curves(d, N, L, seed) -> list[Check]:
         rules = [theory.ahn2023.stack_rule(d, length, depth, corrected=False) for depth in depths]
         expected = [theory.descent_steps.best_shared_step(rule, depth) for rule, depth in zip(rules, depths, strict=True)]
         checks += [
-            check.exact(name, [2 * ends.losses[0] for ends in found], [2 * best.loss for best in expected], RISK_TOLERANCE),
-            check.exact(f"{name}_one_layer", 2 * found[0].losses[0], d * (d + 1) / (length + d + 1), RISK_TOLERANCE),
+            check.exact(
+                name, [2 * ends.losses[0] for ends in found], [2 * best.loss for best in expected], RISK_TOLERANCE, terms=d
+            ),
+            check.exact(f"{name}_one_layer", 2 * found[0].losses[0], d * (d + 1) / (length + d + 1), RISK_TOLERANCE, terms=d),
         ]
     moving = range(2, min(L, 3) + 1)
     if moving:
         measured = [2 * np.min(best_multiples(d, N, depth, seed).losses) for depth in moving]
-        minima = [theory.ahn2023.best_stack(d, N, depth, corrected=True)[2] for depth in moving]
-        checks.append(check.exact("linear_transformer", measured, minima, RISK_TOLERANCE))
+        minima = [best_stack(d, N, depth, corrected=True)[2] for depth in moving]
+        checks.append(check.exact("linear_transformer", measured, minima, RISK_TOLERANCE, terms=d))
     return checks
 
 
@@ -284,6 +288,7 @@ def distance_from_the_identity(d, N, L, Sig, starts, seed) -> list[Check]:
     drawn = normals(seed, "matrices", (5, d, d))
     expected = [theory.ahn2023.distance_to_identity(one) for one in drawn]
     corrected = L > 1 and wishart.wishart_size(d, N, degree_of(L, True)) <= LARGEST_SEARCH
+    best_stack(d, N, L, corrected)  # there is one to be found
     objective = wishart.wishart_cubature(task, free_answer, degree_of(L, corrected))
     lowest = minimise(objective, whitened_starts(task, L, starts, seed, corrected)).lowest
     trained = {"A": root @ lowest["A"] @ root} | ({"B": lowest["B"]} if corrected else {})

@@ -1,7 +1,8 @@
 """`Check`: one measured number beside one expected, and how it is decided.
 
 - A deterministic check passes when `error <= tolerance`. The error is relative, ||measured - expected||_F / ||expected||_F,
-  unless the name ends in `_abs`: then it is ||measured - expected||_F.
+  unless the name ends in `_abs`: then it is ||measured - expected||_F. Where `measured` is a small difference of large
+  terms (the risk after a long context), their rounding is added to the tolerance.
 - A sampled check has a standard error and passes within `SIGMAS` of them; its tolerance records that same bound in the scale
   of its error. One too noisy to tell anything (a relative tolerance above `LARGEST_SAMPLED_TOLERANCE`) does not pass.
 - An inequality (`at_most`, `at_least`) shows its bound as `expected`, and its error is by how much it is violated.
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
 from icl_lab.errors import InvalidValueError
 
 SIGMAS = 4.0
+ROUNDING = 32 * float(np.finfo(np.float64).eps)
+"""Rounding of a sum or difference, as a share of its terms; a dozen operations lead to it."""
 LARGEST_SAMPLED_TOLERANCE = 0.5
 
 
@@ -57,15 +60,23 @@ class Check:
         }
 
 
-def exact(name: str, measured: Any, expected: Any, tolerance: float) -> Check:
+def exact(name: str, measured: Any, expected: Any, tolerance: float, terms: SupportsFloat = 0.0) -> Check:
     """The check that `measured` (number or array) equals `expected` of the same shape to within `tolerance`.
 
+    Args:
+      name: what is compared.
+      measured: number or array.
+      expected: the same shape.
+      tolerance: largest error that passes, beside the rounding of `terms`.
+      terms: size of the terms that cancel in every entry of `measured`, such as the variance of the labels for a risk.
+
     Raises:
-      InvalidValueError: shapes differ, or `expected` is zero and the name does not end in `_abs`.
+      InvalidValueError: shapes differ, or `expected` is zero, `terms` too, and the name does not end in `_abs`.
     """
-    error, _ = _error(name, measured, expected)
+    error, scale = _error(name, measured, expected, terms)
+    tolerance = float(tolerance) + _rounding(measured, terms) / scale
     passed = bool(math.isfinite(error) and math.isfinite(tolerance) and error <= tolerance)
-    return Check(name, _numbers(measured), _numbers(expected), error, float(tolerance), None, passed)
+    return Check(name, _numbers(measured), _numbers(expected), error, tolerance, None, passed)
 
 
 def sampled(name: str, measured: Any, expected: Any, standard_error: Any) -> Check:
@@ -93,7 +104,9 @@ def holds(name: str, condition: bool) -> Check:
     return exact(name, float(condition), 1.0, 0.0)
 
 
-def at_most(name: str, measured: Any, bound: Any, tolerance: float = 0.0, standard_error: float | None = None) -> Check:
+def at_most(
+    name: str, measured: Any, bound: Any, tolerance: float = 0.0, standard_error: float | None = None, terms: SupportsFloat = 0.0
+) -> Check:
     """The check of an inequality, measured <= bound entry by entry; its error is the Frobenius norm of the excess, relative to
     that of the bound unless the name ends in `_abs`.
 
@@ -101,28 +114,37 @@ def at_most(name: str, measured: Any, bound: Any, tolerance: float = 0.0, standa
       name: what is compared.
       measured: number or array.
       bound: the same shape, shown as `expected`.
-      tolerance: excess that rounding explains.
+      tolerance: excess that is allowed, beside the rounding of `terms`.
+      terms: as in `exact`.
       standard_error: of `measured`, shown only; put what it allows into `measured` or `bound`.
 
     Raises:
       InvalidValueError: as `exact`.
     """
     measured, bound = np.asarray(measured, dtype=np.float64), np.asarray(bound, dtype=np.float64)
-    distance, scale = _error(name, measured, bound)
+    distance, scale = _error(name, measured, bound, terms)
     excess = float(np.linalg.norm(np.ravel(np.maximum(measured - bound, 0.0)))) / scale
+    tolerance = float(tolerance) + _rounding(measured, terms) / scale
     passed = bool(math.isfinite(distance) and excess <= tolerance)
-    return Check(name, _numbers(measured), _numbers(bound), excess, float(tolerance), standard_error, passed)
+    return Check(name, _numbers(measured), _numbers(bound), excess, tolerance, standard_error, passed)
 
 
-def at_least(name: str, measured: Any, bound: Any, tolerance: float = 0.0, standard_error: float | None = None) -> Check:
+def at_least(
+    name: str, measured: Any, bound: Any, tolerance: float = 0.0, standard_error: float | None = None, terms: SupportsFloat = 0.0
+) -> Check:
     """`at_most` the other way round: measured >= bound."""
     negative = -np.asarray(measured, dtype=np.float64), -np.asarray(bound, dtype=np.float64)
-    mirrored = at_most(name, *negative, tolerance, standard_error)
+    mirrored = at_most(name, *negative, tolerance, standard_error, terms)
     return dataclasses.replace(mirrored, measured=_numbers(measured), expected=_numbers(bound))
 
 
-def _error(name: str, measured: Any, expected: Any) -> tuple[float, float]:
-    """The error and the scale it is divided by."""
+def _rounding(measured: Any, terms: SupportsFloat) -> float:
+    """The Frobenius norm of what rounding may leave in all entries."""
+    return ROUNDING * float(terms) * math.sqrt(np.size(measured))
+
+
+def _error(name: str, measured: Any, expected: Any, terms: SupportsFloat = 0.0) -> tuple[float, float]:
+    """The error and the scale it is divided by: that of `expected`, or of the terms where their difference should vanish."""
     if np.iscomplexobj(measured) or np.iscomplexobj(expected):
         raise InvalidValueError(f"check {name!r}: compare real and imaginary parts, as two real numbers; got complex values.")
     measured, expected = np.asarray(measured, dtype=np.float64), np.asarray(expected, dtype=np.float64)
@@ -131,7 +153,7 @@ def _error(name: str, measured: Any, expected: Any) -> tuple[float, float]:
             f"check {name!r}: measured has shape {measured.shape}, expected has {expected.shape}; they must be equal, "
             "since broadcasting would compare the wrong entries."
         )
-    scale = 1.0 if name.endswith("_abs") else float(np.linalg.norm(np.ravel(expected)))
+    scale = 1.0 if name.endswith("_abs") else float(np.linalg.norm(np.ravel(expected))) or float(terms)
     if scale == 0:
         raise InvalidValueError(
             f"check {name!r}: a relative error needs a non-zero expected value; end the name in `_abs` to compare with zero."

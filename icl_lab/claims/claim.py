@@ -13,6 +13,10 @@ from icl_lab.claims.check import Check
 from icl_lab.errors import InvalidValueError
 from icl_lab.prng import check_seed
 
+LARGEST_SIZE = 2**10
+"""Rows of the matrices of a claim, which it decomposes more than once, at seconds each."""
+_SIZES = frozenset({"d", "p", "k", "K", "H", "L", "width", "heads"})
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
@@ -175,6 +179,10 @@ class Claim:
                 resolved[name] = parameter.convert(value)
             except (ValueError, TypeError, OverflowError):
                 raise InvalidValueError(f"{self.id}: `{name}` must be {parameter.accepts}; got {value!r}.") from None
+            if name in _SIZES and (resolved[name] or 0) > LARGEST_SIZE:
+                raise InvalidValueError(
+                    f"{self.id}: `{name}` must be at most {LARGEST_SIZE}, since matrices of it are decomposed; got {value!r}."
+                )
             if name == "seed":
                 check_seed(resolved[name], f"{self.id}: seed")
         if self.validate is not None:

@@ -82,7 +82,8 @@ def balanced_limit(d, N, s2, Lam, Om, rotate, seed, sigma, u0) -> list[Check]:
     problem = problem_of(task)
     objective = exact(task)
     direction = _direction(seed, theory.timecourse.signal(*problem[:2]))
-    product = theory.lsa.optimal_preconditioner(*problem)
+    product, minimum = theory.lsa.optimal_preconditioner(*problem), theory.lsa.minimum_risk(*problem)
+    terms = float(objective.task.signal_variance)
     checks = []
     for words, u, size in (("large_u", max(u0, sigma), min(u0, sigma)), ("large_U", min(u0, sigma), max(u0, sigma))):
         flow = convergence.to_limit(
@@ -98,7 +99,7 @@ def balanced_limit(d, N, s2, Lam, Om, rotate, seed, sigma, u0) -> list[Check]:
             check.exact(f"u_limit_{words}", end, w_pv[-1, -1], LIMIT_TOLERANCE),
             check.exact(f"U_limit_{words}", inner, w_kq[:d, :d], LIMIT_TOLERANCE),
             check.exact(f"product_{words}", end * inner.T, product, LIMIT_TOLERANCE),
-            check.exact(f"risk_{words}", objective.risk(flow.limit), theory.lsa.minimum_risk(*problem), LIMIT_TOLERANCE),
+            check.exact(f"risk_{words}", objective.risk(flow.limit), minimum, LIMIT_TOLERANCE, terms=terms),
         ]
     return checks
 

@@ -132,20 +132,21 @@ def global_minimum(d, N, s2, Lam, Om, rotate, query_in_sum, normaliser, sigma, s
     best_start = 1 + int(np.argmin(risks[1:]))
     convergence.rest_on(ensemble, 0, best_start)
     structured, lowest = ensemble.limit(0), ensemble.limit(best_start)
+    terms = float(task.signal_variance)
     slope_scale = float(task.label_variance) * float(np.linalg.norm(task.covariance)) * ratio
     checks = [
         check.exact("best_preconditioner", analysis.effective_preconditioner(lowest, model, N), best, PRECONDITIONER_TOLERANCE),
-        check.exact("best_risk", risks[best_start], minimum, RISK_TOLERANCE),
+        check.exact("best_risk", risks[best_start], minimum, RISK_TOLERANCE, terms=terms),
         check.exact(
             "structured_preconditioner",
             analysis.effective_preconditioner(structured, model, N),
             best,
             PRECONDITIONER_TOLERANCE,
         ),
-        check.exact("structured_risk", risks[0], minimum, RISK_TOLERANCE),
+        check.exact("structured_risk", risks[0], minimum, RISK_TOLERANCE, terms=terms),
         # The structured limit is stationary also in the entries that its flow never moves.
         check.exact("gradient_abs", ensemble.evidence[0].gradient_norm, 0.0, PRECONDITIONER_TOLERANCE * slope_scale),
-        check.at_least("no_start_ends_below", risks, np.full(starts + 1, minimum), RISK_TOLERANCE),
+        check.at_least("no_start_ends_below", risks, np.full(starts + 1, minimum), RISK_TOLERANCE, terms=terms),
     ]
     if d > 1:
         size = np.linalg.norm(lowest.w_pv[-1]) + np.linalg.norm(lowest.w_kq[:, :d])
@@ -179,7 +180,13 @@ def _singular_checks(task: LinearRegression, model, scale: float) -> list[Check]
             expected,
             PRECONDITIONER_TOLERANCE,
         ),
-        check.exact("singular_risk", objective.risk(flow.limit), theory.lsa.minimum_risk(*parameters), RISK_TOLERANCE),
+        check.exact(
+            "singular_risk",
+            objective.risk(flow.limit),
+            theory.lsa.minimum_risk(*parameters),
+            RISK_TOLERANCE,
+            terms=float(thin.signal_variance),
+        ),
     ]
 
 

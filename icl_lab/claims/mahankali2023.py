@@ -98,7 +98,7 @@ def _best_layer_is_one_step(matrix, N, s2, sigma, starts, samples, seed) -> list
         check.at_least("share_of_starts_at_the_global_minimum", share, 1 / starts, standard_error=share_error),
         check.holds("best_flow_converged_abs", flows.verdicts[flows.best] is training.Verdict.CONVERGED),
         check.exact("step", p2 * k1.T + np.outer(k2, p1), optimum.preconditioner / N, LIMIT_TOLERANCE),
-        check.exact("risk", objective.risk(limit), optimum.risk, RISK_TOLERANCE),
+        check.exact("risk", objective.risk(limit), optimum.risk, RISK_TOLERANCE, terms=float(task.signal_variance)),
         check.sampled("eta", ratio, eta, error),
     ]
     if d > 1:

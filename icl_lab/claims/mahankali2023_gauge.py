@@ -82,7 +82,7 @@ def _stationary(name: str, objective, weights: SeparateWeights, minimum: float) 
     loss, slope = loss_and_norm(objective, weights)
     scale = objective.task.context_length**2 * float(objective.task.label_variance)
     return [
-        check.exact(f"{name}_risk", 2 * float(loss), minimum, EXACT_TOLERANCE),
+        check.exact(f"{name}_risk", 2 * float(loss), minimum, EXACT_TOLERANCE, terms=float(objective.task.signal_variance)),
         check.exact(f"{name}_gradient_abs", float(slope), 0.0, EXACT_TOLERANCE * scale),
     ]
 
@@ -131,9 +131,9 @@ def the_gap_to_bayes(d, N, s2, samples, seed) -> list[Check]:
     best = long.risk(LSAWeights(*balanced_weights(np.eye(d) / (LONG + d + 1 + s2))))
     ratio = best / theory.bayes.isotropic_risk(d, LONG, s2)
     return [
-        check.exact("layer_risk", layer, theory.mahankali2023.minimum_risk(d, N, s2), RISK_TOLERANCE),
+        check.exact("layer_risk", layer, theory.mahankali2023.minimum_risk(d, N, s2), RISK_TOLERANCE, terms=d),
         check.sampled("bayes_risk", mean, bayes, error),
-        check.at_least("layer_above_bayes", layer, bayes),
+        check.at_least("layer_above_bayes", layer, bayes, terms=d),
         # Corrections to the limit are of order (d + s2) / n.
         check.exact("ratio_at_long_contexts", ratio, theory.mahankali2023.scaled_gap(d, s2), 10 * (d + 1 + s2) / LONG),
     ]

@@ -14,7 +14,7 @@ from icl_lab.errors import AssumptionError
 from icl_lab.linalg import haar_orthogonal
 from icl_lab.models import SeparateWeights, constructions
 from icl_lab.tasks.covariates import CovariateLaw, Gaussian, Uniform
-from icl_lab.tasks.prompt import Prompt
+from icl_lab.tasks.prompt import Prompt, check_prompt_fits
 from icl_lab.typing import Array
 
 PAPER = "von Oswald et al. 2022, arXiv 2212.07677"
@@ -49,6 +49,7 @@ def input_law(law: str, dim: int, sigma: float) -> CovariateLaw:
 
 def instance(d, k, N, law, sigma, seed) -> tuple[Prompt, Array]:
     """A prompt and W_0: labels of no linear map, and a start that is not zero, so that no term of a step is missing."""
+    check_prompt_fits(N, d)
     key = jax.random.key(seed)
     inputs = np.asarray(input_law(law, d, sigma).sample(prng.stream(key, "inputs"), N + 1))
     labels = np.asarray(jax.random.normal(prng.stream(key, "labels"), (N, k)))

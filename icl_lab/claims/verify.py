@@ -12,11 +12,11 @@ from icl_lab import devices, precision
 from icl_lab.claims import convergence, registry, workers
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Claim
-from icl_lab.errors import IclLabError, InvalidValueError
+from icl_lab.errors import IclLabError, InvalidValueError, in_words, mistake_in
 from icl_lab.progress import phase
 
 Entry = dict[str, Any]
-PASSED, FAILED, NOT_CONVERGED = "passed", "failed", "not_converged"
+PASSED, FAILED, NOT_CONVERGED, REFUSED = "passed", "failed", "not_converged", "refused"
 Progress = Callable[[int, int, Entry], None]
 
 
@@ -37,8 +37,9 @@ def run(
     Returns:
       dicts with the keys id, paper, statement, source, parameters, checks, passed, verdict, seconds, device and precision. A
       claim has `passed` (verdict "passed") if it has checks and all of them pass, on flows that came to their limits. It is
-      "not_converged" if one of its flows did not, which tests nothing, and else "failed". `reason` says which flow, or what the
-      claim raised. `remark` is there if a claim ran in this process although it was to have one of its own.
+      "not_converged" if one of its flows did not, and "refused" if the parameters ask for what cannot be computed, both of
+      which test nothing, and else "failed". `reason` says which flow, or what the claim raised. `remark` is there if a claim
+      ran in this process although it was to have one of its own.
 
     Raises:
       InvalidValueError: a pattern that selects nothing, an override that no selected claim accepts, or a value out of range.
@@ -88,7 +89,7 @@ def plan(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[tuple[Cl
 
 def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
     """The entry of one claim at resolved parameters; an exception is a failure whose reason is recorded."""
-    start, checks, reason = time.perf_counter(), [], None
+    start, checks, reason, refused = time.perf_counter(), [], None, False
     with precision.float64(), convergence.watched() as unfinished:
         try:
             with phase(one.id):
@@ -97,13 +98,16 @@ def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
                     checks += [check.to_json() for setting in one.also for check in _at(one, setting)]
             if not checks:
                 reason = "the claim made no check, which proves nothing"
-        except IclLabError as error:  # a sentence on what the parameters ask for
-            reason = str(error)
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+            reason = in_words(error)
+            refused = isinstance(mistake_in(error), IclLabError)
+            if not refused:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                reason += f" ({where.filename}:{where.lineno})"
     if unfinished:
         verdict, reason = NOT_CONVERGED, " ".join(dict.fromkeys(unfinished))
+    elif refused:
+        verdict = REFUSED
     else:
         verdict = PASSED if reason is None and all(check["passed"] for check in checks) else FAILED
     return _entry(one, parameters, checks, time.perf_counter() - start, verdict, reason)

@@ -84,7 +84,7 @@ def limits_of_gradient_flow(d, N, Lam, rotate, sigma, theta, seed) -> list[Check
             optimum.preconditioner,
             LIMIT_TOLERANCE,
         ),
-        check.exact("risk", objective.risk(limit), optimum.risk, LIMIT_TOLERANCE),
+        check.exact("risk", objective.risk(limit), optimum.risk, LIMIT_TOLERANCE, terms=np.trace(matrix)),
         # Every entry of both matrices, also those that the flow never moves.
         check.exact("gradient_w_pv_abs", gradient.w_pv, np.zeros((d + 1, d + 1)), LIMIT_TOLERANCE * np.trace(matrix) ** 2),
         check.exact("gradient_w_kq_abs", gradient.w_kq, np.zeros((d + 1, d + 1)), LIMIT_TOLERANCE * np.trace(matrix) ** 2),

@@ -152,7 +152,7 @@ def loss_gap(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
     reduced = minimum - objective.risk(structured(0.0, 0 * matrix)) / 2
     return [
         check.holds("flow_converged_abs", flow.verdict == training.Verdict.CONVERGED),
-        check.exact("smallest_half_loss", minimum, lowest + np.trace(matrix) / 2, EXACT_TOLERANCE),
+        check.exact("smallest_half_loss", minimum, lowest + np.trace(matrix) / 2, EXACT_TOLERANCE, terms=np.trace(matrix)),
         check.exact("smallest_reduced_loss", reduced, lowest, EXACT_TOLERANCE),
         check.exact("gap", measured, expected, EXACT_TOLERANCE),
     ]
@@ -179,6 +179,6 @@ def minimisers(d, N, Lam, rotate, starts, seed) -> list[Check]:
         checks += [
             check.holds(f"flow_converged_{i}_abs", flow.verdict == training.Verdict.CONVERGED),
             check.exact(f"product_{i}", u * inner, inverse, LIMIT_TOLERANCE),
-            check.exact(f"half_loss_along_the_curve_{i}", curve, np.full(3, lowest), EXACT_TOLERANCE),
+            check.exact(f"half_loss_along_the_curve_{i}", curve, np.full(3, lowest), EXACT_TOLERANCE, terms=np.trace(matrix)),
         ]
     return checks

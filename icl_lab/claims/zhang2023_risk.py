@@ -137,7 +137,15 @@ def error_on_any_labels(d, N, Lam, rotate, seed, M, w, label, s2, samples) -> li
         if name == "linear":
             # The risk is against a noiseless query label.
             risk = risk_on(flow.limit, matrix, M, np.outer(direction, direction), variance)
-            checks.append(check.exact(f"error_{words}_exact", risk + variance, expected, RISK_TOLERANCE))
+            checks.append(
+                check.exact(
+                    f"error_{words}_exact",
+                    risk + variance,
+                    expected,
+                    RISK_TOLERANCE,
+                    terms=float(direction @ matrix @ direction),
+                )
+            )
         mean, error = mean_with_error(column)
         checks.append(check.sampled(f"error_{words}", mean, expected, error))
     return checks
@@ -159,7 +167,13 @@ def risk_at_other_lengths(d, N, Lam, rotate, seed, M) -> list[Check]:
     return [
         converged(flow),
         *(
-            check.exact(f"risk_at_{name}", risk_on(flow.limit, matrix, m), theory.zhang2023.risk(matrix, N, m), RISK_TOLERANCE)
+            check.exact(
+                f"risk_at_{name}",
+                risk_on(flow.limit, matrix, m),
+                theory.zhang2023.risk(matrix, N, m),
+                RISK_TOLERANCE,
+                terms=np.trace(matrix),
+            )
             for name, m in lengths.items()
         ),
         check.exact(
@@ -167,6 +181,7 @@ def risk_at_other_lengths(d, N, Lam, rotate, seed, M) -> list[Check]:
             risk_on(flow.limit, matrix, INFINITE),
             theory.zhang2023.risk(matrix, N, np.inf),
             INFINITE_TOLERANCE,
+            terms=np.trace(matrix),
         ),
     ]
 
@@ -190,12 +205,13 @@ def sample_size(d, N, Lam, rotate, seed, eps) -> list[Check]:
         eta = theory.transfer.residual_bound(matrix, n)
         risks = [risk_on(flow.limit, matrix, int(m)) for m in lengths]
         expected = [theory.zhang2023.risk(matrix, n, int(m)) for m in lengths]
+        floor, terms = theory.zhang2023.risk(matrix, n, np.inf), np.trace(matrix)
         checks += [
             converged(flow, f"flow_converged{words}_abs"),
             check.exact(f"risks{words}", risks, expected, RISK_TOLERANCE),
-            check.at_most(f"risks_against_bound{words}", risks, (d + 1) * np.trace(matrix) / lengths + eta),
-            check.at_most(f"risk_at_sample_size{words}", risks[2], eps + eta),
-            check.exact(f"residual{words}", risks[3], theory.zhang2023.risk(matrix, n, np.inf), INFINITE_TOLERANCE),
+            check.at_most(f"risks_against_bound{words}", risks, (d + 1) * np.trace(matrix) / lengths + eta, terms=terms),
+            check.at_most(f"risk_at_sample_size{words}", risks[2], eps + eta, terms=terms),
+            check.exact(f"residual{words}", risks[3], floor, INFINITE_TOLERANCE, terms=terms),
         ]
     return checks
 
@@ -230,13 +246,21 @@ def rates(d, N, Lam, rotate, seed, M, s2, s2_test) -> list[Check]:
             risk_on(infinite.limit, matrix, M),
             (d + 1) * np.trace(matrix) / M,
             INFINITE_TOLERANCE,
+            terms=np.trace(matrix),
         ),
-        check.exact("isotropic_bias", risk_on(clean.limit, np.eye(d), INFINITE), isotropic(d, N, np.inf), INFINITE_TOLERANCE),
+        check.exact(
+            "isotropic_bias",
+            risk_on(clean.limit, np.eye(d), INFINITE),
+            isotropic(d, N, np.inf),
+            INFINITE_TOLERANCE,
+            terms=d,
+        ),
         check.exact(
             "isotropic_noisy_risk",
             risk_on(noisy.limit, np.eye(d), M, noise_variance=s2_test),
             isotropic(d, N, M, s2, s2_test),
             RISK_TOLERANCE,
+            terms=d,
         ),
         check.exact("slope_of_bias_in_N_abs", np.log10(biases[1] / biases[0]) / 2, -2.0, SLOPE_TOLERANCE),
         check.exact("slope_of_variance_in_M_abs", np.log10(variances[1] / variances[0]) / 2, -1.0, SLOPE_TOLERANCE),
@@ -286,8 +310,8 @@ def against_least_squares(d, N, Lam, rotate, seed, M, s2, samples) -> list[Check
         converged(flow),
         check.exact("noiseless_ols_abs", np.mean(ols), 0.0, RISK_TOLERANCE * np.trace(matrix)),
         check.sampled("noiseless_layer", mean, theory.zhang2023.risk(matrix, N, M), error),
-        check.at_least("noiseless_layer_against_floor", risk_on(flow.limit, matrix, M), floor),
-        check.exact("floor", risk_on(flow.limit, matrix, INFINITE), floor, INFINITE_TOLERANCE),
+        check.at_least("noiseless_layer_against_floor", risk_on(flow.limit, matrix, M), floor, terms=np.trace(matrix)),
+        check.exact("floor", risk_on(flow.limit, matrix, INFINITE), floor, INFINITE_TOLERANCE, terms=np.trace(matrix)),
     ]
     inverse = np.linalg.inv(theory.zhang2023.gamma(matrix, N))
     for words, length in (("short", d + SPARE), ("long", 10 * (d + SPARE))):

@@ -100,18 +100,20 @@ def task_shift(d, N, Lam, rotate, seed, M, w, Om, s2, samples) -> list[Check]:
     tasks = covariance(Om, d, rotate, seed, "tasks", largest=1.5)
     flow, step = trained(matrix, N), _preconditioner(matrix, N)
     one_task = np.outer(vector, vector)
-    risk = risk_on(flow.limit, matrix, M, one_task)
+    risk, signal = risk_on(flow.limit, matrix, M, one_task), float(vector @ matrix @ vector)
+    three = risk_on(flow.limit, matrix, M, 9 * one_task)
     noisy = LinearRegression(dim=d, context_length=M, covariance=matrix, task_covariance=one_task, noise_std=np.sqrt(s2))
     mean, error = _simulated(flow.limit, noisy, prng.stream(jax.random.key(seed), "prompts"), samples)
     return [
         converged(flow),
-        check.exact("risk_of_w", risk, theory.lsa.risk(step, matrix, one_task, 0.0, M), RISK_TOLERANCE),
-        check.exact("risk_of_3w_over_risk_of_w", risk_on(flow.limit, matrix, M, 9 * one_task) / risk, 9.0, RISK_TOLERANCE),
+        check.exact("risk_of_w", risk, theory.lsa.risk(step, matrix, one_task, 0.0, M), RISK_TOLERANCE, terms=signal),
+        check.exact("risk_of_3w_over_risk_of_w", three / risk, 9.0, RISK_TOLERANCE, terms=9 * signal / risk),
         check.exact(
             "risk_of_random_tasks",
             risk_on(flow.limit, matrix, M, tasks, s2),
             theory.lsa.risk(step, matrix, tasks, s2, M),
             RISK_TOLERANCE,
+            terms=float(np.trace(matrix @ tasks)),
         ),
         check.sampled("simulated_noisy_risk_of_w", mean, theory.lsa.risk(step, matrix, one_task, s2, M), error),
     ]
@@ -146,7 +148,10 @@ def query_shift(d, N, Lam, rotate, seed, M, w, Lam_q, samples) -> list[Check]:
     checks = [
         converged(flow),
         check.sampled("simulated_risk", mean, theory.lsa.risk(step, matrix, one_task, 0.0, M, moment), error),
-        check.exact("risk_after_infinite_context", after_infinite_context(flow.limit), limit, PREDICTION_TOLERANCE),
+        # The closed form is a difference of terms as large as the response.
+        check.exact(
+            "risk_after_infinite_context", after_infinite_context(flow.limit), limit, PREDICTION_TOLERANCE, terms=largest
+        ),
         check.exact("risk_after_infinite_lengths_abs", after_infinite_context(infinite.limit), 0.0, VANISHED * largest),
     ]
     if d == 1:

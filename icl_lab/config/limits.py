@@ -8,17 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from icl_lab.config.choice import Group
-from icl_lab.errors import InvalidValueError, MemoryBudgetError
+from icl_lab.errors import InvalidValueError
 from icl_lab.estimators.ridge import check_penalty
-from icl_lab.tasks.prompt import Task, check_count
+from icl_lab.tasks.prompt import Task, check_count, check_prompt_fits
 from icl_lab.training.coordinates import check_flow
 
 LARGEST_COUNT = 2**31 - 1
 """Steps and prompts are numbered by 32 bits, of keys and of arrays."""
-LARGEST_PROMPT = 2**27
-"""Numbers in the inputs of one prompt, a gigabyte in float64."""
-
-
 LARGEST_SIZE = 2**14
 """Matrices of this size are held whole, two gigabytes each in float64."""
 _SIZES = {
@@ -61,12 +57,8 @@ def check_analysis(group: Group, task: Task) -> None:
     _check_count(group["prompts"], "analysis.prompts", 2, "A standard error needs two prompts at least.")
     if group["ridge_penalty"] is not None:
         check_penalty(group["ridge_penalty"], task.dim)
-    longest = max(context_lengths(group["context_lengths"], task.context_length))
-    if longest * task.dim > LARGEST_PROMPT:
-        raise MemoryBudgetError(
-            f"a prompt of {longest} examples at d = {task.dim} holds {longest * task.dim} numbers, more than the "
-            f"{LARGEST_PROMPT} allowed; `analysis.context_lengths` goes up to 4 times `task.context_length` unless it is given."
-        )
+    # Unless they are given, they go up to 4 times the length of training.
+    check_prompt_fits(max(context_lengths(group["context_lengths"], task.context_length)), task.dim)
 
 
 def context_lengths(asked: Any, length: int) -> list[int]:

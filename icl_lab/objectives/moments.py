@@ -185,5 +185,8 @@ class MomentLoss(Objective):
     @property
     def rate_spread(self) -> float:
         # Relaxation rates scale like products of token variances; the tokens' spread to the third power bounds them.
-        diagonal = np.sort(np.abs(np.diagonal(self.moments.gram)))
-        return float(diagonal[-1] / max(diagonal[0], 1e-300))
+        diagonal = np.abs(np.diagonal(self.moments.gram))
+        # A feature that never occurs (products of two inputs of which one is zero) has no rate.
+        return (
+            float(np.max(diagonal) / np.min(diagonal, initial=np.max(diagonal), where=diagonal > 0)) if diagonal.any() else 1.0
+        )

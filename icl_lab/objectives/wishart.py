@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-import scipy.special
+import scipy.linalg
 from jaxtyping import Float
 
 from icl_lab import precision
@@ -147,8 +147,10 @@ def _chi_squared(freedom: int, count: int) -> Rule:
     """Gauss rule of a chi-square variable; zero degrees of freedom are the number 0."""
     if freedom == 0:
         return np.zeros(1), np.ones(1)
-    nodes, masses = scipy.special.roots_genlaguerre(count, freedom / 2 - 1)
-    return 2 * nodes, masses / np.sum(masses)
+    # From the recurrence of the Laguerre polynomials: weights that are not normalised overflow from 343 degrees of freedom on.
+    k, alpha = np.arange(count), freedom / 2 - 1
+    nodes, vectors = scipy.linalg.eigh_tridiagonal(2 * k + 1 + alpha, np.sqrt(k[1:] * (k[1:] + alpha)))
+    return 2 * nodes, vectors[0] ** 2
 
 
 def _normal(count: int) -> Rule:

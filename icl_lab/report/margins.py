@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
+from icl_lab.report.results import UNTESTED
 from icl_lab.report.tables import Entry, share_of_tolerance
 
 LOWEST, HIGHEST = -8, 2
@@ -80,7 +81,7 @@ def share_in_words(check: Entry) -> str:
 def failure(entry: Entry) -> str:
     """What went wrong with a claim that failed: the exception, or its worst check and by how much it is off."""
     if "reason" in entry:
-        return entry["reason"] if entry.get("verdict") == "not_converged" else f"No verdict: {entry['reason']}"
+        return entry["reason"] if entry.get("verdict") in UNTESTED else f"No verdict: {entry['reason']}"
     failed = sorted((check for check in entry["checks"] if not check["passed"]), key=share_of_tolerance, reverse=True)
     if not failed:
         return "No check failed, yet the results say that the claim did."

@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from icl_lab.report import margins
+from icl_lab.report.results import UNTESTED
 from icl_lab.report.tables import Entry, share_of_tolerance, short, verdict, verdict_of
 
 LISTED = 24
@@ -129,23 +130,30 @@ class _Claim:
     parameters: Sequence[tuple[str, str]]
     checks: Sequence[_Check]
 
+    @property
+    def status(self) -> str:
+        """The part of the page that the claim stands in."""
+        if self.entry["passed"]:
+            return "passed"
+        return "untested" if self.entry.get("verdict") in UNTESTED else "failed"
+
 
 def render(results: Sequence[Results], roots: Sequence[RunRoot]) -> str:
     """The page.
 
     Args:
-      results: files of verified claims; claims that failed come first, by how far they are off, then those that did not
-        converge, then those that passed by paper, in the order given.
+      results: files of verified claims; claims that failed come first, by how far they are off, then those that were not
+        tested, then those that passed by paper, in the order given.
       roots: folders of runs.
 
     Returns:
       HTML. All that comes from files is escaped.
     """
     claims = _claims(results)
-    unfinished = [claim for claim in claims if claim.entry.get("verdict") == "not_converged"]
-    failed = [claim for claim in claims if not claim.entry["passed"] and claim not in unfinished]
+    untested = [claim for claim in claims if claim.status == "untested"]
+    failed = [claim for claim in claims if claim.status == "failed"]
     failed.sort(key=lambda claim: -margins.worst(claim.entry))
-    passed = [claim for claim in claims if claim.entry["passed"]]
+    passed = [claim for claim in claims if claim.status == "passed"]
     groups: dict[str, list[_Claim]] = {claim.group: [] for claim in claims}
     for claim in passed:
         groups[claim.group].append(claim)
@@ -162,7 +170,7 @@ def render(results: Sequence[Results], roots: Sequence[RunRoot]) -> str:
         roots=roots,
         claims=claims,
         failed=failed,
-        unfinished=unfinished,
+        untested=untested,
         passed=passed,
         groups={group: members for group, members in groups.items() if members},
         papers=collections.Counter(claim.group for claim in claims),

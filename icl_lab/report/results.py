@@ -8,7 +8,9 @@ from typing import Any
 from icl_lab.errors import InvalidValueError
 from icl_lab.report.tables import Entry
 
-VERDICTS = {True: ("passed",), False: ("failed", "not_converged")}
+UNTESTED = ("not_converged", "refused")
+"""Verdicts of claims whose statements were not tested."""
+VERDICTS = {True: ("passed",), False: ("failed", *UNTESTED)}
 """`passed` -> what `verdict` may be beside it."""
 
 

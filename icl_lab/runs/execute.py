@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from icl_lab import devices, precision
 from icl_lab.config import compose, schema, yaml12
+from icl_lab.errors import in_words
 from icl_lab.prng import check_seed
 from icl_lab.runs import distributed, figures, present, provenance, records, store
 from icl_lab.runs.simulate import Simulation, simulate
@@ -108,7 +109,7 @@ def publish(
         except Exception as error:
             status = {
                 "status": "failed",
-                "error": f"{type(error).__name__}: {error}",
+                "error": in_words(error),
                 "traceback": "".join(traceback.format_exception(error)),
             }
             try:
@@ -151,7 +152,7 @@ def _draw(result: Simulation, folder: Path) -> str | None:
         figures.draw(result, folder)
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
-        problem = f"not drawn: {type(error).__name__}: {error}"
+        problem = f"not drawn: {in_words(error)}"
         print(f"icl-lab: the run is kept without its figures ({problem})", file=sys.stderr)
         return problem
     return None

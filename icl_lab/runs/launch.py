@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from icl_lab import streams
 from icl_lab.config import compose, paths
-from icl_lab.errors import IclLabError, InvalidValueError, of_path
+from icl_lab.errors import IclLabError, InvalidValueError, in_words, mistake_in
 from icl_lab.runs import cache, distributed, environment, outcomes, points
 
 _RAISE = "HYDRA_FULL_ERROR"
@@ -65,7 +65,7 @@ def launch(arguments: Sequence[str]) -> int:
         except Exception as error:
             if before_raise:
                 raise
-            outcome = outcomes.Outcome(_report(error), f"{type(error).__name__}: {error}")
+            outcome = outcomes.Outcome(_report(error), in_words(error))
         here.append(outcome)
         return outcome
 
@@ -128,11 +128,11 @@ def _options_first(arguments: Sequence[str]) -> list[str]:
 
 def _report(error: Exception) -> int:
     """Say on stderr why a run failed; the exit status, 2 if the user can mend it and 1 if not."""
-    mistake = of_path(error) if isinstance(error, OSError) else error
+    mistake = mistake_in(error)
     if isinstance(mistake, IclLabError):
         print(f"icl-lab: {mistake}", file=sys.stderr)
         return 2
-    print(f"icl-lab: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"icl-lab: the run failed: {in_words(error)}", file=sys.stderr)
     return 1
 
 

@@ -24,7 +24,7 @@ from icl_lab.errors import InvalidValueError
 from icl_lab.linalg import is_traced
 from icl_lab.prng import stream
 from icl_lab.tasks.covariates import normals
-from icl_lab.tasks.prompt import Prompt, Task, as_default_float, as_float64, check_count
+from icl_lab.tasks.prompt import Prompt, Task, as_default_float, as_float64, check_count, check_prompt_fits
 from icl_lab.typing import Array, Key
 
 
@@ -217,6 +217,7 @@ def _stationary_start(coefficients: Array, noise_std: Array, draws: Array) -> Ar
 def _sample_prompt(key: Key, coefficients: Array, noise_std: Array, context_length: int) -> Prompt:
     noise_std = as_default_float(noise_std)
     order = coefficients.shape[0]
+    check_prompt_fits(context_length, order)
     start = _stationary_start(coefficients, noise_std, normals(stream(key, "start"), 1, order)[0])
     innovations = noise_std * normals(stream(key, "noise"), 1, context_length + 1)[0]
     oldest_first = coefficients[::-1]

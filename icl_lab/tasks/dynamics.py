@@ -19,7 +19,7 @@ from jaxtyping import Float, Inexact
 from icl_lab.errors import InvalidValueError
 from icl_lab.linalg import haar_orthogonal, is_traced
 from icl_lab.prng import stream
-from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative
+from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
 from icl_lab.tasks.starts import GaussianStart, StartLaw
 from icl_lab.typing import Array, Key
 
@@ -135,6 +135,7 @@ class LinearDynamics(Task):
 
     def sample(self, key: Key) -> Prompt:
         """One prompt; its latent is W (d, d)."""
+        check_prompt_fits(self.context_length, self.dim)
         transition = self.transition.sample(stream(key, "task"), self.dim)
         first = self.start.sample(stream(key, "start"), self.dim)
         dtype = jnp.result_type(complex if jnp.iscomplexobj(transition) or jnp.iscomplexobj(first) else float)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from icl_lab.linalg import check_covariance
 from icl_lab.prng import stream
 from icl_lab.tasks.covariates import CovariateLaw, covariates_for, normals
-from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative
+from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
 from icl_lab.tasks.spectra import apply_root, as_covariance, covariance_root
 from icl_lab.typing import Array, Key
 
@@ -84,6 +84,7 @@ class LinearRegression(Task):
 
     def sample(self, key: Key) -> Prompt:
         """One prompt; its latent is the task vector w (d,)."""
+        check_prompt_fits(self.context_length, self.dim)
         inputs = self.covariates.sample(stream(key, "inputs"), self.context_length + 1)
         task_vector = self.sample_task(key)
         responses = inputs @ task_vector

@@ -26,7 +26,7 @@ from icl_lab.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.prng import stream
 from icl_lab.tasks.covariates import CovariateLaw, Gaussian, covariates_for, normals
 from icl_lab.tasks.links import Link
-from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative
+from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
 from icl_lab.typing import Array, Key
 
 DIRECTIONS = ("sphere", "gaussian", "axis")
@@ -277,6 +277,7 @@ class NonlinearRegression(Task):
 
     def sample(self, key: Key) -> Prompt:
         """One prompt; its latent is that of the response."""
+        check_prompt_fits(self.context_length, self.dim)
         inputs = self.covariates.sample(stream(key, "inputs"), self.context_length + 1)
         latent = self.response.sample(stream(key, "task"), self.dim)
         responses = jax.vmap(self.response, in_axes=(None, 0))(latent, inputs)

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
 from icl_lab.linalg import is_traced
 from icl_lab.typing import Array, Key
+
+LARGEST_PROMPT = 2**27
+"""Numbers in the inputs of one prompt, a gigabyte in float64."""
 
 
 class Prompt(eqx.Module):
@@ -72,6 +75,15 @@ def check_count(value: int | np.integer, name: str, minimum: int, reason: str) -
     """Raise `InvalidValueError` unless the integer `value` is at least `minimum`; `reason` says why in a clause."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         raise InvalidValueError(f"`{name}` must be an integer >= {minimum}; got {value!r}. {reason}")
+
+
+def check_prompt_fits(context_length: int, dim: int) -> None:
+    """Raise `MemoryBudgetError` if the inputs of one prompt hold more than `LARGEST_PROMPT` numbers, before they are drawn."""
+    if context_length * dim > LARGEST_PROMPT:
+        raise MemoryBudgetError(
+            f"a prompt of {context_length} examples at d = {dim} holds {context_length * dim} numbers, more than the "
+            f"{LARGEST_PROMPT} allowed. Exact losses need no prompts; to draw some, choose a shorter context."
+        )
 
 
 def check_nonnegative(value: Any, name: str) -> None:

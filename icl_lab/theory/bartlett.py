@@ -13,11 +13,13 @@ import itertools
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.errors import InvalidValueError, MemoryBudgetError
 from icl_lab.typing import Array
 
 NEGLIGIBLE = 1e-17
 """Size of the impulse response at which its tail is dropped."""
+LONGEST_SERIES = 2**22
+"""Values of a series that exact moments are summed over, in seconds."""
 
 
 def memory(coefficients: Float[Array, "p"]) -> int:
@@ -72,8 +74,15 @@ def autocovariances(
 
     Raises:
       InvalidValueError: coefficients that are not stationary.
+      MemoryBudgetError: lags and memory of the series together exceed `LONGEST_SERIES` values.
     """
     terms = memory(coefficients) + len(moving) + 1
+    if terms + count > LONGEST_SERIES:
+        raise MemoryBudgetError(
+            f"exact moments take {terms + count} values of the series, {count} for the prompt and {terms} until it has "
+            f"forgotten, more than the {LONGEST_SERIES} allowed. Take a shorter context, or coefficients further from the "
+            "unit circle."
+        )
     psi = impulse_response(coefficients, moving, terms + count)
     return noise_std**2 * np.array([psi[:terms] @ psi[k : k + terms] for k in range(count)])
 

@@ -111,3 +111,15 @@ def test_json_keeps_every_digit_and_has_no_nan():
     assert again["error"] is None
     assert again["standard_error"] is None
     assert list(again) == ["name", "measured", "expected", "error", "tolerance", "standard_error", "passed"]
+
+
+def test_terms_that_cancel_leave_their_rounding():
+    terms, small = 14.0, 1.4e-8
+    left = (terms + small) - terms
+    assert not check.exact("risk", left, small, 1e-9).passed
+    made = check.exact("risk", left, small, 1e-9, terms=terms)
+    assert made.passed
+    assert 1e-9 < made.tolerance < 1e-5
+    assert not check.exact("risk", small * (1 + 1e-4), small, 1e-9, terms=terms).passed
+    assert check.at_least("risk", -1e-15, 0.0, terms=terms).passed
+    assert not check.at_most("risk", 1e-12, 0.0, terms=terms).passed

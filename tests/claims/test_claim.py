@@ -35,8 +35,8 @@ def test_overrides_replace_defaults():
 
 
 def test_a_whole_number_in_scientific_notation_is_an_integer():
-    resolved = _claim().resolve({"d": 1e5, "sigma": 1e-3})
-    assert (resolved["d"], resolved["sigma"]) == (100_000, 1e-3)
+    resolved = _claim().resolve({"d": 1e3, "sigma": 1e-3})
+    assert (resolved["d"], resolved["sigma"]) == (1_000, 1e-3)
     assert type(resolved["d"]) is int
 
 

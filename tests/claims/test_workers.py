@@ -1,10 +1,11 @@
 """Verdicts and processes of a verification: flows short of their limits, claims that only this process has, lost workers."""
 
+import os
 import types
 
 import pytest
 
-from icl_lab.claims import check, registry, verify
+from icl_lab.claims import check, registry, verify, workers
 from icl_lab.report import tables
 
 
@@ -13,6 +14,22 @@ def test_a_flow_that_has_not_ended_is_no_verdict_on_its_theorem():
     assert (entry["passed"], entry["verdict"]) == (False, "not_converged")
     assert "A gradient flow ended as" in entry["reason"]
     assert "NOT CONVERGED" in str(tables.verified_table([entry]))
+
+
+def _in_which_process(one, parameters):
+    return {"id": one.id, "process": os.getpid()}
+
+
+@pytest.mark.slow
+def test_a_worker_leaves_with_its_memory_after_some_claims(monkeypatch):
+    monkeypatch.setattr(workers, "CLAIMS_PER_WORKER", 2)
+    chosen = registry.select(["zhang2023.lem*"])[:4]
+    entries, lost = [], []
+    left = workers.run_each([(one, {}) for one in chosen], 1, _in_which_process, entries.append, lost.append)
+    assert (left, lost) == ([], [])
+    processes = [entry["process"] for entry in entries]
+    assert sorted(map(processes.count, set(processes))) == [2, 2]
+    assert os.getpid() not in processes
 
 
 @pytest.mark.slow

@@ -117,3 +117,13 @@ def test_problems_without_phases_are_refused():
         objectives.phase_loss(clean, MODEL, [0])
     with pytest.raises(MemoryBudgetError, match="live=True"):
         objectives.phase_loss(tasks.LinearDynamics(15, 3, tasks.DiagonalUnitary()), MODEL)
+
+
+def test_products_that_never_occur_count_neither_as_slow_nor_as_unresolved():
+    """Sparse states: most products of three entries are zero, and their coefficients do not matter."""
+    task = tasks.LinearDynamics(2, 3, tasks.DiagonalUnitary(), start=STARTS["sparse"])
+    objective = objectives.phase_loss(task, MODEL)
+    assert np.any(np.diagonal(objective.moments.gram) == 0)
+    assert objective.rate_spread < 10
+    start = PairedWeights(0.5 * np.eye(2), 1.5 * np.eye(2)).merged()
+    assert training.gradient_flow(objective, start).verdict is training.Verdict.CONVERGED

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
 from icl_lab.tasks import (
     Autoregressive,
     DiagonalUnitary,
@@ -85,6 +85,20 @@ def test_a_prompt_that_is_not_finite_is_refused_with_place_and_count():
     prompt = Prompt(np.ones((3, 2)), labels, np.ones(2), np.ones(1))
     with pytest.raises(NonFiniteError, match=r"`prompt.labels` holds 2 NaN or infinite value\(s\)"):
         check_finite(prompt)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        LinearRegression(3, 10**9),
+        NonlinearRegression(2, 10**9, ReLUNetwork(2)),
+        LinearDynamics(2, 10**9, HaarOrthogonal()),
+        Autoregressive([0.5], 10**9),
+    ],
+)
+def test_a_prompt_that_fits_no_memory_is_refused_before_it_is_drawn(key, task):
+    with pytest.raises(MemoryBudgetError, match="a prompt of 1000000000 examples"):
+        task.sample(key)
 
 
 def test_noise_is_drawn_only_if_there_is_any(key, agrees):
