@@ -17,9 +17,11 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.errors import InvalidValueError, PrecisionError
 
 SIGMAS = 4.0
+SMALLEST_SHARE = 1e-9
+"""Share of the loss of predicting zero below which a search does not find the best weights to five digits."""
 ROUNDING = 32 * float(np.finfo(np.float64).eps)
 """Rounding of a sum or difference, as a share of its terms; a dozen operations lead to it."""
 LARGEST_SAMPLED_TOLERANCE = 0.5
@@ -105,7 +107,12 @@ def holds(name: str, condition: bool) -> Check:
 
 
 def at_most(
-    name: str, measured: Any, bound: Any, tolerance: float = 0.0, standard_error: float | None = None, terms: SupportsFloat = 0.0
+    name: str,
+    measured: Any,
+    bound: Any,
+    tolerance: float = 0.0,
+    standard_error: float | None = None,
+    terms: SupportsFloat = 0.0,
 ) -> Check:
     """The check of an inequality, measured <= bound entry by entry; its error is the Frobenius norm of the excess, relative to
     that of the bound unless the name ends in `_abs`.
@@ -130,12 +137,26 @@ def at_most(
 
 
 def at_least(
-    name: str, measured: Any, bound: Any, tolerance: float = 0.0, standard_error: float | None = None, terms: SupportsFloat = 0.0
+    name: str,
+    measured: Any,
+    bound: Any,
+    tolerance: float = 0.0,
+    standard_error: float | None = None,
+    terms: SupportsFloat = 0.0,
 ) -> Check:
     """`at_most` the other way round: measured >= bound."""
     negative = -np.asarray(measured, dtype=np.float64), -np.asarray(bound, dtype=np.float64)
     mirrored = at_most(name, *negative, tolerance, standard_error, terms)
     return dataclasses.replace(mirrored, measured=_numbers(measured), expected=_numbers(bound))
+
+
+def require_shown(loss: float, terms: SupportsFloat) -> None:
+    """Raise `PrecisionError` if a least loss is so small beside its terms that double precision does not find its weights."""
+    if not loss >= SMALLEST_SHARE * float(terms):
+        raise PrecisionError(
+            f"the least loss would be {loss / float(terms):.1g} of that of predicting zero; below {SMALLEST_SHARE:g} double "
+            "precision does not tell the best weights from others. Take a shorter context, or fewer layers."
+        )
 
 
 def _rounding(measured: Any, terms: SupportsFloat) -> float:

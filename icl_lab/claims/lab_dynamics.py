@@ -83,7 +83,7 @@ def balanced_limit(d, N, s2, Lam, Om, rotate, seed, sigma, u0) -> list[Check]:
     objective = exact(task)
     direction = _direction(seed, theory.timecourse.signal(*problem[:2]))
     product, minimum = theory.lsa.optimal_preconditioner(*problem), theory.lsa.minimum_risk(*problem)
-    terms = float(objective.task.signal_variance)
+    terms = float(task.signal_variance)
     checks = []
     for words, u, size in (("large_u", max(u0, sigma), min(u0, sigma)), ("large_U", min(u0, sigma), max(u0, sigma))):
         flow = convergence.to_limit(

@@ -72,12 +72,13 @@ def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
     flows = training.gradient_flows(objective, begin, solver="tsit5")
     convergence.rest_on(flows, flows.best)
     weights = flows.limit(flows.best)
+    terms = float(objective.moments.variance) / 2
     row, scores = weights.w_pv[-1], weights.w_kq[:, :d]
     searched = quasi_newton.minimise(objective, gaussian_starts(seed, 4 * (starts + 1), d, 10 * scale))
     return [
         check.holds("flow_converged_abs", flows.verdicts[flows.best] == training.Verdict.CONVERGED),
-        check.exact("loss", objective.risk(weights) / 2, least, LOSS_TOLERANCE),
-        check.exact("lowest_loss_by_bfgs", np.min(searched.losses), least, LOSS_TOLERANCE),
+        check.exact("loss", objective.risk(weights) / 2, least, LOSS_TOLERANCE, terms=terms),
+        check.exact("lowest_loss_by_bfgs", np.min(searched.losses), least, LOSS_TOLERANCE, terms=terms),
         check.exact("step_matrix", -row[-1] * scores[:d], eta * np.eye(d), WEIGHT_TOLERANCE),
         check.exact("b_x_over_b_y_abs", row[:d] / row[-1], np.zeros(d), WEIGHT_TOLERANCE),
         check.exact("A_y_over_A_x_abs", scores[d] / np.linalg.norm(scores[:d]), np.zeros(d), WEIGHT_TOLERANCE),
@@ -102,6 +103,7 @@ def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
 def heads_do_not_help(d, N, law, sigma, heads, starts, seed) -> list[Check]:
     objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
     moments, features = objective.moments, objective.features
+    check.require_shown(least, moments.variance / 2)
     best = np.linalg.lstsq(moments.gram, moments.cross, rcond=None)[0]
     convex = (moments.variance - np.sum(moments.cross * best)) / 2
     pairs = zip(features.rows, features.columns, strict=True)
@@ -152,6 +154,7 @@ class _Ends:
 def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
     variance, _ = input_moments(law, sigma)
     objective, (_, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
+    check.require_shown(least, objective.moments.variance / 2)
     scale = 0.1 / np.sqrt(variance)
     one, two = (_Ends(objective, gaussian_starts(seed, starts, d, scale, heads), least) for heads in (None, 2))
     checks = [

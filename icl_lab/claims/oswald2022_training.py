@@ -87,9 +87,15 @@ def segments_to_the_construction(d, N, law, sigma, starts, scale, seed) -> list[
     wrong = LSAWeights(w_pv=abs(betas[1]) * negative.w_pv, w_kq=negative.w_kq / abs(betas[1]))
     cancelled = analysis.losses_along_segment(objective, (wrong,), step, [0.5], rescale=False)[0]
     return [
-        check.exact("trained_losses", ends.losses, np.full(starts, least), LOSS_TOLERANCE),
+        check.exact("trained_losses", ends.losses, np.full(starts, least), LOSS_TOLERANCE, terms=untrained),
         check.exact("beta", betas, signs * limits, WEIGHT_TOLERANCE),
-        check.exact("losses_along_the_segments", np.stack(segments), np.full((starts, len(SHARES)), least), LOSS_TOLERANCE),
+        check.exact(
+            "losses_along_the_segments",
+            np.stack(segments),
+            np.full((starts, len(SHARES)), least),
+            LOSS_TOLERANCE,
+            terms=untrained,
+        ),
         check.exact("midpoints_without_rescaling", unscaled, midpoints, WEIGHT_TOLERANCE),
         check.at_least("midpoint_without_rescaling_of_negative_beta", unscaled[1], untrained, LOSS_TOLERANCE),
         check.exact("midpoint_with_the_absolute_value_of_beta", cancelled, untrained, WEIGHT_TOLERANCE),

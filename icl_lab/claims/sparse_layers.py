@@ -10,11 +10,12 @@ import numpy as np
 from jax.tree_util import Partial
 
 from icl_lab import prng, theory
+from icl_lab.claims import check
 from icl_lab.claims.ahn2023 import MODEL
 from icl_lab.claims.claim import integer, table
 from icl_lab.claims.quasi_newton import Ends, minimise
 from icl_lab.claims.settings import covariance
-from icl_lab.errors import InvalidValueError, PrecisionError
+from icl_lab.errors import InvalidValueError
 from icl_lab.linalg import check_covariance
 from icl_lab.models import LSAWeights
 from icl_lab.objectives import wishart
@@ -33,19 +34,10 @@ SEED = {"seed": integer(0, 0, "of starts, weights and bases")}
 SEARCH = {"starts": integer(8, 1, "random starts of BFGS, of which the best counts")} | SEED
 
 
-SMALLEST_RISK = 1e-9
-"""Share of the risk of predicting zero below which double precision does not determine the best layers to the tolerances."""
-
-
-def best_stack(d: int, N: int, L: int, corrected: bool) -> tuple[np.ndarray, np.ndarray, float]:
+def best_stack(d: int, N: int, L: int, corrected: bool) -> tuple[Array, Array, float]:
     """`theory.ahn2023.best_stack`; raises `PrecisionError` where training cannot find it."""
     a, b, minimum = theory.ahn2023.best_stack(d, N, L, corrected)
-    if not minimum >= SMALLEST_RISK * d:
-        raise PrecisionError(
-            f"the risk of the best {L} layers at d = {d} and N = {N} is {minimum / d:.1g} of that of predicting zero; below "
-            f"{SMALLEST_RISK:g} double precision does not tell the best layers from others. Take a shorter context, or fewer "
-            "layers."
-        )
+    check.require_shown(minimum, d)
     return a, b, minimum
 
 

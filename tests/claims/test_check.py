@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from icl_lab.claims import check
-from icl_lab.errors import InvalidValueError
+from icl_lab.errors import InvalidValueError, PrecisionError
 
 
 def test_the_error_is_the_relative_frobenius_norm():
@@ -123,3 +123,10 @@ def test_terms_that_cancel_leave_their_rounding():
     assert not check.exact("risk", small * (1 + 1e-4), small, 1e-9, terms=terms).passed
     assert check.at_least("risk", -1e-15, 0.0, terms=terms).passed
     assert not check.at_most("risk", 1e-12, 0.0, terms=terms).passed
+
+
+def test_a_loss_lost_in_rounding_is_refused_before_a_search():
+    check.require_shown(1e-6, 3.0)
+    for lost in (1e-12, 0.0, -1e-16, np.nan):
+        with pytest.raises(PrecisionError, match="shorter context"):
+            check.require_shown(lost, 3.0)
