@@ -20,7 +20,7 @@ import numpy as np
 from icl_lab.errors import InvalidValueError, PrecisionError
 
 SIGMAS = 4.0
-SMALLEST_SHARE = 1e-9
+SMALLEST_SHARE = 1e-7
 """Share of the loss of predicting zero below which a search does not find the best weights to five digits."""
 ROUNDING = 32 * float(np.finfo(np.float64).eps)
 """Rounding of a sum or difference, as a share of its terms; a dozen operations lead to it."""

@@ -103,7 +103,8 @@ def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
 def heads_do_not_help(d, N, law, sigma, heads, starts, seed) -> list[Check]:
     objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
     moments, features = objective.moments, objective.features
-    check.require_shown(least, moments.variance / 2)
+    terms = float(moments.variance) / 2
+    check.require_shown(least, terms)
     best = np.linalg.lstsq(moments.gram, moments.cross, rcond=None)[0]
     convex = (moments.variance - np.sum(moments.cross * best)) / 2
     pairs = zip(features.rows, features.columns, strict=True)
@@ -111,9 +112,9 @@ def heads_do_not_help(d, N, law, sigma, heads, starts, seed) -> list[Check]:
     scale = 0.1 / np.sqrt(input_moments(law, sigma)[0])
     trained = quasi_newton.minimise(objective, gaussian_starts(seed, starts, d, scale, heads))
     return [
-        check.exact("least_squares", convex, least, LOSS_TOLERANCE),
+        check.exact("least_squares", convex, least, LOSS_TOLERANCE, terms=terms),
         check.exact("coefficients", best[:, 0], expected, CURVATURE_TOLERANCE),
-        check.exact("trained_heads", np.min(trained.losses), least, LOSS_TOLERANCE),
+        check.exact("trained_heads", np.min(trained.losses), least, LOSS_TOLERANCE, terms=terms),
     ]
 
 
@@ -154,12 +155,13 @@ class _Ends:
 def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
     variance, _ = input_moments(law, sigma)
     objective, (_, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
-    check.require_shown(least, objective.moments.variance / 2)
+    terms = float(objective.moments.variance) / 2
+    check.require_shown(least, terms)
     scale = 0.1 / np.sqrt(variance)
     one, two = (_Ends(objective, gaussian_starts(seed, starts, d, scale, heads), least) for heads in (None, 2))
     checks = [
-        check.exact("lowest_loss_of_one_head", np.min(one.losses), least, LOSS_TOLERANCE),
-        check.exact("lowest_loss_of_two_heads", np.min(two.losses), least, LOSS_TOLERANCE),
+        check.exact("lowest_loss_of_one_head", np.min(one.losses), least, LOSS_TOLERANCE, terms=terms),
+        check.exact("lowest_loss_of_two_heads", np.min(two.losses), least, LOSS_TOLERANCE, terms=terms),
     ]
     if law != "gaussian":  # no closed form of the false minimum
         return checks
