@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ class Loader(ConfigLoaderImpl):
             grouped = "." in override.key_or_group
             if not (override.is_sweep_override() or (grouped and left_to_points)):
                 put(config, override)
+        # Hydra makes its folder below this one before any code of ours sees the configuration.
+        if "run_root" in config:
+            config.run_root = os.path.expanduser(config.run_root)
         own = [override for override in parsed if not override.is_hydra_override()]
         config.hydra.overrides.task = [override.input_line for override in own]
         names = config.hydra.job.config.override_dirname

@@ -126,12 +126,13 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, after the checks that composing does not make.
 
     Raises:
-      InvalidValueError: as `compose.checked`, an experiment name that is no folder name, or no seed.
+      InvalidValueError: as `compose.checked`, an experiment name that is no folder name, or a number that is no seed.
     """
     resolved = OmegaConf.to_container(compose.checked(config), resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)
     schema.check_experiment(resolved["experiment"])
     check_seed(resolved["seed"], "seed")
+    check_seed(resolved["analysis"]["seed"], "analysis.seed")
     return {str(key): value for key, value in resolved.items()}
 
 

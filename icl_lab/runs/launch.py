@@ -58,7 +58,7 @@ def launch(arguments: Sequence[str]) -> int:
 
         if HydraConfig.get().job.chdir:
             # The folder that the user named it in; the job is in one of its own.
-            config.run_root = to_absolute_path(os.path.expanduser(config.run_root))
+            config.run_root = to_absolute_path(config.run_root)
         try:
             run = execute(config)
             outcome = outcomes.Outcome(0) if run.converged else outcomes.Outcome(1, f"ended as {run.status}: {run.folder}")

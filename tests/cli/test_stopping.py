@@ -153,6 +153,7 @@ def test_places_and_values_are_tried_before_the_work(arguments, message, tmp_pat
     ("setting", "message"),
     [
         ("seed=-1", "`seed` must be an integer from 0 to 2^63 - 1"),
+        ("analysis.seed=18446744073709551615", "`analysis.seed` must be an integer from 0 to 2^63 - 1"),
         ("run_root={file}/runs", "cannot be used: Not a directory."),
     ],
 )

@@ -39,6 +39,12 @@ def test_every_file_is_in_a_group_that_this_test_knows():
     assert groups == {*schema.GROUPS, "experiment", "decoder"}
 
 
+def test_home_is_no_folder_called_tilde(monkeypatch, tmp_path):
+    """Hydra's own folder is below `run_root` too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert composed("run_root='~/runs'").run_root == str(tmp_path / "runs")
+
+
 @pytest.mark.parametrize("name", choices("decoder"))
 def test_every_decoder_composes_with_the_experiment_that_trains_it(name):
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
