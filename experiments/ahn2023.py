@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
-from icl_lab import analysis, models, objectives, precision, prng, tasks, theory, training
-from icl_lab.linalg import psd_root
+from icl_lab import analysis, models, objectives, tasks, theory, training
+from icl_lab.core import precision, prng
+from icl_lab.core.linalg import psd_root
 from icl_lab.models import LSAWeights
 from icl_lab.report.figures import heat_maps
 from icl_lab.report.style import house_style, save

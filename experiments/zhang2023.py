@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from icl_lab import analysis, objectives, precision, tasks, theory, training
+from icl_lab import analysis, objectives, tasks, theory, training
+from icl_lab.core import precision
 from icl_lab.models import LinearSelfAttention
 from icl_lab.models.initializers import zhang
 from icl_lab.report.figures import heat_maps

@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
-from icl_lab import analysis, models, objectives, precision, prng, tasks, theory, training
+from icl_lab import analysis, models, objectives, tasks, theory, training
+from icl_lab.core import precision, prng
+from icl_lab.core.typing import Weights
 from icl_lab.models import initializers
 from icl_lab.report.style import house_style, save
-from icl_lab.tasks.forecasting import PublishedSeries, forecast_prompt, published_series
+from icl_lab.tasks.series.forecasting import PublishedSeries, forecast_prompt, published_series
 from icl_lab.training.windows import train_on_windows
-from icl_lab.typing import Weights
 
 LINEAR = models.LinearSelfAttention(embedding="hankel", query_in_sum=False)
 SOFTMAX = models.SoftmaxSelfAttention(embedding="hankel", query_in_sum=False)

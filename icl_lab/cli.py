@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import icl_lab
-from icl_lab import interruption, streams
-from icl_lab.errors import IclLabError, InvalidValueError, mistake_in
-from icl_lab.progress import display
+from icl_lab.core import interruption, streams
+from icl_lab.core.errors import IclLabError, InvalidValueError, mistake_in
+from icl_lab.core.progress import display
 from icl_lab.runs import environment
 
 MISUSE = 2
@@ -316,7 +316,7 @@ def _doctor(_: argparse.Namespace) -> int:
 
     folder = cache.enable()
     with display("doctor"):
-        from icl_lab import precision
+        from icl_lab.core import precision
         from icl_lab.runs import provenance
 
         with precision.float64():

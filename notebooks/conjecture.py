@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from icl_lab import analysis, models, objectives, prng, report, tasks, training
+from icl_lab import analysis, models, objectives, report, tasks, training
 from icl_lab.claims import check, verify
 from icl_lab.claims.claim import integer
 from icl_lab.claims.registry import claim
-from icl_lab.typing import Array
+from icl_lab.core import prng
+from icl_lab.core.typing import Array
 
 # %% [markdown]
 # ## A new law of the inputs
@@ -254,6 +255,6 @@ print(found)
 # printed above shows too.
 #
 # What would do better than one step? Least squares and ridge regression adapt to the scale of each prompt, and so can several
-# layers; `oswald2022` trains some.
+# layers; `vonoswald2022` trains some.
 #
 # To keep a conjecture, move its claim into a module under `icl_lab/claims/`: then `icl-lab verify` runs it with all the others.

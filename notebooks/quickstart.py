@@ -13,8 +13,9 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from icl_lab import analysis, models, objectives, precision, report, tasks, theory, training
+from icl_lab import analysis, models, objectives, report, tasks, theory, training
 from icl_lab.claims import verify
+from icl_lab.core import precision
 from icl_lab.runs import comparison
 
 # %% [markdown]
@@ -215,5 +216,5 @@ report.check_table(entries)
 # ```
 #
 # **Where next?** `zhang2023` tells when that theorem holds and when one layer fails; `mahankali2023` asks when this step is
-# optimal, and what noise and nonlinear labels do; `ahn2023` and `oswald2022` stack layers into many steps; `zheng2024` and
+# optimal, and what noise and nonlinear labels do; `ahn2023` and `vonoswald2022` stack layers into many steps; `zheng2024` and
 # `zhou2025` leave regression for sequences; `conjecture` shows how to test a claim of your own before you prove it.

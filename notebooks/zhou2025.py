@@ -33,10 +33,11 @@ import numpy as np
 import optax
 from IPython.display import display
 
-from icl_lab import analysis, estimators, models, objectives, prng, report, tasks, theory, training
+from icl_lab import analysis, estimators, models, objectives, report, tasks, theory, training
 from icl_lab.claims import verify
+from icl_lab.core import prng
 from icl_lab.models import initializers, series_constructions
-from icl_lab.tasks.forecasting import published_series
+from icl_lab.tasks.series.forecasting import published_series
 from icl_lab.training.windows import train_on_windows
 
 LSA = models.LinearSelfAttention(embedding="hankel", query_in_sum=False)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab import precision, programs
+from icl_lab.core import precision, programs
 
 LARGEST = programs.Size(maps=20_000, resident=2_500_000_000)
 """Of a process at the end of a test module. Linux kills one at 65,530 maps."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import icl_lab
-from icl_lab import compiled
+from icl_lab.core import compiled
 
 PACKAGE = Path(icl_lab.__file__).parent
 PATIENCE = 240

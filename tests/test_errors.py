@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from icl_lab.errors import InvalidValueError, MemoryBudgetError, in_words, mistake_in
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, in_words, mistake_in
 
 DEVICE = "RESOURCE_EXHAUSTED: Error dispatching computation: Out of memory allocating 36000000964 bytes."
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl_lab import precision, programs
+from icl_lab.core import precision, programs
 
 
 @pytest.fixture

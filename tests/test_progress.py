@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from icl_lab import models, objectives, progress, tasks, training
+from icl_lab import models, objectives, tasks, training
+from icl_lab.core import progress
 
 
 class Heard:

@@ -21,13 +21,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.optimize import least_squares
 
-from icl_lab import objectives, precision, tasks, theory, training
+from icl_lab import objectives, tasks, theory, training
+from icl_lab.core import precision
+from icl_lab.core.typing import Weights
 from icl_lab.models import LinearSelfAttention
 from icl_lab.models.initializers import zhang
 from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.population import StructuredLoss
 from icl_lab.training.segment import Stop, first_step_size, integrate, pick_solver, step_tolerance
-from icl_lab.typing import Weights
 
 _integrate = eqx.filter_jit(integrate)
 STEPS = 128

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from core import sgd_loop
 from matplotlib.figure import Figure
 
-from icl_lab import objectives, precision, tasks
+from icl_lab import objectives, tasks
+from icl_lab.core import precision
 from icl_lab.models import LinearSelfAttention
 
 DIM = 5

@@ -17,7 +17,8 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from icl_lab import models, objectives, precision, tasks
+from icl_lab import models, objectives, tasks
+from icl_lab.core import precision
 from icl_lab.training.descent import update
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.prng import stream
 from icl_lab.models.decoder import Decoder
-from icl_lab.prng import stream
-from icl_lab.tasks.covariates import ExponentialDiagonal
-from icl_lab.tasks.linear import LinearRegression
+from icl_lab.tasks.distributions.covariates import ExponentialDiagonal
+from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.training.prefixes import Curriculum, prefix_risk, train_decoder
 
 LAWS = ("fixed", "random")

@@ -25,12 +25,13 @@ import numpy as np
 import optimistix
 from jaxtyping import Float, Inexact
 
-from icl_lab import compiled, estimators
+from icl_lab import estimators
 from icl_lab.analysis.sampling import Predictor
+from icl_lab.core import compiled
+from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples
 from icl_lab.estimators.gradient_descent import mean_gradient
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array
 
 PENALTIES = np.geomspace(1e-10, 1e4, 57)[:, None]
 """Ridge penalties from which fits start; one that ends outside is at the boundary."""

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Inexact
 
 from icl_lab.analysis.sampling import Estimate, Predictor, sample_mean
+from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task
-from icl_lab.typing import Array, Key
 
 
 class FunctionComparison(eqx.Module):

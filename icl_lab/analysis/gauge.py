@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models.weights import LSAWeights
-from icl_lab.typing import Array, Weights
 
 SIGN_THRESHOLD = 1e-8
 """Below this share of the norm of p, p2 is rounding and cannot fix the sign."""

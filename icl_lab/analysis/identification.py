@@ -24,15 +24,15 @@ import jax
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab import compiled, precision
 from icl_lab.analysis import families, telling
 from icl_lab.analysis.families import Candidate
 from icl_lab.analysis.sampling import Estimate, Predictor
 from icl_lab.analysis.telling import Count
-from icl_lab.errors import InvalidValueError, NonFiniteError
-from icl_lab.prng import stream
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.prng import stream
+from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task, check_count
-from icl_lab.typing import Array, Key
 
 NONE = "none of these"
 """The verdict where no family is close."""

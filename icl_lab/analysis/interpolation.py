@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
 from icl_lab.analysis.gauge import widened
-from icl_lab.errors import InvalidValueError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models import LSAWeights
 from icl_lab.objectives import Objective
-from icl_lab.typing import Array, Weights
 
 
 def key_query_scale(layer: Weights, label_dim: int = 1) -> Float[np.ndarray, "*lead"]:

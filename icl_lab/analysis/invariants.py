@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_lab.analysis.gauge import widened
+from icl_lab.core.typing import Weights
 from icl_lab.models import LinearSelfAttention, LSAWeights, SelfAttention, SeparateWeights
-from icl_lab.typing import Weights
 
 
 def invariants(weights: Weights, model: SelfAttention | None = None) -> dict[str, np.ndarray]:

@@ -23,12 +23,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
 from icl_lab.analysis.gauge import widened
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
-from icl_lab.linalg import psd_root
+from icl_lab.core import precision
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.linalg import psd_root
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models import LinearSelfAttention, LSAWeights, SelfAttention
-from icl_lab.typing import Array, Weights
 
 
 class LayerCoefficients(NamedTuple):

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_lab.analysis.sampling import Estimate, Predictor, sample_mean
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task
-from icl_lab.typing import Array, Key
 
 
 class Risks(eqx.Module):

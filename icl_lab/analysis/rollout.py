@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
-from icl_lab.errors import InvalidValueError
-from icl_lab.tasks.forecasting import forecast_prompt
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.tasks.prompt import Prompt, check_count
-from icl_lab.typing import Array, Weights
+from icl_lab.tasks.series.forecasting import forecast_prompt
 
 Forecaster = Callable[[Weights, Prompt], Array]
 """A model, or a function of weights and prompt -> (1,)."""

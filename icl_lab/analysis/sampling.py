@@ -14,9 +14,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from icl_lab import compiled, precision
+from icl_lab.core import compiled, precision
+from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task, check_count
-from icl_lab.typing import Array, Key
 
 Predictor = Callable[[Prompt], Array]
 """An estimator or a model with its weights: prompt -> prediction (k,)."""

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Inexact
 
 from icl_lab.analysis.gauge import balance, live_parts
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models import LinearSelfAttention, LSAWeights, SelfAttention
-from icl_lab.typing import Array, Weights
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from icl_lab.errors import InvalidValueError, PrecisionError
+from icl_lab.core.errors import InvalidValueError, PrecisionError
 
 SIGMAS = 4.0
 SMALLEST_SHARE = 1e-7

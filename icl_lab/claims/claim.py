@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from icl_lab.claims.check import Check
-from icl_lab.errors import InvalidValueError
-from icl_lab.prng import check_seed
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.prng import check_seed
 
 LARGEST_SIZE = 2**10
 """Rows of the matrices of a claim, which it decomposes more than once, at seconds each."""

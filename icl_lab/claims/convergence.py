@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from icl_lab import training
+from icl_lab.core.typing import Weights
 from icl_lab.objectives import Objective
 from icl_lab.training import TrainingResult, Verdict
 from icl_lab.training.ensemble import Ensemble
-from icl_lab.typing import Weights
 
 _UNFINISHED: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("unfinished", default=None)
 

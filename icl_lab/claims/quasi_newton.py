@@ -10,9 +10,9 @@ import scipy.optimize
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
+from icl_lab.core import compiled, precision
+from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.objective import Objective
-from icl_lab.typing import Array, Weights
 
 # The loss is quadratic around a minimum: this leaves losses exact and weights good to about as many digits.
 GRADIENT_TOLERANCE = 1e-10

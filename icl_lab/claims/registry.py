@@ -1,68 +1,19 @@
-"""The table of claims: each module of `MODULES` adds its own when it is imported, at the first look-up."""
+"""The table of claims: each module in a folder of this package adds its own when it is imported, at the first look-up."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from icl_lab import claims
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Claim, Parameter
-from icl_lab.errors import InvalidValueError
-
-MODULES = (
-    "icl_lab.claims.zhang2023",
-    "icl_lab.claims.zhang2023_loss",
-    "icl_lab.claims.zhang2023_flow",
-    "icl_lab.claims.zhang2023_risk",
-    "icl_lab.claims.zhang2023_shift",
-    "icl_lab.claims.zhang2023_random",
-    "icl_lab.claims.zhang2023_residual",
-    "icl_lab.claims.zhang2023_fig1",
-    "icl_lab.claims.mahankali2023",
-    "icl_lab.claims.mahankali2023_proof",
-    "icl_lab.claims.mahankali2023_gauge",
-    "icl_lab.claims.mahankali2023_nonlinear",
-    "icl_lab.claims.oswald2022",
-    "icl_lab.claims.oswald2022_constructions",
-    "icl_lab.claims.oswald2022_gdpp",
-    "icl_lab.claims.oswald2022_steps",
-    "icl_lab.claims.oswald2022_depth",
-    "icl_lab.claims.oswald2022_fits",
-    "icl_lab.claims.oswald2022_landscape",
-    "icl_lab.claims.oswald2022_plateau",
-    "icl_lab.claims.oswald2022_training",
-    "icl_lab.claims.oswald2022_softmax",
-    "icl_lab.claims.oswald2022_sine",
-    "icl_lab.claims.ahn2023",
-    "icl_lab.claims.ahn2023_layers",
-    "icl_lab.claims.layers",
-    "icl_lab.claims.zhangsaxe2025",
-    "icl_lab.claims.lab",
-    "icl_lab.claims.lab_minima",
-    "icl_lab.claims.lab_risks",
-    "icl_lab.claims.lab_least_squares",
-    "icl_lab.claims.lab_dynamics",
-    "icl_lab.claims.lab_timescales",
-    "icl_lab.claims.lab_training",
-    "icl_lab.claims.zheng2024",
-    "icl_lab.claims.zheng2024_loss",
-    "icl_lab.claims.zheng2024_ones",
-    "icl_lab.claims.zheng2024_capability",
-    "icl_lab.claims.zheng2024_sims",
-    "icl_lab.claims.zhou2025",
-    "icl_lab.claims.zhou2025_training",
-    "icl_lab.claims.zhou2025_noise",
-    "icl_lab.claims.zhou2025_depth",
-    "icl_lab.claims.zhou2025_rollout",
-    "icl_lab.claims.zhou2025_published",
-    "icl_lab.claims.lab_autoregressive",
-    "icl_lab.claims.lab_random_autoregressive",
-    "icl_lab.claims.lab_rotations",
-    "icl_lab.claims.vonoswald2023",
-)
+from icl_lab.core.errors import InvalidValueError
 
 Run = Callable[..., Sequence[Check]]
 _CLAIMS: dict[str, Claim] = {}
@@ -95,12 +46,27 @@ def claim(
     return register
 
 
+@functools.cache
+def modules() -> tuple[str, ...]:
+    """The modules of claims: folders by year, those without one last; in a folder as its `ORDER` says, then by name."""
+    found = []
+    for folder in pkgutil.iter_modules(claims.__path__):
+        if folder.ispkg:
+            package = importlib.import_module(f"{claims.__name__}.{folder.name}")
+            year = folder.name[-4:]
+            order = getattr(package, "ORDER", ())
+            for module in pkgutil.iter_modules(package.__path__):
+                place = order.index(module.name) if module.name in order else len(order)
+                found.append((not year.isdigit(), year, folder.name, place, f"{package.__name__}.{module.name}"))
+    return tuple(name for *_, name in sorted(found))
+
+
 def all_claims() -> dict[str, Claim]:
-    """Every claim by id, in the order of `MODULES`, whichever was imported first; those of users last."""
-    for module in MODULES:
+    """Every claim by id, in the order of `modules`, whichever was imported first; those of users last."""
+    for module in modules():
         importlib.import_module(module)
-    place = {module: index for index, module in enumerate(MODULES)}
-    return dict(sorted(_CLAIMS.items(), key=lambda one: place.get(one[1].run.__module__, len(MODULES))))
+    place = {module: index for index, module in enumerate(modules())}
+    return dict(sorted(_CLAIMS.items(), key=lambda one: place.get(one[1].run.__module__, len(place))))
 
 
 def select(patterns: Iterable[str] = ()) -> list[Claim]:
@@ -111,11 +77,11 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
     Raises:
       InvalidValueError: a pattern matches nothing, which suggests the closest ids, or all of them match long claims only.
     """
-    claims = all_claims()
+    known = all_claims()
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
-        if not fnmatch.filter(claims, pattern):
-            close = difflib.get_close_matches(pattern, claims, n=3, cutoff=0.4) or list(claims)
+        if not fnmatch.filter(known, pattern):
+            close = difflib.get_close_matches(pattern, known, n=3, cutoff=0.4) or list(known)
             raise InvalidValueError(
                 f"no claim matches {pattern!r}; did you mean {', '.join(close)}? `icl-lab claims` lists all."
             )
@@ -125,9 +91,9 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
             return one.id in patterns
         return not patterns or any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)
 
-    selected = [one for one in claims.values() if wanted(one)]
+    selected = [one for one in known.values() if wanted(one)]
     if not selected:
-        long = [one.id for one in claims.values() if any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)]
+        long = [one.id for one in known.values() if any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)]
         raise InvalidValueError(
             f"{', '.join(map(repr, patterns)) or 'no pattern'} matches only claims that take minutes and run by their full id: "
             f"{', '.join(long) or 'every claim is one'}."

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import compiled
+from icl_lab.core import compiled
+from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task
-from icl_lab.typing import Array, Key
 
 CHUNK = 20_000
 BATCH = 2_500

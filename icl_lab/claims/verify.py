@@ -8,12 +8,12 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from icl_lab import devices, precision
 from icl_lab.claims import convergence, registry, workers
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Claim
-from icl_lab.errors import IclLabError, InvalidValueError, in_words, mistake_in
-from icl_lab.progress import phase
+from icl_lab.core import devices, precision
+from icl_lab.core.errors import IclLabError, InvalidValueError, in_words, mistake_in
+from icl_lab.core.progress import phase
 
 Entry = dict[str, Any]
 PASSED, FAILED, NOT_CONVERGED, REFUSED = "passed", "failed", "not_converged", "refused"

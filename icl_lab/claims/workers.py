@@ -21,8 +21,8 @@ from typing import Any
 
 from icl_lab.claims import registry
 from icl_lab.claims.claim import Claim
-from icl_lab.errors import InvalidValueError
-from icl_lab.progress import Phase, seconds_in_words
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.progress import Phase, seconds_in_words
 
 Task = tuple[Claim, dict[str, Any]]
 Entry = dict[str, Any]

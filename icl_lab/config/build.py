@@ -18,10 +18,10 @@ import optax
 from icl_lab import models, objectives, training
 from icl_lab.config.build_task import build_task as build_task
 from icl_lab.config.choice import Group, choose
-from icl_lab.errors import InvalidValueError
-from icl_lab.prng import stream
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.prng import stream
+from icl_lab.core.typing import Key, Weights
 from icl_lab.tasks.prompt import Task, check_count
-from icl_lab.typing import Key, Weights
 
 
 def build_model(group: Group) -> models.SelfAttention:

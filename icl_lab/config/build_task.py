@@ -9,8 +9,8 @@ import numpy as np
 from icl_lab import tasks
 from icl_lab.config.choice import Group, choose
 from icl_lab.config.covariance import covariance_matrix
-from icl_lab.errors import InvalidValueError
-from icl_lab.linalg import check_covariance
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.linalg import check_covariance
 from icl_lab.tasks.prompt import Task, check_count
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 Group = Mapping[str, Any]
 """One configuration group, resolved to plain values."""

@@ -12,7 +12,7 @@ from typing import Any
 from icl_lab.config import yaml12
 from icl_lab.config.paths import config_dir
 from icl_lab.config.schema import GROUPS
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 
 def complete(config: Mapping[str, Any], where: str) -> dict[str, Any]:

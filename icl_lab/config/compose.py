@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from icl_lab.config import schema, yaml12
 from icl_lab.config.choice import choose
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 KEYS = tuple(field.name for field in fields(schema.Run))
 """The top-level keys of a run."""

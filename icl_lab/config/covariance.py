@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.prng import check_seed
-from icl_lab.tasks import spectra
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.prng import check_seed
+from icl_lab.tasks.distributions import spectra
 
 _NAMED: dict[str, Callable[[int, float], np.ndarray]] = {
     "condition_number": spectra.geometric,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from icl_lab.config.choice import Group
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.estimators.ridge import check_penalty
 from icl_lab.tasks.prompt import Task, check_count, check_prompt_fits
 from icl_lab.training.coordinates import check_flow

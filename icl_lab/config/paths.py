@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 
 def config_dir() -> Path:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.linalg import is_traced
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.linalg import is_traced
+from icl_lab.core.typing import Array
 from icl_lab.tasks.prompt import Prompt, check_finite
-from icl_lab.typing import Array
 
 
 def examples(prompt: Prompt) -> tuple[Inexact[Array, "N d"], Inexact[Array, "N k"], Inexact[Array, "d"]]:

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.linalg import is_traced
+from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
-from icl_lab.linalg import is_traced
 from icl_lab.tasks.prompt import Prompt, check_count
-from icl_lab.typing import Array
 
 
 def mean_gradient(

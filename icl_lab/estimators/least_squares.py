@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Inexact
 
+from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
 from icl_lab.estimators.ridge import Penalty, check_penalty, penalty_matrix
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array
 
 
 def ols_weights(prompt: Prompt) -> Inexact[Array, "k d"]:

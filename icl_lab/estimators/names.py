@@ -8,7 +8,7 @@ from typing import Any
 
 import equinox as eqx
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.estimators.gradient_descent import gd_plus_plus, gradient_descent
 from icl_lab.estimators.least_squares import ols, recursive_least_squares
 from icl_lab.estimators.preconditioned import preconditioned_gradient_descent

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
 from icl_lab.estimators.gradient_descent import check_finite_values, mean_gradient, starting_weights
 from icl_lab.tasks.prompt import Prompt, check_count
-from icl_lab.typing import Array
 
 
 def preconditioned_gradient_descent_weights(

@@ -12,11 +12,11 @@ import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Float, Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.linalg import check_covariance, is_traced
+from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
-from icl_lab.linalg import check_covariance, is_traced
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array
 
 Penalty = float | Float[Array, ""] | Float[Array, "d d"]
 """lambda > 0, standing for lambda I, or a real symmetric positive definite matrix."""

@@ -11,11 +11,11 @@ import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.linalg import is_traced
+from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
-from icl_lab.linalg import is_traced
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array
 
 
 def zero(prompt: Prompt) -> Inexact[Array, "k"]:

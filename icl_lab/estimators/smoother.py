@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.linalg import is_traced
+from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples
 from icl_lab.estimators.gradient_descent import check_finite_values
-from icl_lab.linalg import is_traced
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array
 
 EXPONENTS = ("gaussian", "exponential", "opposite")
 """Kernels that are the exponential of `kernel_scores`."""

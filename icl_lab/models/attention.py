@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models.token_maps import TokenMap
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.embeddings import embedding
 from icl_lab.tasks.prompt import Prompt, check_count
-from icl_lab.typing import Array, Weights
 
 LAYER_NORM_FLOOR = 1e-5
 """Added to the variance of a token before its root is taken."""

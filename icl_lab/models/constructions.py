@@ -25,11 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.models.weights import SeparateWeights
 from icl_lab.tasks.prompt import check_count
-from icl_lab.typing import Array, Weights
 
 
 class _Layout(NamedTuple):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
 from icl_lab.tasks.prompt import check_count
-from icl_lab.typing import Array
 
 
 class Block(nnx.Module):

@@ -17,14 +17,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
-from icl_lab.errors import AssumptionError, InvalidValueError
-from icl_lab.linalg import is_traced
+from icl_lab.core import precision
+from icl_lab.core.errors import AssumptionError, InvalidValueError
+from icl_lab.core.linalg import is_traced
+from icl_lab.core.prng import stream
+from icl_lab.core.typing import Array, Key
 from icl_lab.models.token_maps import MLP, Embedding
 from icl_lab.models.weights import LSAWeights, SeparateWeights
-from icl_lab.prng import stream
 from icl_lab.tasks.prompt import check_count
-from icl_lab.typing import Array, Key
 
 
 def zhang(dim: int, scale: float, theta: Float[Array, "d d"] | None = None) -> LSAWeights:

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
 from icl_lab.models.attention import SelfAttention
 from icl_lab.models.weights import LSAWeights
-from icl_lab.typing import Array
 
 NORMALISERS = ("context_length", "none")
 

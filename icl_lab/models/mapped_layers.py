@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab.core.typing import Array
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array
 
 MODEL = LinearSelfAttention(query_in_sum=False, normaliser="none", readout_sign=-1.0)
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError, PrecisionError
+from icl_lab.core.errors import InvalidValueError, PrecisionError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models.attention import SelfAttention
 from icl_lab.models.weights import LSAWeights, SeparateWeights
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array, Weights
 
 _MATRICES = {LSAWeights: ("w_pv", "w_kq"), SeparateWeights: ("w_p", "w_v", "w_k", "w_q")}
 
@@ -50,7 +50,7 @@ class Attention(nnx.Module):
         if jax.dtypes.canonicalize_dtype(param_dtype) != jnp.dtype(param_dtype):
             raise PrecisionError(
                 f"`param_dtype` {jnp.dtype(param_dtype)} would become {jax.dtypes.canonicalize_dtype(param_dtype)}; "
-                "open `icl_lab.precision.float64()` round the construction and the training."
+                "open `icl_lab.core.precision.float64()` round the construction and the training."
             )
         self.model = model
         self.is_stack = isinstance(weights, tuple | list)

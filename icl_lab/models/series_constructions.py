@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab.core.typing import Array
 from icl_lab.models.weights import LSAWeights
-from icl_lab.tasks.autoregressive import check_stationary
 from icl_lab.tasks.prompt import check_count
-from icl_lab.typing import Array
+from icl_lab.tasks.series.autoregressive import check_stationary
 
 
 def one_layer(coefficients: Float[Array, "p"], noise_std: float, context_length: int | None = None) -> LSAWeights:

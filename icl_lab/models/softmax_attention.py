@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.typing import Array
 from icl_lab.models.attention import SelfAttention
 from icl_lab.models.weights import LSAWeights
-from icl_lab.typing import Array
 
 
 class SoftmaxSelfAttention(SelfAttention):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import equinox as eqx
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models.attention import SelfAttention
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array, Weights
 
 
 class Stack(eqx.Module):

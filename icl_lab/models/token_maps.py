@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Float
 
-from icl_lab.typing import Array
+from icl_lab.core.typing import Array
 
 
 class TokenMap(eqx.Module):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.typing import Array
+from icl_lab.core.typing import Array
 
 
 class LSAWeights(eqx.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 
+from icl_lab.core.typing import Key
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives import independent, phases, series
 from icl_lab.objectives.cubature import CubatureLoss as CubatureLoss
@@ -26,7 +27,6 @@ from icl_lab.objectives.series import hankel_features as hankel_features
 from icl_lab.objectives.series import series_loss as series_loss
 from icl_lab.objectives.streamed import StreamedLoss as StreamedLoss
 from icl_lab.tasks.prompt import Task
-from icl_lab.typing import Key
 
 
 def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: int = 100_000, layers: int = 1) -> Objective:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from icl_lab.typing import Array
+from icl_lab.core.typing import Array
 
 BISECTIONS = 100
 

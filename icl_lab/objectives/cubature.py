@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.objective import Objective
-from icl_lab.tasks.dynamics import GaussianStart, LinearDynamics, RotationBlocks
+from icl_lab.tasks.dynamics.linear import GaussianStart, LinearDynamics, RotationBlocks
 from icl_lab.tasks.prompt import Prompt, Task
-from icl_lab.typing import Array, Key, Weights
 
 LARGEST_RULE = 200_000
 """Prompts of one length beyond which a literal average is too slow to train on."""

@@ -15,11 +15,11 @@ from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int
 
-from icl_lab import compiled
+from icl_lab.core import compiled
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.arrow import arrow_from_products
 from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.population import StructuredLoss
-from icl_lab.typing import Array, Key, Weights
 
 DENSE_LIMIT = 400
 NULL_SHARE = 1e-11

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab import compiled, precision
-from icl_lab.errors import InvalidValueError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.objective import LARGEST_SPREAD, Objective, second_moment_spread
-from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Task
-from icl_lab.typing import Array, Key, Weights
+from icl_lab.tasks.regression.linear import LinearRegression
 
 EXAMPLES = 64
 """Examples of the prompts that show which features are live."""

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab import compiled
-from icl_lab.linalg import SINGULAR
+from icl_lab.core import compiled
+from icl_lab.core.linalg import SINGULAR
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.tasks.prompt import Task
-from icl_lab.typing import Array, Key, Weights
 
 LARGEST_SPREAD = 1e9
 """Ratio of relaxation rates up to which every one of them is found in a Hessian of double precision."""

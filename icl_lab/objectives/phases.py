@@ -20,14 +20,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from icl_lab.errors import MemoryBudgetError, UnsupportedProblemError
+from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
+from icl_lab.core.typing import Array
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
 from icl_lab.objectives.sampled import MEMORY_LIMIT
-from icl_lab.tasks.dynamics import DiagonalUnitary, LinearDynamics
+from icl_lab.tasks.distributions.starts import StartLaw
+from icl_lab.tasks.dynamics.linear import DiagonalUnitary, LinearDynamics
 from icl_lab.tasks.prompt import check_count
-from icl_lab.tasks.starts import StartLaw
-from icl_lab.typing import Array
 
 LIVE = ((0, 1, 0),)
 """Lags of the key's two slots and of the query in the features of the two live blocks: x_i x_{i-1}^* x_t."""

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.models.weights import LSAWeights
 from icl_lab.objectives.objective import LARGEST_SPREAD, Objective
-from icl_lab.tasks.covariates import FiniteDiagonal, Gaussian
-from icl_lab.tasks.linear import LinearRegression
+from icl_lab.tasks.distributions.covariates import FiniteDiagonal, Gaussian
 from icl_lab.tasks.prompt import Task
-from icl_lab.typing import Array, Key, Weights
+from icl_lab.tasks.regression.linear import LinearRegression
 
 
 class LiveWeights(eqx.Module):

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab import compiled, devices, precision
-from icl_lab import progress as progress_of
-from icl_lab.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
+from icl_lab.core import compiled, devices, precision
+from icl_lab.core import progress as progress_of
+from icl_lab.core.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
+from icl_lab.core.prng import stream
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
-from icl_lab.prng import stream
-from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import Prompt, Task, check_count
-from icl_lab.typing import Array, Key, Weights
+from icl_lab.tasks.regression.linear import LinearRegression
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""

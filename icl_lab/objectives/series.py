@@ -24,12 +24,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
-from icl_lab.errors import UnsupportedProblemError
+from icl_lab.core import precision
+from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.moments import Features, MomentLoss, Moments
-from icl_lab.tasks.autoregressive import Autoregressive, RandomAutoregressive, autocovariances, coefficients_from_partial
-from icl_lab.tasks.gaussian_series import GaussianSeries
+from icl_lab.tasks.series.autoregressive import Autoregressive, RandomAutoregressive, autocovariances, coefficients_from_partial
+from icl_lab.tasks.series.gaussian import GaussianSeries
 
 LARGEST_QUADRATURE = 20_000
 """Nodes of a quadrature over coefficients beyond which sampling the prompts is the better way."""

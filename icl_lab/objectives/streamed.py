@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled, devices, precision
+from icl_lab.core import compiled, devices, precision
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Prompt, Task, check_count
-from icl_lab.typing import Array, Key, Weights
 
 
 class StreamedLoss(Objective):

@@ -22,14 +22,14 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from icl_lab import precision
-from icl_lab.errors import UnsupportedProblemError
-from icl_lab.linalg import psd_root
+from icl_lab.core import precision
+from icl_lab.core.errors import UnsupportedProblemError
+from icl_lab.core.linalg import psd_root
+from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.cubature import LARGEST_RULE, CubatureLoss
-from icl_lab.tasks.covariates import Gaussian
-from icl_lab.tasks.linear import LinearRegression
+from icl_lab.tasks.distributions.covariates import Gaussian
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array, Weights
+from icl_lab.tasks.regression.linear import LinearRegression
 
 Rule = tuple[np.ndarray, np.ndarray]
 """Nodes and masses of a law of one variable; the masses sum to 1."""

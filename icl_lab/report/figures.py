@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from icl_lab.typing import Array
+from icl_lab.core.typing import Array
 
 
 def decay(

@@ -12,7 +12,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
-from icl_lab.typing import Array
+from icl_lab.core.typing import Array
 
 
 @contextlib.contextmanager

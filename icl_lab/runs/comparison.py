@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled, estimators, tasks, theory
+from icl_lab import estimators, tasks, theory
 from icl_lab.analysis import Predictor
-from icl_lab.errors import UnsupportedProblemError
+from icl_lab.core import compiled
+from icl_lab.core.errors import UnsupportedProblemError
+from icl_lab.core.typing import Array, Key
 from icl_lab.models import LinearSelfAttention, SelfAttention
 from icl_lab.tasks.prompt import Task
 from icl_lab.theory import Optimum
-from icl_lab.typing import Array, Key
 
 CHUNK = 500
 DEFAULT_PENALTY = 1.0

@@ -22,11 +22,11 @@ from jaxtyping import Float
 
 from icl_lab import tasks
 from icl_lab.analysis import Predictor
-from icl_lab.prng import stream
-from icl_lab.tasks.covariates import normals
+from icl_lab.core.prng import stream
+from icl_lab.core.typing import Array, Key
+from icl_lab.tasks.distributions.covariates import normals
+from icl_lab.tasks.distributions.spectra import apply_root
 from icl_lab.tasks.prompt import Prompt, Task
-from icl_lab.tasks.spectra import apply_root
-from icl_lab.typing import Array, Key
 
 LONG = 2**13
 """Numbers in the inputs of a prompt, from which on it is worth while."""

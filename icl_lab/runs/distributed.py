@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 

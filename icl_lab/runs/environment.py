@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 
-from icl_lab.errors import DeviceError
+from icl_lab.core.errors import DeviceError
 
 DROPPED = (
     # Other random numbers for the same seed.

@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from icl_lab import devices, precision
 from icl_lab.config import compose, schema, yaml12
-from icl_lab.errors import in_words
-from icl_lab.prng import check_seed
+from icl_lab.core import devices, precision
+from icl_lab.core.errors import in_words
+from icl_lab.core.prng import check_seed
 from icl_lab.runs import distributed, figures, present, provenance, records, store
 from icl_lab.runs.simulate import Simulation, simulate
 

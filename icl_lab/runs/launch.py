@@ -19,9 +19,9 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from icl_lab import streams
 from icl_lab.config import compose, paths
-from icl_lab.errors import IclLabError, InvalidValueError, in_words, mistake_in
+from icl_lab.core import streams
+from icl_lab.core.errors import IclLabError, InvalidValueError, in_words, mistake_in
 from icl_lab.runs import cache, distributed, environment, outcomes, points
 
 _RAISE = "HYDRA_FULL_ERROR"

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab import compiled
 from icl_lab.analysis import Predictor
-from icl_lab.progress import each
+from icl_lab.core import compiled
+from icl_lab.core.progress import each
+from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task, check_count, check_finite
-from icl_lab.typing import Array, Key
 
 CHUNK_ELEMENTS = 2**22
 """Numbers in the inputs of a chunk, 32 MB in float64."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 
 def try_file(path: str | Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from icl_lab.config import compose
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"

@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
     """Versions, machine, device, commit and the precision in force where it is called."""
     import jax
 
-    from icl_lab import devices
+    from icl_lab.core import devices
 
     device = devices.first()
     return {

@@ -20,7 +20,7 @@ import yaml
 
 from icl_lab.config import yaml12
 from icl_lab.config.schema import GROUPS
-from icl_lab.errors import DamagedRunError
+from icl_lab.core.errors import DamagedRunError
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from icl_lab.errors import DamagedRunError, InvalidValueError
-from icl_lab.progress import each
+from icl_lab.core.errors import DamagedRunError, InvalidValueError
+from icl_lab.core.progress import each
 from icl_lab.report import page, results
 from icl_lab.runs import outputs, present, records, table
 

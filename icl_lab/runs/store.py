@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from icl_lab import interruption
+from icl_lab.core import interruption
 from icl_lab.runs import liveness, records
 
 SCHEMA_VERSION = 1

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from icl_lab import devices, precision
-from icl_lab.errors import DamagedRunError
-from icl_lab.progress import phase
+from icl_lab.core import devices, precision
+from icl_lab.core.errors import DamagedRunError
+from icl_lab.core.progress import phase
 from icl_lab.runs import execute, present, provenance, records, store
 from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten

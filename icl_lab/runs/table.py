@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from icl_lab.errors import DamagedRunError, InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import DamagedRunError, InvalidValueError, UnsupportedProblemError
 from icl_lab.runs import outputs, records, store
 from icl_lab.runs.present import wide_console
 

@@ -20,10 +20,10 @@ from types import MappingProxyType
 import jax.numpy as jnp
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.tasks.autoregressive import series
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.typing import Array
+from icl_lab.tasks.series.autoregressive import series
 
 Embedding = Callable[[Prompt], Array]
 

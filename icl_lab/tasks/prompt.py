@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
-from icl_lab.linalg import is_traced
-from icl_lab.typing import Array, Key
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
+from icl_lab.core.linalg import is_traced
+from icl_lab.core.typing import Array, Key
 
 LARGEST_PROMPT = 2**27
 """Numbers in the inputs of one prompt, a gigabyte in float64."""

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
-from icl_lab.errors import NonFiniteError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import NonFiniteError
+from icl_lab.core.typing import Weights
 from icl_lab.objectives.curvature import curvature, loss_and_norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.training.coordinates import as_double, check_flow, coordinates
@@ -38,7 +39,6 @@ from icl_lab.training.segment import (
 )
 from icl_lab.training.stopping import Evidence, Verdict, given_up, judge, why_hopeless
 from icl_lab.training.trajectory import Recorder, TrainingResult
-from icl_lab.typing import Weights
 
 LONG_SEGMENT = 1024
 SHORT_SEGMENT = 64

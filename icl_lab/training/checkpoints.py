@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 T = TypeVar("T")
 HEADER = "__header__"

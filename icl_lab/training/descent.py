@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from icl_lab import compiled, precision
-from icl_lab.errors import NonFiniteError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import NonFiniteError
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.curvature import loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import check_count
@@ -26,7 +27,6 @@ from icl_lab.training.progress import progress_reporter
 from icl_lab.training.realify import unchanged
 from icl_lab.training.stopping import Evidence, Verdict
 from icl_lab.training.trajectory import Recorder, TrainingResult
-from icl_lab.typing import Array, Key, Weights
 
 MAX_CHUNK = 256
 """Steps between two progress reports."""

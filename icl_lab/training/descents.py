@@ -16,13 +16,13 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
-from icl_lab.errors import InvalidValueError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import check_count
 from icl_lab.training.descent import MAX_CHUNK, step_key, update
 from icl_lab.training.progress import progress_reporter
-from icl_lab.typing import Array, Key, Weights
 
 
 class Descents(eqx.Module):

@@ -13,15 +13,15 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import precision
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core import precision
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.objective import Objective
 from icl_lab.training.batch import flow_together
 from icl_lab.training.coordinates import check_flow
 from icl_lab.training.progress import progress_reporter
 from icl_lab.training.segment import chosen_solver, step_tolerance
 from icl_lab.training.stopping import Evidence, Verdict
-from icl_lab.typing import Array, Weights
 
 
 class Ensemble(eqx.Module):

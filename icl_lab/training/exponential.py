@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from icl_lab.core.typing import Array
 from icl_lab.objectives.population import StructuredLoss, StructuredWeights
-from icl_lab.typing import Array
 
 NEWTON_STEPS = 16
 LARGEST_GROWTH = 4.0

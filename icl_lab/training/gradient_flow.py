@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.curvature import curvature, loss_and_norm, norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.training import checkpoints
@@ -41,7 +42,6 @@ from icl_lab.training.segment import (
 )
 from icl_lab.training.stopping import Evidence, Verdict, given_up, judge, why_hopeless
 from icl_lab.training.trajectory import Recorder, TrainingResult
-from icl_lab.typing import Array, Weights
 
 SEGMENT_BYTES = 2**27
 """Memory for the solver steps of one segment."""

@@ -16,13 +16,13 @@ import optax
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from icl_lab import compiled
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core import compiled
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.typing import Array, Key
 from icl_lab.models.decoder import Decoder
-from icl_lab.tasks.linear import LinearRegression
 from icl_lab.tasks.prompt import check_count
+from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.training.progress import progress_reporter
-from icl_lab.typing import Array, Key
 
 CHUNK = 50
 """Steps between two progress reports."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from icl_lab.progress import display, phase
+from icl_lab.core.progress import display, phase
 
 Report = Callable[[float, int, float, float], None]
 """Called with (time, steps, loss, gradient norm)."""

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Inexact
 
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Task
-from icl_lab.typing import Array, Key, Weights
 
 
 class RealForm(Objective):

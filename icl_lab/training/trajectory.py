@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab import compiled
+from icl_lab.core import compiled
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.curvature import loss_and_norm
 from icl_lab.objectives.objective import Objective
 from icl_lab.training.stopping import Evidence, Verdict
-from icl_lab.typing import Array, Key, Weights
 
 MAX_POINTS = 256
 MOST_POINTS = 2 * MAX_POINTS + 8

@@ -16,14 +16,14 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from icl_lab import compiled, precision
-from icl_lab.errors import InvalidValueError
+from icl_lab.core import compiled, precision
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.attention import SelfAttention
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.series import hankel_features
-from icl_lab.tasks.forecasting import forecast_prompt
 from icl_lab.tasks.prompt import check_count
-from icl_lab.typing import Array, Key, Weights
+from icl_lab.tasks.series.forecasting import forecast_prompt
 
 
 class WindowTraining(eqx.Module):

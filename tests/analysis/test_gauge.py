@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_lab import analysis
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LSAWeights, SeparateWeights
 
 EPS = np.finfo(np.float64).eps

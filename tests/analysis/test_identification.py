@@ -8,7 +8,7 @@ import pytest
 
 from icl_lab import analysis, estimators, tasks
 from icl_lab.analysis.identification import CLOSE, COLUMNS, NONE
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import LinearSelfAttention, LSAWeights, constructions
 
 DIM, LENGTH = 4, 12

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from icl_lab import analysis, objectives
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, LSAWeights, constructions
 from icl_lab.tasks import LinearRegression
 

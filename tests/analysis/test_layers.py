@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab import analysis
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SoftmaxSelfAttention, constructions
 
 MODELS = [

@@ -7,7 +7,7 @@ import pytest
 
 from icl_lab import analysis, estimators
 from icl_lab.analysis import sampling
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, LSAWeights
 from icl_lab.tasks import LinearRegression
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from icl_lab.analysis import collapse_step, rollout
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, series_constructions
-from icl_lab.tasks.forecasting import forecast_prompt, published_series
+from icl_lab.tasks.series.forecasting import forecast_prompt, published_series
 
 LSA = LinearSelfAttention(embedding="hankel", query_in_sum=False)
 RHO = np.array([0.5, -0.3])

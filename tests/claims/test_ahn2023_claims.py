@@ -5,8 +5,9 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry
-from icl_lab.errors import InvalidValueError
-from icl_lab.theory import ahn2023, descent_steps, lsa
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.theory.descent import ahn2023, descent_steps
+from icl_lab.theory.regression import lsa
 
 pytestmark = pytest.mark.claims
 

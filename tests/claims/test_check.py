@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from icl_lab.claims import check
-from icl_lab.errors import InvalidValueError, PrecisionError
+from icl_lab.core.errors import InvalidValueError, PrecisionError
 
 
 def test_the_error_is_the_relative_frobenius_norm():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab.claims.claim import Claim, choice, flag, integer, number, spectrum, table, vector
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 
 def _claim(validate=None):

@@ -5,8 +5,8 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
-from icl_lab.errors import AssumptionError
-from icl_lab.theory import optimum, stability, structured, timecourse, zhangsaxe2025
+from icl_lab.core.errors import AssumptionError
+from icl_lab.theory.regression import optimum, stability, structured, timecourse, zhangsaxe2025
 
 pytestmark = pytest.mark.claims
 

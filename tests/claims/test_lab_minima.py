@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from claim_runs import failed_checks, run_claim
 
-from icl_lab.theory import exact_loss, lsa, minima
+from icl_lab.theory.regression import exact_loss, lsa, minima
 
 pytestmark = pytest.mark.claims
 

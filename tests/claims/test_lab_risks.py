@@ -6,8 +6,8 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
-from icl_lab.errors import AssumptionError
-from icl_lab.theory import bayes, lsa, nonlinear
+from icl_lab.core.errors import AssumptionError
+from icl_lab.theory.regression import bayes, lsa, nonlinear
 
 pytestmark = pytest.mark.claims
 

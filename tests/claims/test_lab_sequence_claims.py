@@ -4,8 +4,10 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry, verify
-from icl_lab.errors import AssumptionError, InvalidValueError
-from icl_lab.theory import autoregressive, random_autoregressive, rotations, vonoswald2022, vonoswald2023
+from icl_lab.core.errors import AssumptionError, InvalidValueError
+from icl_lab.theory.descent import vonoswald2022
+from icl_lab.theory.dynamics import rotations, vonoswald2023
+from icl_lab.theory.series import autoregressive, random_autoregressive
 
 pytestmark = pytest.mark.claims
 

@@ -3,8 +3,8 @@
 import pytest
 from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims.mahankali2023_nonlinear import FAMILIES
-from icl_lab.theory import nonlinear
+from icl_lab.claims.mahankali2023.nonlinear import FAMILIES
+from icl_lab.theory.regression import nonlinear
 
 pytestmark = pytest.mark.claims
 

@@ -5,7 +5,7 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.objectives import RegressionLoss
-from icl_lab.theory import bayes, exact_loss, lsa, mahankali2023, minima
+from icl_lab.theory.regression import bayes, exact_loss, lsa, mahankali2023, minima
 
 pytestmark = pytest.mark.claims
 

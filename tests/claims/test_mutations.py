@@ -12,7 +12,7 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.models import LinearSelfAttention
-from icl_lab.theory import (
+from icl_lab.theory.regression import (
     bayes,
     lsa,
     nonlinear,

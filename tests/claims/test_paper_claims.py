@@ -5,9 +5,10 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry, verify
-from icl_lab.errors import AssumptionError, InvalidValueError
+from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.objectives import RegressionLoss
-from icl_lab.theory import exact_loss, mahankali2023, vonoswald2022, zhang2023
+from icl_lab.theory.descent import vonoswald2022
+from icl_lab.theory.regression import exact_loss, mahankali2023, zhang2023
 
 pytestmark = pytest.mark.claims
 
@@ -16,7 +17,7 @@ SETTINGS = {
     "zhang2023.thm4.1": {"d": 2, "N": 6, "rotate": True, "theta": "random", "sigma": 0.3, "seed": 4},
     "mahankali2023.thm1": {"d": 2, "N": 4, "s2": 0.3, "starts": 2, "samples": 40_000},
     "mahankali2023.thm2": {"d": 2, "N": 4, "s2": 0.3, "starts": 2, "samples": 40_000},
-    "oswald2022.prop1": {"d": 3, "k": 2, "N": 5, "eta": 1.7, "law": "uniform", "seed": 9},
+    "vonoswald2022.prop1": {"d": 3, "k": 2, "N": 5, "eta": 1.7, "law": "uniform", "seed": 9},
     "lab.exact-loss": {"d": 2, "N": 3, "s2": 0.1, "samples": 40_000, "seed": 2},
 }
 
@@ -74,7 +75,7 @@ def test_an_isotropic_step_on_anisotropic_inputs_is_caught(monkeypatch):
 def test_a_step_of_the_summed_loss_is_caught(monkeypatch):
     right = vonoswald2022.gradient_step
     monkeypatch.setattr(vonoswald2022, "gradient_step", lambda w, x, y, eta: right(w, x, y, eta * len(x)))
-    assert failed_checks(run("oswald2022.prop1")) == {"label_slots", "prediction"}
+    assert failed_checks(run("vonoswald2022.prop1")) == {"label_slots", "prediction"}
 
 
 @pytest.mark.slow
@@ -122,7 +123,7 @@ def test_a_wide_spectrum_is_integrated_implicitly():
 @pytest.mark.slow
 def test_claims_run_in_processes_of_their_own():
     seen = []
-    names = ["oswald2022.prop1", "lab.exact-loss"]
+    names = ["vonoswald2022.prop1", "lab.exact-loss"]
     overrides = {"d": 2, "N": 3, "samples": 1000}
     entries = verify.run(names, overrides, 2, lambda done, total, entry: seen.append((done, total)))
     assert [entry["id"] for entry in entries] == names

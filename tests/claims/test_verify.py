@@ -10,13 +10,13 @@ import pytest
 
 from icl_lab.claims import check, registry, verify
 from icl_lab.claims.claim import integer, number
-from icl_lab.errors import AssumptionError, InvalidValueError
+from icl_lab.core.errors import AssumptionError, InvalidValueError
 
 
 @pytest.fixture
 def toys(monkeypatch):
     """Three claims in an empty registry: one holds, one does not, one raises."""
-    monkeypatch.setattr(registry, "MODULES", ())
+    monkeypatch.setattr(registry, "modules", tuple)
     monkeypatch.setattr(registry, "_CLAIMS", {})
     ran = []
 

@@ -5,8 +5,8 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
-from icl_lab.errors import AssumptionError, InvalidValueError
-from icl_lab.theory import random_covariance
+from icl_lab.core.errors import AssumptionError, InvalidValueError
+from icl_lab.theory.regression import random_covariance
 
 pytestmark = pytest.mark.claims
 

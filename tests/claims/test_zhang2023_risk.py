@@ -5,8 +5,8 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
-from icl_lab.errors import AssumptionError, InvalidValueError, NotPositiveDefiniteError
-from icl_lab.theory import bayes, lsa, transfer, zhang2023
+from icl_lab.core.errors import AssumptionError, InvalidValueError, NotPositiveDefiniteError
+from icl_lab.theory.regression import bayes, lsa, transfer, zhang2023
 
 pytestmark = pytest.mark.claims
 

@@ -7,9 +7,9 @@ import pytest
 from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
-from icl_lab.errors import AssumptionError, InvalidValueError
+from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import series_constructions
-from icl_lab.theory import bartlett, isserlis, zhou2025
+from icl_lab.theory.series import bartlett, isserlis, zhou2025
 
 pytestmark = pytest.mark.claims
 

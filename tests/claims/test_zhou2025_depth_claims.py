@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from claim_runs import failed_checks, run_claim
 
-from icl_lab.claims import registry, zhou2025_depth, zhou2025_published
-from icl_lab.errors import AssumptionError, InvalidValueError
+from icl_lab.claims import registry
+from icl_lab.claims.zhou2025 import depth as zhou2025_depth
+from icl_lab.claims.zhou2025 import published as zhou2025_published
+from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import series_constructions
-from icl_lab.theory import autoregressive, rollout, softmax_series
+from icl_lab.theory.series import autoregressive, rollout, softmax_series
 
 pytestmark = pytest.mark.claims
 

@@ -108,10 +108,10 @@ def test_sweep_stores_good_runs_records_bad_ones_and_goes_on_where_it_stopped(tm
 
 
 def test_verify_writes_nothing_but_json_to_standard_output(tmp_path):
-    done = icl_lab_command("verify", "oswald2022.prop1", "--set", "d=3", "--json", "-", cwd=tmp_path)
+    done = icl_lab_command("verify", "vonoswald2022.prop1", "--set", "d=3", "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)
-    assert entry["id"] == "oswald2022.prop1"
+    assert entry["id"] == "vonoswald2022.prop1"
     assert entry["parameters"]["d"] == 3
     assert entry["passed"] is True
     # A machine so busy that this takes more than six seconds hears which claim is running.

@@ -24,7 +24,7 @@ from icl_lab import cli, progress
 progress.INTERVAL, progress.PATIENCE = {interval}, {patience}
 from icl_lab.claims import check, registry
 
-registry.MODULES = ()
+registry.modules = tuple
 
 def run(d):
     import jax, jax.numpy as jnp

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from icl_lab.analysis.covariate_shift import Training
 from icl_lab.config import build, paths, schema
 from icl_lab.config.compose import checked, register
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import Decoder
 from icl_lab.runs.launch import one_sentence
 from icl_lab.training.prefixes import Curriculum

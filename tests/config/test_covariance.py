@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab.config.covariance import covariance_matrix
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 EPS = np.finfo(float).eps
 

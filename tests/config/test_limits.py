@@ -5,7 +5,7 @@ import math
 import pytest
 
 from icl_lab.config import limits
-from icl_lab.errors import AssumptionError, InvalidValueError, MemoryBudgetError
+from icl_lab.core.errors import AssumptionError, InvalidValueError, MemoryBudgetError
 from icl_lab.runs import simulate
 from icl_lab.tasks import LinearRegression
 

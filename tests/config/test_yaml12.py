@@ -7,7 +7,7 @@ import yaml
 
 from icl_lab import cli
 from icl_lab.config import yaml12
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from icl_lab import estimators
-from icl_lab.errors import InvalidValueError
-from icl_lab.tasks.dynamics import DiagonalUnitary, HaarOrthogonal, LinearDynamics
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.tasks.dynamics.linear import DiagonalUnitary, HaarOrthogonal, LinearDynamics
 
 
 @pytest.fixture(params=[HaarOrthogonal(), DiagonalUnitary()], ids=["real", "complex"])

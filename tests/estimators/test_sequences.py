@@ -7,7 +7,7 @@ import scipy.linalg
 import scipy.signal
 
 from icl_lab import estimators
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.tasks.prompt import Prompt
 
 

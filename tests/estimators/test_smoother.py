@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from icl_lab import estimators
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import LSAWeights, SoftmaxSelfAttention
 from icl_lab.tasks.prompt import Prompt
 

@@ -104,7 +104,7 @@ def test_layers_beside_gradient_descent_have_their_figures(tmp_path):
         "fixed_tasks.sizes=[64]",
         "fixed_tasks.steps=20",
     )
-    run("oswald2022.py", f"output={tmp_path}", *small)
+    run("vonoswald2022.py", f"output={tmp_path}", *small)
     figures = {"one_layer", "two_layers", "scaled", "repeated", "spectra", "fixed_tasks"}
     assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
 

@@ -8,7 +8,7 @@ import pytest
 from attention_reference import merged_tokens, random_prompt
 
 from icl_lab import estimators
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, SeparateWeights, constructions
 from icl_lab.tasks.prompt import Prompt
 

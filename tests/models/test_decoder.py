@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import Decoder
 
 

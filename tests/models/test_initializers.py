@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from attention_reference import random_prompt
 
-from icl_lab import precision
-from icl_lab.errors import AssumptionError, InvalidValueError
+from icl_lab.core import precision
+from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import LinearSelfAttention, SoftmaxSelfAttention, initializers
 
 

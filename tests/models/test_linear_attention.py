@@ -10,8 +10,8 @@ from attention_reference import linear_reference, merged_tokens, random_prompt, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icl_lab import precision
-from icl_lab.errors import InvalidValueError
+from icl_lab.core import precision
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SeparateWeights, SoftmaxSelfAttention
 
 N, DIM, LABELS = 5, 2, 1

@@ -8,7 +8,7 @@ import pytest
 from attention_reference import random_prompt
 from flax import nnx
 
-from icl_lab.errors import InvalidValueError, PrecisionError
+from icl_lab.core.errors import InvalidValueError, PrecisionError
 from icl_lab.models import Attention, LinearSelfAttention, SoftmaxSelfAttention, initializers
 from icl_lab.tasks.prompt import Prompt
 

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, SoftmaxSelfAttention, series_constructions
-from icl_lab.tasks.autoregressive import Autoregressive
 from icl_lab.tasks.embeddings import hankel
+from icl_lab.tasks.series.autoregressive import Autoregressive
 
 LSA = LinearSelfAttention(embedding="hankel", query_in_sum=False)
 RHO, SIGMA, N = np.array([0.5, -0.3]), 0.7, 9

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from attention_reference import merged_tokens, random_prompt, softmax_reference
 
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import LSAWeights, SeparateWeights, SoftmaxSelfAttention
 
 N, DIM, LABELS, WIDTH = 5, 2, 1, 3

@@ -6,7 +6,7 @@ import pytest
 from attention_reference import random_prompt
 from scipy.stats import norm
 
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import (
     MLP,
     Embedding,

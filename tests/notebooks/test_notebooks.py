@@ -21,7 +21,7 @@ spec.loader.exec_module(build)
 # The libraries of Jupyter warn about themselves, differently in every version.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.claims]
 
-EXPECTED = {"quickstart", "zhang2023", "mahankali2023", "oswald2022", "zheng2024", "zhou2025", "conjecture"}
+EXPECTED = {"quickstart", "zhang2023", "mahankali2023", "vonoswald2022", "zheng2024", "zhou2025", "conjecture"}
 
 
 def test_the_notebooks_are_all_there():

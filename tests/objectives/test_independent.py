@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from icl_lab import objectives, tasks
-from icl_lab.errors import MemoryBudgetError, UnsupportedProblemError
+from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, constructions, initializers
 from icl_lab.objectives.moments import Features
-from icl_lab.tasks.covariates import ExponentialDiagonal, Gaussian, Sphere, Uniform
+from icl_lab.tasks.distributions.covariates import ExponentialDiagonal, Gaussian, Sphere, Uniform
 from icl_lab.tasks.prompt import Prompt
 
 MODEL = LinearSelfAttention(query_in_sum=False)

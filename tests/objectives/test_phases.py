@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icl_lab import objectives, tasks, training
-from icl_lab.errors import InvalidValueError, MemoryBudgetError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights, PairedWeights
 
 MODEL = LinearSelfAttention(causal=True, embedding="paired")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from icl_lab import objectives
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SeparateWeights, SoftmaxSelfAttention
 from icl_lab.models.initializers import zhang
 from icl_lab.tasks import FiniteDiagonal, LinearRegression, Uniform

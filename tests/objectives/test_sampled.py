@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from icl_lab import objectives
-from icl_lab.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SoftmaxSelfAttention
 from icl_lab.tasks import Autoregressive, DiagonalUnitary, LinearDynamics, LinearRegression, Uniform
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icl_lab import objectives, tasks
-from icl_lab.errors import UnsupportedProblemError
+from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights
 from icl_lab.objectives.series import coefficient_quadrature, quadrature_sizes, series_moments
 

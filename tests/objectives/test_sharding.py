@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import optax
 
-from icl_lab import devices, models, objectives, precision, tasks, training
+from icl_lab import models, objectives, tasks, training
+from icl_lab.core import devices, precision
 
 
 def numbers():

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from icl_lab import models
-from icl_lab.errors import UnsupportedProblemError
+from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.models import LSAWeights
 from icl_lab.objectives import wishart
 from icl_lab.tasks import LinearRegression
-from icl_lab.theory import gram_moments, lsa
+from icl_lab.theory.descent import gram_moments
+from icl_lab.theory.regression import lsa
 
 MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
 

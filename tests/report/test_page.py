@@ -12,7 +12,7 @@ import pytest
 from crafted_results import HOSTILE, check, claim, results
 
 from icl_lab import report
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.report import margins, page
 from icl_lab.report.results import validated
 

@@ -7,7 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from icl_lab import cli
-from icl_lab.errors import DamagedRunError, InvalidValueError
+from icl_lab.core.errors import DamagedRunError, InvalidValueError
 from icl_lab.runs import execute, figures, identify, records, store, sweep, table
 
 FILES = ("status.json", "metrics.json", "config.yaml", "weights.npz")

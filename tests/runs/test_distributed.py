@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import icl_lab
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.runs import distributed
 
 MAIN = "import sys; from icl_lab.cli import main; sys.exit(main())"

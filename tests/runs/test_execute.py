@@ -9,7 +9,7 @@ from rich.console import Console
 from icl_lab import analysis, theory
 from icl_lab.config import build, paths
 from icl_lab.config.compose import register
-from icl_lab.errors import IclLabError
+from icl_lab.core.errors import IclLabError
 from icl_lab.models import LSAWeights
 from icl_lab.runs import execute, records, store
 

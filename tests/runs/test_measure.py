@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icl_lab import estimators, tasks
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.runs.measure import measure, prefix
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.runs import records, table
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import solve_discrete_lyapunov, toeplitz
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.tasks import (
     Autoregressive,
     RandomAutoregressive,

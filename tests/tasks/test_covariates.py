@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icl_lab.errors import InvalidValueError, MemoryBudgetError, NotPositiveDefiniteError
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NotPositiveDefiniteError
 from icl_lab.tasks import (
     ExponentialDiagonal,
     FiniteDiagonal,

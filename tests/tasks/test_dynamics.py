@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.tasks import (
     ComplexGaussianStart,
     ConstantStart,

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError, NotPositiveDefiniteError
+from icl_lab.core.errors import InvalidValueError, NotPositiveDefiniteError
 from icl_lab.tasks import GaussianSeries, arma_autocovariances, autocovariances, series
 
 

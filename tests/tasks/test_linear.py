@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError, NotPositiveDefiniteError
+from icl_lab.core.errors import InvalidValueError, NotPositiveDefiniteError
 from icl_lab.tasks import Gaussian, LinearRegression, Sphere, Uniform, from_spectrum, random_rotation
 
 COVARIANCE = from_spectrum([2.0, 1.0, 0.5], random_rotation(3, seed=5))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import eval_hermitenorm
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.tasks import Hermite, Monomial, ReLU, Sign
 
 

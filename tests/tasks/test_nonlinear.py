@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import eval_hermitenorm, gamma, roots_genlaguerre
 
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.tasks import (
     Hermite,
     Linear,

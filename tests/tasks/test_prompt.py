@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
 from icl_lab.tasks import (
     Autoregressive,
     DiagonalUnitary,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from icl_lab import analysis, estimators, theory
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.tasks import Autoregressive, LinearRegression, NonlinearRegression, ReLUNetwork, Rescaled, Uniform
 
 TASK = LinearRegression(dim=3, context_length=5, covariates=Uniform(3, half_width=0.5), noise_std=0.2)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.tasks.sine import LAWS, SineRegression, features
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.tasks.regression.sine import LAWS, SineRegression, features
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.tasks import spectra
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.tasks.distributions import spectra
 
 ROUNDING = 1e-13  # sums of at most 6 products of numbers of order 1 to 10
 

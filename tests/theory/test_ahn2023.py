@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.theory import ahn2023, gram_moments, lsa
+from icl_lab.theory.descent import ahn2023, gram_moments
+from icl_lab.theory.regression import lsa
 
 BEST = {
     # d, n, L, corrected: a, b without the last, risk

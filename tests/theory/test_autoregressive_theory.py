@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
-from icl_lab.theory import autoregressive, isserlis, random_autoregressive
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.theory.series import autoregressive, isserlis, random_autoregressive
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.theory import bayes
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.theory.regression import bayes
 
 
 @pytest.mark.parametrize(("dim", "count"), [(3, 7), (5, 20), (8, 4), (4, 4), (1, 5), (6, 3), (20, 40), (3, 10**6)])

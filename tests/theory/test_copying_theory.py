@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icl_lab.theory import copying, vonoswald2022
+from icl_lab.theory.descent import copying, vonoswald2022
 
 
 def test_merged_successors():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.theory.covariate_shift import risk_per_coordinate
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.theory.regression.covariate_shift import risk_per_coordinate
 
 
 def test_known_values():

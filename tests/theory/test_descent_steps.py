@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.theory import descent_steps, descent_variants
-from icl_lab.theory.descent_steps import Rule
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.theory.descent import descent_steps, descent_variants
+from icl_lab.theory.descent.descent_steps import Rule
 
 UNIFORM = ("uniform", 10, 10, 0.5)
 NORMAL = ("gaussian", 5, 20, 1.0)

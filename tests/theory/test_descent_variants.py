@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icl_lab.theory import descent_variants, vonoswald2022
+from icl_lab.theory.descent import descent_variants, vonoswald2022
 
 ETAS, GAMMAS = np.array([0.4, 0.7, 0.3]), np.array([0.02, 0.05, 0.01])
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from icl_lab.theory import exact_loss
+from icl_lab.theory.regression import exact_loss
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 TASK_COVARIANCE = np.array([[1.0, 0.3, 0.0], [0.3, 1.5, -0.2], [0.0, -0.2, 0.7]])

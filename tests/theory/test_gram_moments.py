@@ -6,8 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError, UnsupportedProblemError
-from icl_lab.theory import gram_moments
+from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.theory.descent import gram_moments
 
 
 def test_gaussian_moments_are_the_known_integers():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from icl_lab.errors import InvalidValueError, NotPositiveDefiniteError, UnsupportedProblemError
-from icl_lab.tasks.covariates import Uniform
-from icl_lab.tasks.linear import LinearRegression
-from icl_lab.theory import exact_loss, lsa
+from icl_lab.core.errors import InvalidValueError, NotPositiveDefiniteError, UnsupportedProblemError
+from icl_lab.tasks.distributions.covariates import Uniform
+from icl_lab.tasks.regression.linear import LinearRegression
+from icl_lab.theory.regression import exact_loss, lsa
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 TASK_COVARIANCE = np.array([[1.0, 0.3, 0.0], [0.3, 1.5, -0.2], [0.0, -0.2, 0.7]])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from icl_lab.errors import UnsupportedProblemError
-from icl_lab.tasks.linear import LinearRegression
-from icl_lab.theory import exact_loss, lsa, mahankali2023
+from icl_lab.core.errors import UnsupportedProblemError
+from icl_lab.tasks.regression.linear import LinearRegression
+from icl_lab.theory.regression import exact_loss, lsa, mahankali2023
 
 PRINTED = 1e-9
 

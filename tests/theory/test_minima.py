@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.theory import exact_loss, lsa, minima
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.theory.regression import exact_loss, lsa, minima
 
 
 def half_loss(w_pv, w_kq, lam, om, noise, length, query_in_sum):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab.tasks import Linear, Monomial, RandomCosine, ReLUNetwork, Sign, SingleIndex
-from icl_lab.theory import lsa, mahankali2023, nonlinear
+from icl_lab.theory.regression import lsa, mahankali2023, nonlinear
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.theory import one_layer, vonoswald2022
+from icl_lab.theory.descent import vonoswald2022
+from icl_lab.theory.regression import one_layer
 
 
 def test_known_curvatures_at_zero():

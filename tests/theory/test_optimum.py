@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icl_lab.theory.optimum import balanced_weights
+from icl_lab.theory.regression.optimum import balanced_weights
 
 
 @pytest.mark.parametrize("imbalance", [0.0, 0.5, -2.0])

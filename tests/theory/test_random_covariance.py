@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from icl_lab.errors import AssumptionError
-from icl_lab.theory import exact_loss, lsa, random_covariance, structured, zhang2023
+from icl_lab.core.errors import AssumptionError
+from icl_lab.theory.regression import exact_loss, lsa, random_covariance, structured, zhang2023
 
 VALUES = np.array([[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]])
 PROBABILITIES = np.array([[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]])

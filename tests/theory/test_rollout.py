@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.errors import AssumptionError
-from icl_lab.theory import rollout, softmax_series
+from icl_lab.core.errors import AssumptionError
+from icl_lab.theory.series import rollout, softmax_series
 
 RHO, SIGMA = np.array([0.5, -0.3, 0.2]), np.sqrt(0.7)
 

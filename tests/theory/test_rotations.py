@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.theory import rotations, vonoswald2023
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.theory.dynamics import rotations, vonoswald2023
 
 
 @pytest.mark.parametrize(

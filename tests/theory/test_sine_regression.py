@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.tasks.sine import LAWS
-from icl_lab.theory import sine_regression
+from icl_lab.tasks.regression.sine import LAWS
+from icl_lab.theory.descent import sine_regression
 
 # Predict 0, best fixed function, and loss and step size of one step from 0 and from the mean; N = 10, inputs up to 5.
 KNOWN = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icl_lab.theory import softmax_heads, vonoswald2022
+from icl_lab.theory.descent import softmax_heads, vonoswald2022
 
 # (d, N, variance, kurtosis): eta_c and L_c.
 KNOWN = {

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.errors import AssumptionError
-from icl_lab.theory import lsa, stability, structured
+from icl_lab.core.errors import AssumptionError
+from icl_lab.theory.regression import lsa, stability, structured
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 PROBLEM = (COVARIANCE, np.eye(3), 0.0, 10)

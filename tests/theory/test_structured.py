@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icl_lab.theory import exact_loss, lsa, structured
+from icl_lab.theory.regression import exact_loss, lsa, structured
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 LENGTH = 10

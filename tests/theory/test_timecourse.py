@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from icl_lab.errors import AssumptionError
-from icl_lab.theory import lsa, structured, timecourse, zhang2023
+from icl_lab.core.errors import AssumptionError
+from icl_lab.theory.regression import lsa, structured, timecourse, zhang2023
 
 COVARIANCE, THETA = np.diag([2.0, 1.0, 0.5]), np.eye(3) / np.sqrt(3)
 PROBLEM = (COVARIANCE, np.eye(3), 0.0, 10)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from icl_lab.errors import InvalidValueError
-from icl_lab.theory import lsa, nonlinear, transfer, zhang2023
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.theory.regression import lsa, nonlinear, transfer, zhang2023
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 VECTOR = np.array([1.0, -0.5, 2.0])

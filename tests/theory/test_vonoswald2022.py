@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.theory import lsa, vonoswald2022
+from icl_lab.theory.descent import vonoswald2022
+from icl_lab.theory.regression import lsa
 
 PRINTED = 1e-9
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from icl_lab.errors import AssumptionError, InvalidValueError, NotPositiveDefiniteError, UnsupportedProblemError
-from icl_lab.tasks.linear import LinearRegression
-from icl_lab.theory import exact_loss, lsa, zhang2023
+from icl_lab.core.errors import AssumptionError, InvalidValueError, NotPositiveDefiniteError, UnsupportedProblemError
+from icl_lab.tasks.regression.linear import LinearRegression
+from icl_lab.theory.regression import exact_loss, lsa, zhang2023
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 LENGTH = 10

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from icl_lab.theory import lsa, zhangsaxe2025
+from icl_lab.theory.regression import lsa, zhangsaxe2025
 
 SPECTRUM, LENGTH = np.array([1.0, 0.6, 0.36]), 31
 

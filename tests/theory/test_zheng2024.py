@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from icl_lab.errors import AssumptionError, InvalidValueError
-from icl_lab.theory import all_ones, diagonal_loss, phases, recovery, zheng2024
+from icl_lab.core.errors import AssumptionError, InvalidValueError
+from icl_lab.theory.dynamics import all_ones, diagonal_loss, phases, recovery, zheng2024
 
 GAUSSIAN = zheng2024.constants("gaussian", 5, 1.0)
 PRINTED = 1e-9

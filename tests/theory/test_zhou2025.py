@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from icl_lab.errors import AssumptionError, InvalidValueError
-from icl_lab.theory import bartlett, isserlis, zhou2025
+from icl_lab.core.errors import AssumptionError, InvalidValueError
+from icl_lab.theory.series import bartlett, isserlis, zhou2025
 
 NONE = np.zeros(0)
 # rho, N, lifted w' Delta w, gap of the trained layer.

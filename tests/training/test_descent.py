@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from icl_lab import objectives, training
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SoftmaxSelfAttention
 from icl_lab.models.initializers import gaussian, zhang
 from icl_lab.tasks import LinearRegression

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from icl_lab import models, objectives, tasks, training
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import initializers
 
 TASK = tasks.LinearRegression(2, 5)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from icl_lab import objectives, theory, training
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import LinearSelfAttention, initializers
 from icl_lab.tasks import LinearRegression
 from icl_lab.training import Verdict

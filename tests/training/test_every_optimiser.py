@@ -9,7 +9,7 @@ import pytest
 
 from icl_lab import models, objectives, tasks, training
 from icl_lab.config.build import build_optimiser
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.training import checkpoints, descent
 
 NO_OPTIMISERS = {"scale_by_rprop", "scale_by_learning_rate"}

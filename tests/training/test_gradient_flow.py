@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 
 from icl_lab import objectives, training
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SeparateWeights
 from icl_lab.models.initializers import zhang
 from icl_lab.objectives.objective import Objective

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from icl_lab.errors import InvalidValueError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import Decoder
 from icl_lab.tasks import LinearRegression, Sphere
 from icl_lab.training.prefixes import Curriculum, _sequence, prefix_risk, train_decoder

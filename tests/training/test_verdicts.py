@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from icl_lab import models, objectives, precision, tasks, training
+from icl_lab import models, objectives, tasks, training
+from icl_lab.core import precision
 from icl_lab.models import initializers
 from icl_lab.objectives import MomentLoss, RegressionLoss
-from icl_lab.tasks import spectra
+from icl_lab.tasks.distributions import spectra
 from icl_lab.training.batch import gradient_flow_each
 from icl_lab.training.stopping import Evidence, Verdict, given_up, judge, why_hopeless
 

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from icl_lab.errors import InvalidValueError
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, initializers, series_constructions
 from icl_lab.objectives import hankel_features
-from icl_lab.tasks.forecasting import forecast_prompt
-from icl_lab.theory import rollout
+from icl_lab.tasks.series.forecasting import forecast_prompt
+from icl_lab.theory.series import rollout
 from icl_lab.training import windows
 from icl_lab.training.windows import train_on_windows, windows_mse
 

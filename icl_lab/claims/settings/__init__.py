@@ -1,0 +1,1 @@
+"""Problems that claims of several papers share, and how their parameters are made."""

@@ -1,0 +1,61 @@
+"""Claims of the lab about layers: weight decay and momentum, with one slot more a token and a token-wise map."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icl_lab import theory
+from icl_lab.claims import check
+from icl_lab.claims.check import Check
+from icl_lab.claims.claim import number
+from icl_lab.claims.registry import claim
+from icl_lab.claims.vonoswald2022.propositions import ROUNDING, SEED, STEP, instance, layers_parameter
+from icl_lab.core.typing import Array
+from icl_lab.models import mapped_layers
+from icl_lab.models.mapped_layers import MappedLayer
+from icl_lab.tasks.prompt import Prompt
+
+PAPER = "icl_lab, extending arXiv 2212.07677"
+
+
+@claim(
+    "layers.ext.ridge",
+    paper=PAPER,
+    statement="With one slot more a token and a token-wise linear map, K layers are K steps of descent with weight decay.",
+    source="left to future work by von Oswald et al.",
+    parameters=STEP
+    | {"lam": number(0.3, 0.0, "weight decay lambda, of the penalty (lambda/2) |W|^2")}
+    | layers_parameter(5)
+    | SEED,
+)
+def layers_with_weight_decay(d, k, N, eta, law, sigma, lam, K, seed) -> list[Check]:
+    prompt, _ = instance(d, k, N, law, sigma, seed)
+    weights = theory.descent_variants.ridge_descent(prompt.inputs, prompt.labels, eta, lam, K)
+    layer = mapped_layers.ridge(d, k, N, eta, lam)
+    return _checks(prompt, layer, prompt.labels, K, weights)
+
+
+@claim(
+    "layers.ext.momentum",
+    paper=PAPER,
+    statement="With one slot more a token and a token-wise linear map, K layers are K steps of heavy-ball gradient descent.",
+    source="left to future work by von Oswald et al.",
+    parameters=STEP | {"mu": number(0.5, meaning="momentum factor")} | layers_parameter(5) | SEED,
+)
+def layers_with_momentum(d, k, N, eta, law, sigma, mu, K, seed) -> list[Check]:
+    prompt, _ = instance(d, k, N, law, sigma, seed)
+    weights = theory.descent_variants.heavy_ball(prompt.inputs, prompt.labels, eta, mu, K)
+    layer = mapped_layers.momentum(d, k, N, eta, mu)
+    return _checks(prompt, layer, np.zeros_like(prompt.labels), K, weights)
+
+
+def _checks(prompt: Prompt, layer: MappedLayer, memory: Array, K: int, weights: Array) -> list[Check]:
+    """Inputs, residuals and answer of K equal layers against the weights W_K of the algorithm."""
+    (count, dim), label_dim = prompt.inputs.shape, prompt.labels.shape[1]
+    tokens = mapped_layers.memory_tokens(prompt, memory)
+    after = np.asarray(mapped_layers.apply((layer,) * K, tokens))
+    return [
+        check.exact("input_slots", after[:, :dim], np.vstack([prompt.inputs, prompt.query[None]]), ROUNDING),
+        check.exact("residuals", after[:count, -label_dim:], prompt.labels - prompt.inputs @ weights.T, ROUNDING),
+        check.exact("prediction", -after[-1, -label_dim:], weights @ prompt.query, ROUNDING),
+    ]

@@ -1,0 +1,205 @@
+"""Claims of von Oswald et al. 2022 (arXiv 2212.07677): GD++, gradient descent that also corrects the curvature."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import brentq
+
+from icl_lab import theory
+from icl_lab.claims import check
+from icl_lab.claims.check import Check
+from icl_lab.claims.claim import choice, integer, number, vector
+from icl_lab.claims.registry import claim
+from icl_lab.claims.vonoswald2022.propositions import (
+    INPUTS,
+    MODEL,
+    PAPER,
+    ROUNDING,
+    SEED,
+    SIZES,
+    input_law,
+    instance,
+    layers_parameter,
+)
+from icl_lab.core import compiled, prng
+from icl_lab.core.errors import AssumptionError
+from icl_lab.core.typing import Array
+from icl_lab.models import constructions
+from icl_lab.tasks.prompt import Prompt
+
+# A degree is read off the growth of a polynomial, to well below 1 in 121; that of six layers, 364, would overflow.
+DEGREE_TOLERANCE = 1e-3
+DEEPEST = 5
+LARGEST_EXPONENT = 285
+# Of a median over the same tasks on both sides.
+CONDITION_TOLERANCE = 1e-9
+SHOWN = 8
+ROOT_TOLERANCE = 1e-10
+
+
+def _largest_eigenvalue(d: int, N: int, law: str, sigma: float) -> float:
+    """About that of the Gram matrix, (sqrt N + sqrt d)^2 times the variance: the scale of curvatures."""
+    variance = float(input_law(law, d, sigma).covariance[0, 0])
+    return variance * (np.sqrt(N) + np.sqrt(d)) ** 2
+
+
+def _random_scalars(d, N, law, sigma, K, seed) -> tuple[Array, Array]:
+    """K step sizes and curvatures that are random, and of the size at which layers neither do nothing nor diverge."""
+    shares = np.asarray(jax.random.uniform(prng.stream(jax.random.key(seed), "scalars"), (2, K), minval=0.2))
+    largest = _largest_eigenvalue(d, N, law, sigma)
+    return N * shares[0] / largest, shares[1] / largest
+
+
+@claim(
+    "vonoswald2022.gdpp.construct",
+    paper=PAPER,
+    statement="One head does x_j <- (I - gamma W) x_j and y_j <- y_j - dW x_j at once, both from the tokens before the layer, "
+    "for context and query alike; that is GD++.",
+    source="GD++",
+    parameters=SIZES | INPUTS | layers_parameter(2) | SEED,
+)
+def one_head_moves_inputs_and_labels(d, k, N, law, sigma, K, seed) -> list[Check]:
+    prompt, initial = instance(d, k, N, law, sigma, seed)
+    etas, gammas = _random_scalars(d, N, law, sigma, K, seed)
+    layers = constructions.gd_plus_plus(MODEL, d, N, etas, gammas, initial=initial)
+    start = -initial @ prompt.query
+    tokens = np.asarray(MODEL.apply(layers, MODEL.tokens(prompt, start)))
+    inputs, slots = theory.descent_variants.gdpp_tokens(initial, prompt.inputs, prompt.labels, prompt.query, etas, gammas)
+    return [
+        check.exact("inputs", tokens[:, :d], inputs, ROUNDING),
+        check.exact("labels", tokens[:, d:], slots, ROUNDING),
+        check.exact("prediction", MODEL(layers, prompt, start), -slots[-1], ROUNDING),
+    ]
+
+
+@claim(
+    "vonoswald2022.gdpp.poly",
+    paper=PAPER,
+    statement="From W_0 = 0, K layers of GD++ are polynomials of the Gram matrix: the answer is w^T (I - rho_K(W)) x_q, rho_K "
+    "of degree (3^K - 1)/2, against K for gradient descent; the last gamma has no effect.",
+    source="the GD++ layer, diagonalised",
+    parameters={"d": SIZES["d"], "N": integer(6, 1, "context length")} | INPUTS | layers_parameter(4) | SEED,
+)
+def gdpp_is_a_polynomial(d, N, law, sigma, K, seed) -> list[Check]:
+    prompt, initial = instance(d, 1, N, law, sigma, seed)
+    w = initial[0]
+    prompt = Prompt(prompt.inputs, (prompt.inputs @ w)[:, None], prompt.query, prompt.target)
+    etas, gammas = _random_scalars(d, N, law, sigma, K, seed)
+    layers = constructions.gd_plus_plus(MODEL, d, N, etas, gammas)
+    tokens = np.asarray(MODEL.apply(layers, MODEL.tokens(prompt)))
+
+    values, vectors = np.linalg.eigh(prompt.inputs.T @ prompt.inputs)
+    p, rho = theory.descent_variants.gdpp_polynomials(values, etas, gammas, N)
+    remaining = (vectors * rho[None, :]) @ vectors.T
+    moving = (vectors * p[None, :]) @ vectors.T
+    shown = min(K, DEEPEST)
+    degree = theory.descent_variants.gdpp_degree(shown)
+    stale = constructions.gd_plus_plus(MODEL, d, N, etas, np.append(gammas[:-1], 3 * gammas[-1]))
+    return [
+        check.exact("inputs", tokens[:, :d], np.vstack([prompt.inputs, prompt.query[None]]) @ moving, ROUNDING),
+        check.exact("labels", tokens[:N, -1], prompt.inputs @ remaining @ w, ROUNDING),
+        check.exact("prediction", MODEL(layers, prompt)[0], w @ (prompt.query - remaining @ prompt.query), ROUNDING),
+        check.exact("prediction_with_another_last_gamma", MODEL(stale, prompt)[0], MODEL(layers, prompt)[0], ROUNDING),
+        check.exact("degree", _degree(shown, 1.0, degree), degree, DEGREE_TOLERANCE),
+        check.exact("degree_of_gradient_descent", _degree(shown, 0.0, shown), shown, DEGREE_TOLERANCE),
+    ]
+
+
+def _degree(K: int, curvature: float, guess: int) -> float:
+    """The degree in s = x^2 of the answer of K layers in one dimension, from its growth at large s.
+
+    The slope of log|1 - yhat| against log s is the degree + O(1/s), which is extrapolated. The guess only keeps s as large
+    as overflow allows.
+    """
+    layers = constructions.gd_plus_plus(MODEL, 1, 1, np.ones(K), np.full(K, curvature))
+
+    def logarithm(log_s):
+        root = jnp.exp(log_s / 2).reshape(1, 1)
+        return jnp.log(jnp.abs(1 - MODEL(layers, Prompt(root, root, jnp.ones(1), jnp.zeros(1)))[0]))
+
+    largest = min(1e6, 10 ** (LARGEST_EXPONENT / guess))
+    half, full = np.asarray(compiled.jit(jax.vmap(jax.grad(logarithm)))(np.log([largest / 2, largest])))
+    return 2 * full - half
+
+
+def _validate_curvatures(gamma, **_) -> None:
+    if gamma is None or min(gamma) < 0 or gamma[-1] == 0:
+        raise AssumptionError(f"`gamma` must be numbers >= 0, the last of them > 0 (its spectrum has a peak); got {gamma}.")
+
+
+@claim(
+    "vonoswald2022.gdpp.spectrum",
+    paper=PAPER,
+    statement="One layer of GD++ changes every eigenvalue s of the Gram matrix to s (1 - gamma s)^2, and with it the condition "
+    "number; the map has a double root at 1/gamma and a peak of 4/(27 gamma) at 1/(3 gamma).",
+    source="GD++, the spectrum of H++",
+    parameters={
+        "d": integer(10, 1, "input dimension, the paper's N_x"),
+        "N": integer(25, 1, "context length"),
+        "gamma": vector([0.0, 0.05, 0.099, 0.12], "curvatures, for the unnormalised Gram matrix"),
+        "law": choice("uniform", ("gaussian", "uniform"), "of the input coordinates"),
+        "sigma": number(0.5, positive=True, meaning="standard deviation of a Gaussian coordinate, half-width of a uniform one"),
+        "samples": integer(10_000, 100, "tasks of a median"),
+        "seed": integer(0, 0, "of the inputs"),
+    },
+    validate=_validate_curvatures,
+)
+def curvature_shrinks_the_spectrum(d, N, gamma, law, sigma, samples, seed) -> list[Check]:
+    covariates = input_law(law, d, sigma)
+    keys = jax.random.split(jax.random.key(seed), samples)
+    inputs = np.asarray(compiled.jit(jax.vmap(lambda key: covariates.sample(key, N)))(keys))
+
+    @compiled.jit
+    def moved(layer, inputs):
+        def one(context):
+            prompt = Prompt(context, jnp.zeros((N, 1)), jnp.zeros(d), jnp.zeros(1))
+            return MODEL.apply(layer, MODEL.tokens(prompt))[:N, :d]
+
+        return jax.vmap(one)(inputs)
+
+    # Contexts shorter than d have eigenvalues 0, which stay 0.
+    before = np.linalg.svd(inputs, compute_uv=False) ** 2
+    checks = []
+    for value in gamma:
+        layer = constructions.gd_plus_plus(MODEL, d, N, np.zeros(1), np.array([value]))
+        after = np.linalg.svd(np.asarray(moved(layer, inputs)), compute_uv=False) ** 2
+        expected = theory.descent_variants.gdpp_eigenvalue(before, value)
+        condition = np.median(np.max(after, axis=1) / np.min(after, axis=1))
+        expected_condition = np.median(np.max(expected, axis=1) / np.min(expected, axis=1))
+        checks += [
+            check.exact(f"eigenvalues_gamma_{value:g}", after[:SHOWN], np.sort(expected[:SHOWN], axis=1)[:, ::-1], ROUNDING),
+            check.exact(f"median_condition_number_gamma_{value:g}", condition, expected_condition, CONDITION_TOLERANCE),
+        ]
+    return checks + _shape_checks(gamma[-1], float(np.min(before)), float(np.max(before)))
+
+
+def _shape_checks(gamma: float, smallest: float, largest: float) -> list[Check]:
+    """How a layer in one dimension maps one eigenvalue: the peak, the double root, and the gamma that balances two ends."""
+
+    def layer(gamma):
+        return constructions.gd_plus_plus(MODEL, 1, 1, np.zeros(1), np.array([gamma]))
+
+    @compiled.jit
+    @jax.value_and_grad
+    def mapped(s, weights):
+        one = jnp.sqrt(s).reshape(1, 1)
+        prompt = Prompt(one, jnp.zeros((1, 1)), jnp.zeros(1), jnp.zeros(1))
+        return MODEL.apply(weights, MODEL.tokens(prompt))[0, 0] ** 2
+
+    def imbalance(gamma):
+        weights = layer(gamma)
+        return float(mapped(np.asarray(largest), weights)[0] - mapped(np.asarray(smallest), weights)[0])
+
+    place, height = theory.descent_variants.gdpp_peak(gamma)
+    values, slopes = np.array([mapped(np.asarray(s), layer(gamma)) for s in (place, 1 / gamma)]).T
+    balanced = brentq(imbalance, 0.0, 1 / largest, xtol=1e-14 / largest)
+    return [
+        check.exact(
+            "balanced_gamma", balanced, theory.descent_variants.gdpp_balanced_curvature(smallest, largest), ROOT_TOLERANCE
+        ),
+        check.exact("height_of_peak", values[0], height, ROUNDING),
+        check.exact("slopes_at_peak_and_root_abs", slopes, np.zeros(2), ROUNDING),
+        check.exact("value_at_root_abs", gamma * values[1], 0.0, ROUNDING),
+    ]

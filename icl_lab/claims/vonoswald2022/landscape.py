@@ -1,0 +1,224 @@
+"""Claims of von Oswald et al. 2022 (arXiv 2212.07677): the landscape of one linear layer, all entries of its weights free."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from icl_lab import models, objectives, theory, training
+from icl_lab.claims import check, convergence, quasi_newton
+from icl_lab.claims.check import Check
+from icl_lab.claims.claim import integer
+from icl_lab.claims.registry import claim
+from icl_lab.claims.vonoswald2022.propositions import PAPER
+from icl_lab.claims.vonoswald2022.settings import LAW, covariates, input_moments
+from icl_lab.models import LSAWeights, initializers
+from icl_lab.objectives.independent import IndependentLoss
+from icl_lab.tasks.regression.linear import LinearRegression
+
+MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
+LOSS_TOLERANCE = 1e-10
+WEIGHT_TOLERANCE = 1e-6
+CURVATURE_TOLERANCE = 1e-8
+# Loss, relative to the global minimum, above which an end is another minimum, and curvature that still counts as zero.
+ABOVE, FLAT = 1.001, 1e-6
+
+# Sizes (d, N) at which two heads are known to have no false minimum; at (3, 4) they have one, of .99361 above .75.
+TWO_HEADS_SUFFICE = ((2, 2), (3, 30))
+
+SIZES = {"d": integer(3, 1, "input dimension"), "N": integer(5, 1, "context length")}
+
+
+def exact_loss(d: int, N: int, law: str, sigma: float) -> IndependentLoss:
+    """The exact half loss of one layer."""
+    return objectives.independent_loss(LinearRegression(d, N, covariates=covariates(law, d, sigma)), MODEL)
+
+
+def least_loss(d: int, N: int, law: str, sigma: float) -> tuple[float, float]:
+    """The best step size and its half loss."""
+    setting = (d, N, *input_moments(law, sigma))
+    eta = theory.vonoswald2022.optimal_step_size(*setting)
+    return eta, theory.vonoswald2022.one_step_loss(eta, *setting)
+
+
+def gaussian_starts(seed: int, count: int, dim: int, scale: float, heads: int | None = None) -> LSAWeights:
+    """Starts with a leading axis; the first of them do not depend on their number."""
+    keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(count)]
+    return jax.tree.map(lambda *w: np.stack(w), *[initializers.gaussian(key, dim + 1, scale, heads=heads) for key in keys])
+
+
+@claim(
+    "vonoswald2022.lsa1.optimum",
+    paper=PAPER,
+    statement="The global minimum over all weights of one layer is one step of gradient descent: b_x = 0, A_y = 0, "
+    "b_y A_x = eta* I.",
+    source="Section 3, empirically; icl_lab for the exact loss",
+    parameters=SIZES
+    | LAW
+    | {
+        "starts": integer(3, 1, "random starts beside one with b_x = 0, A_y = 0"),
+        "seed": integer(0, 0, "of the starts"),
+    },
+    also=({"law": "gaussian", "sigma": 1.0}, {"N": 4, "sigma": 1.0}),
+)
+def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
+    objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
+    scale = 1e-2 / np.sqrt(input_moments(law, sigma)[0])
+    begin = gaussian_starts(seed, starts + 1, d, scale)
+    begin.w_pv[0, -1, :-1] = begin.w_kq[0, -1, :-1] = 0.0
+    flows = training.gradient_flows(objective, begin, solver="tsit5")
+    convergence.rest_on(flows, flows.best)
+    weights = flows.limit(flows.best)
+    terms = float(objective.moments.variance) / 2
+    row, scores = weights.w_pv[-1], weights.w_kq[:, :d]
+    searched = quasi_newton.minimise(objective, gaussian_starts(seed, 4 * (starts + 1), d, 10 * scale))
+    return [
+        check.holds("flow_converged_abs", flows.verdicts[flows.best] == training.Verdict.CONVERGED),
+        check.exact("loss", objective.risk(weights) / 2, least, LOSS_TOLERANCE, terms=terms),
+        check.exact("lowest_loss_by_bfgs", np.min(searched.losses), least, LOSS_TOLERANCE, terms=terms),
+        check.exact("step_matrix", -row[-1] * scores[:d], eta * np.eye(d), WEIGHT_TOLERANCE),
+        check.exact("b_x_over_b_y_abs", row[:d] / row[-1], np.zeros(d), WEIGHT_TOLERANCE),
+        check.exact("A_y_over_A_x_abs", scores[d] / np.linalg.norm(scores[:d]), np.zeros(d), WEIGHT_TOLERANCE),
+    ]
+
+
+@claim(
+    "vonoswald2022.lsa1.heads",
+    paper=PAPER,
+    statement="More linear heads do not lower the minimum: with any number of them the problem is linear least squares, "
+    "whose minimum is the same.",
+    source="icl_lab, on the single head of Section 3",
+    parameters=SIZES
+    | LAW
+    | {
+        "heads": integer(2, 1, "heads that are trained"),
+        "starts": integer(6, 1, "of their weights"),
+        "seed": integer(0, 0, "of the starts"),
+    },
+    also=({"law": "gaussian", "sigma": 1.0},),
+)
+def heads_do_not_help(d, N, law, sigma, heads, starts, seed) -> list[Check]:
+    objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
+    moments, features = objective.moments, objective.features
+    terms = float(moments.variance) / 2
+    check.require_shown(least, terms)
+    best = np.linalg.lstsq(moments.gram, moments.cross, rcond=None)[0]
+    convex = (moments.variance - np.sum(moments.cross * best)) / 2
+    pairs = zip(features.rows, features.columns, strict=True)
+    expected = np.array([eta * (a == c and b == d) for a, b in pairs for c in features.queries])
+    scale = 0.1 / np.sqrt(input_moments(law, sigma)[0])
+    trained = quasi_newton.minimise(objective, gaussian_starts(seed, starts, d, scale, heads))
+    return [
+        check.exact("least_squares", convex, least, LOSS_TOLERANCE, terms=terms),
+        check.exact("coefficients", best[:, 0], expected, CURVATURE_TOLERANCE),
+        check.exact("trained_heads", np.min(trained.losses), least, LOSS_TOLERANCE, terms=terms),
+    ]
+
+
+class _Ends:
+    """Where BFGS ends: (S,) losses, which of them are minima above the global one, and the weights of the first of those."""
+
+    def __init__(self, objective: IndependentLoss, starts: LSAWeights, least: float):
+        runs = [
+            quasi_newton.minimise(objective, jax.tree.map(lambda w, i=i: w[i : i + 1], starts)) for i in range(len(starts.w_pv))
+        ]
+        self.losses = np.array([run.losses[0] for run in runs])
+        self.above = self.losses > ABOVE * least
+        for i in np.flatnonzero(self.above):
+            # A line search that gives up at a saddle has found no minimum.
+            second = objectives.curvature(objective, runs[i].lowest)
+            self.above[i] = second.smallest > -FLAT * second.largest
+        self.false = [run.lowest for run, high in zip(runs, self.above, strict=True) if high]
+
+
+@claim(
+    "vonoswald2022.lsa1.spurious",
+    paper=PAPER,
+    statement="One head has local minima above the global one, in which quasi-Newton runs from small random weights end; "
+    "two heads have none of them at d = N = 2 and at d = 3, N = 30 (but others elsewhere, as at d = 3, N = 4).",
+    source="the instability of single heads in the appendix (Fig. 15); icl_lab for the mechanism",
+    parameters=SIZES
+    | LAW
+    | {
+        "d": integer(2, 2, "input dimension"),
+        "N": integer(2, 1, "context length"),
+        "law": dataclasses.replace(LAW["law"], default="gaussian"),
+        "sigma": dataclasses.replace(LAW["sigma"], default=1.0),
+        "starts": integer(40, 1, "random starts"),
+        "seed": integer(0, 0, "of the starts"),
+    },
+    also=({"d": 3, "N": 30},),
+)
+def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
+    variance, _ = input_moments(law, sigma)
+    objective, (_, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
+    terms = float(objective.moments.variance) / 2
+    check.require_shown(least, terms)
+    scale = 0.1 / np.sqrt(variance)
+    one, two = (_Ends(objective, gaussian_starts(seed, starts, d, scale, heads), least) for heads in (None, 2))
+    checks = [
+        check.exact("lowest_loss_of_one_head", np.min(one.losses), least, LOSS_TOLERANCE, terms=terms),
+        check.exact("lowest_loss_of_two_heads", np.min(two.losses), least, LOSS_TOLERANCE, terms=terms),
+    ]
+    if law != "gaussian":  # no closed form of the false minimum
+        return checks
+    if (d, N) in TWO_HEADS_SUFFICE:
+        checks.append(check.exact("share_above_the_minimum_two_heads_abs", np.mean(two.above), 0.0, 0.0))
+    expected = theory.one_layer.false_minimum(d, N, variance)
+    if expected <= ABOVE * least:  # the axial weights lead on down to the global minimum
+        return checks
+    checks.append(check.at_least("share_above_the_minimum_one_head_abs", np.mean(one.above), 1 / starts))
+    if one.false:
+        weights = one.false[0]
+        slope = np.asarray(ravel_pytree(jax.grad(objective)(jax.tree.map(jax.numpy.asarray, weights)))[0])
+        second = objectives.curvature(objective, weights)
+        heights = np.array([loss for loss, high in zip(one.losses, one.above, strict=True) if high])
+        checks += [
+            check.exact("false_minimum", np.min(heights), expected, CURVATURE_TOLERANCE),
+            check.exact("slope_at_the_false_minimum_abs", slope / expected, 0 * slope, CURVATURE_TOLERANCE),
+            check.at_least("least_curvature_over_greatest_abs", second.smallest / second.largest, 0.0, FLAT),
+        ]
+    return checks
+
+
+@claim(
+    "vonoswald2022.lsa1.saddle",
+    paper=PAPER,
+    statement="At zero weights the gradient vanishes and the Hessian has the eigenvalues +-sig2^2 sqrt(d) once, "
+    "+-sig2^2 d times, and zeros: flow escapes along gradient descent.",
+    source="the plateau of the training curves (Fig. 2); icl_lab",
+    parameters=SIZES | LAW | {"seed": integer(0, 0, "of the start")},
+    also=({"law": "gaussian", "sigma": 1.0, "d": 4},),
+)
+def saddle_at_zero(d, N, law, sigma, seed) -> list[Check]:
+    variance, _ = input_moments(law, sigma)
+    objective = exact_loss(d, N, law, sigma)
+    zero = LSAWeights(np.zeros((d + 1, d + 1)), np.zeros((d + 1, d + 1)))
+    flat, unravel = ravel_pytree(jax.tree.map(jax.numpy.asarray, zero))
+    slope = np.asarray(jax.grad(lambda x: objective(unravel(x)))(flat))
+    hessian = np.asarray(jax.hessian(lambda x: objective(unravel(x)))(flat))
+    values, vectors = np.linalg.eigh(hessian)
+    expected = theory.one_layer.saddle_curvatures(d, variance)
+    full = np.sort(np.concatenate([expected, np.zeros(len(values) - len(expected))]))
+    rate = theory.one_layer.escape_rate(d, variance)
+    # While the weights are tiny, flow amplifies the leading component by exp(rate t).
+    begin = jax.tree.map(lambda w: w[0], gaussian_starts(seed, 1, d, 1e-6 / np.sqrt(variance)))
+    flow = training.gradient_flow(
+        objective, begin, times=[3.0 / rate, 6.0 / rate], stop_at_last_time=True, solver="tsit5", rtol=1e-11
+    )
+    row, scores = flow.trajectory.weights.w_pv[:, -1], flow.trajectory.weights.w_kq
+    # b_y against the trace of A_x: the half that grows.
+    grown = row[:, -1] - np.trace(scores[:, :d, :d], axis1=1, axis2=2) / np.sqrt(d)
+    checks = [
+        check.exact("gradient_abs", slope, 0 * slope, LOSS_TOLERANCE),
+        check.exact("eigenvalues", values, full, CURVATURE_TOLERANCE),
+        check.exact("escape_rate", np.log(grown[1] / grown[0]) * rate / 3, rate, WEIGHT_TOLERANCE),
+    ]
+    if d > 1:  # for d = 1 both directions escape alike
+        label_and_trace = unravel(jax.numpy.asarray(vectors[:, 0]))
+        leading = np.append(np.diagonal(label_and_trace.w_kq)[:d] * np.sqrt(2 * d), np.sqrt(2) * label_and_trace.w_pv[-1, -1])
+        checks.append(check.exact("escaping_direction", np.abs(leading), np.ones(d + 1), CURVATURE_TOLERANCE))
+    return checks

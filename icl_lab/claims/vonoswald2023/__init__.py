@@ -1,0 +1,1 @@
+"""Claims of von Oswald et al. 2023, arXiv 2309.05858."""

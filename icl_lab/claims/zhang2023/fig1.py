@@ -1,0 +1,70 @@
+"""Claim of Zhang, Frei, Bartlett 2023 (arXiv 2306.09927): softmax transformers under covariate shift."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icl_lab import analysis, theory
+from icl_lab.analysis.covariate_shift import Training
+from icl_lab.claims import check
+from icl_lab.claims.check import Check
+from icl_lab.claims.claim import integer, number
+from icl_lab.claims.registry import claim
+from icl_lab.claims.zhang2023.limit import PAPER
+from icl_lab.training.prefixes import Curriculum
+
+SCALES = (1.0, 4.0, 9.0)
+WIDE_MARGIN = 2.0
+"""A transformer beats a line by a wide margin if its error is at most half of it."""
+
+
+@claim(
+    "zhang2023.fig1",
+    paper=PAPER,
+    statement="Under covariate shift softmax transformers beat the linear layer by far, and least squares beats both; trained "
+    "on one covariance they fail more at large inputs than trained on random ones; beyond the trained length they get worse.",
+    source="Figure 1, in miniature",
+    parameters={
+        "d": integer(3, 1, "input dimension"),
+        "N": integer(16, 4, "training context length"),
+        "extra": integer(4, 1, "examples beyond N at which the positions are untrained"),
+        "width": integer(64, 4, "of the residual stream, a multiple of 4 (the heads)"),
+        "layers": integer(3, 1, "blocks"),
+        "steps": integer(3_000, 1, "Adam updates; the curriculum takes its share of them"),
+        "batch": integer(64, 1, "prompts an update"),
+        "rate": number(1e-3, positive=True, meaning="of Adam"),
+        "samples": integer(20_000, 1_000, "test prompts"),
+        "seed": integer(0, 0, "of weights and prompts"),
+    },
+    long=True,
+)
+def transformers_under_covariate_shift(d, N, extra, width, layers, steps, batch, rate, samples, seed) -> list[Check]:
+    # All coordinates and examples are in use for the second half of the training at the latest.
+    every = max(1, steps // (2 * max(d, N // 2)))
+    training = Training(
+        width=width, layers=layers, steps=steps, batch=batch, learning_rate=rate, curriculum=Curriculum(every=every)
+    )
+    tests = [("fixed", 1.0), *(("random", scale) for scale in SCALES)]
+    risks, checks = {}, []
+    for trained in analysis.covariate_shift.LAWS:
+        decoder = analysis.covariate_shift.train_under(trained, d, N, N + extra, training, seed)
+        for tested, scale in tests:
+            mean, error = analysis.covariate_shift.shifted_risk(decoder, tested, scale, N + extra, seed, samples)
+            # The second half of the context is one plateau; its average has less noise than its last point.
+            risks[trained, tested, scale] = (mean[N // 2 : N + 1].mean(), mean[N], error[N], mean[N + extra], error[N + extra])
+            line = theory.covariate_shift.risk_per_coordinate(trained, tested, scale, d, N, N)
+            if tested == "random":
+                name = f"{trained}_trained_over_linear_layer_at_c_{scale:g}"
+                checks.append(check.at_most(name, (mean[N] + check.SIGMAS * error[N]) / line, 1 / WIDE_MARGIN))
+    for scale in SCALES[1:]:
+        # Both are tested on the same prompts, so the difference is surer than their errors.
+        random_trained, fixed_trained = (risks[trained, "random", scale][0] for trained in ("random", "fixed"))
+        checks.append(check.at_most(f"random_trained_against_fixed_trained_at_c_{scale:g}", random_trained, fixed_trained))
+    _, mean, error, *_ = risks["random", "random", SCALES[-1]]
+    # Least squares is exact from d examples on.
+    checks.append(check.at_least("random_trained_misses_least_squares", mean - check.SIGMAS * error, 0.01 * SCALES[-1]))
+    for trained in analysis.covariate_shift.LAWS:
+        _, mean, error, longer, longer_error = risks[trained, "fixed", 1.0]
+        bound = mean + check.SIGMAS * np.hypot(error, longer_error)
+        checks.append(check.at_least(f"{trained}_trained_rises_beyond_N", longer, bound))
+    return checks

@@ -1,0 +1,123 @@
+"""Claims of Zhou et al. 2025 (arXiv 2510.09776): innovations that are not Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from icl_lab import theory
+from icl_lab.claims import check
+from icl_lab.claims.check import Check
+from icl_lab.claims.claim import choice, integer, vector
+from icl_lab.claims.registry import claim
+from icl_lab.claims.settings.series import LAB, LSA, PAPER, SERIES, series_prompt, validate_coefficients
+from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.core import prng
+from icl_lab.core.typing import Array, Key
+from icl_lab.models import series_constructions
+
+# Sums of a hundred products, in units of the standard deviation of the forecast.
+EXACT_TOLERANCE = 1e-12
+
+# Innovations of unit variance.
+DRAWS: dict[str, Callable[[Key, tuple[int, ...]], Array]] = {
+    "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-np.sqrt(3.0), maxval=np.sqrt(3.0)),
+    "laplace": lambda key, shape: jax.random.laplace(key, shape) / np.sqrt(2.0),
+    "gaussian": jax.random.normal,
+    "rademacher": jax.random.rademacher,
+}
+
+
+def simulated_series(rho, sigma: float, law: str, length: int, key: Key) -> Array:
+    """The last `length` values of an AR series that has run long enough to forget its start at zero."""
+    reversed_ = jnp.asarray(rho)[::-1]
+    burn_in = theory.bartlett.memory(np.asarray(rho))
+    innovations = sigma * DRAWS[law](key, (burn_in + length,)).astype(jnp.result_type(float))
+
+    def step(window, innovation):
+        following = reversed_ @ window + innovation
+        return jnp.append(window[1:], following), following
+
+    return jax.lax.scan(step, jnp.zeros(len(rho)), innovations)[1][burn_in:]
+
+
+def answers_and_forecasts(rho, sigma: float, law: str, N: int, key: Key, samples: int) -> np.ndarray:
+    """The layer's answer and w.h for simulated series, (samples, 2), at the unscaled weights of the innovation filter."""
+    weights = series_constructions.one_layer(np.asarray(rho), sigma)
+    linear = jnp.asarray(rho)[::-1]
+
+    def pair(one):
+        prompt = series_prompt(simulated_series(rho, sigma, law, N + len(rho) + 1, one), len(rho))
+        return jnp.stack([LSA(weights, prompt)[0], linear @ prompt.query])
+
+    return simulate(pair, key, samples)
+
+
+@claim(
+    "zhou2025.kurtosis",
+    paper=PAPER,
+    statement="With innovations of excess kurtosis k4 the gap is (2 + k4) V / N to leading order.",
+    source="cumulant term k4 g g^T of the covariance of sample autocovariances",
+    parameters=SERIES
+    | {
+        "rho": vector((0.6,), SERIES["rho"].meaning),
+        "N": integer(200, 2, "windows in the context"),
+        "law": choice("uniform", tuple(DRAWS)[:3], "of the innovations"),
+        "samples": integer(40_000, 10_000, "simulated series"),
+        "seed": integer(0, 0, "of the series"),
+    },
+    also=({"law": "laplace"},),
+    validate=validate_coefficients,
+)
+def gap_grows_with_kurtosis(rho, sigma, N, law, samples, seed) -> list[Check]:
+    fourth, sixth = theory.zhou2025.innovation_moments(law)
+    pairs = answers_and_forecasts(rho, sigma, law, N, prng.stream(jax.random.key(seed), "series"), samples)
+    unit = theory.zhou2025.signal_variance(rho, sigma) / N
+    mean, error = mean_with_error((pairs[:, 0] - pairs[:, 1]) ** 2 / unit)
+    draws = np.asarray(DRAWS[law](prng.stream(jax.random.key(seed), "kurtosis"), (25 * samples,)))
+    kurtosis, kurtosis_error = mean_with_error(draws**4)
+    exact = theory.zhou2025.innovation_gap(rho, sigma, N, fourth, sixth) / unit
+    gamma = theory.bartlett.autocovariances(np.asarray(rho), np.zeros(0), sigma, theory.bartlett.memory(np.asarray(rho)) + 1)
+    limit = theory.bartlett.scale_variance(gamma, len(rho), fourth - 3)
+    return [
+        check.sampled("kurtosis_of_the_innovations", kurtosis, fourth, kurtosis_error),
+        check.sampled("N_gap_over_V", mean, exact, error),
+        # The term of order 1/N is known in closed form, and the sample has an error.
+        check.exact("N_gap_over_V_in_the_limit_abs", mean, limit, abs(exact - limit) + check.SIGMAS * error),
+        check.exact("limit_is_two_plus_k4", limit, fourth - 1, 1e-8),
+    ]
+
+
+@claim(
+    "zhou2025.no-gap-rademacher",
+    paper=LAB,
+    statement="On AR(p) series with innovations +-sigma the weights pi = r / sigma^2, Q = r w^T predict w.h exactly at any "
+    "length: that the gap is strict is a property of the noise law.",
+    source="the mean squared innovation is sigma^2",
+    parameters=SERIES
+    | {
+        "rho": vector((0.6,), SERIES["rho"].meaning),
+        "N": integer(50, 1, "windows in the context"),
+        "samples": integer(2_000, 1, "simulated series"),
+        "seed": integer(0, 0, "of the series"),
+    },
+    validate=validate_coefficients,
+)
+def no_gap_on_signs(rho, sigma, N, samples, seed) -> list[Check]:
+    key = prng.stream(jax.random.key(seed), "series")
+    explicit = theory.zhou2025.innovation_weights(rho, sigma)
+    weights = series_constructions.one_layer(np.asarray(rho), sigma)
+    fourth, sixth = theory.zhou2025.innovation_moments("rademacher")
+    pairs = answers_and_forecasts(rho, sigma, "rademacher", N, key, samples)
+    errors = np.abs(pairs[:, 0] - pairs[:, 1]) / np.sqrt(theory.zhou2025.signal_variance(rho, sigma))
+    return [
+        check.exact("pi", weights.w_pv[-1], explicit.pi, EXACT_TOLERANCE),
+        check.exact("Q", weights.w_kq[:, :-1], explicit.query, EXACT_TOLERANCE),
+        check.exact("largest_error_abs", np.max(errors), 0.0, EXACT_TOLERANCE),
+        check.exact(
+            "gap_over_V_abs", np.mean(errors**2), theory.zhou2025.innovation_gap(rho, 1.0, N, fourth, sixth), EXACT_TOLERANCE
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, types, precision, random keys, small linear algebra, devices and compilation."""

@@ -1,0 +1,1 @@
+"""Distributions of inputs, of their spectra and of first states."""

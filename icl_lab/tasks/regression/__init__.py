@@ -1,0 +1,1 @@
+"""Prompts of labelled examples: y = f(x) + noise."""

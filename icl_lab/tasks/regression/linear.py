@@ -1,0 +1,102 @@
+"""In-context linear regression: y_i = w.x_i + noise with a Gaussian task vector w."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from icl_lab.core.linalg import check_covariance
+from icl_lab.core.prng import stream
+from icl_lab.core.typing import Array, Key
+from icl_lab.tasks.distributions.covariates import CovariateLaw, covariates_for, normals
+from icl_lab.tasks.distributions.spectra import apply_root, as_covariance, covariance_root
+from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
+
+
+class LinearRegression(Task):
+    """y_i = w.x_i + ε_i, w ~ N(0, Ω) drawn once per prompt, ε_i ~ N(0, noise_std^2); the target is the noiseless w.x_q.
+
+    Args:
+      dim: d >= 1.
+      context_length: N >= 1, labelled examples; the query is not counted.
+      covariance: Λ of Gaussian covariates: None (identity), a (d,) spectrum or a (d, d) positive definite matrix.
+      task_covariance: Ω, given in the same ways; may be singular.
+      noise_std: standard deviation of the label noise, >= 0.
+      covariates: any other covariate law, instead of `covariance`.
+
+    Attributes:
+      covariates: the law of the inputs.
+      task_covariance: (d, d) Ω.
+      task_root: square root of Ω, computed once (see `spectra.covariance_root`). Derived: to change Ω, make a new task.
+
+    Raises:
+      InvalidValueError: a size below 1, a shape that does not fit dim, negative noise, or covariates given twice.
+      NotPositiveDefiniteError: Λ not symmetric positive definite, or Ω not symmetric positive semidefinite.
+    """
+
+    dim: int = eqx.field(static=True)
+    context_length: int = eqx.field(static=True)
+    covariates: CovariateLaw
+    task_covariance: Float[Array, "d d"]
+    task_root: Array | None
+    noise_std: Float[Array, ""]
+    label_dim: int = eqx.field(static=True, default=1)
+
+    def __init__(
+        self,
+        dim: int,
+        context_length: int,
+        covariance: Any = None,
+        task_covariance: Any = None,
+        noise_std: Any = 0.0,
+        covariates: CovariateLaw | None = None,
+    ):
+        self.dim = dim
+        self.context_length = context_length
+        self.label_dim = 1
+        self.covariates = covariates_for(dim, covariance, covariates)
+        self.task_covariance = as_covariance(task_covariance, dim, "task_covariance")
+        check_covariance(self.task_covariance, "task_covariance", allow_singular=True)
+        self.task_root = covariance_root(self.task_covariance)
+        self.noise_std = as_float64(noise_std)
+
+    def __check_init__(self):
+        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
+        check_nonnegative(self.noise_std, "noise_std")
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        """(d, d) Λ = E[x x^T]."""
+        return self.covariates.covariance
+
+    @property
+    def signal_variance(self) -> Float[Array, ""] | float:
+        """Variance of a noiseless label, tr(ΛΩ)."""
+        return (self.covariance * self.task_covariance).sum()
+
+    @property
+    def label_variance(self) -> Float[Array, ""] | float:
+        """Variance of a label, tr(ΛΩ) + noise_std^2."""
+        return self.signal_variance + self.noise_std**2
+
+    def sample(self, key: Key) -> Prompt:
+        """One prompt; its latent is the task vector w (d,)."""
+        check_prompt_fits(self.context_length, self.dim)
+        inputs = self.covariates.sample(stream(key, "inputs"), self.context_length + 1)
+        task_vector = self.sample_task(key)
+        responses = inputs @ task_vector
+        labels = add_noise(stream(key, "noise"), responses[:-1, None], self.noise_std)
+        return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=responses[-1:], latent=task_vector)
+
+    def sample_task(self, key: Key) -> Float[Array, "d"]:
+        """The task vector of the prompt of a key."""
+        return apply_root(self.task_root, normals(stream(key, "task"), 1, self.dim))[0]
+
+    def sample_examples(self, key: Key, task_vector: Float[Array, "d"], count: int) -> Float[Array, "count D"]:
+        """`count` examples (x_i, y_i) of a task as rows, D = d + 1: a prompt too long for memory is drawn in such pieces."""
+        inputs = self.covariates.sample(stream(key, "inputs"), count)
+        labels = add_noise(stream(key, "noise"), (inputs @ task_vector)[:, None], self.noise_std)
+        return jnp.concatenate([inputs, labels], axis=1)

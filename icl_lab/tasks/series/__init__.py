@@ -1,0 +1,1 @@
+"""Prompts cut from autoregressive series."""

@@ -1,0 +1,312 @@
+r"""Losses and best coefficients of one or several gradient steps, with and without curvature correction (arXiv 2212.07677).
+
+Conventions as in `theory.vonoswald2022`: inputs with i.i.d. coordinates of variance sig2, tasks w ~ N(0, I), *half* losses
+(1/2) E(yhat - w.x_q)^2, eta multiplies the mean gradient, gamma the unnormalised Gram matrix W. K steps from zero leave the
+error w^T rho(W) x_q, rho a polynomial with rho(0) = 1, so that
+
+.. math:: L = \tfrac{\sigma^2}{2} E \operatorname{tr} \rho(W)^2 = \tfrac{\sigma^2}{2} \sum_j w_j \rho(s_j)^2
+
+with a rule (s_j, w_j) of `theory.gram_moments` that is exact to the degree of rho^2, or with eigenvalues of sampled W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import scipy.optimize
+from jaxtyping import Float
+
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
+from icl_lab.theory.descent import gram_moments
+from icl_lab.theory.descent.descent_variants import gdpp_polynomials
+
+_LARGEST_STEP = 10.0
+"""Of a random start, in units of 1/sig2."""
+
+
+class Rule(NamedTuple):
+    """A spectral measure of the Gram matrix, and what turns an integral over it into a loss.
+
+    Attributes:
+      nodes: (r,), eigenvalues s_j of W.
+      weights: (r,), w_j, of sum d.
+      context_length: N.
+      variance: sig2 of an input coordinate.
+    """
+
+    nodes: Float[Array, "r"]
+    weights: Float[Array, "r"]
+    context_length: int
+    variance: float
+
+    @staticmethod
+    def exact(law: str, dim: int, context_length: int, scale: float, degree: int) -> Rule:
+        """The rule that integrates polynomials up to a degree; arguments as `gram_moments.spectral_rule`."""
+        nodes, weights = gram_moments.spectral_rule(law, dim, context_length, degree, scale)
+        variance = scale**2 * float(gram_moments.unit_moment(law, 2))
+        return Rule(nodes, weights, context_length, variance)
+
+    @staticmethod
+    def sampled(law: str, dim: int, context_length: int, scale: float, samples: int, seed: int) -> Rule:
+        """The eigenvalues of sampled Gram matrices, d for each context in turn, with equal weights."""
+        generator = np.random.default_rng(seed)
+        size = (samples, context_length, dim)
+        unit = generator.standard_normal(size) if law == "gaussian" else generator.uniform(-1.0, 1.0, size)
+        nodes = scale**2 * np.linalg.eigvalsh(np.swapaxes(unit, 1, 2) @ unit).ravel()
+        variance = scale**2 * float(gram_moments.unit_moment(law, 2))
+        return Rule(nodes, np.full(nodes.size, 1 / samples), context_length, variance)
+
+
+class Descent(NamedTuple):
+    """Coefficients of K steps and their loss.
+
+    Attributes:
+      step_sizes: (K,), eta.
+      curvatures: (K,), gamma; all zero for plain gradient descent, the last zero unless the layers are tied.
+      loss: half loss.
+    """
+
+    step_sizes: Float[Array, "K"]
+    curvatures: Float[Array, "K"]
+    loss: float
+
+
+def loss(rule: Rule, step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"]) -> float:
+    """Half loss on a rule, whose error operator is rho_K of `descent_variants.gdpp_polynomials`."""
+    _, errors = gdpp_polynomials(rule.nodes, step_sizes, curvatures, rule.context_length)
+    return float(rule.variance / 2 * rule.weights @ errors**2)
+
+
+def loss_from_moments(
+    moments: Sequence[Fraction | int],
+    step_sizes: Float[Array, "K"],
+    curvatures: Float[Array, "K"],
+    context_length: int,
+    variance: float,
+) -> float:
+    """The same half loss in rational arithmetic, from the coefficients of rho^2.
+
+    Args:
+      moments: m_0 .. m_(3^K - 1) at least.
+      step_sizes: (K,), eta.
+      curvatures: (K,), gamma.
+      context_length: N.
+      variance: sig2.
+    """
+
+    def times(first: list[Fraction], second: list[Fraction]) -> list[Fraction]:
+        product = [Fraction(0)] * (len(first) + len(second) - 1)
+        for i, a in enumerate(first):
+            for j, b in enumerate(second):
+                product[i + j] += a * b
+        return product
+
+    rho, shrinkage = [Fraction(1)], [Fraction(1)]
+    for eta, gamma in zip(step_sizes, curvatures, strict=True):
+        gram = times([Fraction(0), Fraction(1)], times(shrinkage, shrinkage))
+        rho = times(rho, [Fraction(1), *(-Fraction(float(eta)) / context_length * c for c in gram[1:])])
+        shrinkage = times(shrinkage, [Fraction(1), *(-Fraction(float(gamma)) * c for c in gram[1:])])
+    return variance / 2 * float(sum(c * m for c, m in zip(times(rho, rho), moments, strict=False)))
+
+
+def best_shared_step(rule: Rule, steps: int) -> Descent:
+    """The best K equal steps of gradient descent: the loss is convex in eta, and its slope has one zero.
+
+    Args:
+      rule: exact to degree 2K.
+      steps: K.
+    """
+    smallest = rule.nodes[rule.nodes > 0].min()
+
+    def slope(rate: float) -> float:
+        return float(-rule.weights @ (rule.nodes * (1 - rate * rule.nodes) ** (2 * steps - 1)))
+
+    found = scipy.optimize.root_scalar(slope, bracket=(0.0, 2 / smallest), method="brentq", xtol=1e-300, rtol=1e-15)
+    rate = float(found.root)
+    etas, zeros = np.full(steps, rate * rule.context_length), np.zeros(steps)
+    return Descent(etas, zeros, loss(rule, etas, zeros))
+
+
+def best_steps(law: str, dim: int, context_length: int, scale: float, steps: int) -> Descent:
+    r"""The best K steps of gradient descent, each of its own size, in ascending order; any order is as good.
+
+    A polynomial rho with rho(0) = 1 of least :math:`\int \rho^2 d\mu` is orthogonal to s q(s) for every q of lower degree:
+    it is the orthogonal polynomial of degree K of s dmu. So N / eta are the K Gauss nodes of s dmu.
+
+    Args:
+      law, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
+      steps: K.
+
+    Source: the theory of kernel polynomials; derived for the lab.
+    """
+    moments = gram_moments.moments_of(law, dim, context_length, 2 * steps)
+    roots, _ = gram_moments.gauss_rule(moments[1:])
+    etas, zeros = np.sort(context_length / (scale**2 * roots)), np.zeros(steps)
+    return Descent(etas, zeros, loss(Rule.exact(law, dim, context_length, scale, 2 * steps), etas, zeros))
+
+
+def best_corrected(rule: Rule, steps: int, tied: bool, starts: int, seed: int = 0) -> Descent:
+    """The best gradient descent with curvature correction, from quasi-Newton searches and Newton's method at the end.
+
+    Args:
+      rule: exact to degree 3^K - 1.
+      steps: K >= 2.
+      tied: whether all layers share eta and gamma.
+      starts: random starts; K = 2 needs some 16, K = 3 some 60.
+      seed: of the starts.
+
+    Raises:
+      InvalidValueError: one layer, whose curvature has no effect.
+    """
+    if steps < 2:
+        raise InvalidValueError(f"`steps` must be at least 2, since the last curvature has no effect; got {steps}.")
+    generator, sizes = np.random.default_rng(seed), (1, 1) if tied else (steps, steps - 1)
+    best: tuple[float, np.ndarray] | None = None
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(starts):
+            etas = np.sort(np.exp(generator.uniform(np.log(0.2), np.log(_LARGEST_STEP), sizes[0])))
+            start = np.concatenate([etas, generator.uniform(0.0, 1.0, sizes[1])])
+            found = scipy.optimize.minimize(_value_and_slope, start, (rule, steps, tied), "BFGS", jac=True)
+            if np.isfinite(found.fun) and (best is None or found.fun < best[0]):
+                best = float(found.fun), found.x
+    assert best is not None
+    return polish(rule, steps, tied, best[1])
+
+
+def polish(rule: Rule, steps: int, tied: bool, point: Float[Array, "p"]) -> Descent:
+    """The stationary point of the loss next to scale-free coefficients (eta sig2, .., gamma N sig2, ..)."""
+    solved = scipy.optimize.root(lambda x: _value_and_slope(x, rule, steps, tied)[1], point, tol=1e-14)
+    etas, gammas = _coefficients(solved.x, rule, steps, tied)
+    return Descent(etas, gammas, loss(rule, etas, gammas))
+
+
+def _mean_node(rule: Rule) -> float:
+    """E tr W / d = N sig2, the unit in which eigenvalues are of order 1."""
+    return rule.context_length * rule.variance
+
+
+def _coefficients(point: np.ndarray, rule: Rule, steps: int, tied: bool) -> tuple[np.ndarray, np.ndarray]:
+    """eta and gamma of scale-free coefficients (eta sig2, .., gamma N sig2, ..); untied, the last gamma is zero."""
+    etas, gammas = _layers(point, steps, tied)
+    return etas / rule.variance, gammas / _mean_node(rule)
+
+
+def _layers(point: np.ndarray, steps: int, tied: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scale-free eta and gamma of every layer."""
+    if tied:
+        return point[:1].repeat(steps), point[1:].repeat(steps)
+    return point[:steps], np.append(point[steps:], 0.0)
+
+
+def _value_and_slope(point: np.ndarray, rule: Rule, steps: int, tied: bool) -> tuple[float, np.ndarray]:
+    """Half loss over sig2/2 and its gradient in scale-free coefficients; derivatives are carried along with the recursion."""
+    nodes = rule.nodes / _mean_node(rule)
+    etas, gammas = _layers(point, steps, tied)
+    rho, shrinkage = np.ones_like(nodes), np.ones_like(nodes)
+    d_rho, d_shrinkage = np.zeros((2, 2 * steps, nodes.size))
+    for k in range(steps):
+        gram, d_gram = nodes * shrinkage**2, 2 * nodes * shrinkage * d_shrinkage
+        d_rho = d_rho * (1 - etas[k] * gram) - rho * etas[k] * d_gram
+        d_rho[k] -= rho * gram
+        rho = rho * (1 - etas[k] * gram)
+        d_shrinkage = d_shrinkage * (1 - gammas[k] * gram) - shrinkage * gammas[k] * d_gram
+        d_shrinkage[steps + k] -= shrinkage * gram
+        shrinkage = shrinkage * (1 - gammas[k] * gram)
+    slopes = 2 * d_rho @ (rule.weights * rho)
+    slope = np.array([slopes[:steps].sum(), slopes[steps:].sum()]) if tied else slopes[:-1]
+    return float(rule.weights @ rho**2), slope
+
+
+def sampled_alignment(
+    first: Descent, second: Descent, law: str, dim: int, context_length: int, scale: float, samples: int, seed: int
+) -> Float[Array, "samples 3"]:
+    """How two predictors differ on sampled tasks: cosine and distance of their query weights, distance of their predictions.
+
+    The weights are (I - rho(W)) w, and the query has the law of the inputs.
+
+    Args:
+      first, second: coefficients.
+      law, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
+      samples: tasks.
+      seed: of the tasks.
+    """
+    generator = np.random.default_rng(seed)
+    size = (samples, context_length + 1, dim)
+    unit = generator.standard_normal(size) if law == "gaussian" else generator.uniform(-1.0, 1.0, size)
+    inputs, query = scale * unit[:, :-1], scale * unit[:, -1]
+    nodes, basis = np.linalg.eigh(np.swapaxes(inputs, 1, 2) @ inputs)
+    tasks = np.einsum("sab,sa->sb", basis, generator.standard_normal((samples, dim)))
+    u, v = (tasks * (1 - gdpp_polynomials(nodes, one.step_sizes, one.curvatures, context_length)[1]) for one in (first, second))
+    cosine = np.sum(u * v, axis=1) / (np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1))
+    predictions = np.einsum("sb,sab,sa->s", u - v, basis, query)
+    return np.column_stack([cosine, np.linalg.norm(u - v, axis=1), np.abs(predictions)])
+
+
+def anisotropic_step(covariance: Float[Array, "d d"], context_length: int) -> tuple[float, float]:
+    r"""The best single step size for normal inputs of any covariance and tasks w ~ N(0, I), and its half loss.
+
+    .. math:: \eta^* = \frac{\operatorname{tr} \Sigma^2}{(1 + 1/N) \operatorname{tr} \Sigma^3
+              + \operatorname{tr} \Sigma \operatorname{tr} \Sigma^2 / N}, \qquad
+              L^* = \tfrac12 (\operatorname{tr} \Sigma - \eta^* \operatorname{tr} \Sigma^2)
+
+    Args:
+      covariance: (d, d), Sigma.
+      context_length: N.
+
+    Returns:
+      eta* and L*.
+
+    Source: fourth moments of the normal law; derived for the lab.
+    """
+    first, second, third = (float(np.trace(np.linalg.matrix_power(covariance, k))) for k in (1, 2, 3))
+    eta = second / ((1 + 1 / context_length) * third + first * second / context_length)
+    return eta, (first - eta * second) / 2
+
+
+def replaced_labels_loss(
+    step_size: float, dim: int, context_length: int, variance: float, kurtosis: float, replaced: int
+) -> float:
+    r"""Half loss of one step when m of the N labels are independent standard normal numbers instead.
+
+    .. math:: \tfrac12 \sigma^2 d \left[1 - 2\eta\sigma^2 \tfrac{N-m}{N} + \tfrac{\eta^2}{N^2} \left(
+              \sigma^4 (N-m)(N-m+d+\kappa-2) + m \sigma^2\right)\right]
+
+    Args:
+      step_size: eta.
+      dim: d.
+      context_length: N.
+      variance: sig2.
+      kurtosis: kap = E x^4 / sig2^2.
+      replaced: m <= N.
+
+    Source: as `theory.vonoswald2022.one_step_loss`, from N - m clean and m noisy examples; derived for the lab.
+    """
+    clean = context_length - replaced
+    square = variance**2 * clean * (clean + dim + kurtosis - 2) + replaced * variance
+    rate = step_size / context_length
+    return variance * dim / 2 * (1 - 2 * rate * variance * clean + rate**2 * square)
+
+
+def normalised_inputs_loss(step_size: float, dim: int, context_length: int, scale: float) -> float:
+    r"""Half loss of one step when normal context and query are divided by the context's norm and multiplied by alpha.
+
+    .. math:: \frac{\alpha^2}{2 (Nd - 2)} \left[d - 2 h \alpha^2 + h^2 \alpha^4 \frac{N + d + 1}{Nd + 2}\right],
+              \qquad h = \eta / N
+
+    The direction of the context is independent of its norm, and E|X|^{-2} = 1/(Nd - 2).
+
+    Args:
+      step_size: eta.
+      dim: d.
+      context_length: N, with N d > 2.
+      scale: alpha.
+
+    Source: the "other distributions" of the published code of von Oswald et al. (arXiv 2212.07677); derived for the lab.
+    """
+    entries, step = context_length * dim, step_size / context_length * scale**2
+    inner = dim - 2 * step + step**2 * (context_length + dim + 1) / (entries + 2)
+    return scale**2 / (2 * (entries - 2)) * inner

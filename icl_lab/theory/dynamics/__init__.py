@@ -1,0 +1,1 @@
+"""Closed forms for states that follow x_{t+1} = W x_t."""

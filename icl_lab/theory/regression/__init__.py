@@ -1,0 +1,1 @@
+"""Closed forms for in-context linear and nonlinear regression."""

@@ -1,0 +1,147 @@
+r"""Minima of the exact loss of one layer of linear self-attention that are not global.
+
+Setting: x ~ N(0, Lambda), w ~ N(0, Omega), label noise of variance s2, N examples, attention divided by N, half losses
+L = 1/2 E(yhat - w.x_q)^2. With p = (p1, p2) the label row of W_PV and K1 over k2 the first d columns of W_KQ, the effective
+preconditioner is B = p2 K1^T + k2 p1^T. The global minimum has p1 = k2 = 0 (`theory.lsa`). On the other branch, p2 = 0 and
+K1 = 0, the layer has no even part and B = k2 p1^T of rank one; its best point is stationary for all weights, and for short
+contexts in d >= 2 dimensions a minimum. With one dimension, or a task covariance of rank one, it is a second global minimum.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize
+
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
+from icl_lab.theory.regression import exact_loss, lsa
+
+HESSIAN_STEP = 1e-3
+LARGEST_ROUNDING = 1e-9
+"""Share of the largest curvature below which a negative one is rounding."""
+BRANCH_EXIT = 0.05
+
+
+def rank_one_branch(
+    covariance: Float[Array, "d d"],
+    task_covariance: Float[Array, "d d"],
+    noise_variance: float,
+    context_length: int,
+) -> tuple[Float[Array, "d+1 d+1"], Float[Array, "d+1 d+1"], float]:
+    r"""The best weights with p2 = 0 and K1 = 0, a stationary point of the whole loss.
+
+    .. math:: k_2 p_1^\top = \Lambda^{-1/2} s_1 u v^\top C_N^{-1/2}, \quad L = \tfrac12(\operatorname{tr}\Lambda\Omega - s_1^2)
+
+    with s_1, u, v the leading singular triple of Lambda^{1/2} B* C_N^{1/2}: the best approximation of rank one to B* in the
+    norm of the loss.
+
+    Args:
+      covariance: (d, d), Lambda, positive definite.
+      task_covariance: (d, d), Omega, not zero.
+      noise_variance: s2 >= 0.
+      context_length: N.
+
+    Returns:
+      W_PV and W_KQ, with |p1| = |k2|, of a layer that divides by N, and the half loss.
+
+    Source: the lab's own.
+    """
+    best = lsa.optimal_preconditioner(covariance, task_covariance, noise_variance, context_length)
+    moment = lsa.response_moment(covariance, task_covariance, noise_variance, context_length)
+    # Cholesky factors in place of symmetric roots: the singular values are the same.
+    left, right = np.linalg.cholesky(covariance), np.linalg.cholesky(moment)
+    u, s, vt = np.linalg.svd(left.T @ best @ right)
+    k2 = np.linalg.solve(left.T, s[0] * u[:, 0])
+    p1 = np.linalg.solve(right.T, vt[0])
+    scale = np.sqrt(np.linalg.norm(p1) / np.linalg.norm(k2))
+    dim = len(covariance)
+    w_pv, w_kq = np.zeros((dim + 1, dim + 1)), np.zeros((dim + 1, dim + 1))
+    w_pv[-1, :dim], w_kq[-1, :dim] = p1 / scale, k2 * scale
+    return w_pv, w_kq, float(np.trace(covariance @ task_covariance) - s[0] ** 2) / 2
+
+
+def branch_curvature(dim: int, context_length: int, noise_variance: float, query_in_sum: bool) -> Float[Array, "3 3"]:
+    """Hessian of the half loss at the branch p1 = e, k2 = beta e of Lambda = Omega = I, in the directions that matter.
+
+    These are K1 = kappa (I - e e^T) + mu e e^T and p2; |e| = 1 and beta = N / (N + d + 1 + s2).
+
+    Args:
+      dim: d >= 2.
+      context_length: N.
+      noise_variance: s2 >= 0.
+      query_in_sum: whether the query token is among the attended ones.
+
+    Returns:
+      (3, 3), in the order kappa, mu, p2.
+
+    Raises:
+      InvalidValueError: dim below 2, where the branch is a global minimum.
+
+    Source: the lab's own.
+    """
+    if dim < 2:
+        raise InvalidValueError(f"`dim` must be >= 2; got {dim}. In one dimension the branch is a global minimum.")
+    d, n, q, tau = dim, context_length, float(query_in_sum), dim + noise_variance
+    beta = n / (n + d + 1 + noise_variance)
+    kappa_kappa = (n * (d - 1) + q * (d - 1) * (d + 1)) / n**2
+    mu_mu = (n * (n + 2) + q * (6 * n + 15)) / n**2
+    p_p = beta**2 * n * (n + 2) * (tau**2 + 2 * d) / n**2
+    kappa_mu = q * (d - 1) * (n + 3) / n**2
+    kappa_p = q * beta * n * tau * (d - 1) / n**2 - (d - 1)
+    mu_p = beta * (n**2 * tau + 2 * n + 3 * q * n * tau) / n**2
+    return np.array([[kappa_kappa, kappa_mu, kappa_p], [kappa_mu, mu_mu, mu_p], [kappa_p, mu_p, p_p]])
+
+
+def branch_is_minimum(dim: int, context_length: int, noise_variance: float, query_in_sum: bool) -> bool:
+    """Whether the branch of Lambda = Omega = I is a local minimum, strict up to scaling and rotations; else it is a saddle.
+
+    Exactly if `branch_curvature` is positive definite. Its half loss (d - beta)/2 is above the global d (1 - beta)/2.
+
+    Source: the lab's own.
+    """
+    return bool(np.linalg.eigvalsh(branch_curvature(dim, context_length, noise_variance, query_in_sum))[0] > 0)
+
+
+def half_loss_below_branch(
+    spectrum: Float[Array, "d"], noise_variance: float, context_length: int, query_in_sum: bool
+) -> float:
+    """The half loss at which gradient flow ends that starts beside the branch, for diagonal Lambda and Omega = I.
+
+    If the branch is a minimum that is the branch itself. Else the flow leaves along its negative direction into the weights
+    that reflections of the other axes leave alone: p1 and k2 on the leading axis, p2, and a diagonal K1. These d + 3 numbers
+    are minimised over here, from the branch on; the end need not be global.
+
+    Args:
+      spectrum: (d,), diagonal of Lambda.
+      noise_variance: s2.
+      context_length: N.
+      query_in_sum: whether the query token is among the attended ones.
+
+    Source: the lab's own.
+    """
+    dim = len(spectrum)
+    covariance, identity = np.diag(spectrum), np.eye(dim)
+    w_pv, w_kq, branch_loss = rank_one_branch(covariance, identity, noise_variance, context_length)
+    axis = int(np.argmax(np.abs(w_pv[-1, :dim])))
+
+    def half_loss(x):
+        value, key = np.zeros((dim + 1, dim + 1)), np.zeros((dim + 1, dim + 1))
+        value[-1, axis], value[-1, -1], key[-1, axis] = x[:3]
+        key[np.arange(dim), np.arange(dim)] = x[3:]
+        arguments = (value, key, covariance, identity, noise_variance, context_length)
+        return exact_loss.risk(*arguments, query_in_sum=query_in_sum) / 2
+
+    units = np.eye(dim + 3)
+
+    def gradient(x):
+        # Quadratic in every single entry: central differences of unit step are exact.
+        return np.array([half_loss(x + unit) - half_loss(x - unit) for unit in units]) / 2
+
+    branch = np.concatenate([[w_pv[-1, axis], 0.0, w_kq[-1, axis]], np.zeros(dim)])
+    hessian = np.array([gradient(branch + HESSIAN_STEP * unit) - gradient(branch - HESSIAN_STEP * unit) for unit in units])
+    values, vectors = np.linalg.eigh((hessian + hessian.T) / (4 * HESSIAN_STEP))
+    if values[0] > -LARGEST_ROUNDING * values[-1]:
+        return branch_loss
+    found = minimize(half_loss, branch + BRANCH_EXIT * vectors[:, 0], jac=gradient, method="BFGS", options={"gtol": 1e-9})
+    return float(found.fun)
