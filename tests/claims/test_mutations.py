@@ -9,7 +9,6 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.models import LinearSelfAttention
 from icl_lab.theory.regression import (
@@ -24,6 +23,7 @@ from icl_lab.theory.regression import (
     zhang2023,
     zhangsaxe2025,
 )
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

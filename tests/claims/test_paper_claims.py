@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry, verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.objectives import RegressionLoss
 from icl_lab.theory.descent import vonoswald2022
 from icl_lab.theory.regression import exact_loss, mahankali2023, zhang2023
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

@@ -5,12 +5,12 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from attention_reference import merged_tokens, random_prompt
 
 from icl_lab import estimators
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, SeparateWeights, constructions
 from icl_lab.tasks.prompt import Prompt
+from tests.models.attention_reference import merged_tokens, random_prompt
 
 N, DIM, LABELS = 7, 3, 2
 W0 = np.array([[0.4, -0.2, 0.9], [-0.5, 0.3, 0.1]])

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from attention_reference import random_prompt
 
 from icl_lab.models import LinearSelfAttention, SoftmaxSelfAttention, copying
 from icl_lab.tasks.embeddings import interleaved, with_positions
+from tests.models.attention_reference import random_prompt
 
 MODEL = LinearSelfAttention(query_in_sum=True, normaliser="none")
 

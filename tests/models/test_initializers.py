@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_reference import random_prompt
 
 from icl_lab.core import precision
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import LinearSelfAttention, SoftmaxSelfAttention, initializers
+from tests.models.attention_reference import random_prompt
 
 
 def test_the_structured_start_has_the_stated_entries():

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_reference import linear_reference, merged_tokens, random_prompt, shapes_in
 from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SeparateWeights, SoftmaxSelfAttention
+from tests.models.attention_reference import linear_reference, merged_tokens, random_prompt, shapes_in
 
 N, DIM, LABELS = 5, 2, 1
 WIDTH = DIM + LABELS

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from attention_reference import random_prompt
 
 from icl_lab.models import LSAWeights, mapped_layers
 from icl_lab.models.mapped_layers import MappedLayer
+from tests.models.attention_reference import random_prompt
 
 N, DIM, LABELS, ETA = 6, 3, 2, 0.4
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from attention_reference import random_prompt
 from flax import nnx
 
 from icl_lab.core.errors import InvalidValueError, PrecisionError
 from icl_lab.models import Attention, LinearSelfAttention, SoftmaxSelfAttention, initializers
 from icl_lab.tasks.prompt import Prompt
+from tests.models.attention_reference import random_prompt
 
 KEY = jax.random.key(3)
 WEIGHTS = {

@@ -5,10 +5,10 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from attention_reference import merged_tokens, random_prompt, softmax_reference
 
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import LSAWeights, SeparateWeights, SoftmaxSelfAttention
+from tests.models.attention_reference import merged_tokens, random_prompt, softmax_reference
 
 N, DIM, LABELS, WIDTH = 5, 2, 1, 3
 # Rounding: sums of at most ~100 products of numbers of order one.

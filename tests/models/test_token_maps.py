@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from attention_reference import random_prompt
 from scipy.stats import norm
 
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
@@ -18,6 +17,7 @@ from icl_lab.models import (
     copying,
     initializers,
 )
+from tests.models.attention_reference import random_prompt
 
 N, DIM = 6, 3
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}

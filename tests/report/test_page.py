@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 
 import pytest
-from crafted_results import HOSTILE, check, claim, results
 
 from icl_lab import report
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.report import margins, page
 from icl_lab.report.results import validated
+from tests.report.crafted_results import HOSTILE, check, claim, results
 
 
 class Document(html.parser.HTMLParser):

@@ -5,10 +5,10 @@ import shutil
 
 import matplotlib.figure
 import pytest
-from crafted_results import results
 
 from icl_lab import cli, report
 from icl_lab.runs import records
+from tests.report.crafted_results import results
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the `test` extra)")
 

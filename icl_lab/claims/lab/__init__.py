@@ -1,4 +1,15 @@
 """Claims beyond the papers, derived here."""
 
-ORDER = ("layer", "minima", "risks", "least_squares", "dynamics", "timescales", "training", "autoregressive", "random_autoregressive", "rotations")
+ORDER = (
+    "layer",
+    "minima",
+    "risks",
+    "least_squares",
+    "dynamics",
+    "timescales",
+    "training",
+    "autoregressive",
+    "random_autoregressive",
+    "rotations",
+)
 """Modules in the order of the subject."""

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.descent import ahn2023, descent_steps
 from icl_lab.theory.regression import lsa
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

@@ -1,11 +1,11 @@
 """The claims about step sizes hold at small settings, and planted errors make the right checks fail."""
 
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.descent import descent_steps, gram_moments, vonoswald2022
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.objectives import RegressionLoss
 from icl_lab.theory.regression import bayes, exact_loss, lsa, mahankali2023, minima
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

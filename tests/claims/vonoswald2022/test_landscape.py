@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.theory.descent import vonoswald2022
 from icl_lab.theory.regression import one_layer
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import series_constructions
 from icl_lab.theory.series import bartlett, isserlis, zhou2025
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

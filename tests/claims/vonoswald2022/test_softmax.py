@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.descent import sine_regression, softmax_heads
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

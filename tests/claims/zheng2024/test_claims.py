@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry, verify
 from icl_lab.claims.zheng2024 import loss as zheng2024_loss
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.theory.dynamics import all_ones, diagonal_loss, phases, recovery, zheng2024
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.theory.regression import random_covariance
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

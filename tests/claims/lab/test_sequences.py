@@ -1,13 +1,13 @@
 """The lab's claims about sequences: they hold at values of one's own, and a wrong formula makes them fail."""
 
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry, verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.theory.descent import vonoswald2022
 from icl_lab.theory.dynamics import rotations, vonoswald2023
 from icl_lab.theory.series import autoregressive, random_autoregressive
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

@@ -1,10 +1,10 @@
 """One GD step on nonlinear responses: it holds for every family, and a wrong step is caught."""
 
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims.mahankali2023.nonlinear import FAMILIES
 from icl_lab.theory.regression import nonlinear
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

@@ -3,11 +3,11 @@
 import math
 
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.regression import bayes, lsa, nonlinear
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 

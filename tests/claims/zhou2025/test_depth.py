@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from claim_runs import failed_checks, run_claim
 
 from icl_lab.claims import registry
 from icl_lab.claims.zhou2025 import depth as zhou2025_depth
@@ -10,6 +9,7 @@ from icl_lab.claims.zhou2025 import published as zhou2025_published
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import series_constructions
 from icl_lab.theory.series import autoregressive, rollout, softmax_series
+from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 
