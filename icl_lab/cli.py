@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: list[str]) -> int:
     with display("run"):
-        from icl_lab.runs.launch import launch
+        from icl_lab.runs.hydra.launch import launch
 
         return launch(arguments)
 
@@ -123,7 +123,7 @@ def _claims(options: argparse.Namespace) -> int:
 
     with display("claims"):
         from icl_lab.claims import registry
-        from icl_lab.runs.present import wide_console
+        from icl_lab.report.console import wide_console
 
         claims = registry.listing()
     if options.json:
@@ -233,9 +233,9 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from icl_lab.report.console import wide_console
     from icl_lab.report.results import UNTESTED
     from icl_lab.report.tables import short, verdict_of
-    from icl_lab.runs.present import wide_console
 
     table = Table()
     for name in ("claim", "check", "measured", "expected", "error", "tolerance", "verdict"):

@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from icl_lab import analysis, models, objectives, report, tasks, theory, training
+from icl_lab.analysis.evaluation import comparison
 from icl_lab.claims import verify
 from icl_lab.core import precision
-from icl_lab.runs import comparison
 
 # %% [markdown]
 # ## A task, a model, a loss

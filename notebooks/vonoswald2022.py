@@ -385,11 +385,12 @@ with report.house_style():
 # %% [markdown]
 # ## Further claims
 #
-# The landscape of one layer (`vonoswald2022.lsa1.*`: its global minimum, its spurious minima, the saddle at zero;
-# `vonoswald2022.plateau`), token copying in the first layer (`vonoswald2022.prop3`), kernel smoothers after an MLP
-# (`vonoswald2022.prop2`), more steps and layers (`vonoswald2022.gd.K`, `vonoswald2022.gdpp.*`, `vonoswald2022.deep5`), a fixed
-# set of training tasks (`vonoswald2022.fixed-tasks`), LayerNorm (`vonoswald2022.layernorm`), other tests outside of the training law
-# (`vonoswald2022.ood.*`, `vonoswald2022.noise`), and what training does to two softmax heads (`vonoswald2022.softmax.cancel`).
+# The landscape of one layer (`vonoswald2022.lsa1.*`: its global minimum, its spurious minima, the saddle at
+# zero; `vonoswald2022.plateau`), token copying in the first layer (`vonoswald2022.prop3`), kernel smoothers
+# after an MLP (`vonoswald2022.prop2`), more steps and layers (`vonoswald2022.gd.K`, `vonoswald2022.gdpp.*`,
+# `vonoswald2022.deep5`), a fixed set of training tasks (`vonoswald2022.fixed-tasks`), LayerNorm
+# (`vonoswald2022.layernorm`), other tests outside of the training law (`vonoswald2022.ood.*`,
+# `vonoswald2022.noise`), and what training does to two softmax heads (`vonoswald2022.softmax.cancel`).
 #
 # ```bash
 # icl-lab verify 'vonoswald2022.*' --jobs 2                                 # all of them

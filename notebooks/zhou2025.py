@@ -36,7 +36,7 @@ from IPython.display import display
 from icl_lab import analysis, estimators, models, objectives, report, tasks, theory, training
 from icl_lab.claims import verify
 from icl_lab.core import prng
-from icl_lab.models import initializers, series_constructions
+from icl_lab.models import constructions, initializers
 from icl_lab.tasks.series.forecasting import published_series
 from icl_lab.training.windows import train_on_windows
 
@@ -229,7 +229,7 @@ assert verify.all_passed(entries)
 # %%
 with report.house_style():
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), layout="constrained")
-    signal, two = theory.zhou2025.signal_variance(RHO, 1.0), series_constructions.two_layers(np.array(RHO), 1.0)
+    signal, two = theory.zhou2025.signal_variance(RHO, 1.0), constructions.series.two_layers(np.array(RHO), 1.0)
     fine = np.geomspace(60, 500, 60)
     left.plot(fine, 2 * signal / (fine + 4), color="C0", label="one layer, $2V/(N+4)$")
     left.plot(fine, 12 * signal / fine**2, color="C1", linestyle=":", label="two layers, $12V/N^2$")
@@ -241,7 +241,7 @@ with report.house_style():
     )
     for length in (80, 320):
         task = tasks.Autoregressive(RHO, length)
-        one = series_constructions.one_layer(np.array(RHO), 1.0, length)
+        one = constructions.series.one_layer(np.array(RHO), 1.0, length)
         for weights, colour in ((one, "C0"), (two, "C1")):
             excess = analysis.lag_excess(eqx.Partial(LSA, weights), task, jax.random.key(length), 4096)
             left.errorbar(length, excess.mean, 2 * excess.standard_error, fmt="o", capsize=2, color=colour)
@@ -258,7 +258,7 @@ with report.house_style():
     )
     right.axhline(2 * signal, color="C0", label="linear attention, $2V$")
     for scale in (0.8, 1.0, 1.5, 2.5):
-        head = series_constructions.softmax_head(np.array(weak), 1.0, scale)
+        head = constructions.series.softmax_head(np.array(weak), 1.0, scale)
         excess = analysis.lag_excess(eqx.Partial(SOFTMAX, head), tasks.Autoregressive(weak, 400), jax.random.key(0), 4096)
         right.errorbar(scale, 400 * excess.mean, 800 * excess.standard_error, fmt="o", capsize=2, color="C3")
     right.set(xlabel="scale C of the values", ylabel="N times excess (units of σ²)", xscale="log", yscale="log")
@@ -298,7 +298,7 @@ rho, noise, length, steps, count = np.array([0.5, -0.3, 0.2]), np.sqrt(0.7), 50,
 series = theory.rollout.simulated_series(rho, noise, length + 3 + steps, count, 0)
 known, future = np.split(series, [length + 3], axis=1)
 horizon = np.arange(1, steps + 1)
-layer = analysis.rollout(LSA, series_constructions.one_layer(rho, noise, length), known, 3, steps)
+layer = analysis.rollout(LSA, constructions.series.one_layer(rho, noise, length), known, 3, steps)
 recursion = theory.rollout.lsa_rollout(known, rho, noise, length / (length + 4), steps)
 powers = np.array([np.linalg.matrix_power(tasks.companion(rho), k)[0] for k in horizon])
 best = known[:, :-4:-1] @ powers.T

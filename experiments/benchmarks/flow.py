@@ -26,8 +26,8 @@ from icl_lab.core import precision
 from icl_lab.core.typing import Weights
 from icl_lab.models import LinearSelfAttention
 from icl_lab.models.initializers import zhang
+from icl_lab.objectives.exact.regression import StructuredLoss
 from icl_lab.objectives.objective import Objective
-from icl_lab.objectives.population import StructuredLoss
 from icl_lab.training.segment import Stop, first_step_size, integrate, pick_solver, step_tolerance
 
 _integrate = eqx.filter_jit(integrate)

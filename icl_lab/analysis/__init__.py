@@ -10,8 +10,8 @@ from icl_lab.analysis.functions import sensitivity as sensitivity
 from icl_lab.analysis.gauge import LiveParts as LiveParts
 from icl_lab.analysis.gauge import balance as balance
 from icl_lab.analysis.gauge import live_parts as live_parts
-from icl_lab.analysis.identification import Identification as Identification
-from icl_lab.analysis.identification import identify as identify
+from icl_lab.analysis.identify.identification import Identification as Identification
+from icl_lab.analysis.identify.identification import identify as identify
 from icl_lab.analysis.interpolation import interpolate as interpolate
 from icl_lab.analysis.interpolation import key_query_scale as key_query_scale
 from icl_lab.analysis.interpolation import losses_along_segment as losses_along_segment

@@ -1,10 +1,8 @@
 """Attention architectures, their weights and starts, and the weights that implement an estimator by hand."""
 
 from icl_lab.models import constructions as constructions
-from icl_lab.models import copying as copying
 from icl_lab.models import initializers as initializers
 from icl_lab.models import mapped_layers as mapped_layers
-from icl_lab.models import series_constructions as series_constructions
 from icl_lab.models.attention import SelfAttention as SelfAttention
 from icl_lab.models.decoder import Decoder as Decoder
 from icl_lab.models.linear_attention import LinearSelfAttention as LinearSelfAttention

@@ -7,24 +7,24 @@ import jax
 
 from icl_lab.core.typing import Key
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives import independent, phases, series
-from icl_lab.objectives.cubature import CubatureLoss as CubatureLoss
-from icl_lab.objectives.cubature import rotation_cubature as rotation_cubature
 from icl_lab.objectives.curvature import Curvature as Curvature
 from icl_lab.objectives.curvature import curvature as curvature
-from icl_lab.objectives.independent import independent_loss as independent_loss
-from icl_lab.objectives.moments import Features as Features
-from icl_lab.objectives.moments import MomentLoss as MomentLoss
-from icl_lab.objectives.moments import Moments as Moments
+from icl_lab.objectives.exact import independent, phases, series
+from icl_lab.objectives.exact.cubature import CubatureLoss as CubatureLoss
+from icl_lab.objectives.exact.cubature import rotation_cubature as rotation_cubature
+from icl_lab.objectives.exact.independent import independent_loss as independent_loss
+from icl_lab.objectives.exact.moments import Features as Features
+from icl_lab.objectives.exact.moments import MomentLoss as MomentLoss
+from icl_lab.objectives.exact.moments import Moments as Moments
+from icl_lab.objectives.exact.phases import phase_features as phase_features
+from icl_lab.objectives.exact.phases import phase_loss as phase_loss
+from icl_lab.objectives.exact.regression import RegressionLoss as RegressionLoss
+from icl_lab.objectives.exact.regression import StructuredLoss as StructuredLoss
+from icl_lab.objectives.exact.regression import StructuredWeights as StructuredWeights
+from icl_lab.objectives.exact.series import hankel_features as hankel_features
+from icl_lab.objectives.exact.series import series_loss as series_loss
 from icl_lab.objectives.objective import Objective as Objective
-from icl_lab.objectives.phases import phase_features as phase_features
-from icl_lab.objectives.phases import phase_loss as phase_loss
-from icl_lab.objectives.population import RegressionLoss as RegressionLoss
-from icl_lab.objectives.population import StructuredLoss as StructuredLoss
-from icl_lab.objectives.population import StructuredWeights as StructuredWeights
 from icl_lab.objectives.sampled import SampledLoss as SampledLoss
-from icl_lab.objectives.series import hankel_features as hankel_features
-from icl_lab.objectives.series import series_loss as series_loss
 from icl_lab.objectives.streamed import StreamedLoss as StreamedLoss
 from icl_lab.tasks.prompt import Task
 

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.arrow import arrow_from_products
+from icl_lab.objectives.exact.regression import StructuredLoss
 from icl_lab.objectives.objective import Objective
-from icl_lab.objectives.population import StructuredLoss
 
 DENSE_LIMIT = 400
 NULL_SHARE = 1e-11

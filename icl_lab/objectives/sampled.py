@@ -21,7 +21,7 @@ from icl_lab.core.errors import MemoryBudgetError, NonFiniteError, UnsupportedPr
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.moments import Features, MomentLoss, Moments
+from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.tasks.regression.linear import LinearRegression
 

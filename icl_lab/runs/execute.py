@@ -24,7 +24,8 @@ from icl_lab.config import compose, schema, yaml12
 from icl_lab.core import devices, precision
 from icl_lab.core.errors import in_words
 from icl_lab.core.prng import check_seed
-from icl_lab.runs import distributed, figures, present, provenance, records, store
+from icl_lab.report import console as present
+from icl_lab.runs import distributed, figures, provenance, records, store
 from icl_lab.runs.simulate import Simulation, simulate
 
 

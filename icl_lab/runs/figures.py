@@ -8,7 +8,7 @@ import numpy as np
 
 from icl_lab import analysis
 from icl_lab.core.progress import phase
-from icl_lab.runs.present import LABELS
+from icl_lab.report.console import LABELS
 from icl_lab.runs.simulate import Simulation
 
 

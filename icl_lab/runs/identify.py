@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from icl_lab import analysis
-from icl_lab.analysis.identification import COLUMNS, NONE
+from icl_lab.analysis.identify.identification import COLUMNS, NONE
 from icl_lab.config import build
 from icl_lab.config.complete import complete
 from icl_lab.core import devices, precision
@@ -22,7 +22,8 @@ from icl_lab.core.prng import check_seed, stream
 from icl_lab.core.progress import phase
 from icl_lab.core.typing import Weights
 from icl_lab.models import SelfAttention
-from icl_lab.runs import present, records
+from icl_lab.report import console as present
+from icl_lab.runs import records
 from icl_lab.runs.execute import named_leaves
 from icl_lab.tasks.prompt import Task
 

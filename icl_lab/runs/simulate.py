@@ -13,6 +13,9 @@ import jax
 import numpy as np
 
 from icl_lab import analysis, tasks, theory
+from icl_lab.analysis.evaluation import comparison
+from icl_lab.analysis.evaluation.condensed import condensed
+from icl_lab.analysis.evaluation.measure import measure
 from icl_lab.config import build, limits
 from icl_lab.core.errors import AssumptionError, InvalidValueError, UnsupportedProblemError
 from icl_lab.core.prng import stream
@@ -20,9 +23,6 @@ from icl_lab.core.progress import phase
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models import LinearSelfAttention, SelfAttention
 from icl_lab.objectives import Objective, SampledLoss, StreamedLoss
-from icl_lab.runs import comparison
-from icl_lab.runs.condensed import condensed
-from icl_lab.runs.measure import measure
 from icl_lab.tasks.prompt import Prompt, Task
 from icl_lab.theory import Optimum
 from icl_lab.training import TrainingResult, Verdict

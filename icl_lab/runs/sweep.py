@@ -24,7 +24,8 @@ from rich.table import Table
 from icl_lab.core import devices, precision
 from icl_lab.core.errors import DamagedRunError
 from icl_lab.core.progress import phase
-from icl_lab.runs import execute, present, provenance, records, store
+from icl_lab.report import console as present
+from icl_lab.runs import execute, provenance, records, store
 from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten
 from icl_lab.training import TrainingResult

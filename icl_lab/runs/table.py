@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from icl_lab.core.errors import DamagedRunError, InvalidValueError, UnsupportedProblemError
+from icl_lab.report.console import wide_console
 from icl_lab.runs import outputs, records, store
-from icl_lab.runs.present import wide_console
 
 Row = dict[str, Any]
 

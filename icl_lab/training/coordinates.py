@@ -8,8 +8,8 @@ import numpy as np
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array, Weights
+from icl_lab.objectives.exact.regression import StructuredLoss
 from icl_lab.objectives.objective import Objective
-from icl_lab.objectives.population import StructuredLoss
 from icl_lab.tasks.prompt import check_count
 from icl_lab.training.realify import realified
 from icl_lab.training.segment import SOLVERS

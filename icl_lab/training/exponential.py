@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from icl_lab.core.typing import Array
-from icl_lab.objectives.population import StructuredLoss, StructuredWeights
+from icl_lab.objectives.exact.regression import StructuredLoss, StructuredWeights
 
 NEWTON_STEPS = 16
 LARGEST_GROWTH = 4.0

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.curvature import DENSE_LIMIT, loss_and_norm
+from icl_lab.objectives.exact.regression import StructuredLoss
 from icl_lab.objectives.objective import Objective
-from icl_lab.objectives.population import StructuredLoss
 from icl_lab.training import exponential
 from icl_lab.training.implicit import ArrowSolver
 from icl_lab.training.stopping import FALLEN_SHARE, Evidence

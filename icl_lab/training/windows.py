@@ -21,7 +21,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.attention import SelfAttention
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.series import hankel_features
+from icl_lab.objectives.exact.series import hankel_features
 from icl_lab.tasks.prompt import check_count
 from icl_lab.tasks.series.forecasting import forecast_prompt
 

@@ -6,7 +6,7 @@ import pytest
 
 from icl_lab.analysis import collapse_step, rollout
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.models import LinearSelfAttention, series_constructions
+from icl_lab.models import LinearSelfAttention, constructions
 from icl_lab.tasks.series.forecasting import forecast_prompt, published_series
 
 LSA = LinearSelfAttention(embedding="hankel", query_in_sum=False)
@@ -26,7 +26,7 @@ def test_predictions_are_appended_and_the_context_grows():
 
 def test_a_batch_is_rolled_out_row_by_row(rng):
     series = rng.normal(size=(3, 9))
-    weights = series_constructions.one_layer(RHO, 1.0, 7)
+    weights = constructions.series.one_layer(RHO, 1.0, 7)
     together = rollout(LSA, weights, series, 2, 4)
     assert together.shape == (3, 4)
     assert together.dtype == np.float64
@@ -35,7 +35,7 @@ def test_a_batch_is_rolled_out_row_by_row(rng):
 
 def test_a_model_is_asked_as_on_a_prompt(rng):
     series = rng.normal(size=9)
-    weights = series_constructions.two_layers(RHO, 1.0)
+    weights = constructions.series.two_layers(RHO, 1.0)
     first, second = rollout(LSA, weights, series, 2, 2)
     np.testing.assert_allclose(first, LSA(weights, forecast_prompt(series, 2))[0], rtol=1e-12)
     np.testing.assert_allclose(second, LSA(weights, forecast_prompt(np.append(series, first), 2))[0], rtol=1e-10)
@@ -43,9 +43,9 @@ def test_a_model_is_asked_as_on_a_prompt(rng):
 
 def test_impossible_rollouts_are_refused(rng):
     with pytest.raises(InvalidValueError, match="order"):
-        rollout(LSA, series_constructions.one_layer(RHO, 1.0), rng.normal(size=2), 2, 1)
+        rollout(LSA, constructions.series.one_layer(RHO, 1.0), rng.normal(size=2), 2, 1)
     with pytest.raises(InvalidValueError, match="steps"):
-        rollout(LSA, series_constructions.one_layer(RHO, 1.0), rng.normal(size=9), 2, 0)
+        rollout(LSA, constructions.series.one_layer(RHO, 1.0), rng.normal(size=9), 2, 0)
 
 
 def test_collapse_needs_a_whole_window_of_small_values():

@@ -11,7 +11,8 @@ from icl_lab import cli, report
 from icl_lab.claims import verify
 from icl_lab.claims.check import exact, sampled
 from icl_lab.claims.claim import Claim, integer
-from icl_lab.runs import present, records
+from icl_lab.report import console as present
+from icl_lab.runs import records
 
 
 class Page(html.parser.HTMLParser):

@@ -12,7 +12,7 @@ import icl_lab
 from icl_lab.config import paths, yaml12
 from icl_lab.config.compose import checked, register
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.runs.launch import one_sentence
+from icl_lab.runs.hydra.launch import one_sentence
 
 CHECKOUT = Path(icl_lab.__file__).parent.parent
 MINE = """

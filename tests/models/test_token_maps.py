@@ -14,9 +14,9 @@ from icl_lab.models import (
     SoftmaxSelfAttention,
     Stack,
     constructions,
-    copying,
     initializers,
 )
+from icl_lab.models.constructions import copying
 from tests.models.attention_reference import random_prompt
 
 N, DIM = 6, 3

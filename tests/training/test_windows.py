@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.models import LinearSelfAttention, initializers, series_constructions
+from icl_lab.models import LinearSelfAttention, constructions, initializers
 from icl_lab.objectives import hankel_features
 from icl_lab.tasks.series.forecasting import forecast_prompt
 from icl_lab.theory.series import rollout
@@ -42,7 +42,7 @@ def test_features_give_the_error_of_the_layer(key, series, normaliser, sign):
 
 
 def test_several_layers_read_the_windows(key, series):
-    weights = (initializers.gaussian(key, 3, 0.2), series_constructions.one_layer(RHO, 1.0))
+    weights = (initializers.gaussian(key, 3, 0.2), constructions.series.one_layer(RHO, 1.0))
     assert windows_mse(LSA, weights, series[:60], 2, 7) == pytest.approx(
         literal_mse(LSA, weights, series[:60], 2, 7), rel=1e-10
     )

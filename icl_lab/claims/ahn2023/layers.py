@@ -40,8 +40,8 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import covariance
 from icl_lab.core import compiled
 from icl_lab.core.linalg import psd_root
-from icl_lab.objectives import wishart
 from icl_lab.objectives.curvature import loss_and_norm
+from icl_lab.objectives.exact import wishart
 from icl_lab.tasks.regression.linear import LinearRegression
 
 EXACT_TOLERANCE = 1e-12

@@ -20,8 +20,8 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import check_covariance
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights
-from icl_lab.objectives import wishart
-from icl_lab.objectives.cubature import CubatureLoss
+from icl_lab.objectives.exact import wishart
+from icl_lab.objectives.exact.cubature import CubatureLoss
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.regression.linear import LinearRegression
 

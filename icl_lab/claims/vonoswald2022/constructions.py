@@ -15,7 +15,7 @@ from icl_lab.claims.vonoswald2022.propositions import INPUTS, MODEL, PAPER, ROUN
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
-from icl_lab.models import LSAWeights, constructions, copying
+from icl_lab.models import LSAWeights, constructions
 from icl_lab.tasks.embeddings import interleaved, with_positions
 from icl_lab.tasks.prompt import Prompt
 
@@ -108,9 +108,9 @@ def separate_tokens_are_merged(d, N, eta, law, sigma, k, b, seed) -> list[Check]
     width, count = d + k, 2 * N + 1
     contents = np.asarray(interleaved(prompt))
     tokens = np.asarray(with_positions(contents))
-    copy = copying.copy_successor(width, count)
+    copy = constructions.copying.copy_successor(width, count)
     after = np.asarray(COPIER.apply(copy, tokens))
-    step = copying.step_on_copies(width, count, d, k, N, eta)
+    step = constructions.copying.step_on_copies(width, count, d, k, N, eta)
     answer = np.asarray(COPIER.apply((copy, step), tokens))[-1, -k:]
     stepped = theory.vonoswald2022.gradient_step(np.zeros((k, d)), prompt.inputs, prompt.labels, eta)
     return [
@@ -139,7 +139,7 @@ def _softmax_copies(contents: Array, scores: list[float]) -> list[float]:
         return model.apply(layer, tokens)[0, count + width]
 
     derivative = compiled.jit(jax.grad(first_copy))
-    return [float(derivative(contents[1, 0], copying.copy_successor(width, count, score))) for score in scores]
+    return [float(derivative(contents[1, 0], constructions.copying.copy_successor(width, count, score))) for score in scores]
 
 
 @claim(
@@ -159,10 +159,10 @@ def merged_label_tokens_contaminate(d, N, eta, law, sigma, seed) -> list[Check]:
 
     def answer(contents, zeroed):
         width = contents.shape[1]
-        merged = np.array(COPIER.apply(copying.copy_successor(width, count), with_positions(contents)))
+        merged = np.array(COPIER.apply(constructions.copying.copy_successor(width, count), with_positions(contents)))
         if zeroed:
             merged[1::2] = 0.0
-        return float(COPIER.apply(copying.step_on_copies(width, count, d, 1, N, eta), merged)[-1, -1])
+        return float(COPIER.apply(constructions.copying.step_on_copies(width, count, d, 1, N, eta), merged)[-1, -1])
 
     stepped = theory.vonoswald2022.gradient_step(np.zeros((1, d)), prompt.inputs, prompt.labels, eta)
     clean = float((stepped @ prompt.query)[0])

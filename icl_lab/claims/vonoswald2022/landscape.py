@@ -16,7 +16,7 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import PAPER
 from icl_lab.claims.vonoswald2022.settings import LAW, covariates, input_moments
 from icl_lab.models import LSAWeights, initializers
-from icl_lab.objectives.independent import IndependentLoss
+from icl_lab.objectives.exact.independent import IndependentLoss
 from icl_lab.tasks.regression.linear import LinearRegression
 
 MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)

@@ -20,8 +20,8 @@ from icl_lab.claims.vonoswald2022.settings import LAW, input_moments
 from icl_lab.core import precision
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, constructions
-from icl_lab.objectives.independent import IndependentLoss
-from icl_lab.objectives.moments import MomentLoss, Moments
+from icl_lab.objectives.exact.independent import IndependentLoss
+from icl_lab.objectives.exact.moments import MomentLoss, Moments
 
 HEIGHT_TOLERANCE = 1e-2
 COSINE_TOLERANCE = 1e-3

@@ -19,7 +19,7 @@ from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.zhou2025.rollout import LSA, PAPER, validate
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.models import LSAWeights, initializers, series_constructions
+from icl_lab.models import LSAWeights, constructions, initializers
 from icl_lab.tasks.series.autoregressive import Autoregressive, check_stationary, series
 
 SOFTMAX = models.SoftmaxSelfAttention(embedding="hankel", query_in_sum=False)
@@ -167,7 +167,7 @@ def trained_layers_beat_one(rho, N, L, steps, batch, samples, seed) -> list[Chec
 )
 def two_layers(rho, sigma, N, samples, seed) -> list[Check]:
     key, coefficients = jax.random.key(seed), np.asarray(rho)
-    weights = series_constructions.two_layers(coefficients, sigma)
+    weights = constructions.series.two_layers(coefficients, sigma)
     prompts = _sample(Autoregressive(rho, N, sigma), prng.stream(key, "prompts"), SHOWN)
     answers = _predict(weights, prompts)
     expected, best = theory.rollout.two_layer_prediction(np.asarray(jax.vmap(series)(prompts)), coefficients, sigma)
@@ -228,7 +228,7 @@ def softmax_in_a_long_context(rho, sigma, q, N, samples, seed) -> list[Check]:
     readout = LSAWeights(w_pv=np.eye(width), w_kq=np.outer(query, np.eye(width)[0])).with_head_axis()
     # Scores so small that the variance over queries has no heavy tail.
     scale = 4 * math.sqrt(max(float(task.autocovariances(1)[0]) / sigma**2 - 1, 0.25))
-    head = series_constructions.softmax_head(coefficients, sigma, scale)
+    head = constructions.series.softmax_head(coefficients, sigma, scale)
     best = _best_weights(rho)
 
     def heads(one):
@@ -275,7 +275,7 @@ def _validate_scale(rho, C, **_) -> None:
 def variance_of_a_softmax_head(rho, sigma, C, N, samples, seed) -> list[Check]:
     coefficients = np.asarray(rho)
     task, best = Autoregressive(rho, N, sigma), _best_weights(rho)
-    head = series_constructions.softmax_head(coefficients, sigma, C)
+    head = constructions.series.softmax_head(coefficients, sigma, C)
 
     def scaled_gap(one):
         prompt = task.sample(one)

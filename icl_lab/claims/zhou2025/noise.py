@@ -17,7 +17,7 @@ from icl_lab.claims.settings.series import LAB, LSA, PAPER, SERIES, series_promp
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.core import prng
 from icl_lab.core.typing import Array, Key
-from icl_lab.models import series_constructions
+from icl_lab.models import constructions
 
 # Sums of a hundred products, in units of the standard deviation of the forecast.
 EXACT_TOLERANCE = 1e-12
@@ -46,7 +46,7 @@ def simulated_series(rho, sigma: float, law: str, length: int, key: Key) -> Arra
 
 def answers_and_forecasts(rho, sigma: float, law: str, N: int, key: Key, samples: int) -> np.ndarray:
     """The layer's answer and w.h for simulated series, (samples, 2), at the unscaled weights of the innovation filter."""
-    weights = series_constructions.one_layer(np.asarray(rho), sigma)
+    weights = constructions.series.one_layer(np.asarray(rho), sigma)
     linear = jnp.asarray(rho)[::-1]
 
     def pair(one):
@@ -109,7 +109,7 @@ def gap_grows_with_kurtosis(rho, sigma, N, law, samples, seed) -> list[Check]:
 def no_gap_on_signs(rho, sigma, N, samples, seed) -> list[Check]:
     key = prng.stream(jax.random.key(seed), "series")
     explicit = theory.zhou2025.innovation_weights(rho, sigma)
-    weights = series_constructions.one_layer(np.asarray(rho), sigma)
+    weights = constructions.series.one_layer(np.asarray(rho), sigma)
     fourth, sixth = theory.zhou2025.innovation_moments("rademacher")
     pairs = answers_and_forecasts(rho, sigma, "rademacher", N, key, samples)
     errors = np.abs(pairs[:, 0] - pairs[:, 1]) / np.sqrt(theory.zhou2025.signal_variance(rho, sigma))

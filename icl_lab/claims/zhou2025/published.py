@@ -14,7 +14,7 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.zhou2025.rollout import LSA, PAPER
 from icl_lab.core import prng
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.models import LSAWeights, initializers, series_constructions
+from icl_lab.models import LSAWeights, constructions, initializers
 from icl_lab.tasks.series.autoregressive import Autoregressive
 from icl_lab.tasks.series.forecasting import published_series
 from icl_lab.training.windows import train_on_windows, windows_mse
@@ -66,7 +66,7 @@ def published_context_scaling(p, seed, seeds, N) -> list[Check]:
     gaps = []
     for rho in draws:
         objective = objectives.series_loss(Autoregressive(rho, N, PUBLISHED_NOISE), LSA)
-        gaps.append(objective.risk(series_constructions.one_layer(rho, PUBLISHED_NOISE, N)) / PUBLISHED_NOISE**2 - 1)
+        gaps.append(objective.risk(constructions.series.one_layer(rho, PUBLISHED_NOISE, N)) / PUBLISHED_NOISE**2 - 1)
     exact = np.array([theory.rollout.one_layer_gap(rho, N) for rho in draws])
     checks.append(check.exact("gaps_over_noise", gaps, exact, GAP_TOLERANCE))
     # What the context does not remember is small except near a unit root.
@@ -105,7 +105,7 @@ def published_training_stops_short(p, seed, sigma, N, length, epochs) -> list[Ch
     rho, values = published_series(p, seed, sigma, length)
     train, held_out = np.split(values, [round(0.8 * length)])
     start, adam = initializers.gaussian(prng.stream(key, "init"), p + 1, 0.01), optax.adam(1e-3)
-    closed = series_constructions.one_layer(rho, sigma, N)
+    closed = constructions.series.one_layer(rho, sigma, N)
 
     def excess(scale: float, epochs: int, patience: int) -> tuple[float, float]:
         """Error beyond that of the closed form on the same windows over sigma^2, and |pi| |Q| in the series' own units."""

@@ -17,7 +17,7 @@ from icl_lab.claims.registry import claim
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
-from icl_lab.models import series_constructions
+from icl_lab.models import constructions
 from icl_lab.tasks.series.autoregressive import Autoregressive, check_stationary
 
 PAPER = "Zhou, Wang, Goel, Zhang 2025, arXiv 2510.09776"
@@ -158,7 +158,7 @@ def rollout_of_the_layer(rho, sigma, N, K, k, samples, seed) -> list[Check]:
     task = Autoregressive(rho, N, sigma)
     drawn = compiled.jit(lambda key: task.sample_batch(key, samples))(prng.stream(jax.random.key(seed), "series"))
     series = np.concatenate([np.asarray(drawn.inputs)[:, 0], np.asarray(drawn.labels)[..., 0]], axis=1)
-    weights = series_constructions.one_layer(coefficients, sigma, N)
+    weights = constructions.series.one_layer(coefficients, sigma, N)
     layer = analysis.rollout(LSA, weights, series, order, K)
     recursion = theory.rollout.lsa_rollout(series, coefficients, sigma, N / (N + 4), K)
     tame = np.all(np.abs(np.nan_to_num(layer, nan=np.inf)) < LARGEST * sigma, axis=1)

@@ -7,7 +7,7 @@ import pytest
 
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError
-from icl_lab.models import series_constructions
+from icl_lab.models import constructions
 from icl_lab.theory.series import bartlett, isserlis, zhou2025
 from tests.claims.claim_runs import failed_checks, run_claim
 
@@ -141,8 +141,8 @@ def test_a_gap_without_the_kurtosis_is_caught(monkeypatch):
 
 
 def test_weights_of_another_scale_do_not_predict_exactly(monkeypatch):
-    right = series_constructions.one_layer
-    monkeypatch.setattr(series_constructions, "one_layer", lambda rho, sigma: right(rho, sigma, 9))
+    right = constructions.series.one_layer
+    monkeypatch.setattr(constructions.series, "one_layer", lambda rho, sigma: right(rho, sigma, 9))
     assert failed_checks(run("zhou2025.no-gap-rademacher")) == {"pi", "largest_error_abs", "gap_over_V_abs"}
 
 

@@ -7,7 +7,7 @@ from icl_lab.claims import registry
 from icl_lab.claims.zhou2025 import depth as zhou2025_depth
 from icl_lab.claims.zhou2025 import published as zhou2025_published
 from icl_lab.core.errors import AssumptionError, InvalidValueError
-from icl_lab.models import series_constructions
+from icl_lab.models import constructions
 from icl_lab.theory.series import autoregressive, rollout, softmax_series
 from tests.claims.claim_runs import failed_checks, run_claim
 
@@ -115,13 +115,13 @@ def test_a_fourth_moment_to_leading_order_only_is_caught(monkeypatch):
 
 
 def test_two_layers_without_their_second_are_caught(monkeypatch):
-    right = series_constructions.two_layers
+    right = constructions.series.two_layers
 
     def first_alone(rho, sigma):
         first, second = right(rho, sigma)
         return first, type(second)(0 * second.w_pv, second.w_kq)
 
-    monkeypatch.setattr(series_constructions, "two_layers", first_alone)
+    monkeypatch.setattr(constructions.series, "two_layers", first_alone)
     assert failed_checks(run("zhou2025.depth2")) >= {"prediction", "scaled_gap", "below_one_layer"}
 
 

@@ -7,7 +7,7 @@ import pytest
 from icl_lab import models
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.models import LSAWeights
-from icl_lab.objectives import wishart
+from icl_lab.objectives.exact import wishart
 from icl_lab.tasks import LinearRegression
 from icl_lab.theory.descent import gram_moments
 from icl_lab.theory.regression import lsa

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icl_lab import analysis, estimators, tasks
-from icl_lab.analysis.identification import CLOSE, COLUMNS, NONE
+from icl_lab.analysis.identify.identification import CLOSE, COLUMNS, NONE
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import LinearSelfAttention, LSAWeights, constructions
 

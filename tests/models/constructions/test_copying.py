@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from icl_lab.models import LinearSelfAttention, SoftmaxSelfAttention, copying
+from icl_lab.models import LinearSelfAttention, SoftmaxSelfAttention
+from icl_lab.models.constructions import copying
 from icl_lab.tasks.embeddings import interleaved, with_positions
 from tests.models.attention_reference import random_prompt
 

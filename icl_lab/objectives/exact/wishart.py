@@ -26,7 +26,7 @@ from icl_lab.core import precision
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.core.linalg import psd_root
 from icl_lab.core.typing import Array, Weights
-from icl_lab.objectives.cubature import LARGEST_RULE, CubatureLoss
+from icl_lab.objectives.exact.cubature import LARGEST_RULE, CubatureLoss
 from icl_lab.tasks.distributions.covariates import Gaussian
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.regression.linear import LinearRegression

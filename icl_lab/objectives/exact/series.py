@@ -27,7 +27,7 @@ from jaxtyping import Float
 from icl_lab.core import precision
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.moments import Features, MomentLoss, Moments
+from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
 from icl_lab.tasks.series.autoregressive import Autoregressive, RandomAutoregressive, autocovariances, coefficients_from_partial
 from icl_lab.tasks.series.gaussian import GaussianSeries
 

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.core.typing import Array
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.moments import Features, MomentLoss, Moments
+from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
 from icl_lab.objectives.sampled import MEMORY_LIMIT
 from icl_lab.tasks.distributions.starts import StartLaw
 from icl_lab.tasks.dynamics.linear import DiagonalUnitary, LinearDynamics

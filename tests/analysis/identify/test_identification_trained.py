@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from icl_lab import analysis, models, objectives, training
-from icl_lab.analysis.identification import CLOSE, NONE
+from icl_lab.analysis.identify.identification import CLOSE, NONE
 from icl_lab.models import initializers
 from icl_lab.tasks import LinearRegression
 

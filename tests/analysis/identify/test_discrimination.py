@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab import analysis, estimators, tasks
-from icl_lab.analysis.telling import SIGMAS, Count, closer, prompts_to_tell, relative_root, simplest
+from icl_lab.analysis.identify.discrimination import SIGMAS, Count, closer, prompts_to_tell, relative_root, simplest
 
 DRAWS = 4000
 

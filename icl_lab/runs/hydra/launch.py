@@ -22,7 +22,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from icl_lab.config import compose, paths
 from icl_lab.core import streams
 from icl_lab.core.errors import IclLabError, InvalidValueError, in_words, mistake_in
-from icl_lab.runs import cache, distributed, environment, outcomes, points
+from icl_lab.runs import cache, distributed, environment
+from icl_lab.runs.hydra import outcomes
+from icl_lab.runs.hydra import sweeper as points
 
 _RAISE = "HYDRA_FULL_ERROR"
 

@@ -24,10 +24,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab.analysis import families, telling
-from icl_lab.analysis.families import Candidate
+from icl_lab.analysis.identify import discrimination as telling
+from icl_lab.analysis.identify import families
+from icl_lab.analysis.identify.discrimination import Count
+from icl_lab.analysis.identify.families import Candidate
 from icl_lab.analysis.sampling import Estimate, Predictor
-from icl_lab.analysis.telling import Count
 from icl_lab.core import compiled, precision
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.core.prng import stream

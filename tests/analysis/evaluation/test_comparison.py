@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from icl_lab import models, tasks
-from icl_lab.runs import comparison
+from icl_lab.analysis.evaluation import comparison
 
 ANISOTROPIC = [2.0, 1.0]
 

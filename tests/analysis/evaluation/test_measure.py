@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from icl_lab import estimators, tasks
+from icl_lab.analysis.evaluation.measure import measure, prefix
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
-from icl_lab.runs.measure import measure, prefix
 
 
 def scaled_least_squares(factor, prompt):

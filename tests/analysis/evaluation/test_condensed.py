@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from icl_lab import models, tasks, theory
-from icl_lab.runs import comparison
-from icl_lab.runs.condensed import Condensed, condensed
-from icl_lab.runs.measure import measure
+from icl_lab.analysis.evaluation import comparison
+from icl_lab.analysis.evaluation.condensed import Condensed, condensed
+from icl_lab.analysis.evaluation.measure import measure
 
 LENGTHS = (3, 8, 40)
 

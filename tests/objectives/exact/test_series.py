@@ -9,7 +9,7 @@ import pytest
 from icl_lab import objectives, tasks
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights
-from icl_lab.objectives.series import coefficient_quadrature, quadrature_sizes, series_moments
+from icl_lab.objectives.exact.series import coefficient_quadrature, quadrature_sizes, series_moments
 
 MODEL = LinearSelfAttention(embedding="hankel", query_in_sum=False)
 # Linear-process order (2,), a moving average, and AR(1) seen through windows of two values.

@@ -9,7 +9,7 @@ import pytest
 from icl_lab import objectives, tasks
 from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, constructions, initializers
-from icl_lab.objectives.moments import Features
+from icl_lab.objectives.exact.moments import Features
 from icl_lab.tasks.distributions.covariates import ExponentialDiagonal, Gaussian, Sphere, Uniform
 from icl_lab.tasks.prompt import Prompt
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.moments import Features, MomentLoss, Moments
+from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
 from icl_lab.objectives.sampled import MEMORY_LIMIT
 from icl_lab.tasks.distributions.covariates import CovariateLaw, Gaussian, Sphere, Uniform
 from icl_lab.tasks.regression.linear import LinearRegression

@@ -1,0 +1,1 @@
+"""Runs as Hydra starts them: one, or the points of a sweep."""
