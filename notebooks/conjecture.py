@@ -215,7 +215,7 @@ with report.house_style():
 #    \mathbb E y^2 - \mathbb E[\phi y]^\top\, \mathbb E[\phi\phi^\top]^{+}\, \mathbb E[\phi y] . $$
 
 # %%
-trained, error, bound = loss.risk(path.limit), loss.standard_error(path.limit), loss.lifted_risk()
+trained, error, bound = loss.risk(path.limit), loss.standard_error(path.limit), loss.unconstrained_feature_risk()
 report.Table(
     ("risk of", "value"),
     [

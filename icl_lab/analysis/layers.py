@@ -86,7 +86,7 @@ def layer_coefficients(weights: Weights, model: SelfAttention, context_length: i
         if len(stack) == 1:
             w_kq[0, :, -1] = 0
     # A model that sums and does not divide has rho = 1.
-    per_mean = context_length / model.rho(context_length + 1)
+    per_mean = context_length / model.normaliser_at(context_length + 1)
     preconditioners = -per_mean * heads[:, None, None] * w_kq[:, :-1, :-1]
     curvatures = w_pv[:, :-1, :-1] / heads[:, None, None]
     steps = np.trace(preconditioners, axis1=1, axis2=2) / preconditioners.shape[-1]

@@ -238,7 +238,7 @@ def _length_over_rho(normaliser: str, context_length: int | None) -> float:
 def _single_layer(weights: Weights, model: SelfAttention) -> LinearSelfAttention:
     """The model, if it is one layer of linear attention on merged tokens."""
     layers = len(weights) if isinstance(weights, tuple | list) else 1
-    if not isinstance(model, LinearSelfAttention) or layers != 1 or not model.plain or model.embedding != "merged":
+    if not isinstance(model, LinearSelfAttention) or layers != 1 or not model.is_single_pass or model.embedding != "merged":
         raise UnsupportedProblemError(
             "An effective preconditioner exists for one layer of linear attention on tokens (x, y); got "
             f"{type(model).__name__} with {layers} layer(s), {model.loops} loop(s), embedding {model.embedding!r}. "

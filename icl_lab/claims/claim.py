@@ -145,8 +145,8 @@ class Claim:
       run: parameters as keywords -> checks. Runs in a float64 scope.
       validate: parameters as keywords -> None; raises what no single parameter's range can say (a spectrum of the wrong
         length, a start outside an assumption), before anything runs.
-      long: takes minutes, so that only its full id selects it, and no glob.
-      also: further settings that a run without overrides covers, each a few parameters that differ from the defaults.
+      slow: takes minutes, so that only its full id selects it, and no glob.
+      extra_settings: further settings that a run without overrides covers, each a few parameters that differ from the defaults.
     """
 
     id: str
@@ -156,8 +156,8 @@ class Claim:
     parameters: Mapping[str, Parameter]
     run: Callable[..., Sequence[Check]]
     validate: Callable[..., None] | None = None
-    long: bool = False
-    also: Sequence[Mapping[str, Any]] = ()
+    slow: bool = False
+    extra_settings: Sequence[Mapping[str, Any]] = ()
 
     def resolve(self, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All parameters, defaults replaced by `overrides`.

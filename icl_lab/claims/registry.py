@@ -27,8 +27,8 @@ def claim(
     source: str,
     parameters: Mapping[str, Parameter],
     validate: Callable[..., None] | None = None,
-    long: bool = False,
-    also: Sequence[Mapping[str, Any]] = (),
+    slow: bool = False,
+    extra_settings: Sequence[Mapping[str, Any]] = (),
 ) -> Callable[[Run], Run]:
     """Decorator that registers a function of the parameters (as keywords) as the claim `id`; see `Claim` for the rest.
 
@@ -40,7 +40,7 @@ def claim(
         taken = _CLAIMS.get(id)
         if taken is not None and (taken.run.__module__, taken.run.__qualname__) != (run.__module__, run.__qualname__):
             raise InvalidValueError(f"claim id {id!r} is taken; ids are unique, since results are looked up by them.")
-        _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate, long, also)
+        _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate, slow, extra_settings)
         return run
 
     return register
@@ -72,10 +72,10 @@ def all_claims() -> dict[str, Claim]:
 def select(patterns: Iterable[str] = ()) -> list[Claim]:
     """The claims whose id equals or matches (glob) one of `patterns`; all of them for no pattern.
 
-    A long claim runs only if its full id is one of the patterns.
+    A slow claim runs only if its full id is one of the patterns.
 
     Raises:
-      InvalidValueError: a pattern matches nothing, which suggests the closest ids, or all of them match long claims only.
+      InvalidValueError: a pattern matches nothing, which suggests the closest ids, or all of them match slow claims only.
     """
     known = all_claims()
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -87,29 +87,29 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
             )
 
     def wanted(one: Claim) -> bool:
-        if one.long:
+        if one.slow:
             return one.id in patterns
         return not patterns or any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)
 
     selected = [one for one in known.values() if wanted(one)]
     if not selected:
-        long = [one.id for one in known.values() if any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)]
+        slow = [one.id for one in known.values() if any(fnmatch.fnmatchcase(one.id, pattern) for pattern in patterns)]
         raise InvalidValueError(
             f"{', '.join(map(repr, patterns)) or 'no pattern'} matches only claims that take minutes and run by their full id: "
-            f"{', '.join(long) or 'every claim is one'}."
+            f"{', '.join(slow) or 'every claim is one'}."
         )
     return selected
 
 
 def listing() -> list[dict[str, Any]]:
-    """Every claim as JSON types: id, paper, statement, source, long, parameters (default, accepts, meaning)."""
+    """Every claim as JSON types: id, paper, statement, source, slow, parameters (default, accepts, meaning)."""
     return [
         {
             "id": one.id,
             "paper": one.paper,
             "statement": one.statement,
             "source": one.source,
-            "long": one.long,
+            "slow": one.slow,
             "parameters": {
                 name: {"default": parameter.default, "accepts": parameter.accepts, "meaning": parameter.meaning}
                 for name, parameter in one.parameters.items()

@@ -95,7 +95,7 @@ def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
             with phase(one.id):
                 checks = [check.to_json() for check in one.run(**parameters)]
                 if parameters == one.resolve():
-                    checks += [check.to_json() for setting in one.also for check in _at(one, setting)]
+                    checks += [check.to_json() for setting in one.extra_settings for check in _at(one, setting)]
             if not checks:
                 reason = "the claim made no check, which proves nothing"
         except Exception as error:

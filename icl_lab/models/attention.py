@@ -65,7 +65,7 @@ class SelfAttention(eqx.Module):
             raise InvalidValueError(f"`clip` must be null or a number > 0, the largest modulus of a slot; got {self.clip!r}.")
 
     @property
-    def plain(self) -> bool:
+    def is_single_pass(self) -> bool:
         """Whether the weights are applied once, with nothing but attention: what the closed forms of one layer are about."""
         return self.loops == 1 and not self.layer_norm and self.clip is None
 

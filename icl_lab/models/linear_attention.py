@@ -59,7 +59,7 @@ class LinearSelfAttention(SelfAttention):
         if self.normaliser not in NORMALISERS:
             raise InvalidValueError(f"`normaliser` must be one of {', '.join(NORMALISERS)}; got {self.normaliser!r}.")
 
-    def rho(self, token_count: int) -> int:
+    def normaliser_at(self, token_count: int) -> int:
         """The normaliser of the query token among `token_count` tokens; never below 1."""
         return max(token_count - 1, 1) if self.normaliser == "context_length" else 1
 
@@ -75,13 +75,13 @@ class LinearSelfAttention(SelfAttention):
           (D, D), Hermitian positive semidefinite.
         """
         attended = tokens if self.query_in_sum else tokens[:-1]
-        return attended.T @ jnp.conj(attended) / self.rho(tokens.shape[0])
+        return attended.T @ jnp.conj(attended) / self.normaliser_at(tokens.shape[0])
 
     def query_update(self, weights: LSAWeights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "D"]:
         """W_PV G W_KQ q, summed over heads, by the scores of the query alone: O(T D) time a head, and G is not formed."""
         attended = tokens if self.query_in_sum else tokens[:-1]
         keyed = jnp.einsum("hbc,c->hb", weights.w_kq, tokens[-1])
-        scores = keyed @ jnp.conj(attended).T / self.rho(tokens.shape[0])
+        scores = keyed @ jnp.conj(attended).T / self.normaliser_at(tokens.shape[0])
         return jnp.einsum("hab,hb->a", weights.w_pv, scores @ attended)
 
     def updates(self, weights: LSAWeights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "T D"]:
@@ -100,5 +100,5 @@ class LinearSelfAttention(SelfAttention):
 
         count, width = tokens.shape
         _, mixed = jax.lax.scan(step, jnp.zeros((width, width), tokens.dtype), (tokens, keyed))
-        rho = jnp.asarray([self.rho(t + 1) for t in range(count)], dtype=tokens.dtype)
+        rho = jnp.asarray([self.normaliser_at(t + 1) for t in range(count)], dtype=tokens.dtype)
         return mixed / rho[:, None, None]

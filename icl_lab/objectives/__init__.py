@@ -48,6 +48,6 @@ def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: i
         return phase_loss(task, model, lengths=[task.context_length])  # pyright: ignore[reportArgumentType]
     if layers == 1 and series.supports(task, model):
         return series_loss(task, model)  # pyright: ignore[reportArgumentType]
-    if layers == 1 and isinstance(model, LinearSelfAttention) and model.plain:
+    if layers == 1 and isinstance(model, LinearSelfAttention) and model.is_single_pass:
         return SampledLoss.build(task, model, key, prompts)
     return StreamedLoss.build(task, model, key)

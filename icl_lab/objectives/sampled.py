@@ -81,7 +81,7 @@ class SampledLoss(MomentLoss):
           MemoryBudgetError: before allocating, with the bytes needed and allowed.
           NonFiniteError: a sampled prompt held a NaN or an infinity.
         """
-        if not isinstance(model, LinearSelfAttention) or not model.plain:
+        if not isinstance(model, LinearSelfAttention) or not model.is_single_pass:
             raise UnsupportedProblemError(
                 f"feature moments exist for one linear attention layer; got {model}. Use `StreamedLoss` for other models."
             )
@@ -168,7 +168,7 @@ def _from_whole(task: Task, model: LinearSelfAttention, features: Features, keys
     if every_position:
         return _at_every_position(model, features, tokens, prompts)
     attended = tokens if model.query_in_sum else tokens[:-1]
-    return features.values(attended, tokens[-1] / model.rho(tokens.shape[0])), prompts.target
+    return features.values(attended, tokens[-1] / model.normaliser_at(tokens.shape[0])), prompts.target
 
 
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
@@ -197,7 +197,7 @@ def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: F
     if model.query_in_sum:
         sums = sums + features.pairs(tokens[None])
     target = jnp.sum(queries * vectors, axis=1, keepdims=True)
-    return features.products(sums, tokens / model.rho(task.context_length + 1)), target
+    return features.products(sums, tokens / model.normaliser_at(task.context_length + 1)), target
 
 
 def _at_every_position(model, features: Features, tokens: Inexact[Array, "T D B"], prompts: Prompt):
@@ -205,7 +205,7 @@ def _at_every_position(model, features: Features, tokens: Inexact[Array, "T D B"
     products = tokens[:, np.asarray(features.rows)] * jnp.conj(tokens[:, np.asarray(features.columns)])
     sums = jnp.cumsum(products, axis=0)
     seen = sums[1:] if model.query_in_sum else sums[:-1]
-    rho = jnp.asarray([model.rho(count) for count in range(2, tokens.shape[0] + 1)], tokens.dtype)
+    rho = jnp.asarray([model.normaliser_at(count) for count in range(2, tokens.shape[0] + 1)], tokens.dtype)
     queries = tokens[1:, np.asarray(features.queries)] / rho[:, None, None]
     phi = jnp.moveaxis(seen[:, :, None] * queries[:, None], 0, 2).reshape(features.count, -1)
     targets = jnp.concatenate([prompts.labels[:, 1:], prompts.target[:, None]], axis=1)

@@ -172,7 +172,11 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
 
 
 def _is_light(problem: Problem) -> bool:
-    return isinstance(problem.model, LinearSelfAttention) and problem.model.plain and problem.config["model"]["layers"] == 1
+    return (
+        isinstance(problem.model, LinearSelfAttention)
+        and problem.model.is_single_pass
+        and problem.config["model"]["layers"] == 1
+    )
 
 
 def _reads_gram_matrices(problem: Problem) -> bool:

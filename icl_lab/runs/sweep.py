@@ -38,7 +38,7 @@ FLOW_SETTINGS = ("weight_tolerance", "solver", "max_steps")
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A point of a sweep, and how it ended: `status` as in status.json, and the exception if it raised."""
+    """A point of a sweep, and how it on_finished: `status` as in status.json, and the exception if it raised."""
 
     config: dict[str, Any]
     folder: Path
@@ -64,7 +64,7 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
     ends: dict[Path, Point] = {}
     with phase("points of the sweep", len({point.folder for point in points})) as shown:
 
-        def ended(point: Point, error: Exception | None = None) -> None:
+        def on_finished(point: Point, error: Exception | None = None) -> None:
             status = "failed" if error else records.read_status(point.folder)["status"]
             ends[point.folder] = dataclasses.replace(point, status=status, error=error)
             failed = sum(end.status != "done" for end in ends.values())
@@ -76,13 +76,13 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
             try:
                 if not store.is_finished(folder):
                     continue
-                ended(point)
+                on_finished(point)
             except DamagedRunError as error:
-                ended(point, error)
+                on_finished(point, error)
             finished.add(folder)
         if len(finished) < len(different):
-            for problems in _prepared(list(different.values()), ended):
-                _train_and_publish(problems, finished, ended)
+            for problems in _prepared(list(different.values()), on_finished):
+                _train_and_publish(problems, finished, on_finished)
     # What a process left that was killed just after another one had finished its run.
     for root in {point.folder.parent for point in points}:
         store.remove_stale(root)
@@ -91,13 +91,13 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
     return ends_in_order
 
 
-Ended = Callable[..., None]
-Prepared = list[tuple[Point, Problem]]
+OnFinished = Callable[..., None]
+PreparedRuns = list[tuple[Point, Problem]]
 
 
-def _prepared(points: list[Point], ended: Ended) -> Iterator[Prepared]:
-    """The points as problems, as many at a time as memory allows; those that describe none have ended."""
-    held: Prepared = []
+def _prepared(points: list[Point], on_finished: OnFinished) -> Iterator[PreparedRuns]:
+    """The points as problems, as many at a time as memory allows; those that describe none have on_finished."""
+    held: PreparedRuns = []
     used = 0
     # Neighbours share what they have in common: an objective of sampled moments is drawn once.
     for point in sorted(points, key=lambda point: (evaluation(point.config), point.config["seed"])):
@@ -106,7 +106,7 @@ def _prepared(points: list[Point], ended: Ended) -> Iterator[Prepared]:
             with precision.float64():
                 problem = prepare(point.config, like)
         except Exception as error:
-            _publish_failure(point, error, ended)
+            _publish_failure(point, error, on_finished)
             continue
         if like is None or problem.objective is not like.objective:
             used += sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(problem.objective) if not _is_key(leaf))
@@ -122,32 +122,32 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _train_and_publish(problems: Prepared, finished: set[Path], ended: Ended) -> None:
-    groups: dict[str, Prepared] = {}
+def _train_and_publish(problems: PreparedRuns, finished: set[Path], on_finished: OnFinished) -> None:
+    groups: dict[str, PreparedRuns] = {}
     for point, problem in problems:
         trainer = point.config["trainer"]
         if trainer["kind"] == "gradient_flow":
             settings = {name: trainer[name] for name in FLOW_SETTINGS}
             groups.setdefault(json.dumps(settings), []).append((point, problem))
         elif point.folder not in finished:
-            _alone(point, ended)
+            _alone(point, on_finished)
     for group in groups.values():
         settings = {name: group[0][0].config["trainer"][name] for name in FLOW_SETTINGS}
         left = {point.folder: point for point, _ in group if point.folder not in finished}
 
         def leave(point: Point, error: Exception | None = None, left: dict[Path, Point] = left) -> None:
             left.pop(point.folder, None)
-            ended(point, error)
+            on_finished(point, error)
 
         try:
             _flow(group, settings, finished, leave)
         except Exception:
             # What went wrong together says nothing about which point is to blame.
             for point in list(left.values()):
-                _alone(point, ended)
+                _alone(point, on_finished)
 
 
-def _flow(group: Prepared, settings: dict[str, Any], finished: set[Path], ended: Ended) -> None:
+def _flow(group: PreparedRuns, settings: dict[str, Any], finished: set[Path], on_finished: OnFinished) -> None:
     """Train flows together and publish them, those of one evaluation a few dozen at a time."""
     waiting: dict[str, list[tuple[Point, Problem, TrainingResult]]] = {}
     known = {index for index, (point, _) in enumerate(group) if point.folder in finished}
@@ -155,17 +155,19 @@ def _flow(group: Prepared, settings: dict[str, Any], finished: set[Path], ended:
     for index, result in results:
         point, problem = group[index]
         if isinstance(result, Exception):
-            _publish_failure(point, result, ended)
+            _publish_failure(point, result, on_finished)
             continue
         trained = waiting.setdefault(evaluation(point.config), [])
         trained.append((point, problem, result))
         if len(trained) == TOGETHER:
-            _publish(waiting.pop(evaluation(point.config)), len(group), finished, ended)
+            _publish(waiting.pop(evaluation(point.config)), len(group), finished, on_finished)
     for trained in waiting.values():
-        _publish(trained, len(group), finished, ended)
+        _publish(trained, len(group), finished, on_finished)
 
 
-def _publish(trained: list[tuple[Point, Problem, TrainingResult]], together: int, finished: set[Path], ended: Ended) -> None:
+def _publish(
+    trained: list[tuple[Point, Problem, TrainingResult]], together: int, finished: set[Path], on_finished: OnFinished
+) -> None:
     if all(point.folder in finished for point, _, _ in trained):
         return
     with precision.float64(), provenance.stopwatch() as watch:
@@ -178,10 +180,10 @@ def _publish(trained: list[tuple[Point, Problem, TrainingResult]], together: int
         execute.publish(
             point.config, point.folder, lambda run=run, made=made: (run, made), draw=bool(point.config["analysis"]["figures"])
         )
-        ended(point)
+        on_finished(point)
 
 
-def _alone(point: Point, ended: Ended) -> None:
+def _alone(point: Point, on_finished: OnFinished) -> None:
     """Do one run by itself."""
 
     def work() -> tuple[Simulation, dict[str, Any]]:
@@ -190,18 +192,18 @@ def _alone(point: Point, ended: Ended) -> None:
     try:
         execute.publish(point.config, point.folder, work, draw=bool(point.config["analysis"]["figures"]))
     except Exception as error:
-        ended(point, error)
+        on_finished(point, error)
     else:
-        ended(point)
+        on_finished(point)
 
 
-def _publish_failure(point: Point, error: Exception, ended: Ended) -> None:
+def _publish_failure(point: Point, error: Exception, on_finished: OnFinished) -> None:
     def fail() -> tuple[Simulation, dict[str, Any]]:
         raise error
 
     with contextlib.suppress(Exception):
         execute.publish(point.config, point.folder, fail, draw=False)
-    ended(point, error)
+    on_finished(point, error)
 
 
 def _print_summary(points: list[Point], finished: set[Path], console: Console) -> None:

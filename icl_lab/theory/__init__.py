@@ -25,7 +25,6 @@ from icl_lab.theory.regression import lsa as lsa
 from icl_lab.theory.regression import mahankali2023 as mahankali2023
 from icl_lab.theory.regression import minima as minima
 from icl_lab.theory.regression import nonlinear as nonlinear
-from icl_lab.theory.regression import one_layer as one_layer
 from icl_lab.theory.regression import random_covariance as random_covariance
 from icl_lab.theory.regression import stability as stability
 from icl_lab.theory.regression import structured as structured

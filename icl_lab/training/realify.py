@@ -15,7 +15,7 @@ from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Task
 
 
-class RealForm(Objective):
+class RealifiedObjective(Objective):
     """An objective as a function of (real part, imaginary part) trees."""
 
     task: Task
@@ -58,4 +58,4 @@ def realified(objective: Objective, weights: Weights) -> tuple[Objective, Weight
     if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(weights)):
         return objective, weights, unchanged
     pair = jax.tree.map(lambda w: w.real.copy(), weights), jax.tree.map(lambda w: w.imag.copy(), weights)
-    return RealForm(objective.task, objective.model, objective), pair, join
+    return RealifiedObjective(objective.task, objective.model, objective), pair, join

@@ -125,7 +125,7 @@ def window_features(series: Float[Array, "T"], order: int, context_length: int) 
 
 def _reads_features(model: SelfAttention, weights: Weights) -> bool:
     layers = len(weights) if isinstance(weights, tuple) else 1
-    return isinstance(model, LinearSelfAttention) and layers == 1 and model.plain and not model.query_in_sum
+    return isinstance(model, LinearSelfAttention) and layers == 1 and model.is_single_pass and not model.query_in_sum
 
 
 def _examples(model, weights, series, order: int, context_length: int, dtype) -> tuple[Array, Array]:
@@ -134,7 +134,7 @@ def _examples(model, weights, series, order: int, context_length: int, dtype) ->
     check_count(len(series), "length of the series", length + 1, "A window needs N + p values and the next one.")
     series = np.asarray(series, dtype=np.float64)
     if _reads_features(model, weights):
-        inputs = window_features(series, order, context_length) / (model.rho(context_length + 1) / context_length)
+        inputs = window_features(series, order, context_length) / (model.normaliser_at(context_length + 1) / context_length)
     else:
         inputs = np.lib.stride_tricks.sliding_window_view(series[:-1], length)
     return jnp.asarray(inputs, dtype), jnp.asarray(series[length:], dtype)

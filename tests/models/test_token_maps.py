@@ -62,7 +62,7 @@ def test_layer_norm_shows_attention_standardised_tokens_and_clipping_bounds_them
     np.testing.assert_allclose(model.apply((weights, weights), model.tokens(prompt)), tokens, **ROUNDING)
     np.testing.assert_allclose(model((weights, weights), prompt), tokens[-1, -1:], **ROUNDING)
     assert np.max(np.abs(tokens)) == 0.8
-    assert not model.plain
+    assert not model.is_single_pass
 
 
 def test_a_stack_copies_with_one_kind_of_layer_and_steps_with_another(rng):

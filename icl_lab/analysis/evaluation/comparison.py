@@ -29,7 +29,7 @@ def closed_form(task: Task, model: SelfAttention) -> Optimum | None:
     """
     if not isinstance(task, tasks.LinearRegression) or not isinstance(model, LinearSelfAttention):
         return None
-    if not model.plain or model.causal or model.embedding != "merged":
+    if not model.is_single_pass or model.causal or model.embedding != "merged":
         return None
     theorems = [theory.zhang2023.optimum, theory.lsa.optimum]
     if model.normaliser == "none":

@@ -35,7 +35,7 @@ class Count:
         return f"> {number}" if self.at_least else number
 
 
-def prompts_to_tell(difference: Float[np.ndarray, "M"], deviation: float | None = None) -> Count:
+def required_prompts(difference: Float[np.ndarray, "M"], deviation: float | None = None) -> Count:
     r"""How many prompts it takes until a mean difference m is `SIGMAS` standard errors from zero, :math:`(4 s / m)^2`.
 
     Args:

@@ -263,8 +263,8 @@ def _judged(
         else:
             spread = np.sqrt(np.var(errors[i], ddof=1) + np.var(errors[reference], ddof=1))
             counts = (
-                telling.prompts_to_tell(squares[i] - squares[reference]),
-                telling.prompts_to_tell(errors[i] - errors[reference], float(spread)),
+                telling.required_prompts(squares[i] - squares[reference]),
+                telling.required_prompts(errors[i] - errors[reference], float(spread)),
             )
         ranked.append(Ranked(candidates[i], distances[i], *counts))
     note = f"; {shown.note}" if shown.note else ""

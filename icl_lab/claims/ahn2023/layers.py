@@ -171,7 +171,7 @@ def order_is_free(d, N, L, Sig, seed) -> list[Check]:
     | SEARCH
     | {"starts": integer(5, 1, SEARCH["starts"].meaning)},
     validate=validate_moving,
-    also=({"d": 5, "N": 20, "L": 3},),
+    extra_settings=({"d": 5, "N": 20, "L": 3},),
 )
 def best_moving_layers(d, N, L, Sig, starts, seed) -> list[Check]:
     task = task_of(d, N, Sig, seed)

@@ -120,7 +120,7 @@ def _checked_minimum(task: LinearRegression, expected, minimum: float, scale: fl
     source="Theorem 1",
     parameters=_ONE_LAYER | _SEARCH,
     validate=_validate,
-    also=({"Lam": [1.0, 1.0, 1.0]},),
+    extra_settings=({"Lam": [1.0, 1.0, 1.0]},),
 )
 def best_single_layer(d, N, Lam, rotate, scale, starts, seed) -> list[Check]:
     matrix = _input_covariance(Lam, d, rotate, seed)
@@ -148,7 +148,7 @@ def _input_covariance(Lam, d: int, rotate: bool, seed: int) -> Array:
     }
     | _SEARCH,
     validate=_validate,
-    also=({"tasks": "whitening"},),
+    extra_settings=({"tasks": "whitening"},),
 )
 def best_single_layer_for_any_tasks(d, N, Lam, rotate, tasks, Om, scale, starts, seed) -> list[Check]:
     matrix = _input_covariance(Lam, d, rotate, seed)
@@ -182,7 +182,7 @@ def _relu_answer(inner: Array, prompt: Prompt) -> Array:
         "samples": integer(400_000, 10_000, "prompts"),
         "seed": integer(0, 0, "of the prompts"),
     },
-    also=({"d": 5, "N": 20},),
+    extra_settings=({"d": 5, "N": 20},),
 )
 def relu_attention(d, N, samples, seed) -> list[Check]:
     task = LinearRegression(dim=d, context_length=N)

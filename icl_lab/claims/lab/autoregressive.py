@@ -57,7 +57,7 @@ def validate_series(rho, **_) -> None:
     source="Yule-Walker equations, Durbin-Levinson recursion",
     parameters={"rho": RHO, "sigma": SIGMA, "samples": SAMPLES, "seed": SEED},
     validate=validate_series,
-    also=({"rho": [1.2, -0.5], "samples": 0}, {"rho": [0.4, -0.2, 0.3], "samples": 0}),
+    extra_settings=({"rho": [1.2, -0.5], "samples": 0}, {"rho": [0.4, -0.2, 0.3], "samples": 0}),
 )
 def moments_of_a_series(rho, sigma, samples, seed) -> list[Check]:
     rho = _coefficients(rho, 2)
@@ -96,7 +96,7 @@ def moments_of_a_series(rho, sigma, samples, seed) -> list[Check]:
         "samples": integer(400_000, 10_000, "draws of the coefficients"),
         "seed": SEED,
     },
-    also=({"p": 1}, {"p": 3}),
+    extra_settings=({"p": 1}, {"p": 3}),
 )
 def uniform_coefficients(p, bound, samples, seed) -> list[Check]:
     task = RandomAutoregressive(p, context_length=1, bound=bound)
@@ -147,7 +147,7 @@ def _stationary(coefficients: np.ndarray) -> np.ndarray:
         "seed": SEED,
     },
     validate=validate_series,
-    also=({"p": 2}, {"p": 3}),
+    extra_settings=({"p": 2}, {"p": 3}),
 )
 def least_squares_in_context(p, rho, N, sigma, samples, seed) -> list[Check]:
     rho = _coefficients(rho, p)
@@ -178,7 +178,7 @@ def least_squares_in_context(p, rho, N, sigma, samples, seed) -> list[Check]:
         "tau": number(0.8, positive=True, meaning="standard deviation of an entry of W"),
         "seed": SEED,
     },
-    also=({"d": 2, "T": 9}, {"d": 4, "T": 12}),
+    extra_settings=({"d": 2, "T": 9}, {"d": 4, "T": 12}),
 )
 def ridge_is_bayes(d, T, sigma, tau, seed) -> list[Check]:
     generator = np.random.default_rng(seed)

@@ -161,7 +161,7 @@ def feature_moments(p, N, d, bound, sigma, samples, seed) -> list[Check]:
         "samples": SAMPLES,
         "seed": SEED,
     },
-    also=tuple({"N": N, "samples": 0} for N in (5, 10, 50, 100, "inf")),
+    extra_settings=tuple({"N": N, "samples": 0} for N in (5, 10, 50, 100, "inf")),
 )
 def random_ar1(bound, N, sigma, starts, samples, seed) -> list[Check]:
     variance = sigma**2
@@ -244,7 +244,7 @@ def _in_context_rivals(bound: float, N: int, sigma: float, layer: float, samples
         "seed": SEED,
     },
     validate=lambda bound, **_: _check_quadrature(bound),
-    also=({"N": 50},),
+    extra_settings=({"N": 50},),
 )
 def random_ar2(bound, N, sigma, nodes, starts, seed) -> list[Check]:
     task = RandomAutoregressive(2, N, noise_std=sigma, bound=bound)

@@ -120,7 +120,7 @@ def _permanent(cov: np.ndarray, left, right):
         "samples": integer(100_000, 0, "simulated sequences; 0: no simulation"),
         "seed": SEED,
     },
-    also=({"sigma": 0.1, "samples": 0}, {"sigma": 0.5, "samples": 0}, {"d": 10, "sigma": 0.1, "samples": 0}),
+    extra_settings=({"sigma": 0.1, "samples": 0}, {"sigma": 0.5, "samples": 0}, {"d": 10, "sigma": 0.1, "samples": 0}),
 )
 def one_step_on_rotations(d, T, sigma, samples, seed) -> list[Check]:
     variance = sigma**2
@@ -156,7 +156,7 @@ def one_step_on_rotations(d, T, sigma, samples, seed) -> list[Check]:
         "samples": integer(30_000, 1_000, "draws of W and x_1"),
         "seed": SEED,
     },
-    also=({"group": "SO"}, {"d": 3, "group": "SO"}),
+    extra_settings=({"group": "SO"}, {"d": 3, "group": "SO"}),
 )
 def one_step_on_haar(d, group, samples, seed) -> list[Check]:
     law = HaarOrthogonal()
@@ -234,7 +234,7 @@ def minimum_norm(d, samples, seed) -> list[Check]:
         "samples": integer(20_000, 1_000, "sequences"),
         "seed": SEED,
     },
-    also=({"d": 4},),
+    extra_settings=({"d": 4},),
 )
 def noisy_least_squares(d, T, sigma, samples, seed) -> list[Check]:
     task = LinearDynamics(d, T - 1, RotationBlocks(), noise_std=sigma)

@@ -86,4 +86,6 @@ def series_prompt(values: Array, order: int) -> Prompt:
 def features_of(objective: objectives.MomentLoss, prompt: Prompt) -> Array:
     """phi (F,) of a prompt, from the tokens of the model."""
     tokens = objective.model.tokens(prompt)
-    return objective.features.values(tokens[:-1, :, None], tokens[-1, :, None])[:, 0] / objective.model.rho(tokens.shape[0])
+    return objective.features.values(tokens[:-1, :, None], tokens[-1, :, None])[:, 0] / objective.model.normaliser_at(
+        tokens.shape[0]
+    )

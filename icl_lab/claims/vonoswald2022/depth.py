@@ -116,7 +116,11 @@ def _validate_corrected(law, K, **_) -> None:
     | LAW
     | {"starts": integer(4, 1, "searches for separate step sizes")}
     | OPTIONAL_SAMPLING,
-    also=({"K": 3}, {**NORMAL, "samples": 0}, *({**NORMAL, "d": 5, "N": 20, "K": k, "samples": 0} for k in (2, 3, 5))),
+    extra_settings=(
+        {"K": 3},
+        {**NORMAL, "samples": 0},
+        *({**NORMAL, "d": 5, "N": 20, "K": k, "samples": 0} for k in (2, 3, 5)),
+    ),
     validate=_validate_plain,
 )
 def best_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
@@ -151,7 +155,7 @@ def best_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
     | LAW
     | {"starts": integer(16, 1, "searches on each side for K = 2, four times as many for K = 3")}
     | OPTIONAL_SAMPLING,
-    also=(
+    extra_settings=(
         *({"N": n, "samples": 0} for n in (25, 50, 100)),
         {**NORMAL, "samples": 0},
         {**NORMAL, "d": 5, "N": 20, "samples": 0},
@@ -213,7 +217,7 @@ def _median_check(name, drawn, descent, law, d, N, sigma, samples, seed) -> Chec
         "many": integer(50, 1, "times at which medians are compared"),
     }
     | SAMPLING,
-    also=({"lam": 0.875}, {"lam": 0.75}),
+    extra_settings=({"lam": 0.875}, {"lam": 0.75}),
     validate=lambda law, T, **_: _validate_plain(law, T),
 )
 def repeated_layer(d, N, law, sigma, T, lam, many, samples, seed) -> list[Check]:

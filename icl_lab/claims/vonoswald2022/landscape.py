@@ -62,7 +62,7 @@ def gaussian_starts(seed: int, count: int, dim: int, scale: float, heads: int | 
         "starts": integer(3, 1, "random starts beside one with b_x = 0, A_y = 0"),
         "seed": integer(0, 0, "of the starts"),
     },
-    also=({"law": "gaussian", "sigma": 1.0}, {"N": 4, "sigma": 1.0}),
+    extra_settings=({"law": "gaussian", "sigma": 1.0}, {"N": 4, "sigma": 1.0}),
 )
 def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
     objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
@@ -98,7 +98,7 @@ def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
         "starts": integer(6, 1, "of their weights"),
         "seed": integer(0, 0, "of the starts"),
     },
-    also=({"law": "gaussian", "sigma": 1.0},),
+    extra_settings=({"law": "gaussian", "sigma": 1.0},),
 )
 def heads_do_not_help(d, N, law, sigma, heads, starts, seed) -> list[Check]:
     objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
@@ -150,7 +150,7 @@ class _Ends:
         "starts": integer(40, 1, "random starts"),
         "seed": integer(0, 0, "of the starts"),
     },
-    also=({"d": 3, "N": 30},),
+    extra_settings=({"d": 3, "N": 30},),
 )
 def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
     variance, _ = input_moments(law, sigma)
@@ -167,7 +167,7 @@ def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
         return checks
     if (d, N) in TWO_HEADS_SUFFICE:
         checks.append(check.exact("share_above_the_minimum_two_heads_abs", np.mean(two.above), 0.0, 0.0))
-    expected = theory.one_layer.false_minimum(d, N, variance)
+    expected = theory.minima.false_minimum(d, N, variance)
     if expected <= ABOVE * least:  # the axial weights lead on down to the global minimum
         return checks
     checks.append(check.at_least("share_above_the_minimum_one_head_abs", np.mean(one.above), 1 / starts))
@@ -191,7 +191,7 @@ def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
     "+-sig2^2 d times, and zeros: flow escapes along gradient descent.",
     source="the plateau of the training curves (Fig. 2); icl_lab",
     parameters=SIZES | LAW | {"seed": integer(0, 0, "of the start")},
-    also=({"law": "gaussian", "sigma": 1.0, "d": 4},),
+    extra_settings=({"law": "gaussian", "sigma": 1.0, "d": 4},),
 )
 def saddle_at_zero(d, N, law, sigma, seed) -> list[Check]:
     variance, _ = input_moments(law, sigma)
@@ -201,9 +201,9 @@ def saddle_at_zero(d, N, law, sigma, seed) -> list[Check]:
     slope = np.asarray(jax.grad(lambda x: objective(unravel(x)))(flat))
     hessian = np.asarray(jax.hessian(lambda x: objective(unravel(x)))(flat))
     values, vectors = np.linalg.eigh(hessian)
-    expected = theory.one_layer.saddle_curvatures(d, variance)
+    expected = theory.minima.saddle_curvatures(d, variance)
     full = np.sort(np.concatenate([expected, np.zeros(len(values) - len(expected))]))
-    rate = theory.one_layer.escape_rate(d, variance)
+    rate = theory.minima.escape_rate(d, variance)
     # While the weights are tiny, flow amplifies the leading component by exp(rate t).
     begin = jax.tree.map(lambda w: w[0], gaussian_starts(seed, 1, d, 1e-6 / np.sqrt(variance)))
     flow = training.gradient_flow(

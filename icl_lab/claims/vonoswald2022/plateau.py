@@ -61,7 +61,7 @@ def modes(weights: LSAWeights) -> tuple[float, float, float]:
 def wrong_mode_is_the_plateau(d, N, law, sigma, starts, seed) -> list[Check]:
     variance, kurtosis = input_moments(law, sigma)
     objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
-    height = theory.one_layer.wrong_mode_loss(d, N, variance, kurtosis)
+    height = theory.minima.rank_one_branch_loss(d, N, variance, kurtosis)
     begin = gaussian_starts(seed, starts, d, 1e-3 / np.sqrt(variance))
     direction = begin.w_pv[0, -1, :d] / np.linalg.norm(begin.w_pv[0, -1, :d])
     checks = []
@@ -88,7 +88,10 @@ def wrong_mode_is_the_plateau(d, N, law, sigma, starts, seed) -> list[Check]:
         check.exact("plateau_of_a_flow", path.losses[rest], height, HEIGHT_TOLERANCE),
         check.exact("cosine_on_the_plateau_abs", abs(cosine), 1.0, COSINE_TOLERANCE),
         check.exact(
-            "wrong_mode_on_the_plateau", by_wrong, theory.one_layer.wrong_mode_size(d, N, variance, kurtosis), HEIGHT_TOLERANCE
+            "wrong_mode_on_the_plateau",
+            by_wrong,
+            theory.minima.rank_one_branch_size(d, N, variance, kurtosis),
+            HEIGHT_TOLERANCE,
         ),
         check.exact("right_mode_on_the_plateau_abs", by_right / by_wrong, 0.0, HEIGHT_TOLERANCE),
         check.exact("best_loss_over_seeds", ends.losses[ends.best], least, LOSS_TOLERANCE),
@@ -102,7 +105,7 @@ def loss_on_prompts(objective: IndependentLoss, seed: int, count: int) -> Moment
     task, model = objective.task, objective.model
     prompts = task.sample_batch(jax.random.key(seed), count)
     tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
-    phi = np.asarray(objective.features.values(tokens[:-1], tokens[-1] / model.rho(tokens.shape[0])))
+    phi = np.asarray(objective.features.values(tokens[:-1], tokens[-1] / model.normaliser_at(tokens.shape[0])))
     target = np.asarray(prompts.target)
     moments = Moments(phi @ phi.T / count, phi @ target / count, np.asarray(np.mean(target**2)))
     return MomentLoss(task, model, objective.features, moments)

@@ -39,7 +39,7 @@ MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
         "seed": integer(0, 0, "of the prompts"),
     },
     validate=lambda N, law, sigma, a, rho, **_: SineRegression(N, sigma, law, a, rho) and None,
-    also=({"law": "independent"}, {"law": "published"}),
+    extra_settings=({"law": "independent"}, {"law": "published"}),
 )
 def reference_losses(N, law, sigma, a, rho, samples, seed) -> list[Check]:
     task = SineRegression(N, sigma, law, a, rho)

@@ -61,7 +61,7 @@ def _validate_order(order, **_) -> None:
     | {"order": integer(8, 3, "largest k; walks are counted up to 8, prompts simulated up to 4")}
     | SAMPLING
     | {"samples": integer(200_000, 1_000, "contexts")},
-    also=({"d": 4, "N": 3},),
+    extra_settings=({"d": 4, "N": 3},),
 )
 def gaussian_gram_moments(d, N, order, samples, seed) -> list[Check]:
     moments = theory.gram_moments.gaussian_moments(d, N, order)
@@ -181,7 +181,7 @@ _NOISE = {
     | _NOISE
     | {"delta": number(0.3, positive=True, meaning="relative distance of another step size from the best one")}
     | SAMPLING,
-    also=(
+    extra_settings=(
         {"sigma": 1.0},
         {"law": "gaussian", "sigma": 1.0},
         {"d": 3, "N": 5, "sigma": 1.0},
@@ -267,7 +267,7 @@ _FIXED = {
     statement="With eta fixed, inputs that are alpha times as large have the loss of one step at variance alpha^2 sig2.",
     source="Section 3, inputs of other scales; icl_lab for the values",
     parameters=SIZES | LAW | _FIXED | SAMPLING,
-    also=tuple({"alpha": alpha} for alpha in (0.5, 0.8, 1.0, 1.25, 1.5)),
+    extra_settings=tuple({"alpha": alpha} for alpha in (0.5, 0.8, 1.0, 1.25, 1.5)),
 )
 def larger_inputs(d, N, law, sigma, alpha, eta, samples, seed) -> list[Check]:
     variance, kurtosis = input_moments(law, alpha * sigma)
@@ -323,7 +323,7 @@ def _validate_norm(d, N, **_) -> None:
     "alpha^2/(2 (Nd - 2)) [d - 2 h alpha^2 + h^2 alpha^4 (N + d + 1)/(Nd + 2)], h = eta/N.",
     source="the other distributions of the published code; icl_lab for the values",
     parameters=SIZES | _FIXED | SAMPLING | {"samples": integer(40_000, 1_000, "contexts")},
-    also=tuple({"alpha": alpha} for alpha in (0.5, 1.0, 5.0)),
+    extra_settings=tuple({"alpha": alpha} for alpha in (0.5, 1.0, 5.0)),
     validate=_validate_norm,
 )
 def normalised_inputs(d, N, alpha, eta, samples, seed) -> list[Check]:
@@ -358,7 +358,7 @@ def _validate_replaced(N, m, **_) -> None:
     "[1 - 2 eta sig2 (N - m)/N + (eta/N)^2 (sig2^2 (N - m)(N - m + d + kap - 2) + m sig2)].",
     source="appendix on noisy labels; icl_lab for the values",
     parameters=SIZES | LAW | {"eta": _FIXED["eta"], "m": integer(4, 0, "labels replaced")} | SAMPLING,
-    also=tuple({"m": m} for m in (0, 2, 6, 8)),
+    extra_settings=tuple({"m": m} for m in (0, 2, 6, 8)),
     validate=_validate_replaced,
 )
 def replaced_labels(d, N, law, sigma, eta, m, samples, seed) -> list[Check]:

@@ -36,7 +36,7 @@ WIDE_MARGIN = 2.0
         "samples": integer(20_000, 1_000, "test prompts"),
         "seed": integer(0, 0, "of weights and prompts"),
     },
-    long=True,
+    slow=True,
 )
 def transformers_under_covariate_shift(d, N, extra, width, layers, steps, batch, rate, samples, seed) -> list[Check]:
     # All coordinates and examples are in use for the second half of the training at the latest.

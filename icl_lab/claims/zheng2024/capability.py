@@ -221,7 +221,7 @@ def gaussian_is_not_recovered(d, T, law, sigma, t, samples, seed) -> list[Check]
     source="Theorem 4.2; the relative error and finite lengths: icl_lab",
     parameters=LARGE | {"law": choice("sparse", SYMMETRIC_LAWS, "of x_1")} | SCALE | TEST,
     validate=validate,
-    also=({"law": "rademacher"},),
+    extra_settings=({"law": "rademacher"},),
 )
 def which_laws_are_recovered(d, T, law, sigma, c, t, samples, seed) -> list[Check]:
     scale = scale_of(sigma, c)

@@ -146,7 +146,7 @@ def blocks(weights: LSAWeights | PairedWeights) -> tuple[np.ndarray, np.ndarray,
         "t": number(0.05, positive=True, meaning="time at which a and b are compared"),
     },
     validate=validate,
-    also=({"a0": 0.1, "b0": 0.1}, {"a0": 2.0, "b0": 2.0}, {"d": 5, "T": 100}),
+    extra_settings=({"a0": 0.1, "b0": 0.1}, {"a0": 2.0, "b0": 2.0}, {"d": 5, "T": 100}),
 )
 def reduced_dynamics(d, T, law, sigma, c, a0, b0, t) -> list[Check]:
     scale = scale_of(sigma, c)
@@ -185,7 +185,7 @@ def reduced_dynamics(d, T, law, sigma, c, a0, b0, t) -> list[Check]:
     source="Theorem 4.1; the factors and a0 + b0 != 0 in place of a0, b0 > 0: icl_lab",
     parameters=SIZES | LAW | SCALE | START,
     validate=validate,
-    also=({"d": 5, "T": 100}, {"law": "sparse", "c": 1.3}),
+    extra_settings=({"d": 5, "T": 100}, {"law": "sparse", "c": 1.3}),
 )
 def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
     scale, inits = scale_of(sigma, c), starts_of(a0, b0)

@@ -109,7 +109,7 @@ def brute_force(name: str, measured: float, weights: LSAWeights, law: str, T: in
     "is (d/2)(T-2)(m2 - 2 s kappa1 + s^2 kbar), s = ab.",
     source="icl_lab; the loss of arXiv 2405.16845, Section 3",
     parameters=SIZES | {"law": choice("gaussian", LAWS, "of x_1")} | SCALE | WEIGHTS | SEED,
-    also=({"law": "constant"},),
+    extra_settings=({"law": "constant"},),
 )
 def loss_at_diagonal_weights(d, T, law, sigma, c, a, b, seed) -> list[Check]:
     scale = scale_of(sigma, c)

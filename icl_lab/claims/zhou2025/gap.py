@@ -59,7 +59,7 @@ CHUNK = 10_000
         "prompts": integer(20, 1, "random series"),
         "seed": integer(0, 0, "of weights and series"),
     },
-    also=({"p": 1}, {"p": 3}),
+    extra_settings=({"p": 1}, {"p": 3}),
 )
 def prediction_is_linear_in_features(p, N, prompts, seed) -> list[Check]:
     key = jax.random.key(seed)
@@ -198,7 +198,7 @@ def gap_of_free_coefficients(rho, sigma, N) -> list[Check]:
     objective = objectives.series_loss(task, LSA)
     reference = mixed_moments(rho, None, order, sigma, N)
     delta, gap, _ = unexplained_window(objective, task.autocovariances(N + order + 1))
-    least = objective.lifted_risk()
+    least = objective.unconstrained_feature_risk()
     smallest = float(np.linalg.eigvalsh(delta)[0])
     return [
         check.exact("delta", delta, reference.unexplained(), GAP_TOLERANCE),
@@ -220,7 +220,7 @@ def gap_of_free_coefficients(rho, sigma, N) -> list[Check]:
         "rho": vector((0.5,), "autoregressive coefficients, nearest lag first; null: none"),
         "lengths": vector((50.0, 100.0, 200.0, 400.0), "context lengths N"),
     },
-    also=(
+    extra_settings=(
         {"rho": [0.9]},
         {"rho": [1.2, -0.5]},
         {"rho": [0.4, -0.2, 0.3]},

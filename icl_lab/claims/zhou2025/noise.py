@@ -69,7 +69,7 @@ def answers_and_forecasts(rho, sigma: float, law: str, N: int, key: Key, samples
         "samples": integer(40_000, 10_000, "simulated series"),
         "seed": integer(0, 0, "of the series"),
     },
-    also=({"law": "laplace"},),
+    extra_settings=({"law": "laplace"},),
     validate=validate_coefficients,
 )
 def gap_grows_with_kurtosis(rho, sigma, N, law, samples, seed) -> list[Check]:

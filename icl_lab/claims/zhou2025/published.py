@@ -52,7 +52,7 @@ SCALED_SHARE = 0.003 / 0.0169
         "seeds": integer(7, 1, "how many seeds"),
         "N": integer(100, 1, "windows of the context at which the gap is measured"),
     },
-    also=({"p": 5}, {"p": 7}),
+    extra_settings=({"p": 5}, {"p": 7}),
 )
 def published_context_scaling(p, seed, seeds, N) -> list[Check]:
     draws = [published_series(p, seed + i, length=1).coefficients for i in range(seeds)]

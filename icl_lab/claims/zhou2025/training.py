@@ -62,7 +62,7 @@ def ar_minimum(rho, sigma: float, N: int) -> theory.isserlis.BestLayer:
     }
     | STARTS
     | {"samples": integer(100_000, 10_000, "simulated series of an AR(p)")},
-    also=({"N": 50}, {"N": 200}, {"rho": [0.5, -0.3], "theta": None, "N": 20}),
+    extra_settings=({"N": 50}, {"N": 200}, {"rho": [0.5, -0.3], "theta": None, "N": 20}),
     validate=lambda rho, theta, **_: validate_mixed(rho, theta),
 )
 def no_gain_on_autoregressions(rho, theta, p, sigma, N, starts, seed, samples) -> list[Check]:
@@ -133,7 +133,7 @@ def _validate_closed_form(rho, N, **_) -> None:
     "end at the time-reversed filter, with 2V/(N+2), or at further stationary points.",
     source="exact population loss",
     parameters=SERIES | {"rho": vector((0.5,), SERIES["rho"].meaning), "N": integer(20, 2, "windows in the context")} | STARTS,
-    also=({"rho": [0.5, -0.3]},),
+    extra_settings=({"rho": [0.5, -0.3]},),
     validate=_validate_closed_form,
 )
 def trained_layer_is_known(rho, sigma, N, starts, seed) -> list[Check]:
@@ -268,7 +268,7 @@ def _validate_crossover(rho, sigma, N, **_) -> None:
         "starts": integer(8, ENOUGH_STARTS, STARTS["starts"].meaning),
         "samples": integer(40_000, 10_000, "simulated series for least squares"),
     },
-    also=({"rho": [0.5]},),
+    extra_settings=({"rho": [0.5]},),
     validate=_validate_crossover,
 )
 def layer_loses_to_least_squares(rho, sigma, N, starts, seed, samples) -> list[Check]:

@@ -177,7 +177,7 @@ def gd_plus_plus(
     for eta, gamma in zip(sizes, gammas, strict=True):
         layer = _layer(model, layout, context_length, np.eye(dim), float(eta), initial)
         w_p, w_v = layer.w_p.copy(), layer.w_v.copy()
-        w_p[layout.input, layout.input] = -gamma * model.rho(context_length + 1) * np.eye(dim)
+        w_p[layout.input, layout.input] = -gamma * model.normaliser_at(context_length + 1) * np.eye(dim)
         w_v[layout.input, layout.input] = np.eye(dim)
         layers.append(SeparateWeights(w_p=w_p, w_v=w_v, w_k=layer.w_k, w_q=layer.w_q))
     return _stack(model, layers, equal=False, separate=separate)
@@ -197,7 +197,7 @@ def _layer(
         w_v = w_v.astype(np.result_type(w_v, initial))
         w_v[layout.answer, layout.input] = -sign * np.asarray(initial)
     # The gradient is a mean over N; the model divides by rho.
-    per_example = scale * model.rho(context_length + 1) / context_length
+    per_example = scale * model.normaliser_at(context_length + 1) / context_length
     return SeparateWeights(w_p=per_example * np.eye(width), w_v=w_v, w_k=w_k, w_q=w_q)
 
 

@@ -34,26 +34,28 @@ class CubatureLoss(Objective):
     Attributes:
       model: any architecture, a callable of (weights, prompt).
       prompts: batches of prompts, one for each context length.
-      masses: (B,) weights of the prompts of each batch; they sum to 1 where the loss is a sum of means over positions.
+      quadrature_weights: (B,) weights of the prompts of each batch; they sum to 1 where the loss is a sum of means over
+        positions.
     """
 
     task: Task
     model: Any
     prompts: tuple[Prompt, ...]
-    masses: tuple[Float[Array, "B"], ...]
+    quadrature_weights: tuple[Float[Array, "B"], ...]
 
     def __check_init__(self):
-        if not self.prompts or len(self.prompts) != len(self.masses):
+        if not self.prompts or len(self.prompts) != len(self.quadrature_weights):
             raise InvalidValueError(
-                f"`prompts` and `masses` need the same number of batches, at least one; got {len(self.prompts)} and "
-                f"{len(self.masses)}."
+                "`prompts` and `quadrature_weights` need the same number of batches, at least one; "
+                f"got {len(self.prompts)} and "
+                f"{len(self.quadrature_weights)}."
             )
 
     def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
         def squared_error(prompt):
             return jnp.sum(jnp.abs(self.model(weights, prompt) - prompt.target) ** 2)
 
-        batches = zip(self.prompts, self.masses, strict=True)
+        batches = zip(self.prompts, self.quadrature_weights, strict=True)
         losses = [jnp.asarray(mass) @ jax.vmap(squared_error)(prompts) for prompts, mass in batches]
         return 0.5 * jnp.sum(jnp.stack(losses))
 
@@ -107,10 +109,10 @@ def rotation_cubature(task: LinearDynamics, model: eqx.Module, lengths: tuple[in
     turns = np.exp(1j * angles[:, None, None, :] * np.arange(max(lengths) + 2)[None, None, :, None])
     points = turns * planes[None, :, None, :]
     states = np.stack([points.real, points.imag], axis=-1).reshape(size, max(lengths) + 2, dim)
-    masses = np.tile(start_masses / len(angles), len(angles))
+    quadrature_weights = np.tile(start_masses / len(angles), len(angles))
     with precision.float64():
         prompts = tuple(
             precision.to_numpy(jax.vmap(Prompt)(states[:, :n], states[:, 1 : n + 1], states[:, n], states[:, n + 1]))
             for n in lengths
         )
-    return CubatureLoss(task, model, prompts, (masses,) * len(lengths))
+    return CubatureLoss(task, model, prompts, (quadrature_weights,) * len(lengths))

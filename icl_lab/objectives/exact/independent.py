@@ -53,7 +53,7 @@ def supports(task: object, model: object) -> bool:
         and model.embedding == "merged"
         and not model.query_in_sum
         and not model.causal
-        and model.plain
+        and model.is_single_pass
     )
 
 

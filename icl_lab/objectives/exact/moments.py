@@ -171,7 +171,7 @@ class MomentLoss(Objective):
         spread = second_moment_spread(_example_tokens(_short(self.task), self.model))
         return self.rate_spread > LARGEST_SPREAD or spread**3 > LARGEST_SPREAD
 
-    def lifted_risk(self) -> float:
+    def unconstrained_feature_risk(self) -> float:
         """The smallest risk of free coefficients theta, a lower bound for one layer with any number of heads.
 
         A layer's coefficients are products of its weights; free of that, the risk is a convex quadratic, which linear algebra

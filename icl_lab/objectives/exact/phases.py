@@ -43,7 +43,7 @@ def supports(task: object, model: object) -> bool:
         and isinstance(task.transition, DiagonalUnitary)
         and float(task.noise_std) == 0.0
         and isinstance(model, LinearSelfAttention)
-        and model.plain
+        and model.is_single_pass
         and model.embedding == "paired"
     )
 
@@ -160,7 +160,7 @@ def _position_pairs(lengths, model):
         attended = np.arange(1, length + 1 + model.query_in_sum, dtype=np.int32)
         i, j = (grid.ravel() for grid in np.meshgrid(attended, attended, indexing="ij"))
         t = np.full(i.shape, length + 1, np.int32)
-        held.append((t, i, j, np.full(i.shape, 1.0 / model.rho(length + 1) ** 2)))
+        held.append((t, i, j, np.full(i.shape, 1.0 / model.normaliser_at(length + 1) ** 2)))
         size += i.size
         if size >= CHUNK or length == lengths[-1]:
             yield tuple(np.concatenate(parts) for parts in zip(*held, strict=True))
@@ -172,7 +172,7 @@ def _first_counts(kinds, lengths, model, patterns: _Patterns) -> dict:
     attended = [np.arange(1, length + 1 + model.query_in_sum, dtype=np.int32) for length in lengths]
     i = np.concatenate(attended)
     t = np.repeat(np.asarray(lengths, np.int32) + 1, [len(a) for a in attended])
-    weight = 1.0 / np.repeat([float(model.rho(length + 1)) for length in lengths], [len(a) for a in attended])
+    weight = 1.0 / np.repeat([float(model.normaliser_at(length + 1)) for length in lengths], [len(a) for a in attended])
     return {
         (kind,): _count([i - 1 - kind[0], kind[1] + 1 - i, t - 1 - kind[2], -t], weight * (i > max(kind[0], kind[1])), patterns)
         for kind in kinds

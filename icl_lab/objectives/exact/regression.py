@@ -137,7 +137,7 @@ class RegressionLoss(Objective):
             and isinstance(model, LinearSelfAttention)
             and model.embedding == "merged"
             and not model.causal
-            and model.plain
+            and model.is_single_pass
         )
 
     @staticmethod

@@ -43,7 +43,7 @@ def supports(task: object, model: object) -> bool:
         known = task.dim <= 2 and float(task.bound) < 1 and math.prod(quadrature_sizes(task)) <= LARGEST_QUADRATURE
     if not (known and isinstance(model, LinearSelfAttention)):
         return False
-    return model.plain and model.embedding == "hankel" and not model.query_in_sum
+    return model.is_single_pass and model.embedding == "hankel" and not model.query_in_sum
 
 
 def series_loss(
@@ -75,7 +75,7 @@ def series_loss(
         moments = series_moments(task.autocovariances(count), order)
     else:
         moments = series_moments(np.asarray(task.autocovariance), order)
-    scale = length / model.rho(length + 1)
+    scale = length / model.normaliser_at(length + 1)
     return MomentLoss(
         task=task,
         model=model,
@@ -161,11 +161,11 @@ def coefficient_quadrature(
     rules = [np.polynomial.legendre.leggauss(count) for count in nodes]
     densities = (np.full(nodes[0], 0.5), *(0.5 * (1 - points) for points, _ in rules[1:]))
     partial = np.array(list(itertools.product(*(points for points, _ in rules))))
-    masses = [weights * density for (_, weights), density in zip(rules, densities, strict=True)]
+    quadrature_weights = [weights * density for (_, weights), density in zip(rules, densities, strict=True)]
     with precision.float64():
         coefficients = np.asarray(jax.vmap(coefficients_from_partial)(partial))
     scaled = coefficients * float(task.bound) ** np.arange(1, task.dim + 1)[None, :]
-    return scaled, np.prod(np.array(list(itertools.product(*masses))), axis=1)
+    return scaled, np.prod(np.array(list(itertools.product(*quadrature_weights))), axis=1)
 
 
 def _averaged(task: RandomAutoregressive, count: int, nodes: tuple[int, ...]) -> Moments:

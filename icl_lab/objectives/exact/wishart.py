@@ -32,7 +32,7 @@ from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.regression.linear import LinearRegression
 
 Rule = tuple[np.ndarray, np.ndarray]
-"""Nodes and masses of a law of one variable; the masses sum to 1."""
+"""Nodes and quadrature_weights of a law of one variable; the quadrature_weights sum to 1."""
 
 
 def wishart_cubature(task: LinearRegression, model: Callable[[Weights, Prompt], Array], degree: int) -> CubatureLoss:
@@ -52,12 +52,12 @@ def wishart_cubature(task: LinearRegression, model: Callable[[Weights, Prompt], 
     pairs = [(i, j) for i in range(rows) for j in range(i + 1, d)]
     # Monomials are even in each row of R, so powers of its diagonal are powers of chi-squares.
     rules = [_chi_squared(n - i, degree // 2 + 1) for i in range(rows)] + [_normal(degree + 1)] * len(pairs)
-    points, masses = _product(rules)
+    points, quadrature_weights = _product(rules)
     factors = np.zeros((len(points), rows, d))
     factors[:, range(rows), range(rows)] = np.sqrt(points[:, :rows])
     for column, (i, j) in enumerate(pairs, start=rows):
         factors[:, i, j] = points[:, column]
-    return _average(task, model, factors, masses, np.eye(d))
+    return _average(task, model, factors, quadrature_weights, np.eye(d))
 
 
 def wishart_size(dim: int, context_length: int, degree: int) -> int:
@@ -83,31 +83,31 @@ def bidiagonal_cubature(task: LinearRegression, model: Callable[[Weights, Prompt
     # Paths of length k on the tridiagonal B B^T meet the h-th square at most k - h times.
     rules = [_chi_squared(f, max(degree - h, 0) // 2 + 1) for h, f in enumerate(_freedom(d, n))]
     _check(task, math.prod(len(nodes) for nodes, _ in rules) * d)
-    points, masses = _product(rules)
+    points, quadrature_weights = _product(rules)
     factors = np.zeros((len(points), d, d))
     factors[:, range(d), range(d)] = np.sqrt(points[:, 0::2])
     factors[:, range(d - 1), range(1, d)] = np.sqrt(points[:, 1::2])
-    return _average(task, model, factors, d * masses, np.eye(d)[:1])
+    return _average(task, model, factors, d * quadrature_weights, np.eye(d)[:1])
 
 
 def spectral_cubature(
     dim: int,
     context_length: int,
     nodes: Float[Array, "r"],
-    masses: Float[Array, "r"],
+    quadrature_weights: Float[Array, "r"],
     model: Callable[[Weights, Prompt], Array],
 ) -> CubatureLoss:
     """The half loss of layers that are multiples of the identity, on prompts of one dimension.
 
     Args:
-      dim: d of the prompts that are meant; the masses sum to it.
+      dim: d of the prompts that are meant; the quadrature_weights sum to it.
       context_length: n of the prompts that are meant.
-      nodes, masses: (r,), a rule for the eigenvalues of W with identity covariance, see `path_moments`.
+      nodes, quadrature_weights: (r,), a rule for the eigenvalues of W with identity covariance, see `path_moments`.
       model: as for `wishart_cubature`.
     """
     task = LinearRegression(dim=1, context_length=context_length)
     factors = np.sqrt(np.maximum(nodes, 0.0)).reshape(-1, 1, 1)
-    return _average(task, model, factors, masses * dim / np.sum(masses), np.eye(1))
+    return _average(task, model, factors, quadrature_weights * dim / np.sum(quadrature_weights), np.eye(1))
 
 
 def path_moments(dim: int, context_length: int, order: int) -> list[int]:
@@ -154,18 +154,22 @@ def _chi_squared(freedom: int, count: int) -> Rule:
 
 
 def _normal(count: int) -> Rule:
-    nodes, masses = np.polynomial.hermite_e.hermegauss(count)
-    return nodes, masses / np.sum(masses)
+    nodes, quadrature_weights = np.polynomial.hermite_e.hermegauss(count)
+    return nodes, quadrature_weights / np.sum(quadrature_weights)
 
 
 def _product(rules: Sequence[Rule]) -> tuple[Float[np.ndarray, "P v"], Float[np.ndarray, "P"]]:
     """The product of rules for independent variables."""
     points = np.array(list(itertools.product(*(nodes for nodes, _ in rules))))
-    return points, np.prod(np.array(list(itertools.product(*(masses for _, masses in rules)))), axis=1)
+    return points, np.prod(np.array(list(itertools.product(*(quadrature_weights for _, quadrature_weights in rules)))), axis=1)
 
 
 def _average(
-    task: LinearRegression, model, factors: Float[np.ndarray, "P r d"], masses: Float[np.ndarray, "P"], queries: np.ndarray
+    task: LinearRegression,
+    model,
+    factors: Float[np.ndarray, "P r d"],
+    quadrature_weights: Float[np.ndarray, "P"],
+    queries: np.ndarray,
 ) -> CubatureLoss:
     """The weighted mean over contexts with W = R^T R in whitened inputs, all basis tasks, and some whitened queries."""
     count, rows, d = factors.shape
@@ -180,4 +184,4 @@ def _average(
     targets = np.einsum("pi,pi->p", asked, tasks)[:, None]
     with precision.float64():
         prompts = precision.to_numpy(jax.vmap(Prompt)(inputs, labels, asked, targets))
-    return CubatureLoss(task, model, (prompts,), (np.repeat(masses, d * len(queries)),))
+    return CubatureLoss(task, model, (prompts,), (np.repeat(quadrature_weights, d * len(queries)),))

@@ -5,6 +5,9 @@ L = 1/2 E(yhat - w.x_q)^2. With p = (p1, p2) the label row of W_PV and K1 over k
 preconditioner is B = p2 K1^T + k2 p1^T. The global minimum has p1 = k2 = 0 (`theory.lsa`). On the other branch, p2 = 0 and
 K1 = 0, the layer has no even part and B = k2 p1^T of rank one; its best point is stationary for all weights, and for short
 contexts in d >= 2 dimensions a minimum. With one dimension, or a task covariance of rank one, it is a second global minimum.
+
+Functions of a variance sig2 and a kurtosis kap are about inputs with independent symmetric coordinates, w ~ N(0, I) and no
+label noise, with b = (b_x, b_y) for (p1, p2) and A_x, A_y for (K1, k2). The global minimum is `vonoswald2022.one_step_loss` there.
 """
 
 from __future__ import annotations
@@ -145,3 +148,107 @@ def half_loss_below_branch(
         return branch_loss
     found = minimize(half_loss, branch + BRANCH_EXIT * vectors[:, 0], jac=gradient, method="BFGS", options={"gtol": 1e-9})
     return float(found.fun)
+
+
+def saddle_curvatures(dim: int, variance: float) -> Float[Array, "K"]:
+    r"""The eigenvalues of the Hessian at zero weights that do not vanish, K = 2d + 2 of them, increasing.
+
+    :math:`\pm\sigma^4 \sqrt d` (b_y against tr A_x) once and :math:`\pm\sigma^4` (b_x against A_y) d times.
+
+    Args:
+      dim: d.
+      variance: sig2.
+
+    Source: the plateau of von Oswald et al. (arXiv 2212.07677), worked out for the lab.
+    """
+    step, branch = variance**2 * np.sqrt(dim), np.full(dim, variance**2)
+    return np.concatenate([[-step], -branch, branch, [step]])
+
+
+def escape_rate(dim: int, variance: float) -> float:
+    r"""Rate sig2^2 sqrt(d) at which gradient flow leaves zero weights, along b_y and the multiple of the identity in A_x.
+
+    Args:
+      dim: d.
+      variance: sig2.
+
+    Source: as `saddle_curvatures`.
+    """
+    return float(variance**2 * np.sqrt(dim))
+
+
+def rank_one_branch_loss(dim: int, context_length: int, variance: float, kurtosis: float) -> float:
+    r"""Half loss of `rank_one_branch` for isotropic inputs without noise, whatever their kurtosis; the same on every axis.
+
+    .. math:: \tfrac{\sigma^2}{2}\left(d - \frac{N}{N + d + \kappa - 2}\right)
+
+    Args:
+      dim: d.
+      context_length: N.
+      variance, kurtosis: sig2 and kap.
+
+    Source: the plateau of von Oswald et al. (arXiv 2212.07677), worked out for the lab.
+    """
+    return variance / 2 * (dim - context_length / (context_length + dim + kurtosis - 2))
+
+
+def axial_loss(weights: Float[Array, "5"], dim: int, context_length: int, kurtosis: float) -> float:
+    r"""Half loss, sig2 = 1, of b = (beta u, b_y), A_y = alpha u, A_x = p u u^T + q (I - u u^T), which single out an axis u.
+
+    Args:
+      weights: (beta, b_y, alpha, p, q).
+      dim: d.
+      context_length: N.
+      kurtosis: kap; u is a coordinate axis unless kap = 3.
+
+    Source: as `saddle_curvatures`; moments of S_uu, g_u = (S w)_u and h = w^T S w.
+    """
+    beta, label, alpha, p, q = weights
+    n, d = context_length, dim
+    step = (n + d + kurtosis - 2) / n  # E g_u^2
+    square = 1 + (kurtosis - 1) / n  # E S_uu^2
+    mixed = d + (kurtosis - 1) / n  # E S_uu h
+    fourth = 3 * d * (kurtosis + d - 1) / n + (1 - 1 / n) * d * (d + 2)  # E h^2
+    along = beta * alpha + label * p
+    even = (beta * p) ** 2 * square + 2 * beta * p * label * alpha * mixed + (label * alpha) ** 2 * fourth
+    across = q**2 * (beta**2 / n + label**2 * step) - 2 * q * label + 1
+    return float((even + along**2 * step - 2 * along + 1 + (d - 1) * across) / 2)
+
+
+def false_minimum(dim: int, context_length: int, variance: float = 1.0) -> float:
+    """Half loss of the local minimum beside the rank-one branch for normal inputs, a minimum of `axial_loss`.
+
+    Args:
+      dim: d >= 2.
+      context_length: N.
+      variance: sig2.
+
+    Source: as `saddle_curvatures`.
+    """
+    # The branch itself is a saddle of the axial loss; a push to either side leads down to the minimum.
+    size = np.sqrt(context_length / (context_length + dim + 1))
+    ends = [
+        minimize(
+            axial_loss,
+            [size, push, size, sign * push, push],
+            args=(dim, context_length, 3.0),
+            method="BFGS",
+            options={"gtol": 1e-9},
+        )
+        for push in (0.05, 0.2)
+        for sign in (1, -1)
+    ]
+    return float(variance * max(end.fun for end in ends))
+
+
+def rank_one_branch_size(dim: int, context_length: int, variance: float, kurtosis: float) -> float:
+    r"""The product c = |b_x| |A_y| of the rank-one branch at its least loss, N / (sig2 (N + d + kap - 2)).
+
+    Args:
+      dim: d.
+      context_length: N.
+      variance, kurtosis: sig2 and kap.
+
+    Source: as `rank_one_branch_loss`; it is the best step size.
+    """
+    return context_length / (variance * (context_length + dim + kurtosis - 2))

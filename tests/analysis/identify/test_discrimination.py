@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab import analysis, estimators, tasks
-from icl_lab.analysis.identify.discrimination import SIGMAS, Count, closer, prompts_to_tell, relative_root, simplest
+from icl_lab.analysis.identify.discrimination import SIGMAS, Count, closer, relative_root, required_prompts, simplest
 
 DRAWS = 4000
 
@@ -25,7 +25,7 @@ def told(draw, rng, count):
     ],
 )
 def test_at_that_number_of_prompts_half_of_the_samples_tell(draw, rng):
-    count = prompts_to_tell(draw(rng, (200_000,)))
+    count = required_prompts(draw(rng, (200_000,)))
     assert not count.at_least
     number = round(count.prompts)
     assert number == pytest.approx((SIGMAS / (0.5 if draw(rng, (1000,)).min() < 0 else 1 / np.sqrt(2))) ** 2, rel=0.05)
@@ -38,7 +38,7 @@ def test_at_that_number_of_prompts_half_of_the_samples_tell(draw, rng):
 def test_two_means_on_prompts_of_their_own_take_the_deviations_of_both(rng):
     first, second = 1.3 * rng.normal(size=400_000) ** 2, rng.normal(size=400_000) ** 2
     deviation = float(np.hypot(first.std(), second.std()))
-    number = round(prompts_to_tell(first - second, deviation).prompts)
+    number = round(required_prompts(first - second, deviation).prompts)
     # E = 0.3, variances 2 * 1.69 + 2.
     assert number == pytest.approx(16 * 5.38 / 0.09, rel=0.06)
     means = rng.chisquare(number, size=(2, DRAWS)) / number * np.array([1.3, 1.0])[:, None]
@@ -48,13 +48,13 @@ def test_two_means_on_prompts_of_their_own_take_the_deviations_of_both(rng):
 
 def test_what_the_prompts_do_not_show_is_a_lower_bound(rng):
     noise = rng.normal(size=10_000)
-    count = prompts_to_tell(noise - noise.mean())
+    count = required_prompts(noise - noise.mean())
     # The largest mean that these prompts allow is four standard errors: as many prompts as were drawn.
     assert count.at_least
     assert count.prompts == pytest.approx(10_000, rel=1e-9)
     assert str(count) == "> 10000"
-    assert prompts_to_tell(np.zeros(5)) == Count(np.inf)
-    assert prompts_to_tell(np.ones(5) + 1e-3 * noise[:5]) == Count(2.0)
+    assert required_prompts(np.zeros(5)) == Count(np.inf)
+    assert required_prompts(np.ones(5) + 1e-3 * noise[:5]) == Count(2.0)
     assert [str(Count(n)) for n in (np.inf, 2.0, 1.5e9)] == ["inf", "2", "1.5e+09"]
     assert Count(np.inf).plain() == {"prompts": "inf", "at_least": False}
 

@@ -49,5 +49,5 @@ def test_a_wrong_escape_is_caught(monkeypatch):
 
 
 def test_a_wrong_false_minimum_is_caught(monkeypatch):
-    monkeypatch.setattr(one_layer, "false_minimum", lambda d, n, v: one_layer.wrong_mode_loss(d, n, v, 3.0))
+    monkeypatch.setattr(one_layer, "false_minimum", lambda d, n, v: minima.rank_one_branch_loss(d, n, v, 3.0))
     assert "false_minimum" in failed("vonoswald2022.lsa1.spurious", SETTINGS["vonoswald2022.lsa1.spurious"])

@@ -38,7 +38,7 @@ def test_a_rule_for_a_longer_sequence_has_the_same_mean(rng):
     both = objectives.rotation_cubature(task, MODEL, (2, 9))
     longer = objectives.rotation_cubature(task, MODEL, (9,))
     assert float(both(weights)) - float(longer(weights)) == pytest.approx(float(alone(weights)), rel=1e-9)
-    assert np.sum(alone.masses[0]) == pytest.approx(1.0, rel=1e-13)
+    assert np.sum(alone.quadrature_weights[0]) == pytest.approx(1.0, rel=1e-13)
 
 
 def test_other_problems_are_refused():

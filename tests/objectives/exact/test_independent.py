@@ -36,8 +36,8 @@ def test_gaussian_inputs_give_the_loss_of_wick_sums(dim, normaliser, rng, key):
 
 def literal_loss(weights, half_width, context_length, noise):
     """Half loss of prompts of one input coordinate, by Gauss rules over everything that is random."""
-    points, masses = np.polynomial.legendre.leggauss(4)
-    inputs = (half_width * points, masses / 2)
+    points, quadrature_weights = np.polynomial.legendre.leggauss(4)
+    inputs = (half_width * points, quadrature_weights / 2)
     normal, normal_masses = np.polynomial.hermite_e.hermegauss(5)
     gaussian = (normal, normal_masses / np.sum(normal_masses))
     axes = [inputs] * (context_length + 1) + [gaussian] + [gaussian] * context_length
@@ -61,10 +61,14 @@ def test_uniform_inputs_give_the_average_of_literal_forward_passes(key):
 def test_two_coordinates_give_the_average_of_literal_forward_passes(key):
     """Two uniform coordinates and two examples, without noise: 3 nodes a coordinate of an example, 2 of the query."""
     weights = weights_of(key, 2)
-    points, masses = np.polynomial.legendre.leggauss(3)
+    points, quadrature_weights = np.polynomial.legendre.leggauss(3)
     normal, normal_masses = np.polynomial.hermite_e.hermegauss(3)
     two, two_masses = np.polynomial.legendre.leggauss(2)
-    axes = [(points, masses / 2)] * 4 + [(two, two_masses / 2)] * 2 + [(normal, normal_masses / np.sum(normal_masses))] * 2
+    axes = (
+        [(points, quadrature_weights / 2)] * 4
+        + [(two, two_masses / 2)] * 2
+        + [(normal, normal_masses / np.sum(normal_masses))] * 2
+    )
     nodes = np.array(list(itertools.product(*(axis for axis, _ in axes))))
     mass = np.prod(np.array(list(itertools.product(*(m for _, m in axes)))), axis=1)
     inputs, queries, w = nodes[:, :4].reshape(-1, 2, 2), nodes[:, 4:6], nodes[:, 6:]
@@ -114,8 +118,8 @@ def test_no_coefficients_of_the_features_beat_the_best_single_step(key):
     step = [loss.risk(constructions.gradient_descent(MODEL, 2, 4, eta)) for eta in (0.0, 1.0, 2.0)]
     constant, curvature = step[0], (step[0] - 2 * step[1] + step[2]) / 2
     slope = step[1] - constant - curvature
-    np.testing.assert_allclose(loss.lifted_risk(), constant - slope**2 / (4 * curvature), rtol=1e-10)
-    assert loss.risk(weights_of(key, 2)) > loss.lifted_risk()
+    np.testing.assert_allclose(loss.unconstrained_feature_risk(), constant - slope**2 / (4 * curvature), rtol=1e-10)
+    assert loss.risk(weights_of(key, 2)) > loss.unconstrained_feature_risk()
     sampled = objectives.SampledLoss.build(task, MODEL, key, 40_000, 20)
     error = sampled.standard_error(constructions.gradient_descent(MODEL, 2, 4, 1.0))
-    assert abs(sampled.lifted_risk() - loss.lifted_risk()) < 4 * error
+    assert abs(sampled.unconstrained_feature_risk() - loss.unconstrained_feature_risk()) < 4 * error

@@ -41,8 +41,8 @@ def test_the_bidiagonal_rule_has_the_risk_of_multiples(rng):
     step = 0.7 * np.linalg.inv(inputs)
     expected = lsa.risk(step, inputs, np.linalg.inv(inputs), 0.0, 4)
     np.testing.assert_allclose(wishart.bidiagonal_cubature(task, one_layer, 2).risk(step), expected, rtol=1e-12)
-    nodes, masses = gram_moments.gauss_rule(wishart.path_moments(3, 4, 3))
-    spectral = wishart.spectral_cubature(3, 4, nodes, masses, one_layer)
+    nodes, quadrature_weights = gram_moments.gauss_rule(wishart.path_moments(3, 4, 3))
+    spectral = wishart.spectral_cubature(3, 4, nodes, quadrature_weights, one_layer)
     np.testing.assert_allclose(spectral.risk(np.full((1, 1), 0.7)), expected, rtol=1e-12)
 
 

@@ -107,15 +107,15 @@ def test_the_time_reversed_filter_is_stationary(rho):
 
 def test_innovation_moments_give_gaps_by_enumeration():
     # Two innovations in the context, one before it: x = e_1 psi .. with a law on three points.
-    values, masses = np.array([-np.sqrt(2.0), 0.0, np.sqrt(2.0)]), np.array([0.25, 0.5, 0.25])
-    fourth, sixth = masses @ values**4, masses @ values**6
+    values, quadrature_weights = np.array([-np.sqrt(2.0), 0.0, np.sqrt(2.0)]), np.array([0.25, 0.5, 0.25])
+    fourth, sixth = quadrature_weights @ values**4, quadrature_weights @ values**6
     rho, length, lags = 0.3, 2, 7
     total = 0.0
     psi = rho ** np.arange(1, lags + 1)
     for picks in itertools.product(range(3), repeat=lags):
         e = values[list(picks)]
         scale = np.mean(e[:length] ** 2)
-        total += np.prod(masses[list(picks)]) * (scale - 1) ** 2 * (psi @ e) ** 2
+        total += np.prod(quadrature_weights[list(picks)]) * (scale - 1) ** 2 * (psi @ e) ** 2
     assert np.isclose(total, zhou2025.innovation_gap([rho], 1.0, length, fourth, sixth), rtol=1e-7)
 
 
