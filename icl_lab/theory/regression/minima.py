@@ -7,7 +7,8 @@ K1 = 0, the layer has no even part and B = k2 p1^T of rank one; its best point i
 contexts in d >= 2 dimensions a minimum. With one dimension, or a task covariance of rank one, it is a second global minimum.
 
 Functions of a variance sig2 and a kurtosis kap are about inputs with independent symmetric coordinates, w ~ N(0, I) and no
-label noise, with b = (b_x, b_y) for (p1, p2) and A_x, A_y for (K1, k2). The global minimum is `vonoswald2022.one_step_loss` there.
+label noise, with b = (b_x, b_y) for (p1, p2) and A_x, A_y for (K1, k2). Their global minimum is that of
+`vonoswald2022.one_step_loss`.
 """
 
 from __future__ import annotations
