@@ -9,7 +9,8 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 
 From simple to rich: zero, OLS, gradient descent, ridge, kernel smoothers, GD++, preconditioned gradient descent. A richer
 family beats a simpler one clearly if it divides the distance by `FACTOR` at least and the paired difference of their squared
-distances is more than `discrimination.SIGMAS` standard errors; for a smoother, which contains no simpler family, the latter is enough.
+distances is more than `discrimination.SIGMAS` standard errors; for a smoother, which contains no simpler family, the latter is
+enough.
 Where a family has heavy tails (steps that diverge on some prompts) a few prompts make up its distance and its standard error.
 """
 
@@ -60,7 +61,8 @@ class Ranked:
       candidate: the family, its fitted parameters, and its `predictor`.
       distance: root mean square distance to the model, relative to the root mean square of the model's answers.
       by_answers: prompts that it takes to tell the family from the verdict by their distances to the model's answers: the
-        mean paired difference of squared distances is then `discrimination.SIGMAS` standard errors. None for the verdict itself.
+        mean paired difference of squared distances is then `discrimination.SIGMAS` standard errors. None for the verdict
+        itself.
       by_risk: the same for one who sees no answers but two mean squared errors, each on prompts of its own.
     """
 
