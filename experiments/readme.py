@@ -1,11 +1,10 @@
-"""What the README shows of the lab: its figure (experiments/readme.png) and the list of claims between its two markers.
+"""What the pages show of the lab: the README's figure (experiments/readme.png) and the list in icl_lab/claims/README.md.
 
 python experiments/readme.py          about half a minute on two cores
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import equinox as eqx
@@ -18,8 +17,13 @@ from icl_lab import analysis, estimators, objectives, report, tasks, theory, tra
 from icl_lab.claims import registry
 from icl_lab.models import LinearSelfAttention, initializers
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-MARKERS = ("<!-- claims: written by experiments/readme.py -->\n", "\n<!-- end of claims -->")
+ROOT = Path(__file__).resolve().parents[1]
+CLAIMS = """# Claims
+
+Every executable statement, written here by `python experiments/readme.py`.
+
+{}
+"""
 SPECTRUM = [2.0, 1.0, 1.0, 0.5, 0.5]
 MODEL = LinearSelfAttention()
 
@@ -73,9 +77,9 @@ def main() -> None:
         distances(flow, path, best.preconditioner, length)
         diagonals(step, analysis.effective_preconditioner(path.limit, MODEL, length), best.preconditioner)
         risks(risk, path.limit, best.preconditioner, length)
-        figure.savefig(README.with_name("experiments") / "readme.png", dpi=160)
-    before, _, after = re.split("|".join(map(re.escape, MARKERS)), README.read_text(encoding="utf-8"))
-    README.write_text(report.claim_sections(registry.listing()).join(MARKERS).join((before, after)), encoding="utf-8")
+        figure.savefig(ROOT / "experiments" / "readme.png", dpi=160)
+    listed = CLAIMS.format(report.claim_sections(registry.listing()))
+    (ROOT / "icl_lab" / "claims" / "README.md").write_text(listed, encoding="utf-8")
 
 
 if __name__ == "__main__":
