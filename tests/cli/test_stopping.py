@@ -1,5 +1,6 @@
 """Signals, readers that go away, and places of results: what the command line does as a process of its own."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,10 +16,26 @@ from icl_lab import cli
 COMMAND = [sys.executable, "-c", "import sys; from icl_lab.cli import main; sys.exit(main())"]
 
 
+@contextlib.contextmanager
+def listening():
+    """Scope in which this process does not ignore signals, which a child would inherit."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in (number for number, handler in before.items() if handler == signal.SIG_IGN):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def started(*arguments, **options):
     """The command line in a session of its own, so that its process group is not ours."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([*COMMAND, *arguments], text=True, start_new_session=True, **options)
+    # In the background of a shell this process ignores interrupts, and so would its children.
+    with listening():
+        return subprocess.Popen([*COMMAND, *arguments], text=True, start_new_session=True, **options)
 
 
 def at_work(group):
