@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("run", help=_RUN_HELP, add_help=False)
 
     claims = verbs.add_parser("claims", help="list the executable theorems: id, paper, statement, parameters")
+    claims.add_argument("--status", help="only those that are this to their source: stated, corrected, refuted or extended")
     claims.add_argument("--json", action="store_true", help="as JSON on stdout")
     claims.set_defaults(command=_claims)
 
@@ -123,18 +124,23 @@ def _claims(options: argparse.Namespace) -> int:
 
     with display("claims"):
         from icl_lab.claims import registry
+        from icl_lab.claims.claim import check_status
         from icl_lab.report.console import wide_console
 
-        claims = registry.listing()
+        if options.status is not None:
+            check_status(options.status)
+
+        claims = [claim for claim in registry.listing() if options.status in (None, claim["status"])]
     if options.json:
         print(json.dumps(claims, indent=2))
         return 0
     table = Table(title=f"{len(claims)} claims", show_lines=True)
-    for name in ("id", "paper", "statement", "parameters"):
+    for name in ("id", "paper", "source", "statement", "parameters"):
         table.add_column(name, overflow="fold")
     for claim in claims:
         parameters = ", ".join(f"{name}={entry['default']}" for name, entry in claim["parameters"].items())
-        table.add_row(*map(escape, (claim["id"], claim["paper"], claim["statement"], parameters)))
+        source = f"{claim['source']} ({claim['status']})"
+        table.add_row(*map(escape, (claim["id"], claim["paper"], source, claim["statement"], parameters)))
     wide_console().print(table)
     return 0
 

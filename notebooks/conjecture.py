@@ -25,7 +25,7 @@ import numpy as np
 
 from icl_lab import analysis, models, objectives, report, tasks, training
 from icl_lab.claims import check, verify
-from icl_lab.claims.claim import integer
+from icl_lab.claims.claim import Source, integer
 from icl_lab.claims.registry import claim
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
@@ -125,7 +125,7 @@ PARAMETERS = {
 }
 
 
-@claim("draft.same-step", paper="draft", statement="The step is N/(N+d+1).", source="conjecture 1", parameters=PARAMETERS)
+@claim("draft.same-step", statement="The step is N/(N+d+1).", source=Source("draft", "conjecture 1"), parameters=PARAMETERS)
 def same_step(d, N, samples, prompts):
     mean, error = trained_steps(d, N=N, samples=samples, prompts=prompts)
     return [check.sampled("step", mean, N / (N + d + 1), error)]
@@ -166,9 +166,8 @@ def best_risk(d, N):
 
 @claim(
     "draft.scaled-step",
-    paper="draft",
     statement="The step is N/(N+d+1) times E r^4 / E r^6.",
-    source="conjecture 2",
+    source=Source("draft", "conjecture 2"),
     parameters=PARAMETERS,
 )
 def scaled_step(d, N, samples, prompts):

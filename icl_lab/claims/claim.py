@@ -132,15 +132,47 @@ def table(default: Sequence[Sequence[float]] | None, minimum: float = -math.inf,
     return Parameter(default, f"null or a list of d lists of numbers{words}, all of one length", convert, meaning)
 
 
+STATUSES = {
+    "stated": "as the paper has it",
+    "corrected": "the paper's sentence fails as it stands; the claim holds, and shows where the two differ",
+    "refuted": "the claim is a counterexample to the paper's sentence",
+    "extended": "proved or derived here, beyond the paper",
+}
+"""What a claim may be to its source."""
+
+
+def check_status(status: str) -> None:
+    """Raise `InvalidValueError` unless `status` is one of `STATUSES`."""
+    if status not in STATUSES:
+        raise InvalidValueError(f"`status` must be one of {', '.join(STATUSES)}; got {status!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a statement comes from.
+
+    Attributes:
+      paper: authors, year, arXiv id.
+      item: theorem, proposition, equation or section; where a number cannot be looked up, the result in words.
+      status: one of `STATUSES`.
+    """
+
+    paper: str
+    item: str
+    status: str = "stated"
+
+    def __post_init__(self):
+        check_status(self.status)
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """An executable statement.
 
     Attributes:
       id: unique, "paper.statement".
-      paper: authors, year, arXiv id.
       statement: one line.
-      source: theorem, proposition or equation.
+      source: paper and theorem, and what the claim is to them.
       parameters: name -> Parameter; names are the papers' symbols.
       run: parameters as keywords -> checks. Runs in a float64 scope.
       validate: parameters as keywords -> None; raises what no single parameter's range can say (a spectrum of the wrong
@@ -150,9 +182,8 @@ class Claim:
     """
 
     id: str
-    paper: str
     statement: str
-    source: str
+    source: Source
     parameters: Mapping[str, Parameter]
     run: Callable[..., Sequence[Check]]
     validate: Callable[..., None] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from icl_lab import claims
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Claim, Parameter
+from icl_lab.claims.claim import Claim, Parameter, Source
 from icl_lab.core.errors import InvalidValueError
 
 Run = Callable[..., Sequence[Check]]
@@ -22,9 +22,8 @@ _CLAIMS: dict[str, Claim] = {}
 def claim(
     id: str,
     *,
-    paper: str,
     statement: str,
-    source: str,
+    source: Source,
     parameters: Mapping[str, Parameter],
     validate: Callable[..., None] | None = None,
     slow: bool = False,
@@ -40,7 +39,7 @@ def claim(
         taken = _CLAIMS.get(id)
         if taken is not None and (taken.run.__module__, taken.run.__qualname__) != (run.__module__, run.__qualname__):
             raise InvalidValueError(f"claim id {id!r} is taken; ids are unique, since results are looked up by them.")
-        _CLAIMS[id] = Claim(id, paper, statement, source, dict(parameters), run, validate, slow, extra_settings)
+        _CLAIMS[id] = Claim(id, statement, source, dict(parameters), run, validate, slow, extra_settings)
         return run
 
     return register
@@ -102,13 +101,14 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
 
 
 def listing() -> list[dict[str, Any]]:
-    """Every claim as JSON types: id, paper, statement, source, slow, parameters (default, accepts, meaning)."""
+    """Every claim as JSON types: id, paper, statement, source, status, slow, parameters (default, accepts, meaning)."""
     return [
         {
             "id": one.id,
-            "paper": one.paper,
+            "paper": one.source.paper,
             "statement": one.statement,
-            "source": one.source,
+            "source": one.source.item,
+            "status": one.source.status,
             "slow": one.slow,
             "parameters": {
                 name: {"default": parameter.default, "accepts": parameter.accepts, "meaning": parameter.meaning}

@@ -35,11 +35,11 @@ def run(
       on_progress: called with (number done, number in all, entry) whenever a claim has run.
 
     Returns:
-      dicts with the keys id, paper, statement, source, parameters, checks, passed, verdict, seconds, device and precision. A
-      claim has `passed` (verdict "passed") if it has checks and all of them pass, on flows that came to their limits. It is
-      "not_converged" if one of its flows did not, and "refused" if the parameters ask for what cannot be computed, both of
-      which test nothing, and else "failed". `reason` says which flow, or what the claim raised. `remark` is there if a claim
-      ran in this process although it was to have one of its own.
+      dicts with the keys id, paper, statement, source, status, parameters, checks, passed, verdict, seconds, device and
+      precision. A claim has `passed` (verdict "passed") if it has checks and all of them pass, on flows that came to their
+      limits. It is "not_converged" if one of its flows did not, and "refused" if the parameters ask for what cannot be
+      computed, both of which test nothing, and else "failed". `reason` says which flow, or what the claim raised. `remark` is
+      there if a claim ran in this process although it was to have one of its own.
 
     Raises:
       InvalidValueError: a pattern that selects nothing, an override that no selected claim accepts, or a value out of range.
@@ -136,9 +136,10 @@ def _entry(
     device = devices.first()
     entry = {
         "id": one.id,
-        "paper": one.paper,
+        "paper": one.source.paper,
         "statement": one.statement,
-        "source": one.source,
+        "source": one.source.item,
+        "status": one.source.status,
         "parameters": dict(parameters),
         "checks": checks,
         "passed": verdict == PASSED,

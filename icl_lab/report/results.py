@@ -31,8 +31,8 @@ def validated(content: Any, name: str) -> list[Entry]:
     for index, entry in enumerate(content):
         where = f"entry {index} of {name}"
         _check_keys(entry, _ENTRY, where)
-        if not isinstance(entry.get("source", ""), str) or not isinstance(entry.get("reason", ""), str):
-            raise InvalidValueError(f"`source` and `reason` of {where} must be texts.")
+        if not all(isinstance(entry.get(key, ""), str) for key in ("source", "status", "reason")):
+            raise InvalidValueError(f"`source`, `status` and `reason` of {where} must be texts.")
         if "verdict" in entry and entry["verdict"] not in VERDICTS[entry["passed"]]:
             accepted = " or ".join(map(repr, VERDICTS[entry["passed"]]))
             words = "passed" if entry["passed"] else "did not pass"

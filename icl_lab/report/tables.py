@@ -72,7 +72,8 @@ def claim_sections(listing: Iterable[Entry]) -> str:
         claims = list(group)
         papers = [paper for paper, _ in collections.Counter(claim["paper"] for claim in claims).most_common()]
         table = Table(
-            ("claim", "statement", "source"), [(f"`{claim['id']}`", claim["statement"], claim["source"]) for claim in claims]
+            ("claim", "statement", "source", "status"),
+            [(f"`{claim['id']}`", claim["statement"], claim["source"], claim["status"]) for claim in claims],
         )
         title = f"<b>{prefix}</b>, {len(claims)} claims: {html.escape(papers[0])}" + (" and others" if papers[1:] else "")
         sections.append(f"<details><summary>{title}</summary>\n\n{table}\n\n</details>")

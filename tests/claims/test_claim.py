@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-from icl_lab.claims.claim import Claim, choice, flag, integer, number, spectrum, table, vector
+from icl_lab.claims.claim import Claim, Source, choice, flag, integer, number, spectrum, table, vector
 from icl_lab.core.errors import InvalidValueError
 
 
 def _claim(validate=None):
     return Claim(
         id="toy.claim",
-        paper="toy",
         statement="a toy",
-        source="nowhere",
+        source=Source("toy", "nowhere"),
         parameters={
             "d": integer(3, 1),
             "s2": number(0.5, 0.0),

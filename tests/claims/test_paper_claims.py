@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab.claims import registry, verify
+from icl_lab.claims.claim import STATUSES
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.objectives import RegressionLoss
 from icl_lab.theory.descent import vonoswald2022
@@ -34,6 +35,7 @@ def test_the_listing_says_what_each_parameter_accepts():
     for claim in registry.listing():
         assert claim["statement"].endswith(".")
         assert claim["source"]
+        assert claim["status"] in STATUSES
         for name, parameter in claim["parameters"].items():
             assert parameter["accepts"], (claim["id"], name)
         # Defaults are accepted by their own ranges.

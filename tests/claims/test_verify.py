@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from icl_lab.claims import check, registry, verify
-from icl_lab.claims.claim import integer, number
+from icl_lab.claims.claim import Source, integer, number
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 
 
@@ -21,7 +21,7 @@ def toys(monkeypatch):
     ran = []
 
     def add(id, run, parameters, validate=None):
-        registry.claim(id, paper="toy", statement="a toy", source="-", parameters=parameters, validate=validate)(run)
+        registry.claim(id, statement="a toy", source=Source("toy", "-"), parameters=parameters, validate=validate)(run)
 
     def square(d, x):
         ran.append("toy.square")
@@ -46,7 +46,8 @@ def toys(monkeypatch):
 def test_an_entry_has_the_documented_keys(toys):
     (entry,) = verify.run(["toy.square"], {"d": 5})
     assert list(entry) == [
-        "id", "paper", "statement", "source", "parameters", "checks", "passed", "verdict", "seconds", "device", "precision",
+        "id", "paper", "statement", "source", "status", "parameters",
+        "checks", "passed", "verdict", "seconds", "device", "precision",
     ]  # fmt: skip
     assert entry["parameters"] == {"d": 5, "x": 0.1}
     assert entry["passed"] is True
@@ -81,7 +82,7 @@ def test_a_claim_that_raises_has_failed_with_its_reason(toys):
 
 
 def test_a_claim_without_checks_does_not_pass(toys):
-    registry.claim("toy.empty", paper="toy", statement="-", source="-", parameters={})(lambda: [])
+    registry.claim("toy.empty", statement="-", source=Source("toy", "-"), parameters={})(lambda: [])
     (entry,) = verify.run(["toy.empty"])
     assert not entry["passed"]
 
@@ -114,7 +115,7 @@ def test_an_unknown_claim_is_refused_with_suggestions(toys):
 
 def test_ids_are_unique(toys):
     with pytest.raises(InvalidValueError, match="taken"):
-        registry.claim("toy.square", paper="", statement="", source="", parameters={})(lambda: [])
+        registry.claim("toy.square", statement="", source=Source("", ""), parameters={})(lambda: [])
 
 
 def test_the_order_of_claims_is_not_that_of_imports():
@@ -130,7 +131,7 @@ def test_the_order_of_claims_is_not_that_of_imports():
 def test_a_notebook_cell_that_defines_a_claim_may_run_again(toys):
     for factor in (2.0, 3.0):
 
-        @registry.claim("toy.again", paper="", statement="", source="", parameters={})
+        @registry.claim("toy.again", statement="", source=Source("", ""), parameters={})
         def again(factor=factor):
             return [check.exact("factor", factor, 3.0, 1e-12)]
 
@@ -152,7 +153,7 @@ def test_progress_is_reported_for_every_claim(toys):
 
 
 def test_a_check_on_nan_fails_the_claim(toys):
-    registry.claim("toy.nan", paper="", statement="", source="", parameters={})(
+    registry.claim("toy.nan", statement="", source=Source("", ""), parameters={})(
         lambda: [check.exact("number", np.nan, 1.0, 1.0)]
     )
     (entry,) = verify.run(["toy.nan"])

@@ -6,6 +6,7 @@ import types
 import pytest
 
 from icl_lab.claims import check, registry, verify, workers
+from icl_lab.claims.claim import Source
 from icl_lab.report import tables
 
 
@@ -39,9 +40,9 @@ def test_claims_that_only_this_process_has_run_here_with_a_remark(monkeypatch):
     code = """
 def one():
     return [check.exact("one", 1.0, 1.0, 1e-15)]
-registry.claim("own.one", paper="own", statement="-", source="-", parameters={})(one)
+registry.claim("own.one", statement="-", source=Source("own", "-"), parameters={})(one)
 """
-    made.check, made.registry = check, registry
+    made.check, made.registry, made.Source = check, registry, Source
     exec(code, made.__dict__)
     entries = verify.run(["own.one", "zhang2023.setup"], None, 2)
     assert [entry["verdict"] for entry in entries] == ["passed", "passed"]

@@ -23,6 +23,7 @@ from icl_lab import cli
         (["verify", "zhou2025.trained-weights", "--set", "rho=[0.9999999]"], "Take a longer context"),
         (["verify", "--jobs", "0"], "`jobs` must be an integer >= 1; got 0."),
         (["verify", "--json", "no/such/folder/x.json"], "the folder of `--json` must exist"),
+        (["claims", "--status", "proved"], "`status` must be one of stated, corrected, refuted, extended; got 'proved'."),
         (["table", "no/such/folder"], "RUN_ROOT must be an existing folder"),
     ],
 )

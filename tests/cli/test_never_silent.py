@@ -40,8 +40,8 @@ def run(d):
     {more}
     return [check.exact("one", 1.0, 1.0, 1e-14)]
 
-from icl_lab.claims.claim import integer
-registry.claim("toy.slow", paper="toy", statement="a toy", source="-", parameters={{"d": integer(1, 1)}})(run)
+from icl_lab.claims.claim import Source, integer
+registry.claim("toy.slow", statement="a toy", source=Source("toy", "-"), parameters={{"d": integer(1, 1)}})(run)
 sys.exit(cli.main(["verify", "toy.slow", "--json", "-"]))
 """
 FAST = {"interval": 0.3, "patience": 0.2, "size": 40, "nap": 1.5, "more": "pass"}

@@ -43,7 +43,7 @@ def test_paths_exist(name):
 def test_citation_names_every_paper_of_a_claim():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     cited = {one["value"].removeprefix("arXiv:") for work in citation["references"] for one in work["identifiers"]}
-    claimed = {id for claim in registry.all_claims().values() for id in ARXIV.findall(claim.paper)}
+    claimed = {id for claim in registry.all_claims().values() for id in ARXIV.findall(claim.source.paper)}
     assert len(claimed) > 5
     assert claimed <= cited
     assert citation["version"] == __import__("icl_lab").__version__

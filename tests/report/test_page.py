@@ -218,7 +218,7 @@ def _without(entry, key, where=()):
         ([_without(results()[0], "error", ("checks", 1))], "check 1 of entry 0 of r.json must have .* it lacks error"),
         ([{**results()[0], "seconds": "soon"}], "`seconds` of entry 0 of r.json must be a number; got 'soon'"),
         ([{**results()[0], "passed": 1}], "`passed` of entry 0 of r.json must be true or false; got 1"),
-        ([{**results()[0], "source": 7}], "`source` and `reason` of entry 0 of r.json must be texts"),
+        ([{**results()[0], "source": 7}], "`source`, `status` and `reason` of entry 0 of r.json must be texts"),
         (
             [claim("a", [check("x", measured="1")])],
             "`measured` of check 0 of entry 0 of r.json must be a number, null or a list",

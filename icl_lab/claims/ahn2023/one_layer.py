@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import analysis, models, objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, choice, flag, integer, number, spectrum
 from icl_lab.claims.quasi_newton import minimise
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
@@ -59,10 +59,9 @@ def _validate(d, Lam=None, Om=None, **_) -> None:
 
 @claim(
     "ahn2023.lemma1",
-    paper=PAPER,
     statement="L layers with P = diag(0, 1) and Q_l = -diag(A_l, 0) take L steps of gradient descent preconditioned by A_l^T "
     "(the paper: A_l), and the query's label slot is -<x_q, w_l> after each.",
-    source="Lemma 1, corrected",
+    source=Source(PAPER, "Lemma 1, corrected", "corrected"),
     parameters={
         "d": integer(4, 1, "input dimension"),
         "N": integer(7, 1, "context length"),
@@ -114,10 +113,9 @@ def _checked_minimum(task: LinearRegression, expected, minimum: float, scale: fl
 
 @claim(
     "ahn2023.thm1",
-    paper=PAPER,
     statement="Over all weights of one layer the risk is smallest at A* = U diag(1 / ((n+1)/n lam_i + tr(Sigma)/n)) U^T, up to "
     "scale, with f* = sum_i lam_i (1 - lam_i a_i).",
-    source="Theorem 1",
+    source=Source(PAPER, "Theorem 1"),
     parameters=_ONE_LAYER | _SEARCH,
     validate=_validate,
     extra_settings=({"Lam": [1.0, 1.0, 1.0]},),
@@ -137,10 +135,9 @@ def _input_covariance(Lam, d: int, rotate: bool, seed: int) -> Array:
 
 @claim(
     "ahn2023.thm1.general",
-    paper=PAPER,
     statement="For tasks w ~ N(0, Sw) the optimum is A* = [(1+1/n) Sigma Sw Sigma + tr(Sigma Sw)/n Sigma]^{-1} Sigma Sw; for "
     "Sw = Sigma^{-1} it is n/(n+d+1) Sigma^{-1}, with f* = d(d+1)/(n+d+1).",
-    source="icl_lab, extending Theorem 1",
+    source=Source(PAPER, "icl_lab, extending Theorem 1", "extended"),
     parameters=_ONE_LAYER
     | {
         "tasks": choice("general", ("general", "whitening"), "Sw: from Om, or Sigma^{-1}"),
@@ -172,10 +169,9 @@ def _relu_answer(inner: Array, prompt: Prompt) -> Array:
 
 @claim(
     "ahn2023.thm5",
-    paper=PAPER,
     statement="With ReLU attention on isotropic inputs A = -a I, a* = 2n / (n - 1 + 2(d+2)), is a stationary point of risk "
     "d (2d+3) / (n + 2d + 3), above that of linear attention.",
-    source="Theorem 5",
+    source=Source(PAPER, "Theorem 5"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(8, 1, "context length"),

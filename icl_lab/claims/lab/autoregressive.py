@@ -11,7 +11,7 @@ import numpy as np
 from icl_lab import estimators, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, integer, number, vector
+from icl_lab.claims.claim import Parameter, Source, integer, number, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.core import compiled, prng
@@ -51,10 +51,9 @@ def validate_series(rho, **_) -> None:
 
 @claim(
     "lab.ar-moments",
-    paper=PAPER,
     statement="The variance of a stationary AR(p) series solves the Yule-Walker and the Lyapunov equations, and is sigma^2 "
     "times the sum of squared impulse responses, and sigma^2 over the product of 1 - r_k^2, r_k the partial autocorrelations.",
-    source="Yule-Walker equations, Durbin-Levinson recursion",
+    source=Source(PAPER, "Yule-Walker equations, Durbin-Levinson recursion", "extended"),
     parameters={"rho": RHO, "sigma": SIGMA, "samples": SAMPLES, "seed": SEED},
     validate=validate_series,
     extra_settings=({"rho": [1.2, -0.5], "samples": 0}, {"rho": [0.4, -0.2, 0.3], "samples": 0}),
@@ -86,10 +85,9 @@ def moments_of_a_series(rho, sigma, samples, seed) -> list[Check]:
 
 @claim(
     "lab.ar-prior",
-    paper=PAPER,
     statement="Independent partial autocorrelations, (r_k + 1)/2 ~ Beta(floor((k+1)/2), floor(k/2) + 1), make the coefficients "
     "uniform on the region of stationary ones.",
-    source="the uniform law on the stationary region, one partial autocorrelation at a time",
+    source=Source(PAPER, "the uniform law on the stationary region, one partial autocorrelation at a time", "extended"),
     parameters={
         "p": integer(2, 1, "order"),
         "bound": Parameter(1.0, "a number in (0, 1]", _share, "rho_j = bound^j phi_j"),
@@ -134,10 +132,9 @@ def _stationary(coefficients: np.ndarray) -> np.ndarray:
 
 @claim(
     "lab.ar-ols",
-    paper=PAPER,
     statement="In-context least squares on N lag windows predicts the next value with excess p sigma^2 / N (1 + O(1/N)), and "
     "so does Yule-Walker.",
-    source="asymptotic normality of least squares",
+    source=Source(PAPER, "asymptotic normality of least squares", "extended"),
     parameters={
         "p": integer(1, 1, "order of the example series, where rho is null"),
         "rho": vector(None, "AR coefficients, nearest lag first; null: those of an example of order p"),
@@ -167,10 +164,9 @@ def least_squares_in_context(p, rho, N, sigma, samples, seed) -> list[Check]:
 
 @claim(
     "lab.ridge-bayes",
-    paper=PAPER,
     statement="For x_{t+1} = W x_t + noise with Gaussian entries of W, and for AR(p) with Gaussian coefficients, ridge with "
     "penalty sigma^2 / tau^2 on the context is the exact posterior mean, although the inputs are past outputs.",
-    source="Bayes' rule; the likelihood of a sequence is that of a regression",
+    source=Source(PAPER, "Bayes' rule; the likelihood of a sequence is that of a regression", "extended"),
     parameters={
         "d": integer(1, 1, "dimension of the state, and order of the AR series"),
         "T": integer(6, 2, "observed states, so T - 1 observations of W"),

@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import flag, integer, number
+from icl_lab.claims.claim import Source, flag, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.flow_paths import (
     SIZES,
@@ -65,10 +65,11 @@ def _validate_start(d, N, s2, Lam, Om, rotate, seed, sigma, u0) -> None:
 
 @claim(
     "lab.balanced-limit",
-    paper="icl_lab",
     statement="From any small structured start with <U, D> > 0 and u > 0 the flow ends at u U^T = B*, with u set by the "
     "conserved imbalance kappa = u^2 - ||U||_F^2.",
-    source="extends Theorem 4.1 of arXiv 2306.09927 to unbalanced starts, noise and any task covariance",
+    source=Source(
+        "icl_lab", "extends Theorem 4.1 of arXiv 2306.09927 to unbalanced starts, noise and any task covariance", "extended"
+    ),
     parameters=SIZES
     | {
         "s2": number(0.25, 0.0, "variance of the label noise"),
@@ -107,9 +108,8 @@ def balanced_limit(d, N, s2, Lam, Om, rotate, seed, sigma, u0) -> list[Check]:
 
 @claim(
     "lab.structured-flow",
-    paper="icl_lab",
     statement="Weights with p1 = k2 = 0 stay so, and move by dU/dt = u D - u^2 C U Lam, du/dt = <U, D> - u <U, C U Lam>.",
-    source="general form of arXiv 2306.09927, Lemma 5.2",
+    source=Source("icl_lab", "general form of arXiv 2306.09927, Lemma 5.2", "extended"),
     parameters=SIZES | {"s2": number(0.25, 0.0, "variance of the label noise"), "sigma": number(0.1, positive=True)},
     validate=lambda sigma, **sizes: validate_spectra(**sizes),
 )
@@ -144,9 +144,8 @@ def structured_flow(d, N, s2, Lam, Om, rotate, seed, sigma) -> list[Check]:
 
 @claim(
     "lab.logistic",
-    paper="icl_lab",
     statement="With isotropic inputs and tasks u^2 follows a logistic curve, and the half loss a quadratic of it.",
-    source="arXiv 2501.16265, equation (10), extended to any scales and noise",
+    source=Source("icl_lab", "arXiv 2501.16265, equation (10), extended to any scales and noise", "extended"),
     parameters={
         "d": integer(4, 1, "input dimension"),
         "N": integer(31, 1, "context length"),
@@ -182,9 +181,8 @@ def logistic(d, N, s2, lam, om, sigma, times) -> list[Check]:
 
 @claim(
     "lab.frozen-u",
-    paper="icl_lab",
     statement="With u held fixed the flow of W_KQ is linear and solved mode by mode, also where nothing commutes.",
-    source="closed form of the flow of W_KQ alone",
+    source=Source("icl_lab", "closed form of the flow of W_KQ alone", "extended"),
     parameters=SIZES
     | {
         "s2": number(0.25, 0.0, "variance of the label noise"),

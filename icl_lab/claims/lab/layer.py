@@ -10,7 +10,7 @@ import numpy as np
 from icl_lab import models, objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, choice, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
 from icl_lab.claims.simulation import simulated_risk
@@ -29,9 +29,8 @@ def _validate(d, Lam, Om, **_) -> None:
 
 @claim(
     "lab.exact-loss",
-    paper="icl_lab",
     statement="The closed population loss of one linear self-attention layer, and its gradient, are right at any weights.",
-    source="second moments of a cubic form of Gaussian variables",
+    source=Source("icl_lab", "second moments of a cubic form of Gaussian variables", "extended"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(5, 1, "context length"),

@@ -11,7 +11,7 @@ import numpy as np
 from icl_lab import estimators, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, flag, integer, number, spectrum
 from icl_lab.claims.lab.risks import COVARIANCES, EXACT_TOLERANCE, SAMPLING, SIZES, SPARE_FOR_PLAIN_SAMPLING, validate
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import covariance
@@ -103,9 +103,8 @@ def _validate_ols(d, N, **others) -> None:
 
 @claim(
     "lab.ols",
-    paper="icl_lab; textbook",
     statement="Least squares has excess risk s2 d / (N - d - 1), whatever the covariances and the task; infinite at d and d+1.",
-    source="mean of an inverse Wishart matrix",
+    source=Source("icl_lab; textbook", "mean of an inverse Wishart matrix", "extended"),
     parameters=SIZES | COVARIANCES | SAMPLING,
     validate=_validate_ols,
 )
@@ -142,9 +141,8 @@ def least_squares(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
 
 @claim(
     "lab.minnorm",
-    paper="icl_lab; textbook",
     statement="For Lam = lam I and N < d the interpolator of least norm has excess risk lam tr(Om) (1 - N/d) + s2 N/(d-N-1).",
-    source="mean of an inverse Wishart matrix; a Haar subspace of dimension N",
+    source=Source("icl_lab; textbook", "mean of an inverse Wishart matrix; a Haar subspace of dimension N", "extended"),
     parameters=SIZES
     | {
         "d": integer(8, 1, "input dimension"),

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from icl_lab import analysis, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, choice, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
 from icl_lab.claims.simulation import simulated_risk
@@ -62,9 +62,8 @@ def _task(d, N, s2, Lam, Om, rotate, seed) -> LinearRegression:
 
 @claim(
     "lab.exact-loss-multihead",
-    paper="icl_lab",
     statement="The closed population loss of several heads, and its gradient, are right at any weights, and heads interact.",
-    source="second moments of a sum of cubic forms of Gaussian variables",
+    source=Source("icl_lab", "second moments of a sum of cubic forms of Gaussian variables", "extended"),
     parameters=_SIZES
     | _COVARIANCES
     | {
@@ -102,10 +101,9 @@ def loss_of_several_heads(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, s
 
 @claim(
     "lab.global-min",
-    paper="icl_lab",
     statement="Over all weights of the layer the minimum is structured, p1 = k2 = 0, with p2 K1^T = "
     "Om [(1+1/N) Lam Om + (tau/N) I]^{-1} for any covariances, commuting or not, and also for singular Om.",
-    source="parity in (w, noise) and a convex quadratic in the effective preconditioner",
+    source=Source("icl_lab", "parity in (w, noise) and a convex quadratic in the effective preconditioner", "extended"),
     parameters=_SIZES
     | _COVARIANCES
     | {
@@ -193,10 +191,9 @@ def _singular_checks(task: LinearRegression, model, scale: float) -> list[Check]
 
 @claim(
     "lab.spurious-minima",
-    paper="icl_lab",
     statement="For d >= 2 a branch p2 = K1 = 0, k2 p1^T of rank one, is stationary; at short contexts it is a local minimum "
     "that is not global, and at longer ones flows that start beside it end in others.",
-    source="exact Hessian at the branch; reflection symmetry",
+    source=Source("icl_lab", "exact Hessian at the branch; reflection symmetry", "extended"),
     parameters={
         "d": integer(3, 2, "input dimension"),
         "N": integer(8, 1, "context length"),

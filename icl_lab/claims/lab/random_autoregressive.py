@@ -12,7 +12,7 @@ import numpy as np
 from icl_lab import estimators, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, integer, number
+from icl_lab.claims.claim import Parameter, Source, integer, number
 from icl_lab.claims.lab.autoregressive import EXACT_TOLERANCE, PAPER, SAMPLES, SEED, SIGMA
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
@@ -95,10 +95,9 @@ def _theta(loss: MomentLoss, weights: LSAWeights) -> np.ndarray:
 
 @claim(
     "lab.gram",
-    paper=PAPER,
     statement="The loss of one layer needs only the moments of its features, whose number does not grow with the context; with "
     "random coefficients they are sampled in a stream of prompts, or for p <= 2 averaged by quadrature without sampling error.",
-    source="the prediction is linear in the features",
+    source=Source(PAPER, "the prediction is linear in the features", "extended"),
     parameters={
         "p": integer(2, 1, "order of the series"),
         "N": integer(20, 1, "lag windows in the context"),
@@ -149,10 +148,9 @@ def feature_moments(p, N, d, bound, sigma, samples, seed) -> list[Check]:
 
 @claim(
     "lab.ar1-random",
-    paper=PAPER,
     statement="On AR(1) series with rho ~ U(-R, R) the best layer is one gradient step from zero, with an excess that stays "
     "away from zero however long the context, whereas in-context least squares and ridge reach the Bayes risk.",
-    source="the symmetry x_t -> (-1)^t x_t; moments averaged over rho",
+    source=Source(PAPER, "the symmetry x_t -> (-1)^t x_t; moments averaged over rho", "extended"),
     parameters={
         "bound": _bound(0.9),
         "N": _length_or_infinity(20, "lag windows in the context, or inf"),
@@ -231,10 +229,9 @@ def _in_context_rivals(bound: float, N: int, sigma: float, layer: float, samples
 
 @claim(
     "lab.ar2-random",
-    paper=PAPER,
     statement="On AR(2) series with coefficients uniform on the shrunk triangle the best layer beats every preconditioned "
     "gradient step from zero, which beats a plain one, but not unrestricted coefficients of its features.",
-    source="moments averaged over the coefficients by quadrature",
+    source=Source(PAPER, "moments averaged over the coefficients by quadrature", "extended"),
     parameters={
         "bound": _bound(0.9),
         "N": integer(20, 1, "lag windows in the context"),

@@ -11,7 +11,7 @@ import numpy as np
 from icl_lab import estimators, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
 from icl_lab.claims.simulation import mean_with_error, simulate
@@ -59,10 +59,9 @@ def _step(preconditioner: np.ndarray) -> LSAWeights:
 
 @claim(
     "lab.risk-shift",
-    paper="icl_lab, extending arXiv 2306.09927 section 4.2",
     statement="The risk of any bilinear predictor under any shift of inputs, tasks, noise, length, query or label law is a "
     "closed form in second moments.",
-    source="second moments of the mean of y x",
+    source=Source("icl_lab, extending arXiv 2306.09927 section 4.2", "second moments of the mean of y x", "extended"),
     parameters=SIZES
     | {"d": integer(3, 1, "input dimension"), "M": integer(6, 1, "test context length")}
     | COVARIANCES
@@ -112,10 +111,13 @@ def risk_under_shift(d, N, s2, M, Lam, Om, rotate, Lam_q, samples, seed) -> list
 
 @claim(
     "lab.bayes",
-    paper="icl_lab; Bayes predictor of arXiv 2307.03576 Lemma 1",
     statement="The Bayes predictor is ridge with penalty s2 Om^{-1}; on isotropic problems its risk, and that of any ridge, "
     "is an integral over Wishart eigenvalues, always below that of the layer.",
-    source="Lemma 1 of arXiv 2307.03576; de Bruijn's Pfaffian formula",
+    source=Source(
+        "icl_lab; Bayes predictor of arXiv 2307.03576 Lemma 1",
+        "Lemma 1 of arXiv 2307.03576; de Bruijn's Pfaffian formula",
+        "extended",
+    ),
     parameters=SIZES
     | {
         "N": integer(8, 1, "context length"),
@@ -163,10 +165,9 @@ def _trained(task: LinearRegression) -> training.TrainingResult:
 
 @claim(
     "lab.crossover",
-    paper="icl_lab",
     statement="On Lam = Om = I the layer beats least squares exactly at context lengths d + 2 <= N < d + 1 + 2 s2 + s2^2/(d+1) "
     "if trained at N, and at M < d + 1 + s2 if trained on infinite contexts.",
-    source="comparison of d (d + 1 + s2) / (N + d + 1 + s2) and s2 d / (N - d - 1)",
+    source=Source("icl_lab", "comparison of d (d + 1 + s2) / (N + d + 1 + s2) and s2 d / (N - d - 1)", "extended"),
     parameters={"d": integer(5, 1, "input dimension"), "s2": number(4.0, 0.0, "variance of the label noise")} | SAMPLING,
 )
 def crossover(d, s2, samples, seed) -> list[Check]:
@@ -204,9 +205,8 @@ def crossover(d, s2, samples, seed) -> list[Check]:
 
 @claim(
     "lab.one-over-N",
-    paper="icl_lab",
     statement="N times the excess risk tends to (d + 1) tr(Lam Om) + d s2 for the layer, to d s2 for Bayes and least squares.",
-    source="large-N limits of lab.global-min, lab.bayes and lab.ols",
+    source=Source("icl_lab", "large-N limits of lab.global-min, lab.bayes and lab.ols", "extended"),
     parameters=SIZES
     | {
         "d": integer(3, 1, "input dimension"),

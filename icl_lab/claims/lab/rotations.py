@@ -12,7 +12,7 @@ import numpy as np
 from icl_lab import estimators, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, choice, integer, number
+from icl_lab.claims.claim import Parameter, Source, choice, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate, simulated_risk
 from icl_lab.core import compiled, prng
@@ -109,10 +109,9 @@ def _permanent(cov: np.ndarray, left, right):
 
 @claim(
     "lab.rotation-gd1",
-    paper=PAPER,
     statement="On rotations by random angles, with or without noise, the best product of a layer that is one gradient step, "
     "and its loss, are ratios of sums over pairings of traces of powers of W.",
-    source="Isserlis' theorem given W, then the mean over angles",
+    source=Source(PAPER, "Isserlis' theorem given W, then the mean over angles", "extended"),
     parameters={
         "d": _even(4),
         "T": integer(20, 3, "states of a sequence; the loss sums positions 2 .. T - 1"),
@@ -146,10 +145,9 @@ def one_step_on_rotations(d, T, sigma, samples, seed) -> list[Check]:
 
 @claim(
     "lab.haar-gd1-limit",
-    paper=PAPER,
     statement="In the noise-free limit of long sequences E x^T S x / t and E||S x||^2 / t^2 are 2d + 1 and 6d + 9 for Haar W "
     "on O(d), and 2d and 6d on SO(d) with d even, where no eigenvalue has to be +-1; the best step follows.",
-    source="time averages in the eigenbasis of W",
+    source=Source(PAPER, "time averages in the eigenbasis of W", "extended"),
     parameters={
         "d": integer(4, 1, "dimension"),
         "group": choice("O", ("O", "SO"), "of W"),
@@ -192,10 +190,9 @@ def one_step_on_haar(d, group, samples, seed) -> list[Check]:
 
 @claim(
     "lab.haar-minnorm",
-    paper=PAPER,
     statement="On noise-free sequences with Haar W on O(d), minimum-norm least squares at position t has the risk "
     "max(d - t + 1, 0) of Bayes for x_1 ~ N(0, I).",
-    source="what W does to the complement of the seen states is Haar on it",
+    source=Source(PAPER, "what W does to the complement of the seen states is Haar on it", "extended"),
     parameters={
         "d": integer(5, 1, "dimension"),
         "samples": integer(40_000, 1_000, "sequences"),
@@ -223,10 +220,9 @@ def minimum_norm(d, samples, seed) -> list[Check]:
 
 @claim(
     "lab.noisy-rotation-ols",
-    paper=PAPER,
     statement="On noisy rotations the states grow like a random walk, and once t sigma^2 >> 1 in-context least squares has the "
     "excess 2 d^2 sigma^2 / t, twice that of a stationary series; ridge beats any single gradient step long before.",
-    source="planar Brownian motion: E[|B_1|^2 / int |B|^2] = 2 and its companion 4",
+    source=Source(PAPER, "planar Brownian motion: E[|B_1|^2 / int |B|^2] = 2 and its companion 4", "extended"),
     parameters={
         "d": _even(2),
         "T": integer(800, 20, "position t, so that T - 1 pairs are seen"),
@@ -261,10 +257,13 @@ def noisy_least_squares(d, T, sigma, samples, seed) -> list[Check]:
 
 @claim(
     "lab.complex-vs-real",
-    paper=PAPER + "; the real counterpart of arXiv 2405.16845",
     statement="A real layer trained on planar rotations does not stay on the two blocks of the complex theorem: it also moves "
     "the block that scores x_i against x_{t-1}, and ends lower by the recurrence x_{t+1} = 2 cos(theta) x_t - x_{t-1}.",
-    source="exact moments of the real layer; conservation of p^2 - k^2 - q^2",
+    source=Source(
+        PAPER + "; the real counterpart of arXiv 2405.16845",
+        "exact moments of the real layer; conservation of p^2 - k^2 - q^2",
+        "extended",
+    ),
     parameters={
         "T": integer(5, 3, "states of a sequence; the loss sums positions 2 .. T - 1"),
         "a0": number(0.3, positive=True, meaning="initial K_32 = a0 I"),

@@ -9,7 +9,7 @@ import scipy.optimize
 from icl_lab import theory
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.flow_paths import SIZES, Integrator, exact, problem_of, regression, structured, validate_spectra
 from icl_lab.claims.settings.regression import check_spectrum
@@ -53,10 +53,9 @@ def _validate_plateau(sigma, fraction, **sizes) -> None:
 
 @claim(
     "lab.plateau",
-    paper="icl_lab",
     statement="From a start of size sigma the plateau lasts ln(1/sigma) / ||D||_F plus a constant in which the start enters by "
     "its angle to D alone, and all modes leave it together, in proportion to D.",
-    source="leading term in arXiv 2501.16265; the constant is the lab's",
+    source=Source("icl_lab", "leading term in arXiv 2501.16265; the constant is the lab's", "extended"),
     parameters=SIZES
     | {
         "sigma": number(1e-6, positive=True, meaning="the larger of the two initial scales, the other is a hundredth"),
@@ -104,9 +103,8 @@ def plateau(d, N, s2, Lam, Om, rotate, seed, sigma, fraction) -> list[Check]:
 
 @claim(
     "lab.overshoot",
-    paper="icl_lab",
     statement="Modes leave the plateau in proportion to D and end in the reverse order, so the large ones overshoot.",
-    source="numerical solution of the d + 1 equations of the modes",
+    source=Source("icl_lab", "numerical solution of the d + 1 equations of the modes", "extended"),
     parameters={name: parameter for name, parameter in SIZES.items() if name != "Om"}
     | {"sigma": number(1e-4, positive=True, meaning="initial scale")},
     validate=lambda d, Lam, **_: check_spectrum(Lam, d, "Lam"),
@@ -144,10 +142,9 @@ def _maximum(function, end: float) -> float:
 
 @claim(
     "lab.late-rate",
-    paper="icl_lab",
     statement="At the balanced optimum the Hessian splits into off-diagonal modes and an arrow matrix; its smallest eigenvalue "
     "but for the gauge is the rate at which weights converge, its largest sets the stable step of gradient descent.",
-    source="eigenvalues of an arrow matrix",
+    source=Source("icl_lab", "eigenvalues of an arrow matrix", "extended"),
     parameters=SIZES
     | {
         "Om": spectrum("eigenvalues of the task covariance, whose eigenvectors are those of Lam; null: all 1"),
@@ -203,9 +200,8 @@ def _validate_slow(Lam, low, high, **_) -> None:
 
 @claim(
     "lab.slow-mode",
-    paper="icl_lab",
     statement="After the drop a weak mode goes on alone for a time of order 1 / lambda_2^2, by an equation of its own.",
-    source="elimination of the settled mode",
+    source=Source("icl_lab", "elimination of the settled mode", "extended"),
     parameters={
         "N": integer(400, 1, "context length"),
         "s2": number(0.0, 0.0, "variance of the label noise"),

@@ -10,7 +10,7 @@ import optax
 from icl_lab import models, objectives, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number, spectrum
+from icl_lab.claims.claim import Source, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.flow_paths import SIZES, Integrator, exact, problem_of, regression, validate_spectra
 from icl_lab.claims.settings.separate_heads import Heads, heads_loss
@@ -45,10 +45,9 @@ def _validate_escape(sigma, starts, **sizes) -> None:
 
 @claim(
     "lab.escape-exponent",
-    paper="icl_lab",
     statement="From a random start of size sigma the blocks p1 and k2 are of order sigma^(1 - ||D||_op / ||D||_F) when the "
     "loss drops, by the eigenvalues of the Hessian at zero.",
-    source="Hessian at zero weights",
+    source=Source("icl_lab", "Hessian at zero weights", "extended"),
     parameters=SIZES
     | {
         "d": integer(4, 1, "input dimension"),
@@ -107,10 +106,9 @@ def _validate_descent(h, sigma, **sizes) -> None:
 
 @claim(
     "lab.gd-invariant",
-    paper="icl_lab",
     statement="A step h of gradient descent changes kappa = u^2 - ||U||_F^2 by exactly h^2 (g_u^2 - ||G_U||_F^2); u ends where "
     "the kappa so reached puts it, of order h away from the flow, while u U = B*.",
-    source="homogeneity of the loss in u and U",
+    source=Source("icl_lab", "homogeneity of the loss in u and U", "extended"),
     parameters=_COMMUTING
     | {"sigma": number(0.1, positive=True, meaning="initial scale"), "h": number(0.05, positive=True, meaning="step size")},
     validate=_validate_descent,
@@ -191,10 +189,9 @@ def _validate_sgd(lr, steps, batch, sigma, **sizes) -> None:
 
 @claim(
     "lab.sgd-sanity",
-    paper="icl_lab",
     statement="Stochastic gradient descent on fresh prompts, all entries trained, finds u U = Gamma^{-1} within noise, though "
     "not the factors of the flow.",
-    source="Theorem 4.1 of arXiv 2306.09927 under the training rule of practice",
+    source=Source("icl_lab", "Theorem 4.1 of arXiv 2306.09927 under the training rule of practice", "extended"),
     parameters={name: parameter for name, parameter in SIZES.items() if name not in ("Om", "s2")}
     | {
         "sigma": number(0.1, positive=True, meaning="initial scale"),
@@ -229,10 +226,9 @@ def sgd_sanity(d, N, Lam, rotate, seed, sigma, batch, steps, lr) -> list[Check]:
 
 @claim(
     "lab.one-head-fullrank",
-    paper="icl_lab",
     statement="One head with separate key and query of full rank, started balanced, ends at u = (tr B*)^(1/3) and "
     "K^T K = B* / u.",
-    source="reduction of the separate flow to d + 1 equations",
+    source=Source("icl_lab", "reduction of the separate flow to d + 1 equations", "extended"),
     parameters=_COMMUTING
     | {
         "N": integer(31, 1, "context length"),

@@ -8,7 +8,7 @@ import numpy as np
 from icl_lab import analysis, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number
+from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.mahankali2023.linear import MODEL, PAPER
 from icl_lab.claims.mahankali2023.proof import COMMON, EXACT_TOLERANCE, PAIR, bayes_predictor, live_rows, task_of, validate
 from icl_lab.claims.registry import claim
@@ -28,10 +28,9 @@ LONG = 10**6
 
 @claim(
     "mahankali2023.gauge",
-    paper=PAPER,
     statement="If B* has rank two or more, the minimisers are p1 = k2 = 0, p2 K1^T = B* up to scaling, unseen entries "
     "and the factors of W_K^T W_Q; at rank one a second branch p2 = K1 = 0, k2 p1^T = B* is as good.",
-    source="icl_lab; uniqueness in Theorems 1 and 2",
+    source=Source(PAPER, "icl_lab; uniqueness in Theorems 1 and 2", "extended"),
     parameters=COMMON
     | PAIR
     | {
@@ -110,9 +109,8 @@ def _trained_minimisers(objective, best, minimum: float, key, sigma: float, star
 
 @claim(
     "mahankali2023.bayes-gap",
-    paper=PAPER,
     statement="The layer's excess risk d (d+1+s2)/(n+d+1+s2) exceeds the Bayes risk at all n; the ratio tends to (d+1+s2)/s2.",
-    source="Lemmas 1 and 2; icl_lab",
+    source=Source(PAPER, "Lemmas 1 and 2; icl_lab", "extended"),
     parameters=COMMON
     | {
         "s2": number(0.5, positive=True, meaning="variance of the label noise"),

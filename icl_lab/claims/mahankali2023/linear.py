@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import estimators, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
 from icl_lab.claims.simulation import simulate
@@ -46,10 +46,9 @@ _COMMON = {
 
 @claim(
     "mahankali2023.thm1",
-    paper=PAPER,
     statement="With isotropic inputs the best of several trained layers is one GD step of size "
     "eta = E(b.w_ridge) / E(b.b) = 1/(n+d+1+s2).",
-    source="Theorem 1",
+    source=Source(PAPER, "Theorem 1"),
     parameters=_COMMON,
 )
 def one_step_of_gradient_descent(d, N, s2, sigma, starts, samples, seed) -> list[Check]:
@@ -62,10 +61,9 @@ def _validate(d, Lam, **_) -> None:
 
 @claim(
     "mahankali2023.thm2",
-    paper=PAPER,
     statement="With inputs N(0, Sigma) and tasks N(0, Sigma^{-1}) it is one step preconditioned by Sigma^{-1}, with the eta of "
     "the isotropic case.",
-    source="Theorem 2",
+    source=Source(PAPER, "Theorem 2"),
     parameters=_COMMON
     | {
         "Lam": spectrum("eigenvalues of Sigma; null: 2 down to 1/2"),

@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer, number
+from icl_lab.claims.claim import Source, choice, integer, number
 from icl_lab.claims.mahankali2023.linear import MODEL, PAPER
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
@@ -36,10 +36,9 @@ def _response(family: str, width: int) -> Response:
 
 @claim(
     "mahankali2023.thm3",
-    paper=PAPER,
     statement="For responses f whose law is invariant under rotations and under f -> -f, the best layer is one GD step of size "
     "eta = E(u.b) / E(b.b), zero for even f.",
-    source="Theorem 3",
+    source=Source(PAPER, "Theorem 3"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(6, 1, "context length, the paper's n"),

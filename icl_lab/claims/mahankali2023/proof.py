@@ -12,7 +12,7 @@ import numpy as np
 from icl_lab import analysis, estimators, models, objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, flag, integer, number, spectrum
 from icl_lab.claims.mahankali2023.linear import MODEL, PAPER
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
@@ -69,10 +69,9 @@ def live_rows(weights: LSAWeights) -> tuple[np.ndarray, np.ndarray]:
 
 @claim(
     "mahankali2023.setting",
-    paper=PAPER,
     statement="The layer is a linear predictor (K1^T S p1 + c p2 k2 + B b).x_q, a plain sum over the context, and one GD step "
     "from zero on the summed loss predicts eta b.x_q.",
-    source="Section 3, the model and its reparametrisation",
+    source=Source(PAPER, "Section 3, the model and its reparametrisation"),
     parameters=COMMON
     | {
         "eta": number(0.1, meaning="step size on the sum over examples"),
@@ -103,9 +102,8 @@ def the_layer_as_a_predictor(d, N, s2, eta, width, seed) -> list[Check]:
 
 @claim(
     "mahankali2023.lem1",
-    paper=PAPER,
     statement="For every layer the loss is the Bayes error plus the mean squared distance to the ridge predictor.",
-    source="Lemma 1",
+    source=Source(PAPER, "Lemma 1"),
     parameters=COMMON
     | PAIR
     | _SCALE
@@ -170,10 +168,9 @@ def _weights_of(predictor, prompt: Prompt):
 
 @claim(
     "mahankali2023.moments",
-    paper=PAPER,
     statement="E[b b^T] = n (n + d + 1 + s2) I and E[b w_ridge^T] = E[b w^T] = n I; for general covariances "
     "n (n+1) Lam Om Lam + n tau Lam and n Lam Om.",
-    source="proof of Theorem 1",
+    source=Source(PAPER, "proof of Theorem 1"),
     parameters=COMMON
     | PAIR
     | {
@@ -216,9 +213,8 @@ def moments_of_the_context(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Che
 
 @claim(
     "mahankali2023.lem2",
-    paper=PAPER,
     statement="For every layer the excess loss is d (d+1+s2)/(n+d+1+s2) plus the mean squared distance to one GD step.",
-    source="Lemma 2",
+    source=Source(PAPER, "Lemma 2"),
     parameters=COMMON | _SIGMA | _SCALE | {"seed": integer(0, 0, "of weights and basis")},
     validate=validate,
 )
@@ -241,10 +237,9 @@ def loss_is_a_constant_plus_distance(d, N, s2, Lam, rotate, scale, seed) -> list
 
 @claim(
     "mahankali2023.parity",
-    paper=PAPER,
     statement="Under (w, noise) -> -(w, noise) the odd part B b and the even part K1^T S p1 + c p2 k2 of the layer do not "
     "interact: the excess loss is E|B b - w|^2, a convex quadratic in B, plus E|even part|^2 >= 0.",
-    source="proof of Theorem 1; icl_lab",
+    source=Source(PAPER, "proof of Theorem 1; icl_lab", "extended"),
     parameters=COMMON | PAIR | _SCALE | {"seed": integer(0, 0, "of weights, bases and prompt")},
     validate=validate,
 )

@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number, vector
+from icl_lab.claims.claim import Source, integer, number, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import INPUTS, MODEL, PAPER, ROUNDING, SEED, SIZES, instance
 from icl_lab.core import compiled, prng
@@ -33,10 +33,9 @@ def _converges(eta, width, **_) -> None:
 
 @claim(
     "vonoswald2022.prop2",
-    paper=PAPER,
     statement="After a token-wise map of the inputs to features m(x), K layers are K steps of kernel regression with kernel "
     "m(x).m(x'): a kernel smoother for one layer, kernel interpolation for infinitely many.",
-    source="Proposition 2, with the factor eta/N that its display leaves out",
+    source=Source(PAPER, "Proposition 2, with the factor eta/N that its display leaves out", "corrected"),
     parameters=SIZES
     | {
         "width": integer(9, 1, "number of tanh features"),
@@ -96,10 +95,9 @@ COPIER = models.LinearSelfAttention(query_in_sum=True, normaliser="none")
 
 @claim(
     "vonoswald2022.prop3",
-    paper=PAPER,
     statement="With one-hot positions a first layer merges separate input and label tokens, each with its successor, and a "
     "second one takes the gradient step; exactly for linear attention, up to e^b / (e^b + T - 1) for softmax scores b.",
-    source="Proposition 3, whose softmax version is corrected",
+    source=Source(PAPER, "Proposition 3, whose softmax version is corrected", "corrected"),
     parameters=COPIED | {"k": SIZES["k"], "b": vector([1.0, 5.0, 10.0, 20.0], "softmax scores of the successor")} | SEED,
     validate=lambda b, **_: _scores_given(b),
 )
@@ -144,10 +142,9 @@ def _softmax_copies(contents: Array, scores: list[float]) -> list[float]:
 
 @claim(
     "vonoswald2022.prop3.contamination",
-    paper=PAPER,
     statement="If labels share the last input coordinate, merged label tokens (y_j | x_{j+1}) add (eta/N) x_q[d] sum_j y_j "
     "x_{j+1}[d] to the step; nothing if labels have a coordinate of their own, or those tokens are zeroed.",
-    source="Proposition 3, a correction of the lab",
+    source=Source(PAPER, "Proposition 3, a correction of the lab", "extended"),
     parameters=COPIED | SEED,
 )
 def merged_label_tokens_contaminate(d, N, eta, law, sigma, seed) -> list[Check]:
@@ -178,10 +175,9 @@ def merged_label_tokens_contaminate(d, N, eta, law, sigma, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.softmax.expand",
-    paper=PAPER,
     statement="One softmax head with scores e s is 1/N + e (s_i - mean s)/N up to O(e^2), and two heads of opposite scores and "
     "values up to O(e^3): their limit is one gradient step with centred context inputs, not plain gradient descent.",
-    source="section on softmax attention, with the normaliser that it drops",
+    source=Source(PAPER, "section on softmax attention, with the normaliser that it drops", "corrected"),
     parameters=SIZES
     | {"N": integer(7, 3, "context length")}
     | {"eta": number(0.6, positive=True, meaning="step size of the mean gradient")}

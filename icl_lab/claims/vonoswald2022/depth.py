@@ -12,7 +12,7 @@ import scipy.optimize
 from icl_lab import models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number
+from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.propositions import PAPER
@@ -107,10 +107,9 @@ def _validate_corrected(law, K, **_) -> None:
 
 @claim(
     "vonoswald2022.gd.K",
-    paper=PAPER,
     statement="K steps of gradient descent have one best shared step size; the best separate ones are N over the Gauss nodes "
     "of the Gram matrix's mean spectral measure weighted by s, in any order.",
-    source="the tuned baselines of Section 3, exact; icl_lab",
+    source=Source(PAPER, "the tuned baselines of Section 3, exact; icl_lab", "extended"),
     parameters=SIZES
     | {"K": integer(2, 1, "steps")}
     | LAW
@@ -146,10 +145,9 @@ def best_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.gdpp.optimum",
-    paper=PAPER,
     statement="Gradient descent with curvature correction has computable best coefficients, tied and for each layer; tied "
     "with K = 2 they are those of the paper's trained recurrent transformers.",
-    source="Section 4 and Appendix A.10 (GD++); icl_lab for the values",
+    source=Source(PAPER, "Section 4 and Appendix A.10 (GD++); icl_lab for the values", "extended"),
     parameters=SIZES
     | {"K": integer(2, 2, "layers")}
     | LAW
@@ -205,10 +203,9 @@ def _median_check(name, drawn, descent, law, d, N, sigma, samples, seed) -> Chec
 
 @claim(
     "vonoswald2022.rollout",
-    paper=PAPER,
     statement="One trained layer applied T times, damped by lambda, has the error (1 - lambda eta s/N)^T, and diverges on a "
     "task exactly if lambda eta s_max/N > 2.",
-    source="Section 4, the repeated layer (Figures 1 and 10); icl_lab for the values",
+    source=Source(PAPER, "Section 4, the repeated layer (Figures 1 and 10); icl_lab for the values"),
     parameters=SIZES
     | LAW
     | {
@@ -259,10 +256,9 @@ def repeated_layer(d, N, law, sigma, T, lam, many, samples, seed) -> list[Check]
 
 @claim(
     "vonoswald2022.gdpp.align",
-    paper=PAPER,
     statement="The tuned tied two-layer model differs from tuned gradient descent with two shared steps, in the cosine and the "
     "difference of their query weights and in their predictions.",
-    source="end points of the alignment panels of Figure 3; icl_lab for the values",
+    source=Source(PAPER, "end points of the alignment panels of Figure 3; icl_lab for the values", "extended"),
     parameters=SIZES | LAW | SAMPLING | {"samples": integer(40_000, 1_000, "prompts")},
 )
 def alignment_of_two_optima(d, N, law, sigma, samples, seed) -> list[Check]:

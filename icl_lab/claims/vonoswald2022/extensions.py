@@ -7,7 +7,7 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import number
+from icl_lab.claims.claim import Source, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import ROUNDING, SEED, STEP, instance, layers_parameter
 from icl_lab.core.typing import Array
@@ -20,9 +20,8 @@ PAPER = "icl_lab, extending arXiv 2212.07677"
 
 @claim(
     "layers.ext.ridge",
-    paper=PAPER,
     statement="With one slot more a token and a token-wise linear map, K layers are K steps of descent with weight decay.",
-    source="left to future work by von Oswald et al.",
+    source=Source(PAPER, "left to future work by von Oswald et al.", "extended"),
     parameters=STEP
     | {"lam": number(0.3, 0.0, "weight decay lambda, of the penalty (lambda/2) |W|^2")}
     | layers_parameter(5)
@@ -37,9 +36,8 @@ def layers_with_weight_decay(d, k, N, eta, law, sigma, lam, K, seed) -> list[Che
 
 @claim(
     "layers.ext.momentum",
-    paper=PAPER,
     statement="With one slot more a token and a token-wise linear map, K layers are K steps of heavy-ball gradient descent.",
-    source="left to future work by von Oswald et al.",
+    source=Source(PAPER, "left to future work by von Oswald et al.", "extended"),
     parameters=STEP | {"mu": number(0.5, meaning="momentum factor")} | layers_parameter(5) | SEED,
 )
 def layers_with_momentum(d, k, N, eta, law, sigma, mu, K, seed) -> list[Check]:

@@ -10,7 +10,7 @@ import scipy.optimize
 from icl_lab import models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer
+from icl_lab.claims.claim import Source, integer
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.depth import LOSS_TOLERANCE, SCALAR_TOLERANCE, SIZES, descend
@@ -35,10 +35,9 @@ def drawn_rule(law: str, d: int, N: int, sigma: float, samples: int, seed: int) 
 
 @claim(
     "vonoswald2022.gdpp.tails",
-    paper=PAPER,
     statement="The best three-layer coefficients of a finite sample of tasks have a smaller loss on the sample than the "
     "population optimum, and a population loss that is many times as large.",
-    source="the trained weights of Ahn et al. (arXiv 2306.00297); icl_lab for the explanation",
+    source=Source(PAPER, "the trained weights of Ahn et al. (arXiv 2306.00297); icl_lab for the explanation", "extended"),
     parameters={
         "d": integer(5, 1, "input dimension"),
         "N": integer(20, 1, "context length"),
@@ -73,10 +72,9 @@ def finite_samples_lie(d, N, tasks, starts, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.gdpp.sufficient",
-    paper=PAPER,
     statement="Scores between labels, the one further coefficient that symmetry allows, lower the loss of two corrected "
     "layers by less than 0.3 %.",
-    source="Section 4, trained two-layer transformers are GD++",
+    source=Source(PAPER, "Section 4, trained two-layer transformers are GD++"),
     parameters=SIZES
     | LAW
     | {
@@ -125,9 +123,8 @@ def label_scores_do_not_help(d, N, law, sigma, samples, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.deep5",
-    paper=PAPER,
     statement="Five tied layers with curvature correction have a smaller loss than five tuned equal gradient steps.",
-    source="Section 4 and Figure 3, five layers; icl_lab for the values",
+    source=Source(PAPER, "Section 4 and Figure 3, five layers; icl_lab for the values"),
     parameters=SIZES
     | LAW
     | {

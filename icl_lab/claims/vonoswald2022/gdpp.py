@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer, number, vector
+from icl_lab.claims.claim import Source, choice, integer, number, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import (
     INPUTS,
@@ -54,10 +54,9 @@ def _random_scalars(d, N, law, sigma, K, seed) -> tuple[Array, Array]:
 
 @claim(
     "vonoswald2022.gdpp.construct",
-    paper=PAPER,
     statement="One head does x_j <- (I - gamma W) x_j and y_j <- y_j - dW x_j at once, both from the tokens before the layer, "
     "for context and query alike; that is GD++.",
-    source="GD++",
+    source=Source(PAPER, "GD++"),
     parameters=SIZES | INPUTS | layers_parameter(2) | SEED,
 )
 def one_head_moves_inputs_and_labels(d, k, N, law, sigma, K, seed) -> list[Check]:
@@ -76,10 +75,9 @@ def one_head_moves_inputs_and_labels(d, k, N, law, sigma, K, seed) -> list[Check
 
 @claim(
     "vonoswald2022.gdpp.poly",
-    paper=PAPER,
     statement="From W_0 = 0, K layers of GD++ are polynomials of the Gram matrix: the answer is w^T (I - rho_K(W)) x_q, rho_K "
     "of degree (3^K - 1)/2, against K for gradient descent; the last gamma has no effect.",
-    source="the GD++ layer, diagonalised",
+    source=Source(PAPER, "the GD++ layer, diagonalised", "extended"),
     parameters={"d": SIZES["d"], "N": integer(6, 1, "context length")} | INPUTS | layers_parameter(4) | SEED,
 )
 def gdpp_is_a_polynomial(d, N, law, sigma, K, seed) -> list[Check]:
@@ -131,10 +129,9 @@ def _validate_curvatures(gamma, **_) -> None:
 
 @claim(
     "vonoswald2022.gdpp.spectrum",
-    paper=PAPER,
     statement="One layer of GD++ changes every eigenvalue s of the Gram matrix to s (1 - gamma s)^2, and with it the condition "
     "number; the map has a double root at 1/gamma and a peak of 4/(27 gamma) at 1/(3 gamma).",
-    source="GD++, the spectrum of H++",
+    source=Source(PAPER, "GD++, the spectrum of H++"),
     parameters={
         "d": integer(10, 1, "input dimension, the paper's N_x"),
         "N": integer(25, 1, "context length"),

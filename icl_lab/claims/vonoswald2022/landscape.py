@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from icl_lab import models, objectives, theory, training
 from icl_lab.claims import check, convergence, quasi_newton
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer
+from icl_lab.claims.claim import Source, integer
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import PAPER
 from icl_lab.claims.vonoswald2022.settings import LAW, covariates, input_moments
@@ -52,10 +52,9 @@ def gaussian_starts(seed: int, count: int, dim: int, scale: float, heads: int | 
 
 @claim(
     "vonoswald2022.lsa1.optimum",
-    paper=PAPER,
     statement="The global minimum over all weights of one layer is one step of gradient descent: b_x = 0, A_y = 0, "
     "b_y A_x = eta* I.",
-    source="Section 3, empirically; icl_lab for the exact loss",
+    source=Source(PAPER, "Section 3, empirically; icl_lab for the exact loss"),
     parameters=SIZES
     | LAW
     | {
@@ -87,10 +86,9 @@ def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.lsa1.heads",
-    paper=PAPER,
     statement="More linear heads do not lower the minimum: with any number of them the problem is linear least squares, "
     "whose minimum is the same.",
-    source="icl_lab, on the single head of Section 3",
+    source=Source(PAPER, "icl_lab, on the single head of Section 3", "extended"),
     parameters=SIZES
     | LAW
     | {
@@ -136,10 +134,9 @@ class _Ends:
 
 @claim(
     "vonoswald2022.lsa1.spurious",
-    paper=PAPER,
     statement="One head has local minima above the global one, in which quasi-Newton runs from small random weights end; "
     "two heads have none of them at d = N = 2 and at d = 3, N = 30 (but others elsewhere, as at d = 3, N = 4).",
-    source="the instability of single heads in the appendix (Fig. 15); icl_lab for the mechanism",
+    source=Source(PAPER, "the instability of single heads in the appendix (Fig. 15); icl_lab for the mechanism", "extended"),
     parameters=SIZES
     | LAW
     | {
@@ -186,10 +183,9 @@ def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.lsa1.saddle",
-    paper=PAPER,
     statement="At zero weights the gradient vanishes and the Hessian has the eigenvalues +-sig2^2 sqrt(d) once, "
     "+-sig2^2 d times, and zeros: flow escapes along gradient descent.",
-    source="the plateau of the training curves (Fig. 2); icl_lab",
+    source=Source(PAPER, "the plateau of the training curves (Fig. 2); icl_lab", "extended"),
     parameters=SIZES | LAW | {"seed": integer(0, 0, "of the start")},
     extra_settings=({"law": "gaussian", "sigma": 1.0, "d": 4},),
 )

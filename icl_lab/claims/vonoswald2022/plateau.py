@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from icl_lab import theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer
+from icl_lab.claims.claim import Source, integer
 from icl_lab.claims.quasi_newton import value_and_slope
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.landscape import LOSS_TOLERANCE, MODEL, exact_loss, gaussian_starts, least_loss
@@ -50,10 +50,9 @@ def modes(weights: LSAWeights) -> tuple[float, float, float]:
 
 @claim(
     "vonoswald2022.plateau",
-    paper=PAPER,
     statement="The plateau of unlucky seeds is a wrong mode, b_y = 0, A_x = 0, b_x parallel to A_y, whose half loss is "
     "(sig2/2)(d - N/(N + d + kap - 2)) for every direction.",
-    source="Fig. 2 left and Fig. 15; icl_lab for the mechanism",
+    source=Source(PAPER, "Fig. 2 left and Fig. 15; icl_lab for the mechanism", "extended"),
     parameters=SIZES
     | LAW
     | {"starts": integer(6, 1, "small random starts"), "seed": integer(0, 0, "of the starts and of a direction")},
@@ -126,10 +125,9 @@ def trained(objective: MomentLoss, start: LSAWeights) -> LSAWeights:
 
 @claim(
     "vonoswald2022.fixed-tasks",
-    paper=PAPER,
     statement="Trained on B fixed tasks, one layer fits them below the population minimum and generalises to it only for large "
     "B, as a model of about (d + 1)^2 parameters.",
-    source="appendix on a fixed number of training tasks (Fig. 16); icl_lab for the values",
+    source=Source(PAPER, "appendix on a fixed number of training tasks (Fig. 16); icl_lab for the values"),
     parameters=SIZES | LAW | {"seed": integer(0, 0, "of the fixed tasks and of the start")},
 )
 def few_tasks_are_overfitted(d, N, law, sigma, seed) -> list[Check]:

@@ -8,7 +8,7 @@ import numpy as np
 from icl_lab import models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, choice, integer, number
+from icl_lab.claims.claim import Parameter, Source, choice, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
@@ -60,10 +60,9 @@ def instance(d, k, N, law, sigma, seed) -> tuple[Prompt, Array]:
 
 @claim(
     "vonoswald2022.prop1",
-    paper=PAPER,
     statement="There are weights with which one linear self-attention layer moves every label by one explicit step of gradient "
     "descent from any W_0, and answers the query with the stepped weights.",
-    source="Proposition 1",
+    source=Source(PAPER, "Proposition 1"),
     parameters=STEP | SEED,
 )
 def one_layer_is_one_step(d, k, N, eta, law, sigma, seed) -> list[Check]:
@@ -83,9 +82,8 @@ def one_layer_is_one_step(d, k, N, eta, law, sigma, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.datatransform",
-    paper=PAPER,
     statement="A step of the weights and the opposite change of the labels, y_i - dW x_i, lower the loss alike.",
-    source="the data transformation of section 2",
+    source=Source(PAPER, "the data transformation of section 2"),
     parameters=STEP | SEED,
 )
 def a_step_is_a_change_of_the_data(d, k, N, eta, law, sigma, seed) -> list[Check]:
@@ -100,10 +98,9 @@ def a_step_is_a_change_of_the_data(d, k, N, eta, law, sigma, seed) -> list[Check
 
 @claim(
     "vonoswald2022.multistep",
-    paper=PAPER,
     statement="K copies of the same layer, all with the original W_0, are K steps of gradient descent: the label slots carry "
     "the whole state, so that putting the current W_k into the values is wrong.",
-    source="Proposition 1, applied K times",
+    source=Source(PAPER, "Proposition 1, applied K times"),
     parameters=STEP | layers_parameter(5) | SEED,
 )
 def equal_layers_are_steps(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
@@ -130,9 +127,8 @@ def equal_layers_are_steps(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.readout",
-    paper=PAPER,
     statement="The answer of K layers that attend to the context is linear in the query, with W_K as its Jacobian.",
-    source="the sensitivity analysis of the experiments",
+    source=Source(PAPER, "the sensitivity analysis of the experiments"),
     parameters=STEP | layers_parameter(5) | SEED,
 )
 def sensitivity_is_the_weights(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
@@ -158,10 +154,9 @@ def _positive_step(eta, **_) -> None:
 
 @claim(
     "vonoswald2022.full-attention",
-    paper=PAPER,
     statement="Attending to the query token too moves label slot j by (eta/N) (x_q.x_j) 2 W_0 x_q in the first layer, and from "
     "the second layer on it changes the answer even from W_0 = 0.",
-    source="behind leaving the query out of the sum; the formula is the lab's",
+    source=Source(PAPER, "behind leaving the query out of the sum; the formula is the lab's"),
     parameters=STEP | layers_parameter(3, 2) | SEED,
     validate=_positive_step,
 )
@@ -190,9 +185,8 @@ def the_query_in_the_sum(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.gauge",
-    paper=PAPER,
     statement="Only the products W_PV and W_KQ matter, and of those not the scale s, of either sign, in (s W_PV, W_KQ / s).",
-    source="behind the interpolation of weights",
+    source=Source(PAPER, "behind the interpolation of weights"),
     parameters=SIZES
     | INPUTS
     | {"s": number(-1.7, meaning="the factor, not 0")}

@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer, number, vector
+from icl_lab.claims.claim import Source, choice, integer, number, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import simulate
 from icl_lab.claims.vonoswald2022.propositions import PAPER
@@ -25,10 +25,11 @@ MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
 
 @claim(
     "vonoswald2022.sine.refs",
-    paper=PAPER,
     statement="On sine waves, linear in (sin x, cos x), one gradient step from the mean of the coefficients beats one from 0, "
     "which beats the best fixed function, which beats 0.",
-    source="Section 4 and Figure 4, whose generator is not that of the text; closed forms by icl_lab",
+    source=Source(
+        PAPER, "Section 4 and Figure 4, whose generator is not that of the text; closed forms by icl_lab", "extended"
+    ),
     parameters={
         "N": integer(10, 1, "context length"),
         "law": choice("text", tuple(LAWS), "amplitudes up to 5, up to 1/2, or up to 1/2 and tied to the phase"),

@@ -14,7 +14,7 @@ import scipy.optimize
 from icl_lab import analysis, models, objectives, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number
+from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.propositions import PAPER
@@ -70,10 +70,9 @@ def linear_answer(prompt: Prompt) -> Array:
 
 @claim(
     "vonoswald2022.softmax.centred",
-    paper=PAPER,
     statement="The small-temperature limit of two opposite softmax heads, a step with centred context inputs, is best at "
     "eta_c = N/(sig2 D), with half loss L_c = (sig2 d/2)(1 - (N-1)/D), D = N + d + (kap-3)(N-1)/N, above plain descent's.",
-    source="section on softmax attention; closed form by icl_lab",
+    source=Source(PAPER, "section on softmax attention; closed form by icl_lab", "extended"),
     parameters=SIZES
     | LAW
     | {
@@ -110,10 +109,9 @@ def centred_descent(d, N, law, sigma, samples, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.softmax.heads",
-    paper=PAPER,
     statement="The best softmax head with scores beta x_i.x_q does worse than one gradient step; two opposite heads do better, "
     "also than their limit of small temperatures, centred descent; temperatures free of each other gain nothing.",
-    source="Figures 11 and 12, with scalar heads by icl_lab",
+    source=Source(PAPER, "Figures 11 and 12, with scalar heads by icl_lab", "extended"),
     parameters=SIZES
     | LAW
     | {
@@ -207,10 +205,9 @@ def _small_temperature(beta, **_) -> None:
 
 @claim(
     "vonoswald2022.softmax.cancel",
-    paper=PAPER,
     statement="In two trained heads the off-diagonal parts of eta_h W_KQ,h cancel in the sum: at small temperatures the loss "
     "sees only the sum, so that training removes them there before they vanish in each head.",
-    source="Figure 12 and the text on two softmax heads; mechanism and sizes by icl_lab",
+    source=Source(PAPER, "Figure 12 and the text on two softmax heads; mechanism and sizes by icl_lab", "corrected"),
     parameters={"d": integer(4, 2, "input dimension"), "N": integer(6, 2, "context length")}
     | {"law": LAW["law"], "sigma": number(1.0, positive=True, meaning=LAW["sigma"].meaning)}
     | {
@@ -255,10 +252,9 @@ def off_diagonals_cancel(d, N, law, sigma, beta, starts, steps, seed) -> list[Ch
 
 @claim(
     "vonoswald2022.layernorm",
-    paper=PAPER,
     statement="A layer trained with LayerNorm before its attention has a larger loss and is less aligned with a gradient step "
     "than one trained without, but beats the step on much larger inputs.",
-    source="Figure 14 and the text on LayerNorm",
+    source=Source(PAPER, "Figure 14 and the text on LayerNorm"),
     parameters={
         "d": integer(4, 1, "input dimension"),
         "N": integer(8, 1, "context length"),

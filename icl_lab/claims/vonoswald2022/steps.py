@@ -11,7 +11,7 @@ import numpy as np
 from icl_lab import objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer, number, spectrum
+from icl_lab.claims.claim import Source, choice, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum
 from icl_lab.claims.simulation import mean_with_error, simulate
@@ -54,9 +54,8 @@ def _validate_order(order, **_) -> None:
 
 @claim(
     "layers.moments.gauss",
-    paper=LAB,
     statement="For standard normal inputs E tr W^k, W = X^T X, follows an exact recursion over integer partitions.",
-    source="Stein's identity; icl_lab",
+    source=Source(LAB, "Stein's identity; icl_lab", "extended"),
     parameters=SIZES
     | {"order": integer(8, 3, "largest k; walks are counted up to 8, prompts simulated up to 4")}
     | SAMPLING
@@ -96,10 +95,9 @@ def _simulated_moments(law, d, N, sigma, moments, samples, seed) -> list[Check]:
 
 @claim(
     "layers.moments.iid",
-    paper=LAB,
     statement="For i.i.d. symmetric coordinates E tr W^k is a sum over the shapes of closed walks on rows and columns; the "
     "first two are N d sig2 and N d sig2^2 (N + d + kap - 2).",
-    source="the moment method; icl_lab",
+    source=Source(LAB, "the moment method; icl_lab", "extended"),
     parameters=SIZES
     | LAW
     | {"sigma": number(1.0, positive=True, meaning="standard deviation if gaussian, half-width if uniform")}
@@ -128,10 +126,9 @@ def iid_gram_moments(d, N, law, sigma, order, samples, seed) -> list[Check]:
 
 @claim(
     "layers.moments.rule",
-    paper=LAB,
     statement="From m_0 .. m_(2r-1) in rationals the r-node Gauss rule of the mean spectral measure integrates every loss "
     "of degree 2r - 1 or less.",
-    source="Chebyshev's algorithm; icl_lab",
+    source=Source(LAB, "Chebyshev's algorithm; icl_lab", "extended"),
     parameters=SIZES
     | {"d": integer(5, 1, "input dimension"), "N": integer(20, 1, "context length")}
     | LAW
@@ -172,10 +169,9 @@ _NOISE = {
 
 @claim(
     "vonoswald2022.eta1",
-    paper=PAPER,
     statement="One gradient step from zero has half loss (sig2 d/2) [om2 (1 - 2 eta sig2 + eta^2 sig2^2 (N + d + kap - 2)/N) + "
     "eta^2 sig2 tau2/N], least at eta* = N/(sig2 (N + d + kap - 2 + tau2/(om2 sig2))).",
-    source="the exact value of the line search of Section 3; icl_lab",
+    source=Source(PAPER, "the exact value of the line search of Section 3; icl_lab", "extended"),
     parameters=SIZES
     | LAW
     | _NOISE
@@ -226,10 +222,9 @@ def best_single_step(d, N, law, sigma, noise, om2, delta, samples, seed) -> list
 
 @claim(
     "vonoswald2022.eta1.aniso",
-    paper=PAPER,
     statement="For normal inputs of covariance Sigma and w ~ N(0, I) the best scalar step is tr Sigma^2 / ((1 + 1/N) tr Sigma^3"
     "+ tr Sigma tr Sigma^2 / N), with half loss (tr Sigma - eta* tr Sigma^2)/2.",
-    source="fourth moments of the normal law; icl_lab",
+    source=Source(PAPER, "fourth moments of the normal law; icl_lab", "extended"),
     parameters={
         "d": integer(5, 1, "input dimension"),
         "N": integer(20, 1, "context length"),
@@ -263,9 +258,8 @@ _FIXED = {
 
 @claim(
     "vonoswald2022.ood.input",
-    paper=PAPER,
     statement="With eta fixed, inputs that are alpha times as large have the loss of one step at variance alpha^2 sig2.",
-    source="Section 3, inputs of other scales; icl_lab for the values",
+    source=Source(PAPER, "Section 3, inputs of other scales; icl_lab for the values", "extended"),
     parameters=SIZES | LAW | _FIXED | SAMPLING,
     extra_settings=tuple({"alpha": alpha} for alpha in (0.5, 0.8, 1.0, 1.25, 1.5)),
 )
@@ -283,9 +277,8 @@ def larger_inputs(d, N, law, sigma, alpha, eta, samples, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.ood.task",
-    paper=PAPER,
     statement="Teachers alpha times as large have exactly alpha^2 times the loss of any model linear in the labels.",
-    source="Section 3, tasks of other scales",
+    source=Source(PAPER, "Section 3, tasks of other scales", "extended"),
     parameters=SIZES | LAW | {"alpha": _FIXED["alpha"]} | SAMPLING,
 )
 def larger_teachers(d, N, law, sigma, alpha, samples, seed) -> list[Check]:
@@ -318,10 +311,9 @@ def _validate_norm(d, N, **_) -> None:
 
 @claim(
     "vonoswald2022.ood.normal",
-    paper=PAPER,
     statement="Normal inputs and query, divided by the context's Frobenius norm and multiplied by alpha, have the loss "
     "alpha^2/(2 (Nd - 2)) [d - 2 h alpha^2 + h^2 alpha^4 (N + d + 1)/(Nd + 2)], h = eta/N.",
-    source="the other distributions of the published code; icl_lab for the values",
+    source=Source(PAPER, "the other distributions of the published code; icl_lab for the values", "extended"),
     parameters=SIZES | _FIXED | SAMPLING | {"samples": integer(40_000, 1_000, "contexts")},
     extra_settings=tuple({"alpha": alpha} for alpha in (0.5, 1.0, 5.0)),
     validate=_validate_norm,
@@ -353,10 +345,9 @@ def _validate_replaced(N, m, **_) -> None:
 
 @claim(
     "vonoswald2022.noise",
-    paper=PAPER,
     statement="With m of the N labels replaced by independent N(0, 1) one step has the half loss (sig2 d/2) "
     "[1 - 2 eta sig2 (N - m)/N + (eta/N)^2 (sig2^2 (N - m)(N - m + d + kap - 2) + m sig2)].",
-    source="appendix on noisy labels; icl_lab for the values",
+    source=Source(PAPER, "appendix on noisy labels; icl_lab for the values", "extended"),
     parameters=SIZES | LAW | {"eta": _FIXED["eta"], "m": integer(4, 0, "labels replaced")} | SAMPLING,
     extra_settings=tuple({"m": m} for m in (0, 2, 6, 8)),
     validate=_validate_replaced,

@@ -10,7 +10,7 @@ import optax
 from icl_lab import analysis, estimators, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number
+from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import PAPER
 from icl_lab.claims.vonoswald2022.settings import LAW, MODEL, covariates, input_moments, one_step
@@ -50,11 +50,10 @@ def _starts(d: int, rate: float, scales: np.ndarray, stretches: np.ndarray, seed
 
 @claim(
     "vonoswald2022.interpolation",
-    paper=PAPER,
     statement="Once its W_KQ is divided by beta, the mean of the diagonal of the input block, and its W_PV multiplied by it, a "
     "trained layer is joined to the constructed step by a segment of constant loss; without that, or with |beta| for a "
     "negative beta, the midpoint is far off.",
-    source="Section 3, interpolation of trained and constructed weights; closed forms are the lab's",
+    source=Source(PAPER, "Section 3, interpolation of trained and constructed weights; closed forms are the lab's"),
     parameters={"d": integer(3, 1, "input dimension"), "N": integer(5, 1, "context length")}
     | LAW
     | {
@@ -109,10 +108,9 @@ def _square_step(step: analysis.Predictor, prompt: Prompt) -> Array:
 
 @claim(
     "vonoswald2022.metrics",
-    paper=PAPER,
     statement="Mean prediction distance, sensitivity distance and cosine of sensitivities between a layer and the best step "
     "have known values before training, are 0, 0 and 1 at the optimum, and come close to that by Adam on fresh prompts.",
-    source="Section 3, the three measures of alignment; values before training derived for the lab",
+    source=Source(PAPER, "Section 3, the three measures of alignment; values before training derived for the lab"),
     parameters={"d": integer(10, 1, "input dimension"), "N": integer(10, 1, "context length")}
     | LAW
     | {

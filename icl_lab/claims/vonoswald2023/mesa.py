@@ -8,7 +8,7 @@ import numpy as np
 from icl_lab import estimators, models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, integer, number
+from icl_lab.claims.claim import Parameter, Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.core import compiled, prng
 from icl_lab.models import LSAWeights, PairedWeights, constructions
@@ -43,10 +43,9 @@ SEQUENCE = {
 
 @claim(
     "vonoswald2023.gd1",
-    paper=PAPER,
     statement="One causal linear attention layer on tokens (x_t, x_{t-1}) with value block bI and key-query block aI is, at "
     "every position at once, one gradient step from W = 0 on the squared errors of the transitions seen so far.",
-    source="the construction of one gradient step, for sequences",
+    source=Source(PAPER, "the construction of one gradient step, for sequences"),
     parameters=SEQUENCE | {"a": number(0.4, meaning="key-query block"), "b": number(0.9, meaning="value block")},
 )
 def one_layer_is_one_step(d, T, sigma, seed, a, b) -> list[Check]:
@@ -68,9 +67,8 @@ def one_layer_is_one_step(d, T, sigma, seed, a, b) -> list[Check]:
 
 @claim(
     "vonoswald2023.mesa-layer",
-    paper=PAPER,
     statement="The mesa layer, rank-one updates of the inverse Gram matrix, is in-context ridge regression at every position.",
-    source="the mesa layer; Sherman-Morrison formula",
+    source=Source(PAPER, "the mesa layer; Sherman-Morrison formula"),
     parameters=SEQUENCE | {"lam": number(0.1, positive=True, meaning="penalty, added to the unnormalised Gram matrix")},
 )
 def mesa_layer(d, T, sigma, seed, lam) -> list[Check]:
@@ -95,10 +93,9 @@ def _above_one(value) -> float:
 
 @claim(
     "vonoswald2023.multilayer",
-    paper=PAPER,
     statement="L residual layers that see the whole context are L gradient steps; behind a causal mask they are not, but "
     "layers that only refine the query converge to the mesa layer at every position, faster with Chebyshev steps.",
-    source="the layers as matrix powers; Richardson and Chebyshev iteration",
+    source=Source(PAPER, "the layers as matrix powers; Richardson and Chebyshev iteration"),
     parameters={
         "d": integer(4, 1, "dimension"),
         "n": integer(9, 1, "examples in the context"),

@@ -8,7 +8,7 @@ from icl_lab import analysis, theory
 from icl_lab.analysis.covariate_shift import Training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number
+from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.zhang2023.limit import PAPER
 from icl_lab.training.prefixes import Curriculum
@@ -20,10 +20,9 @@ WIDE_MARGIN = 2.0
 
 @claim(
     "zhang2023.fig1",
-    paper=PAPER,
     statement="Under covariate shift softmax transformers beat the linear layer by far, and least squares beats both; trained "
     "on one covariance they fail more at large inputs than trained on random ones; beyond the trained length they get worse.",
-    source="Figure 1, in miniature",
+    source=Source(PAPER, "Figure 1, in miniature"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(16, 4, "training context length"),

@@ -8,7 +8,7 @@ import numpy as np
 from icl_lab import analysis, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, choice, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.flow_paths import structured, validate_spectra
 from icl_lab.claims.settings.regression import covariance
@@ -89,10 +89,9 @@ class _Constants:
 
 @claim(
     "zhang2023.asm3.3",
-    paper=PAPER,
     statement="The start W_PV = sigma e e^T, W_KQ = sigma diag(Theta Theta^T, 0), || Theta Theta^T ||_F = 1, is balanced, and "
     "sigma stays below sqrt(2 / (||Gamma|| sqrt(d))).",
-    source="Assumption 3.3",
+    source=Source(PAPER, "Assumption 3.3"),
     parameters=START,
     validate=validate_start,
 )
@@ -116,10 +115,9 @@ def start_is_balanced(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
 
 @claim(
     "zhang2023.lem5.2",
-    paper=PAPER,
     statement="On p1 = k2 = 0 gradient flow of the whole layer is dU/dt = u Lam^2 - u^2 Gamma Lam U Lam, "
     "du/dt = tr(Lam^2 U^T - u Gamma Lam U Lam U^T), and it stays there.",
-    source="Lemma 5.2",
+    source=Source(PAPER, "Lemma 5.2"),
     parameters=SIZES
     | INPUTS
     | {
@@ -159,10 +157,9 @@ def reduced_dynamics(d, N, Lam, rotate, Om, s2, seed) -> list[Check]:
 
 @claim(
     "zhang2023.lemA.3",
-    paper=PAPER,
     statement="u^2 - ||U||_F^2 is conserved by gradient flow, and with it the balance of the start; for all entries it is "
     "||W_PV||^2 - ||W_KQ||^2.",
-    source="Lemma A.3",
+    source=Source(PAPER, "Lemma A.3"),
     parameters=START | {"scale": number(0.3, positive=True, meaning="of a Gaussian start of all entries")},
     validate=lambda scale, **start: validate_start(**start),
 )
@@ -202,9 +199,8 @@ def balance_is_conserved(d, N, Lam, rotate, sigma, theta, seed, scale) -> list[C
 
 @claim(
     "zhang2023.lemA.4-A.5",
-    paper=PAPER,
     statement="From the structured start the loss is below that of zero weights, and u(t) never falls below a positive bound.",
-    source="Lemmas A.4 and A.5",
+    source=Source(PAPER, "Lemmas A.4 and A.5"),
     parameters=START,
     validate=validate_start,
 )
@@ -232,9 +228,8 @@ def u_stays_positive(d, N, Lam, rotate, sigma, theta, seed) -> list[Check]:
 
 @claim(
     "zhang2023.lem5.4",
-    paper=PAPER,
     statement="Along the flow |grad L|^2 >= mu (L - min L), so that the gap decays at least like exp(-mu t).",
-    source="Lemma 5.4",
+    source=Source(PAPER, "Lemma 5.4"),
     parameters=START,
     validate=validate_start,
 )

@@ -8,7 +8,7 @@ import numpy as np
 from icl_lab import models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, choice, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
 from icl_lab.core import compiled
@@ -41,10 +41,9 @@ def validate_start(d, N, Lam, rotate, sigma, theta, seed) -> None:
 
 @claim(
     "zhang2023.thm4.1",
-    paper=PAPER,
     statement="From the structured start, gradient flow takes W_PV and W_KQ to limits given by Gamma^{-1}, "
     "Gamma = (1 + 1/N) Lam + tr(Lam)/N I.",
-    source="Theorem 4.1 with Assumption 3.3",
+    source=Source(PAPER, "Theorem 4.1 with Assumption 3.3"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(10, 1, "training context length"),

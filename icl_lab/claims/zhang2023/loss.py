@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import models, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer
+from icl_lab.claims.claim import Source, integer
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.flow_paths import structured
 from icl_lab.claims.settings.regression import check_spectrum, covariance
@@ -28,9 +28,8 @@ LIMIT_TOLERANCE = 1e-8
 
 @claim(
     "zhang2023.setup",
-    paper=PAPER,
     statement="The prediction is (p1, p2).(E E^T / N) [K1; k2^T] x_q, and no other entry of W_PV and W_KQ matters.",
-    source="equation (3.5) and the remark on the entries that drop out",
+    source=Source(PAPER, "equation (3.5) and the remark on the entries that drop out"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(6, 1, "context length"),
@@ -69,10 +68,9 @@ def prediction_is_bilinear(d, N, seed) -> list[Check]:
 
 @claim(
     "zhang2023.lem5.1",
-    paper=PAPER,
     statement="The prediction is a quadratic form of the weights whose matrix is indefinite, with min(d, N) + 1 negative "
     "eigenvalues.",
-    source="Lemma 5.1",
+    source=Source(PAPER, "Lemma 5.1"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(6, 1, "context length"),
@@ -107,9 +105,8 @@ def prediction_is_a_quadratic_form(d, N, seed) -> list[Check]:
 
 @claim(
     "zhang2023.lemA.1",
-    paper=PAPER,
     statement="On structured weights the half loss is tr(u^2/2 Gamma Lam U Lam U^T - u Lam^2 U^T) + tr(Lam)/2.",
-    source="Lemma A.1",
+    source=Source(PAPER, "Lemma A.1"),
     parameters=START | {"points": integer(4, 1, "random weights")},
     validate=lambda points, **start: validate_start(**start),
 )
@@ -132,10 +129,9 @@ def equivalent_objective(d, N, Lam, rotate, sigma, theta, seed, points) -> list[
 
 @claim(
     "zhang2023.corA.2",
-    paper=PAPER,
     statement="The reduced loss has the minimum -tr(Lam^2 Gamma^{-1})/2, and lies above it by "
     "||Gamma^{1/2} (u Lam^{1/2} U Lam^{1/2} - Lam Gamma^{-1})||^2 / 2.",
-    source="Corollary A.2",
+    source=Source(PAPER, "Corollary A.2"),
     parameters=START | {"points": integer(4, 1, "random weights")},
     validate=lambda points, **start: validate_start(**start),
 )
@@ -161,9 +157,8 @@ def loss_gap(d, N, Lam, rotate, sigma, theta, seed, points) -> list[Check]:
 
 @claim(
     "zhang2023.lem5.3",
-    paper=PAPER,
     statement="Every minimiser of the reduced loss has u U = Gamma^{-1}: a curve (c U, u / c).",
-    source="Lemma 5.3",
+    source=Source(PAPER, "Lemma 5.3"),
     parameters=SIZES | INPUTS | {"starts": integer(4, 1, "random starts"), "seed": integer(0, 0, "of the basis and starts")},
     validate=lambda d, Lam, **_: check_spectrum(Lam, d, "Lam"),
 )

@@ -8,7 +8,7 @@ import numpy as np
 from icl_lab import models, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, flag, integer, number, table
+from icl_lab.claims.claim import Source, choice, flag, integer, number, table
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.flow_paths import structured
 from icl_lab.claims.zhang2023.flow import gradient, random_structured
@@ -117,10 +117,9 @@ def _gradient_checks(objective, u, inner, expected) -> list[Check]:
 
 @claim(
     "zhang2023.lemC.1",
-    paper=PAPER,
     statement="With random covariances the reduced flow is dU/dt = u E[Lam^2] - u^2 E[Gamma Lam U Lam] and its trace "
     "counterpart, and p1 = k2 = 0 stays.",
-    source="Lemma C.1",
+    source=Source(PAPER, "Lemma C.1"),
     parameters=LAW | {"rotate": flag(True, "a random basis for each covariance of the support")},
     validate=validate_law,
 )
@@ -134,9 +133,8 @@ def random_dynamics(d, N, values, probabilities, seed, rotate) -> list[Check]:
 
 @claim(
     "zhang2023.corC.2",
-    paper=PAPER,
     statement="With independent random eigenvalues it is dU_ii/dt = xi_i u - gamma_i u^2 U_ii, dU_ij/dt = -zeta_ij u^2 U_ij.",
-    source="Corollary C.2",
+    source=Source(PAPER, "Corollary C.2"),
     parameters=LAW,
     validate=validate_law,
 )
@@ -158,10 +156,9 @@ def random_diagonal_dynamics(d, N, values, probabilities, seed) -> list[Check]:
 
 @claim(
     "zhang2023.lemC.4",
-    paper=PAPER,
     statement="The minimum of the loss is that of zero weights less half of sum xi_i^2/gamma_i, and the gap is a weighted "
     "square of u U - diag(xi/gamma).",
-    source="Lemma C.4",
+    source=Source(PAPER, "Lemma C.4"),
     parameters=LAW | START | {"points": integer(4, 1, "random weights")},
     validate=_validate_start,
 )
@@ -189,10 +186,9 @@ def random_minimum(d, N, values, probabilities, seed, sigma, theta, points) -> l
 
 @claim(
     "zhang2023.thm4.5",
-    paper=PAPER,
     statement="With random diagonal covariances gradient flow takes the layer to the preconditioner "
     "R = E[Gamma Lam^2]^{-1} E[Lam^2], balanced between W_PV and W_KQ.",
-    source="Theorem 4.5",
+    source=Source(PAPER, "Theorem 4.5"),
     parameters=LAW | START,
     validate=_validate_start,
 )
@@ -223,10 +219,9 @@ def random_limits(d, N, values, probabilities, seed, sigma, theta) -> list[Check
 
 @claim(
     "zhang2023.lemC.5-C.8",
-    paper=PAPER,
     statement="With random covariances the flow stays balanced, u stays above a positive bound, and the loss obeys a PL "
     "inequality.",
-    source="Lemmas C.5 to C.8",
+    source=Source(PAPER, "Lemmas C.5 to C.8"),
     parameters=LAW | START,
     validate=_validate_start,
 )

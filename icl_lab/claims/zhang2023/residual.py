@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number, spectrum, table
+from icl_lab.claims.claim import Source, integer, number, spectrum, table
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.flow_paths import structured
 from icl_lab.claims.settings.regression import check_spectrum, covariance
@@ -62,10 +62,9 @@ def _simulated_risk(weights, task: LinearRegression, key, samples: int) -> tuple
 
 @claim(
     "zhang2023.residual",
-    paper=PAPER,
     statement="Trained on exponential covariances the layer becomes N/(3N+d+5) I, and its error per coordinate tends to "
     "c (2c^2/3 - 4c/3 + 1) instead of 0.",
-    source="discussion of Theorem 4.5 and Figure 1",
+    source=Source(PAPER, "discussion of Theorem 4.5 and Figure 1"),
     parameters={
         "d": integer(4, 1, "input dimension"),
         "N": integer(10, 1, "training context length"),
@@ -137,10 +136,11 @@ def _validate_rotated(d, Om, **law) -> None:
 
 @claim(
     "lab.rotated-covariance",
-    paper="icl_lab, extending arXiv 2306.09927 Theorem 4.5",
     statement="With Haar-random eigenvectors the best preconditioner is a multiple beta of the identity; for any law of "
     "covariances it solves E[C_N (x) Lam] vec B = vec E[Lam Om Lam].",
-    source="second moments, averaged over the covariance",
+    source=Source(
+        "icl_lab, extending arXiv 2306.09927 Theorem 4.5", "second moments, averaged over the covariance", "extended"
+    ),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(6, 1, "training context length"),

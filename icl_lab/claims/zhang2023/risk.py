@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import estimators, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, flag, integer, number, spectrum, vector
+from icl_lab.claims.claim import Source, choice, flag, integer, number, spectrum, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
 from icl_lab.claims.simulation import mean_with_error, simulate
@@ -97,10 +97,9 @@ def risk_on(weights: LSAWeights, matrix: Array, length: int, tasks=None, noise_v
 
 @claim(
     "zhang2023.thm4.2",
-    paper=PAPER,
     statement="On prompts of any law of labels the trained layer's error is that of the best linear predictor, plus "
     "tr(Cov(xy) Gamma^{-2} Lam)/M, plus a term of order 1/N^2.",
-    source="Theorem 4.2",
+    source=Source(PAPER, "Theorem 4.2"),
     parameters=TRAINING
     | TEST_LENGTH
     | FIXED_TASK
@@ -154,10 +153,9 @@ def error_on_any_labels(d, N, Lam, rotate, seed, M, w, label, s2, samples) -> li
 
 @claim(
     "zhang2023.thm4.2-linear",
-    paper=PAPER,
     statement="On linear tasks w ~ N(0, I) the error after M examples is (tr(Lam) t2 + t3)/M + "
     "(t3 + 2 tr(Lam) t2 + tr(Lam)^2 t1)/N^2, t_k = tr(Gamma^{-2} Lam^k).",
-    source="Theorem 4.2, averaged over the task vector",
+    source=Source(PAPER, "Theorem 4.2, averaged over the task vector", "extended"),
     parameters=TRAINING | TEST_LENGTH,
     validate=validate,
 )
@@ -189,10 +187,9 @@ def risk_at_other_lengths(d, N, Lam, rotate, seed, M) -> list[Check]:
 
 @claim(
     "zhang2023.cor4.3",
-    paper=PAPER,
     statement="(d + 1) tr(Lam) / eps test examples bring the risk below eps + (1 + 2d + d^2 kappa) tr(Lam) / N^2, of "
     "which the second term stays.",
-    source="Corollary 4.3",
+    source=Source(PAPER, "Corollary 4.3"),
     parameters=TRAINING | {"eps": number(0.004, positive=True, meaning="accuracy")},
     validate=validate,
 )
@@ -219,10 +216,9 @@ def sample_size(d, N, Lam, rotate, seed, eps) -> list[Check]:
 
 @claim(
     "zhang2023.asymptotics",
-    paper=PAPER,
     statement="After training on infinite contexts the risk is (d+1) tr(Lam)/M for every Lam; after infinite test contexts it "
     "falls like 1/N^2.",
-    source="discussion of Theorem 4.2",
+    source=Source(PAPER, "discussion of Theorem 4.2"),
     parameters=TRAINING
     | TEST_LENGTH
     | {
@@ -276,10 +272,9 @@ def _validate_ols(d, M, **others) -> None:
 
 @claim(
     "zhang2023.vs-ols",
-    paper=PAPER,
     statement="Without noise least squares is exact from M = d on, and the layer keeps a floor; with noise it can win "
     "at short contexts, and loses at long ones.",
-    source="comparison after Theorem 4.2",
+    source=Source(PAPER, "comparison after Theorem 4.2", "extended"),
     parameters=TRAINING
     | TEST_LENGTH
     | {

@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number, spectrum, table
+from icl_lab.claims.claim import Source, integer, number, spectrum, table
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import covariance
 from icl_lab.claims.simulation import mean_with_error, simulate
@@ -82,10 +82,9 @@ def _simulated(weights: LSAWeights, task: LinearRegression, key, samples: int, q
 
 @claim(
     "zhang2023.shift-task",
-    paper=PAPER,
     statement="The error on any fixed task vector is an exact quadratic form of it, and one closed form holds for all task "
     "covariances and noises.",
-    source="section 4.2, task shift",
+    source=Source(PAPER, "section 4.2, task shift"),
     parameters=TRAINING
     | TEST_LENGTH
     | FIXED_TASK
@@ -122,10 +121,9 @@ def task_shift(d, N, Lam, rotate, seed, M, w, Om, s2, samples) -> list[Check]:
 
 @claim(
     "zhang2023.shift-query",
-    paper=PAPER,
     statement="Queries independent of the context enter the error by their second moment only, and the error vanishes as both "
     "lengths grow; the answer is 0 exactly for queries Gamma n, n orthogonal to the context.",
-    source="section 4.2, query shift",
+    source=Source(PAPER, "section 4.2, query shift", "corrected"),
     parameters=TRAINING | TEST_LENGTH | FIXED_TASK | _QUERY | _SAMPLES,
     validate=_validate_query,
 )
@@ -183,10 +181,9 @@ def _answers(weights: LSAWeights, inputs: np.ndarray, labels: np.ndarray, querie
 
 @claim(
     "zhang2023.shift-covariate",
-    paper=PAPER,
     statement="A layer trained at Lam is wrong on inputs of another covariance: inputs times c give an error that tends to "
     "c^2 (c^2 - 1)^2 w^T Lam w after infinite contexts.",
-    source="section 4.2, covariate shift",
+    source=Source(PAPER, "section 4.2, covariate shift"),
     parameters=TRAINING
     | TEST_LENGTH
     | FIXED_TASK

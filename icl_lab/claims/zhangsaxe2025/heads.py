@@ -10,7 +10,7 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import flag, integer, number, spectrum
+from icl_lab.claims.claim import Source, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.flow_paths import Integrator, Reparametrised, exact
 from icl_lab.claims.settings.regression import check_spectrum, covariance
@@ -41,10 +41,9 @@ def _validate_merged(d, Lam, **_) -> None:
 
 @claim(
     "zhangsaxe2025.merged",
-    paper=PAPER,
     statement="Several merged heads rest at zero and where sum u_h U_h = Gamma^{-1}, end at the latter, and conserve "
     "u_a u_b - <U_a, U_b> for any two of them.",
-    source="fixed points and conservation law of the merged parametrisation",
+    source=Source(PAPER, "fixed points and conservation law of the merged parametrisation"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(10, 1, "context length"),
@@ -114,10 +113,9 @@ def _validate_separate(d, H, Lam, v0, N, **_) -> None:
 
 @claim(
     "zhangsaxe2025.separate",
-    paper=PAPER,
     statement="Rank-one heads with separate key and query have 2^d fixed points and learn the eigenvectors one after another, "
     "resting at predicted losses in between.",
-    source="dynamics, fixed points, plateaus and time course of the separate parametrisation",
+    source=Source(PAPER, "dynamics, fixed points, plateaus and time course of the separate parametrisation"),
     parameters={
         "d": integer(3, 1, "input dimension"),
         "N": integer(31, 1, "context length"),

@@ -11,7 +11,7 @@ import numpy as np
 from icl_lab import estimators, objectives, theory
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer
+from icl_lab.claims.claim import Source, choice, integer
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import simulate
 from icl_lab.claims.zheng2024.flow import (
@@ -71,10 +71,9 @@ def risk_at(d: int, t: int, law: str, scale: float) -> Callable[[PairedWeights],
 
 @claim(
     "zheng2024.mesa-gd",
-    paper=PAPER,
     statement="The trained layer predicts W x_t with W one gradient step from zero, of size ab/(t-1), on half the sum of "
     "squares of the sequence seen so far.",
-    source="corollary of Theorem 4.1",
+    source=Source(PAPER, "corollary of Theorem 4.1"),
     parameters={
         "d": integer(3, 1, "dimension of the states"),
         "T": integer(12, 3, "length of the training sequences"),
@@ -122,9 +121,8 @@ def _parts(values: Array) -> np.ndarray:
 
 @claim(
     "zheng2024.test-error",
-    paper=PAPER,
     statement="At any product s = ab the squared error at position t is d [m2 - 2 s kappa1 + s^2 (kappa2 + kappa3/(t-1))].",
-    source="icl_lab",
+    source=Source(PAPER, "icl_lab", "extended"),
     parameters=LARGE
     | {
         "t": integer(30, 2, "position at which x_{t+1} is predicted"),
@@ -183,10 +181,9 @@ def _long_limits(d: int, t: int, law: str, scale: float) -> tuple[float, float]:
 
 @claim(
     "zheng2024.prop4.1",
-    paper=PAPER,
     statement="Gaussian x_1 are not recovered: the mean of yhat/x is s* sigma^2 at every length, 1/5 for long training, where "
     "the relative error tends to 2/5; for complex Gaussian x_1 both are 1/3.",
-    source="Proposition 4.1; finite lengths and complex x_1: icl_lab",
+    source=Source(PAPER, "Proposition 4.1; finite lengths and complex x_1: icl_lab"),
     parameters=LARGE | {"law": choice("gaussian", ("gaussian", "complex_gaussian"), "of x_1"), "sigma": SCALE["sigma"]} | TEST,
 )
 def gaussian_is_not_recovered(d, T, law, sigma, t, samples, seed) -> list[Check]:
@@ -215,10 +212,9 @@ def gaussian_is_not_recovered(d, T, law, sigma, t, samples, seed) -> list[Check]
 
 @claim(
     "zheng2024.thm4.2",
-    paper=PAPER,
     statement="In the limit of long training and test sequences exactly the laws with x_{1,j}^2 in {0, kappa2/kappa1} are "
     "recovered; the sparse law also at every finite length.",
-    source="Theorem 4.2; the relative error and finite lengths: icl_lab",
+    source=Source(PAPER, "Theorem 4.2; the relative error and finite lengths: icl_lab"),
     parameters=LARGE | {"law": choice("sparse", SYMMETRIC_LAWS, "of x_1")} | SCALE | TEST,
     validate=validate,
     extra_settings=({"law": "rademacher"},),

@@ -10,7 +10,7 @@ import numpy as np
 from icl_lab import models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, choice, integer, number, vector
+from icl_lab.claims.claim import Parameter, Source, choice, integer, number, vector
 from icl_lab.claims.registry import claim
 from icl_lab.core import prng
 from icl_lab.models import LSAWeights, PairedWeights
@@ -133,10 +133,9 @@ def blocks(weights: LSAWeights | PairedWeights) -> tuple[np.ndarray, np.ndarray,
 
 @claim(
     "zheng2024.ode",
-    paper=PAPER,
     statement="From K = a0 I, P = b0 I the flow of all entries is da/dt = -b g, db/dt = -a g, which conserves a^2 - b^2 and "
     "separates in ab.",
-    source="proof of Theorem 4.1; the time course and the final rate: icl_lab",
+    source=Source(PAPER, "proof of Theorem 4.1; the time course and the final rate: icl_lab"),
     parameters=SIZES
     | LAW
     | SCALE
@@ -179,10 +178,9 @@ def reduced_dynamics(d, T, law, sigma, c, a0, b0, t) -> list[Check]:
 
 @claim(
     "zheng2024.thm4.1",
-    paper=PAPER,
     statement="Under Assumption 4.1 gradient flow of all entries from K = a0 I, P = b0 I converges to K = a I, P = b I with "
     "ab = kappa1 / (kappa2 + kappa3 h_T), all other blocks zero.",
-    source="Theorem 4.1; the factors and a0 + b0 != 0 in place of a0, b0 > 0: icl_lab",
+    source=Source(PAPER, "Theorem 4.1; the factors and a0 + b0 != 0 in place of a0, b0 > 0: icl_lab"),
     parameters=SIZES | LAW | SCALE | START,
     validate=validate,
     extra_settings=({"d": 5, "T": 100}, {"law": "sparse", "c": 1.3}),
@@ -218,10 +216,9 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
 
 @claim(
     "zheng2024.random-init",
-    paper=PAPER,
     statement="From complex Gaussian starts the flow for Gaussian x_1 ends in the global minimum, P K = s* I with P and K "
     "diagonal of equal moduli.",
-    source="experiment in Section 5; the exact statement: icl_lab",
+    source=Source(PAPER, "experiment in Section 5; the exact statement: icl_lab", "extended"),
     parameters={
         "d": integer(5, 1, "dimension of the states"),
         "T": integer(100, 3, "length of the training sequences"),

@@ -13,7 +13,7 @@ import numpy as np
 from icl_lab import objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer, number
+from icl_lab.claims.claim import Source, choice, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.zheng2024.flow import (
     DEAD_TOLERANCE,
@@ -104,10 +104,9 @@ def brute_force(name: str, measured: float, weights: LSAWeights, law: str, T: in
 
 @claim(
     "zheng2024.loss-diag",
-    paper=PAPER,
     statement="At K = diag(a_j), P = diag(b_j) the loss of any start law is a closed form in its even moments; at a I, b I it "
     "is (d/2)(T-2)(m2 - 2 s kappa1 + s^2 kbar), s = ab.",
-    source="icl_lab; the loss of arXiv 2405.16845, Section 3",
+    source=Source(PAPER, "icl_lab; the loss of arXiv 2405.16845, Section 3", "extended"),
     parameters=SIZES | {"law": choice("gaussian", LAWS, "of x_1")} | SCALE | WEIGHTS | SEED,
     extra_settings=({"law": "constant"},),
 )
@@ -134,10 +133,9 @@ def loss_at_diagonal_weights(d, T, law, sigma, c, a, b, seed) -> list[Check]:
 
 @claim(
     "zheng2024.cubature",
-    paper=PAPER,
     statement="The loss of all blocks is an exact average over finitely many sequences: equally spaced phases, four nodes for "
     "a Gaussian coordinate; more of them change nothing.",
-    source="icl_lab",
+    source=Source(PAPER, "icl_lab", "extended"),
     parameters=SIZES | {"law": choice("gaussian", LAWS, "of x_1")} | SCALE | SAMPLES | SEED,
 )
 def finite_average(d, T, law, sigma, c, samples, seed) -> list[Check]:
@@ -175,10 +173,9 @@ def _squared_errors(weights: LSAWeights, states: Array) -> Array:
 
 @claim(
     "zheng2024.pattern-gram",
-    paper=PAPER,
     statement="For arbitrary complex P and K the loss is a quadratic form in P x K whose Gram counts index patterns with "
     "cancelling phases, times moments of x_1.",
-    source="icl_lab",
+    source=Source(PAPER, "icl_lab", "extended"),
     parameters=SIZES | law_parameter(LAWS) | SCALE | SAMPLES | SEED,
 )
 def gram_of_the_live_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
@@ -193,9 +190,8 @@ def gram_of_the_live_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
 
 @claim(
     "zheng2024.full-gram",
-    paper=PAPER,
     statement="The same holds with all blocks: (2d)^3 features, whose Gram contains that of the live blocks.",
-    source="icl_lab",
+    source=Source(PAPER, "icl_lab", "extended"),
     parameters=SIZES | law_parameter(LAWS) | SCALE | SAMPLES | SEED,
 )
 def gram_of_all_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
@@ -214,10 +210,9 @@ def gram_of_all_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
 
 @claim(
     "zheng2024.dead-blocks",
-    paper=PAPER,
     statement="For every law of a real x_1 no block but P and K has a gradient when only these are non-zero, and at real P and "
     "K theirs is real: the features of the blocks carry different powers of a common phase of W.",
-    source="icl_lab, extending the proof of Theorem 4.1",
+    source=Source(PAPER, "icl_lab, extending the proof of Theorem 4.1", "extended"),
     parameters=SIZES | law_parameter(REAL_LAWS) | SCALE | SEED,
 )
 def blocks_that_never_move(d, T, law, sigma, c, seed) -> list[Check]:
@@ -269,10 +264,9 @@ def _validate_pairs(d, **_) -> None:
 
 @claim(
     "zheng2024.offdiag",
-    paper=PAPER,
     statement="At a I, b I the off-diagonal gradient of P and K vanishes under Assumption 4.1; for other laws it is a closed "
     "form in odd moments, and a mean of zero is not enough.",
-    source="proof of Theorem 4.1 for sufficiency; the closed form: icl_lab",
+    source=Source(PAPER, "proof of Theorem 4.1 for sufficiency; the closed form: icl_lab"),
     parameters=SIZES | law_parameter(LAWS) | SCALE | WEIGHTS,
     validate=_validate_pairs,
 )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from icl_lab import theory
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer
+from icl_lab.claims.claim import Source, choice, integer
 from icl_lab.claims.registry import claim
 from icl_lab.claims.zheng2024.flow import (
     LIMIT_TOLERANCE,
@@ -50,10 +50,9 @@ class DiagonalWeights(eqx.Module):
 
 @claim(
     "zheng2024.masked",
-    paper=PAPER,
     statement="If only the diagonals of P and K are trained, the limit is that of Theorem 4.1 for every start law, whether "
     "Assumption 4.1 holds or not.",
-    source="Section 4.3, with the diagonal mask",
+    source=Source(PAPER, "Section 4.3, with the diagonal mask"),
     parameters=LARGE | {"law": choice("constant", LAWS, "of x_1")} | SCALE | START,
     validate=validate_start,
 )
@@ -86,10 +85,9 @@ def diagonal_mask(d, T, law, sigma, c, a0, b0) -> list[Check]:
 
 @claim(
     "zheng2024.full-ones",
-    paper=PAPER,
     statement="For all-ones x_1 without the mask the flow from K = a0 I, P = b0 I ends at K = a' J + (a - a') I and "
     "P = b' J + (b - b') I, a', b' != 0: a two-sided preconditioned gradient step, better than the masked one.",
-    source="Section 4.3, that the layer is not plain gradient descent; the solution: icl_lab",
+    source=Source(PAPER, "Section 4.3, that the layer is not plain gradient descent; the solution: icl_lab", "extended"),
     parameters=LARGE | {"d": integer(5, 2, "dimension of the states")} | SCALE | START,
     validate=validate_start,
 )

@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer
+from icl_lab.claims.claim import Source, choice, integer
 from icl_lab.claims.registry import claim
 from icl_lab.claims.zheng2024.flow import INITS, MODEL, PAPER, task_of
 from icl_lab.core import compiled
@@ -33,10 +33,9 @@ LONGEST_DESCENT = max(steps for _, steps in SIMULATIONS.values())
 
 @claim(
     "zheng2024.sims",
-    paper=PAPER,
     statement="Plain gradient descent on the exact loss follows a map of (a, b), for all-ones starts of (a, a', b, b'), which "
     "gives every curve of the experiments; their reference lines are its limits for infinite T.",
-    source="Section 5, experiments; the map: icl_lab",
+    source=Source(PAPER, "Section 5, experiments; the map: icl_lab"),
     parameters={
         "d": integer(5, 2, "dimension of the states"),
         "T": integer(100, 3, "length of the training sequences, x_1 .. x_T"),

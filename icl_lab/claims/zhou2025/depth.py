@@ -13,7 +13,7 @@ import optax
 from icl_lab import analysis, models, objectives, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number, vector
+from icl_lab.claims.claim import Source, integer, number, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.zhou2025.rollout import LSA, PAPER, validate
@@ -72,10 +72,9 @@ def _risk_gradient(weights, prompts):
 
 @claim(
     "zhou2025.monotone",
-    paper=PAPER,
     statement="More layers never hurt, since a layer with P = 0 changes no prediction, and no number of layers gets below "
     "sigma^2: the risk is sigma^2 plus the mean squared distance to w.h.",
-    source="monotone improvement with depth, and the bound for AR(p)",
+    source=Source(PAPER, "monotone improvement with depth, and the bound for AR(p)"),
     parameters=SERIES
     | {
         "N": integer(20, 1, "windows of the context"),
@@ -118,10 +117,9 @@ def _validate_signal(rho, **_) -> None:
 
 @claim(
     "zhou2025.trained-depth",
-    paper=PAPER,
     statement="Two or more layers trained from random weights get below the best single layer, 2V/(N+4), and closer to the "
     "two-layer construction by hand, 12 V/N^2, than to that.",
-    source="depth experiments; the two orders are icl_lab's",
+    source=Source(PAPER, "depth experiments; the two orders are icl_lab's", "extended"),
     parameters={
         "rho": SERIES["rho"],
         "N": integer(20, 2, "windows of the context"),
@@ -153,10 +151,9 @@ def trained_layers_beat_one(rho, N, L, steps, batch, samples, seed) -> list[Chec
 
 @claim(
     "zhou2025.depth2",
-    paper="icl_lab, extending arXiv 2510.09776",
     statement="Two layers reach a gap of 12 V / N^2 (1 + O(1/N)), where one layer has 2 V / N: they predict "
     "w.h [1 - (1 - s)(1 - s')] with two estimates of 1.",
-    source="icl_lab",
+    source=Source("icl_lab, extending arXiv 2510.09776", "icl_lab", "extended"),
     parameters=SERIES
     | {
         "N": integer(640, 2, "windows of the context; the limit is measured where its correction is at most 0.75"),
@@ -207,10 +204,9 @@ def _validate_query(rho, q, **_) -> None:
 
 @claim(
     "zhou2025.softmax-limit",
-    paper="icl_lab, extending arXiv 2510.09776",
     statement="In an infinite context a softmax head is linear in its query: sum_i softmax_i(h_i.q) h_i tends to Gam_{p+1} q, "
     "so it too reaches the best linear predictor.",
-    source="mean of a tilted Gaussian",
+    source=Source("icl_lab, extending arXiv 2510.09776", "mean of a tilted Gaussian", "extended"),
     parameters=SERIES
     | {
         "q": vector(None, "the query, p + 1 entries; null: 0.3, -0.2, 0.5 in turn, over sigma^2"),
@@ -258,10 +254,9 @@ def _validate_scale(rho, C, **_) -> None:
 
 @claim(
     "zhou2025.softmax-var",
-    paper="icl_lab, extending arXiv 2510.09776",
     statement="The softmax head pi = C r, q = r (w.h)/(sigma^2 C) has a gap of sigma^2 [C^2 (1 - 2v/C^2)^{-1/2} + "
     "v (1 - 2v/C^2)^{-3/2}] / N in long contexts, v = V/sigma^2, more than the 2 V / N of linear attention.",
-    source="icl_lab",
+    source=Source("icl_lab, extending arXiv 2510.09776", "icl_lab", "extended"),
     parameters=SERIES
     | {
         "rho": vector((0.3,), "coefficients of the series, nearest lag first"),

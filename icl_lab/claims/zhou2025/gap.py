@@ -11,7 +11,7 @@ import numpy as np
 from icl_lab import objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, vector
+from icl_lab.claims.claim import Source, integer, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.series import (
     LSA,
@@ -49,10 +49,9 @@ CHUNK = 10_000
 
 @claim(
     "zhou2025.features",
-    paper=PAPER,
     statement="One layer is linear in the p (p+1) (p+2) / 2 features Ghat_jk h_l, with coefficients pi_j Q_kl + pi_k Q_jl, and "
     "no other weights matter.",
-    source="expansion of one layer on the Hankel matrix",
+    source=Source(PAPER, "expansion of one layer on the Hankel matrix"),
     parameters={
         "p": integer(2, 1, "lags in a window"),
         "N": integer(12, 1, "windows in the context"),
@@ -85,9 +84,8 @@ def prediction_is_linear_in_features(p, N, prompts, seed) -> list[Check]:
 
 @claim(
     "zhou2025.isserlis",
-    paper=PAPER,
     statement="The population loss is v - 2 c.theta + theta^T M theta at finite length, with M and c by Isserlis' theorem.",
-    source="Isserlis' theorem on the cubic features",
+    source=Source(PAPER, "Isserlis' theorem on the cubic features", "extended"),
     parameters=SERIES
     | {
         "n": integer(8, 2, "values in the context, n = N + p"),
@@ -185,10 +183,9 @@ def unexplained_window(objective: objectives.MomentLoss, gamma: np.ndarray) -> t
 
 @claim(
     "zhou2025.gap",
-    paper=PAPER,
     statement="Even with free coefficients of the features the excess is w^T Delta_n w, where Delta_n, a Schur complement, is "
     "positive definite at every length.",
-    source="the lifted problem and its Schur complement",
+    source=Source(PAPER, "the lifted problem and its Schur complement"),
     parameters=SERIES | {"N": integer(20, 1, "windows in the context")},
     validate=validate_coefficients,
 )
@@ -211,10 +208,11 @@ def gap_of_free_coefficients(rho, sigma, N) -> list[Check]:
 
 @claim(
     "zhou2025.gap-rate",
-    paper=PAPER,
     statement="N w^T Delta_n w / V tends to 1/u for every Gaussian stationary series, u = g^T Sig^{-1} g with Bartlett's Sig, "
     "and 1/u is 2 for AR(p) data and more for others.",
-    source="the smallest variance of an estimate of the number 1 that is linear in the sample autocovariances",
+    source=Source(
+        PAPER, "the smallest variance of an estimate of the number 1 that is linear in the sample autocovariances", "extended"
+    ),
     parameters=MIXED_SERIES
     | {
         "rho": vector((0.5,), "autoregressive coefficients, nearest lag first; null: none"),

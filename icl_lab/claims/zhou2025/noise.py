@@ -11,7 +11,7 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import choice, integer, vector
+from icl_lab.claims.claim import Source, choice, integer, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.series import LAB, LSA, PAPER, SERIES, series_prompt, validate_coefficients
 from icl_lab.claims.simulation import mean_with_error, simulate
@@ -58,9 +58,8 @@ def answers_and_forecasts(rho, sigma: float, law: str, N: int, key: Key, samples
 
 @claim(
     "zhou2025.kurtosis",
-    paper=PAPER,
     statement="With innovations of excess kurtosis k4 the gap is (2 + k4) V / N to leading order.",
-    source="cumulant term k4 g g^T of the covariance of sample autocovariances",
+    source=Source(PAPER, "cumulant term k4 g g^T of the covariance of sample autocovariances", "extended"),
     parameters=SERIES
     | {
         "rho": vector((0.6,), SERIES["rho"].meaning),
@@ -93,10 +92,9 @@ def gap_grows_with_kurtosis(rho, sigma, N, law, samples, seed) -> list[Check]:
 
 @claim(
     "zhou2025.no-gap-rademacher",
-    paper=LAB,
     statement="On AR(p) series with innovations +-sigma the weights pi = r / sigma^2, Q = r w^T predict w.h exactly at any "
     "length: that the gap is strict is a property of the noise law.",
-    source="the mean squared innovation is sigma^2",
+    source=Source(LAB, "the mean squared innovation is sigma^2", "extended"),
     parameters=SERIES
     | {
         "rho": vector((0.6,), SERIES["rho"].meaning),

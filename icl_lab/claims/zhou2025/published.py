@@ -9,7 +9,7 @@ import optax
 from icl_lab import objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number
+from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.zhou2025.rollout import LSA, PAPER
 from icl_lab.core import prng
@@ -42,10 +42,9 @@ SCALED_SHARE = 0.003 / 0.0169
 
 @claim(
     "zhou2025.predicted-gap",
-    paper=PAPER,
     statement="The published context scaling is predicted by (test error - sigma^2)/sigma^2 = 2 V/((N+4) sigma^2), and its "
     "average over seeds by the one or two draws near a unit root.",
-    source="experiments of the public code; the prediction is icl_lab's",
+    source=Source(PAPER, "experiments of the public code; the prediction is icl_lab's", "extended"),
     parameters={
         "p": integer(3, 1, "order of the series"),
         "seed": integer(FIRST_LISTED_SEED, 0, "first seed of the public code"),
@@ -86,10 +85,9 @@ def _validate_published(sigma, **_) -> None:
 
 @claim(
     "zhou2025.undertrained",
-    paper=PAPER,
     statement="At the published settings (sigma = 0.05, Adam 1e-3, 100 epochs) training stops far from the optimum, and on the "
     "same series divided by sigma it ends within 0.003 sigma^2 of the closed-form layer.",
-    source="experiments of the public code; the diagnosis is icl_lab's",
+    source=Source(PAPER, "experiments of the public code; the diagnosis is icl_lab's", "extended"),
     parameters={
         "p": integer(3, 1, "order of the series"),
         "seed": integer(100, 0, "of the public code's data, and of weights and shuffles"),

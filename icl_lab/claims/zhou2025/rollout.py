@@ -12,7 +12,7 @@ import scipy.linalg
 from icl_lab import analysis, models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, number, vector
+from icl_lab.claims.claim import Source, integer, number, vector
 from icl_lab.claims.registry import claim
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import InvalidValueError
@@ -84,10 +84,9 @@ class _LinearRollout:
 
 @claim(
     "zhou2025.cot-bayes",
-    paper=PAPER,
     statement="The rollout of the best p-lag predictor shrinks to zero: E xhat_k^2 = gamma_0 - sigma^2 sum_{j<k} psi_j^2, with "
     "errors sigma^2 sum_{j<k} psi_j^2 that grow to gamma_0.",
-    source="rollouts; conditional expectations k steps ahead",
+    source=Source(PAPER, "rollouts; conditional expectations k steps ahead"),
     parameters=COEFFICIENTS | {"K": integer(12, 1, "number of steps")} | SAMPLING,
     validate=validate,
 )
@@ -111,10 +110,9 @@ def rollout_of_the_best_predictor(rho, sigma, K, samples, seed) -> list[Check]:
 
 @claim(
     "zhou2025.cot-plugin",
-    paper=PAPER,
     statement="A rollout with other coefficients than the true ones has errors gamma_0 + a^T Gam a - 2 a^T Gam b, a and b the "
     "first rows of the k-th powers of the two companion matrices; never less than the best.",
-    source="icl_lab",
+    source=Source(PAPER, "icl_lab", "extended"),
     parameters=COEFFICIENTS
     | {
         "factor": number(0.9, meaning="coefficients of the rollout over the true ones"),
@@ -137,10 +135,9 @@ def rollout_of_other_coefficients(rho, sigma, factor, k, samples, seed) -> list[
 
 @claim(
     "zhou2025.cot-lsa",
-    paper=PAPER,
     statement="The rollout of the trained layer obeys y_k = alpha S_{k-1}/(N+k-1) w.h_k, "
     "S_k = S_{k-1} + (y_k - w.h_k)^2/sigma^2, and collapses faster than that of the best predictor.",
-    source="rollouts; the recursion is icl_lab's",
+    source=Source(PAPER, "rollouts; the recursion is icl_lab's", "extended"),
     parameters=COEFFICIENTS
     | {
         "rho": vector((0.5,), "coefficients of the series, nearest lag first"),

@@ -9,7 +9,7 @@ import numpy as np
 from icl_lab import estimators, objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import integer, vector
+from icl_lab.claims.claim import Source, integer, vector
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.series import (
     LAB,
@@ -51,10 +51,9 @@ def ar_minimum(rho, sigma: float, N: int) -> theory.isserlis.BestLayer:
 
 @claim(
     "zhou2025.no-gain",
-    paper=PAPER,
     statement="On AR(p) series no layer has a risk below sigma^2, that of linear regression on p lags; on other series the "
     "trained layer can be better than any regression on its window.",
-    source="the bound by linear regression, and where it ends",
+    source=Source(PAPER, "the bound by linear regression, and where it ends"),
     parameters=MIXED_SERIES
     | {
         "theta": vector((0.0, 0.9), "moving-average coefficients, nearest lag first; null: none"),
@@ -128,10 +127,9 @@ def _validate_closed_form(rho, N, **_) -> None:
 
 @claim(
     "zhou2025.trained-weights",
-    paper=PAPER,
     statement="The best of several gradient flows ends at pi = N/(N+4) r / sigma^2, Q = r w^T, with excess 2V/(N+4); others "
     "end at the time-reversed filter, with 2V/(N+2), or at further stationary points.",
-    source="exact population loss",
+    source=Source(PAPER, "exact population loss", "extended"),
     parameters=SERIES | {"rho": vector((0.5,), SERIES["rho"].meaning), "N": integer(20, 2, "windows in the context")} | STARTS,
     extra_settings=({"rho": [0.5, -0.3]},),
     validate=_validate_closed_form,
@@ -208,9 +206,8 @@ def _validate_lengths(rho, N, **_) -> None:
 
 @claim(
     "zhou2025.consistency",
-    paper=PAPER,
     statement="The risk of the trained layer tends to sigma^2 at the rate 1/n, from above.",
-    source="excess 2V/(N+4) of the trained layer",
+    source=Source(PAPER, "excess 2V/(N+4) of the trained layer"),
     parameters=SERIES
     | {"rho": vector((0.5,), SERIES["rho"].meaning), "N": integer(20, 2, "the shortest context; then 2N, 4N and 8N")}
     | STARTS
@@ -257,10 +254,9 @@ def _validate_crossover(rho, sigma, N, **_) -> None:
 
 @claim(
     "zhou2025.ols-crossover",
-    paper=LAB,
     statement="A trained layer, with the coefficients in its weights, loses to in-context least squares, which has to estimate "
     "them, as soon as 2V > p sigma^2.",
-    source="leading terms of the two excesses, 2V/N and p sigma^2/N",
+    source=Source(LAB, "leading terms of the two excesses, 2V/N and p sigma^2/N", "extended"),
     parameters=SERIES
     | {"rho": vector((0.9,), SERIES["rho"].meaning), "N": integer(100, 20, "windows in the context")}
     | STARTS
