@@ -73,7 +73,9 @@ def risk_at(d: int, t: int, law: str, scale: float) -> Callable[[PairedWeights],
     "zheng2024.mesa-gd",
     statement="The trained layer predicts W x_t with W one gradient step from zero, of size ab/(t-1), on half the sum of "
     "squares of the sequence seen so far.",
-    source=Source(PAPER, "corollary of Theorem 4.1"),
+    source=Source(
+        PAPER, "the consequence of Theorem 4.1 that the trained layer takes one step of gradient descent in its context"
+    ),
     parameters={
         "d": integer(3, 1, "dimension of the states"),
         "T": integer(12, 3, "length of the training sequences"),
@@ -212,8 +214,8 @@ def gaussian_is_not_recovered(d, T, law, sigma, t, samples, seed) -> list[Check]
 
 @claim(
     "zheng2024.thm4.2",
-    statement="In the limit of long training and test sequences exactly the laws with x_{1,j}^2 in {0, kappa2/kappa1} are "
-    "recovered; the sparse law also at every finite length.",
+    statement="In the limit of long training and test sequences the laws with x_{1,j}^2 in {0, kappa2/kappa1} are recovered, and "
+    "the other laws tried here are not; the sparse law is at every finite length.",
     source=Source(PAPER, "Theorem 4.2; the relative error and finite lengths: icl_lab"),
     parameters=LARGE | {"law": choice("sparse", SYMMETRIC_LAWS, "of x_1")} | SCALE | TEST,
     validate=validate,

@@ -216,8 +216,8 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
 
 @claim(
     "zheng2024.random-init",
-    statement="From complex Gaussian starts the flow for Gaussian x_1 ends in the global minimum, P K = s* I with P and K "
-    "diagonal of equal moduli.",
+    statement="From complex Gaussian starts of P and K, all other blocks zero, the flow for Gaussian x_1 ends in the global "
+    "minimum, P K = s* I with P and K diagonal of equal moduli.",
     source=Source(PAPER, "experiment in Section 5; the exact statement: icl_lab", "extended"),
     parameters={
         "d": integer(5, 1, "dimension of the states"),

@@ -52,7 +52,7 @@ class DiagonalWeights(eqx.Module):
     "zheng2024.masked",
     statement="If only the diagonals of P and K are trained, the limit is that of Theorem 4.1 for every start law, whether "
     "Assumption 4.1 holds or not.",
-    source=Source(PAPER, "Section 4.3, with the diagonal mask"),
+    source=Source(PAPER, "the training with masked off-diagonal gradients beyond Assumption 4.1"),
     parameters=LARGE | {"law": choice("constant", LAWS, "of x_1")} | SCALE | START,
     validate=validate_start,
 )
@@ -87,7 +87,11 @@ def diagonal_mask(d, T, law, sigma, c, a0, b0) -> list[Check]:
     "zheng2024.full-ones",
     statement="For all-ones x_1 without the mask the flow from K = a0 I, P = b0 I ends at K = a' J + (a - a') I and "
     "P = b' J + (b - b') I, a', b' != 0: a two-sided preconditioned gradient step, better than the masked one.",
-    source=Source(PAPER, "Section 4.3, that the layer is not plain gradient descent; the solution: icl_lab", "extended"),
+    source=Source(
+        PAPER,
+        "the result that without Assumption 4.1 the layer does not take plain gradient steps; the solution: icl_lab",
+        "extended",
+    ),
     parameters=LARGE | {"d": integer(5, 2, "dimension of the states")} | SCALE | START,
     validate=validate_start,
 )

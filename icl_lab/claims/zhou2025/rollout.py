@@ -112,7 +112,9 @@ def rollout_of_the_best_predictor(rho, sigma, K, samples, seed) -> list[Check]:
     "zhou2025.cot-plugin",
     statement="A rollout with other coefficients than the true ones has errors gamma_0 + a^T Gam a - 2 a^T Gam b, a and b the "
     "first rows of the k-th powers of the two companion matrices; never less than the best.",
-    source=Source(PAPER, "icl_lab", "extended"),
+    source=Source(
+        PAPER, "a rollout with estimated coefficients, which the paper's rollouts are compared with; icl_lab", "extended"
+    ),
     parameters=COEFFICIENTS
     | {
         "factor": number(0.9, meaning="coefficients of the rollout over the true ones"),
