@@ -230,9 +230,9 @@ def published_layers(d, N, L, Sig, starts, seed) -> list[Check]:
 
 @claim(
     "ahn2023.fig7",
-    statement="Preconditioned gradient descent with one shared step is far above the best layers, which are GD++, from two layers "
-    "on; baselines with n - 1 examples are higher still. The layers are optimised up to three; no transformer is "
-    "trained.",
+    statement="Preconditioned gradient descent with one shared step is far above the best layers, which are GD++, from two "
+    "layers on; baselines with n - 1 examples are higher still. The layers are optimised up to three; no "
+    "transformer is trained.",
     source=Source(PAPER, "Figure 7; values derived for the lab", "extended"),
     parameters=SIZES
     | {

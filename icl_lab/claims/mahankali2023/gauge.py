@@ -109,8 +109,8 @@ def _trained_minimisers(objective, best, minimum: float, key, sigma: float, star
 
 @claim(
     "mahankali2023.bayes-gap",
-    statement="The layer's excess risk d (d+1+s2)/(n+d+1+s2) exceeds the Bayes risk, at the length asked for and in the limit, "
-    "where the ratio tends to (d+1+s2)/s2.",
+    statement="The layer's excess risk d (d+1+s2)/(n+d+1+s2) exceeds the Bayes risk, at the length asked for and in the "
+    "limit, where the ratio tends to (d+1+s2)/s2.",
     source=Source(PAPER, "Lemmas 1 and 2; icl_lab", "extended"),
     parameters=COMMON
     | {

@@ -145,8 +145,8 @@ def best_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.gdpp.optimum",
-    statement="Gradient descent with curvature correction has computable best coefficients, tied and for each layer, which an "
-    "independent search over the layers' weights finds again.",
+    statement="Gradient descent with curvature correction has computable best coefficients, tied and for each layer, which "
+    "an independent search over the layers' weights finds again.",
     source=Source(PAPER, "Section 4 and Appendix A.10 (GD++); icl_lab for the values", "extended"),
     parameters=SIZES
     | {"K": integer(2, 2, "layers")}

@@ -123,7 +123,8 @@ def label_scores_do_not_help(d, N, law, sigma, samples, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.deep5",
-    statement="Five layers with one shared pair of coefficients, GD++, have a smaller loss than five tuned equal gradient steps.",
+    statement="Five layers with one shared pair of coefficients, GD++, have a smaller loss than five tuned equal gradient "
+    "steps.",
     source=Source(PAPER, "Section 4 and Figure 3, five layers; icl_lab for the values"),
     parameters=SIZES
     | LAW

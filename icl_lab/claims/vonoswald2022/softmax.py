@@ -205,8 +205,9 @@ def _small_temperature(beta, **_) -> None:
 
 @claim(
     "vonoswald2022.softmax.cancel",
-    statement="In two heads trained from the construction the off-diagonal parts of eta_h W_KQ,h cancel in the sum: at small "
-    "temperatures the loss sees only the sum, so that training removes them there before they vanish in each head.",
+    statement="In two heads trained from the construction the off-diagonal parts of eta_h W_KQ,h cancel in the sum: at "
+    "small temperatures the loss sees only the sum, so that training removes them there before they vanish in "
+    "each head.",
     source=Source(PAPER, "Figure 12 and the text on two softmax heads; mechanism and sizes by icl_lab", "corrected"),
     parameters={"d": integer(4, 2, "input dimension"), "N": integer(6, 2, "context length")}
     | {"law": LAW["law"], "sigma": number(1.0, positive=True, meaning=LAW["sigma"].meaning)}

@@ -50,9 +50,9 @@ def _starts(d: int, rate: float, scales: np.ndarray, stretches: np.ndarray, seed
 
 @claim(
     "vonoswald2022.interpolation",
-    statement="Once its W_KQ is divided by beta, the mean of the diagonal of the input block, and its W_PV multiplied by it, a "
-    "layer trained by gradient flow from near half the optimum is joined to the constructed step by a segment of "
-    "constant loss; without that, or with |beta| for a negative beta, the midpoint is far off.",
+    statement="Once its W_KQ is divided by beta, the mean of the diagonal of the input block, and its W_PV multiplied by "
+    "it, a layer trained by gradient flow from near half the optimum is joined to the constructed step by a "
+    "segment of constant loss; without that, or with |beta| for a negative beta, the midpoint is far off.",
     source=Source(PAPER, "Section 3, interpolation of trained and constructed weights; closed forms are the lab's"),
     parameters={"d": integer(3, 1, "input dimension"), "N": integer(5, 1, "context length")}
     | LAW
@@ -108,9 +108,9 @@ def _square_step(step: analysis.Predictor, prompt: Prompt) -> Array:
 
 @claim(
     "vonoswald2022.metrics",
-    statement="Mean prediction distance, sensitivity distance and cosine of sensitivities between a layer and the best step have "
-    "known values before training, are 0, 0 and 1 at the optimum, and come close to that by Adam on fresh prompts from "
-    "near half the optimum.",
+    statement="Mean prediction distance, sensitivity distance and cosine of sensitivities between a layer and the best step "
+    "have known values before training, are 0, 0 and 1 at the optimum, and come close to that by Adam on fresh "
+    "prompts from near half the optimum.",
     source=Source(PAPER, "Section 3, the three measures of alignment; values before training derived for the lab"),
     parameters={"d": integer(10, 1, "input dimension"), "N": integer(10, 1, "context length")}
     | LAW

@@ -214,8 +214,8 @@ def gaussian_is_not_recovered(d, T, law, sigma, t, samples, seed) -> list[Check]
 
 @claim(
     "zheng2024.thm4.2",
-    statement="In the limit of long training and test sequences the laws with x_{1,j}^2 in {0, kappa2/kappa1} are recovered, and "
-    "the other laws tried here are not; the sparse law is at every finite length.",
+    statement="In the limit of long training and test sequences the laws with x_{1,j}^2 in {0, kappa2/kappa1} are "
+    "recovered, and the other laws tried here are not; the sparse law is at every finite length.",
     source=Source(PAPER, "Theorem 4.2; the relative error and finite lengths: icl_lab"),
     parameters=LARGE | {"law": choice("sparse", SYMMETRIC_LAWS, "of x_1")} | SCALE | TEST,
     validate=validate,

@@ -58,8 +58,8 @@ def answers_and_forecasts(rho, sigma: float, law: str, N: int, key: Key, samples
 
 @claim(
     "zhou2025.kurtosis",
-    statement="With innovations of excess kurtosis k4 the excess of the innovation filter's weights is (2 + k4) V / N to leading "
-    "order.",
+    statement="With innovations of excess kurtosis k4 the excess of the innovation filter's weights is (2 + k4) V / N to "
+    "leading order.",
     source=Source(PAPER, "cumulant term k4 g g^T of the covariance of sample autocovariances", "extended"),
     parameters=SERIES
     | {
