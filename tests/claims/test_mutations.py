@@ -151,8 +151,8 @@ def test_the_query_token_handled_the_other_way_is_caught(monkeypatch):
 
 
 def test_a_normaliser_of_the_wrong_length_is_caught(monkeypatch):
-    right = LinearSelfAttention.rho
-    monkeypatch.setattr(LinearSelfAttention, "rho", lambda self, count: right(self, count) + 1)
+    right = LinearSelfAttention.normaliser_at
+    monkeypatch.setattr(LinearSelfAttention, "normaliser_at", lambda self, count: right(self, count) + 1)
     jax.clear_caches()
     try:
         assert failing("lab.exact-loss")
