@@ -46,7 +46,9 @@ def online_sgd_path(
     check_finite_values(step_size, "step_size")
     sizes = jnp.asarray(step_size, jnp.finfo(inputs.dtype).dtype)
     if sizes.shape not in ((), inputs.shape[:1]):
-        raise InvalidValueError(f"`step_size` must be a number or one per example, ({inputs.shape[0]},); got shape {sizes.shape}.")
+        raise InvalidValueError(
+            f"`step_size` must be a number or one per example, ({inputs.shape[0]},); got shape {sizes.shape}."
+        )
     sizes = jnp.broadcast_to(sizes, inputs.shape[:1])
     if normalised:
         squares = jnp.sum(jnp.abs(inputs) ** 2, axis=1)

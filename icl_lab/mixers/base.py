@@ -129,15 +129,15 @@ class Mixer(eqx.Module):
 
     def outputs_and_state(
         self,
-        queries: Inexact[Array, "_T _K"],
-        keys: Inexact[Array, "_N _L"],
-        values: Inexact[Array, "_M _V"],
+        queries: Inexact[Array, "..."],
+        keys: Inexact[Array, "..."],
+        values: Inexact[Array, "..."],
         *,
         form: str = "chunk",
         chunk: int = CHUNK,
         initial: Any = None,
         **gates: Any,
-    ) -> tuple[Inexact[Array, "_T _V"], Any]:
+    ) -> tuple[Inexact[Array, "T V"], Any]:
         """The output of every token, and the state after the last one.
 
         Args:
@@ -170,27 +170,27 @@ class Mixer(eqx.Module):
 
     def outputs(
         self,
-        queries: Inexact[Array, "_T _K"],
-        keys: Inexact[Array, "_N _L"],
-        values: Inexact[Array, "_M _V"],
+        queries: Inexact[Array, "..."],
+        keys: Inexact[Array, "..."],
+        values: Inexact[Array, "..."],
         *,
         form: str = "chunk",
         chunk: int = CHUNK,
         initial: Any = None,
         **gates: Any,
-    ) -> Inexact[Array, "_T _V"]:
+    ) -> Inexact[Array, "T V"]:
         """The output (T, V) of every token of a causal sequence; arguments and errors are those of `outputs_and_state`."""
         return self.outputs_and_state(queries, keys, values, form=form, chunk=chunk, initial=initial, **gates)[0]
 
     def read(
         self,
-        query: Inexact[Array, "_K"],
-        keys: Inexact[Array, "_N _L"],
-        values: Inexact[Array, "_M _V"],
+        query: Inexact[Array, "..."],
+        keys: Inexact[Array, "..."],
+        values: Inexact[Array, "..."],
         *,
         initial: Any = None,
         **gates: Any,
-    ) -> Inexact[Array, "_V"]:
+    ) -> Inexact[Array, "V"]:
         """The answer to one query after N pairs, in O(N) time and memory; the query is not written.
 
         Args:
@@ -208,7 +208,9 @@ class Mixer(eqx.Module):
           NonFiniteError: a NaN or an infinity in a gate.
         """
         if query.ndim != 1:
-            raise InvalidValueError(f"One query is read, of shape (K,); got shape {query.shape}. Map over more with `jax.vmap`.")
+            raise InvalidValueError(
+                f"One query is read, of shape (K,); got shape {query.shape}. Map over more with `jax.vmap`."
+            )
         _check_tokens(query[None], keys, values)
         (row, *pairs), initial, full = self._prepared((query, keys, values), initial, gates)
         return self.answer(row, *pairs, full, initial)

@@ -3,8 +3,8 @@ r"""The delta rule, plain and with a decay: a token writes only what the state d
 .. math:: S'_t = \operatorname{diag}(e^{g_t})\, S_{t-1}, \qquad
           S_t = S'_t + \beta_t\, k_t\, (v_t - S_t'^\top k_t)^\top, \qquad o_t = s\, S_t^\top q_t
 
-Read as a regression of values on keys, a token is one step of stochastic gradient descent of size beta_t on its own half squared
-error (`estimators.online_sgd`); a decay shrinks the weights before each step.
+Read as a regression of values on keys, a token is one step of stochastic gradient descent of size beta_t on its own half
+squared error (`estimators.online_sgd`); a decay shrinks the weights before each step.
 
     mixer            decay g_t                              source
     deltanet         none                                   Yang et al.        arXiv 2406.06484
@@ -41,11 +41,11 @@ class DeltaRule(MatrixStateMixer):
 
     @property
     def description(self) -> Description:
-        """Of no degree: a token's write holds products of all keys before it."""
+        """A write holds products of all keys before it: of no degree, or of 1 if the step divides by the keys' norms."""
         highest = 2.0 if self.negative_eigenvalues else 1.0
         share = "it is the share of the error at a key of norm 1 that the write removes"
         gates = (Gate("write_strength", 0.0, highest, share), *self.decays)
-        return Description(matrix_size, None, frozenset({"scale_values"}), self.source, gates)
+        return Description(matrix_size, 1 if self.normalised_step else None, frozenset({"scale_values"}), self.source, gates)
 
     def updates(self, keys, values, gates):
         """The error at the key is written along the key, times the step."""

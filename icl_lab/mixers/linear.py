@@ -58,7 +58,9 @@ class Retention(MatrixStateMixer):
 
     def __check_init__(self):
         if not is_traced(self.log_decay) and not (np.isfinite(self.log_decay) and self.log_decay <= 0):
-            raise InvalidValueError(f"`log_decay` must be finite and <= 0, because {LOG_DECAY.meaning}; got {self.log_decay!r}.")
+            raise InvalidValueError(
+                f"`log_decay` must be finite and <= 0, because {LOG_DECAY.meaning}; got {self.log_decay!r}."
+            )
 
     @property
     def description(self) -> Description:

@@ -17,8 +17,7 @@ from icl_lab.tasks.prompt import Prompt
 from icl_lab.typing import Array
 
 MIXERS: dict[str, type[Mixer]] = {
-    mixer.name: mixer
-    for mixer in (LinearAttention, Retention, SimpleGLA, GLA, DeltaNet, GatedDeltaNet, KDA, SoftmaxAttention)
+    mixer.name: mixer for mixer in (LinearAttention, Retention, SimpleGLA, GLA, DeltaNet, GatedDeltaNet, KDA, SoftmaxAttention)
 }
 """Every mixer of the package by its name; all parameters have defaults."""
 
@@ -84,7 +83,8 @@ def predictor(name: str, **parameters: Any) -> Predictor:
     accepted = {gate.name for gate in mixer.description.gates}
     if gates.keys() != accepted:
         raise InvalidValueError(
-            f"`{name}` takes the parameters {sorted(fields(name))}, and needs the gates {sorted(accepted)}; got {sorted(parameters)}."
+            f"`{name}` takes the parameters {sorted(fields(name))}, and needs the gates {sorted(accepted)}; "
+            f"got {sorted(parameters)}."
         )
     return Predictor(mixer, gates)
 
