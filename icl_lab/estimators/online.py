@@ -2,8 +2,9 @@ r"""Online gradient descent on one prompt: one pass over the examples in order, 
 
 .. math:: W_t = W_{t-1} + \eta_t\, (y_t - W_{t-1} x_t)\, x_t^*
 
-Each step moves W along the gradient of that example's half squared error alone, :math:`\frac12 \lVert W x_t - y_t \rVert^2`; the
-step is not divided by N. With a step of 1 / |x_t|^2 the example is fitted exactly (the method of Kaczmarz).
+Each step moves W along the gradient of that example's half squared error alone,
+:math:`\frac12 \lVert W x_t - y_t \rVert^2`; the step is not divided by N. With a step of 1 / |x_t|^2 the example is fitted
+exactly (the method of Kaczmarz).
 """
 
 from __future__ import annotations

@@ -85,9 +85,12 @@ class Description:
 
 
 class Mixer(eqx.Module):
-    """A token mixer with its own parameters; a family says how it mixes, checked arrays of one dtype being given.
+    """A token mixer with its own parameters: a pytree, and a pure function of one head's arrays.
+
+    A family implements `description`, `mix` and `answer`; what reaches the last two is checked, scaled and of one dtype.
 
     Attributes:
+      name: what it is called in `registry.MIXERS`.
       scale: multiplies the queries; None is K^{-1/2}.
     """
 
@@ -163,10 +166,10 @@ class Mixer(eqx.Module):
         _check_tokens(queries, keys, values)
         if queries.shape[0] != keys.shape[0]:
             raise InvalidValueError(
-                f"A causal sequence has as many queries as keys, one of each a token; got {queries.shape[0]} and {keys.shape[0]}."
+                f"A causal sequence has as many queries as keys, one a token; got {queries.shape[0]} and {keys.shape[0]}."
             )
-        arrays, initial, full = self._prepared((queries, keys, values), initial, gates)
-        return self.mix(*arrays, full, form, chunk, initial)
+        queries, keys, values, initial, full = self._prepared(queries, keys, values, initial, gates)
+        return self.mix(queries, keys, values, full, form, chunk, initial)
 
     def outputs(
         self,
@@ -212,8 +215,8 @@ class Mixer(eqx.Module):
                 f"One query is read, of shape (K,); got shape {query.shape}. Map over more with `jax.vmap`."
             )
         _check_tokens(query[None], keys, values)
-        (row, *pairs), initial, full = self._prepared((query, keys, values), initial, gates)
-        return self.answer(row, *pairs, full, initial)
+        query, keys, values, initial, full = self._prepared(query, keys, values, initial, gates)
+        return self.answer(query, keys, values, full, initial)
 
     def check_gates(self, **gates: Any) -> None:
         """Raise unless `gates` are the ones of this mixer, all of them, and finite and in range where they are known."""
@@ -223,18 +226,20 @@ class Mixer(eqx.Module):
         for name, value in gates.items():
             _check_range(value, expected[name])
 
-    def _prepared(self, arrays: tuple[Array, ...], initial: Any, gates: dict[str, Any]) -> tuple[list[Array], Any, dict]:
-        """The arrays in their common dtype with the queries scaled, the initial state in that dtype, gates of full size."""
+    def _prepared(
+        self, queries: Array, keys: Array, values: Array, initial: Any, gates: dict[str, Any]
+    ) -> tuple[Array, Array, Array, Any, dict[str, Array]]:
+        """Arrays and state in their common dtype, float32 at least, with the queries scaled, and gates of full size."""
         self.check_gates(**gates)
         with jax.numpy_dtype_promotion("standard"):
-            dtype = jnp.result_type(jnp.float32, *arrays, *jax.tree.leaves(initial))
-        queries, *rest = (jnp.asarray(array, dtype) for array in arrays)
-        length, width = rest[0].shape
+            dtype = jnp.result_type(jnp.float32, queries, keys, values, *jax.tree.leaves(initial))
+        queries, keys, values = (jnp.asarray(array, dtype) for array in (queries, keys, values))
+        initial = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), initial)
+        length, width = keys.shape
         real = jnp.finfo(dtype).dtype
         full = {gate.name: _full_size(gates[gate.name], gate, length, width, real) for gate in self.description.gates}
         scale = width**-0.5 if self.scale is None else self.scale
-        initial = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), initial)
-        return [queries * jnp.asarray(scale, dtype), *rest], initial, full
+        return queries * jnp.asarray(scale, dtype), keys, values, initial, full
 
 
 def in_blocks(tree: Tree, size: int) -> Tree:

@@ -48,7 +48,7 @@ def advance(state: Inexact[Array, "K V"], token: Updates) -> Inexact[Array, "K V
     if token.log_decay is not None:
         state = state * _along_keys(jnp.exp(token.log_decay), state)
     missing = token.values if token.probes is None else token.values - token.probes @ state
-    return state + jnp.outer(token.writes, missing)
+    return state + token.writes[:, None] * missing[None, :]
 
 
 def advance_block(

@@ -81,8 +81,8 @@ PLANTED = {
         (
             matrix_state,
             "advance",
-            "jnp.outer(token.writes, missing)",
-            "jnp.outer(token.writes, missing) * jnp.exp(token.log_decay)",
+            "token.writes[:, None] * missing[None, :]",
+            "token.writes[:, None] * missing[None, :] * jnp.exp(token.log_decay)",
         ),
     ),
     "decay after the read, in blocks": ("gla", (matrix_state, "advance_block", "between[1:, 0]", "between[:-1, 0]")),
