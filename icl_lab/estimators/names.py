@@ -11,6 +11,7 @@ import equinox as eqx
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.estimators.gradient_descent import gd_plus_plus, gradient_descent
 from icl_lab.estimators.least_squares import ols, recursive_least_squares
+from icl_lab.estimators.online import online_sgd
 from icl_lab.estimators.preconditioned import preconditioned_gradient_descent
 from icl_lab.estimators.refinement import query_refinement
 from icl_lab.estimators.ridge import ridge
@@ -28,6 +29,7 @@ ESTIMATORS: dict[str, Callable] = {
         ols,
         ridge,
         recursive_least_squares,
+        online_sgd,
         query_refinement,
         kernel_smoother,
         yule_walker,

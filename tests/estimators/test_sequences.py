@@ -108,6 +108,7 @@ PARAMETERS = {
     "ols": {},
     "ridge": {"penalty": 0.5},
     "recursive_least_squares": {"penalty": 0.5},
+    "online_sgd": {"step_size": 0.1, "normalised": True},
     "query_refinement": {"step_size": 0.1, "steps": 3, "penalty": 0.5},
     "kernel_smoother": {"bandwidth": 0.7},
     "yule_walker": {},

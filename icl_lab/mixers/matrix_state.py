@@ -1,0 +1,195 @@
+r"""Mixers whose state is a matrix S (K, V): one recurrence, and its recurrent, chunk and parallel forms.
+
+.. math:: S'_t = \operatorname{diag}(e^{g_t})\, S_{t-1}, \qquad
+          S_t = S'_t + w_t\, (v_t - S_t'^\top r_t)^\top, \qquad o_t = S_t^\top q_t .
+
+The state decays, is read at the probe r_t, and what was missing from v_t is written along w_t; then it is read at the query.
+Without probes it is linear attention with a decay; with r = k and w = beta k the delta rule.
+
+Inside a block the written rows u_t = v_t - S'_t^T r_t solve a unit lower triangular system, (I + M) U = V - R S, with M_{ij}
+the product of r_i and w_j under the decay between them (the UT transform of arXiv 2406.06484, Section 3; with decays arXiv
+2412.06464). Decays are exponentials of sums of g over the tokens between, so nothing overflows, and no sum over many tokens is
+subtracted from another.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Float, Inexact
+
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
+from icl_lab.mixers.base import Mixer, in_blocks
+
+
+class Updates(NamedTuple):
+    """What T tokens do to the state.
+
+    Attributes:
+      writes: (T, K), w_t.
+      values: (T, V), v_t.
+      log_decay: g_t <= 0, (T,) for all channels alike or (T, K); None is no decay.
+      probes: (T, K), r_t; None is no correction.
+    """
+
+    writes: Array
+    values: Array
+    log_decay: Array | None = None
+    probes: Array | None = None
+
+
+def advance(state: Inexact[Array, "K V"], token: Updates) -> Inexact[Array, "K V"]:
+    """The state after one token, whose arrays have no token axis."""
+    if token.log_decay is not None:
+        state = state * _along_keys(jnp.exp(token.log_decay), state)
+    missing = token.values if token.probes is None else token.values - token.probes @ state
+    return state + token.writes[:, None] * missing[None, :]
+
+
+def advance_block(
+    state: Inexact[Array, "K V"], queries: Inexact[Array, "C K"], block: Updates
+) -> tuple[Inexact[Array, "K V"], Inexact[Array, "C V"]]:
+    """The state after a block of C tokens, and their outputs, by products of matrices."""
+    dtype = state.dtype
+    between = None if block.log_decay is None else decays_between(block.log_decay).astype(dtype)
+
+    def carried(rows):
+        """Rows (C, K) that read the state before the block: times the decay from there to each token."""
+        return rows if between is None else rows * _along_keys(between[1:, 0], rows)
+
+    def products(rows, columns):
+        """(C, C): row i times column j under the decay from j to i."""
+        if between is None or between.ndim == 2:
+            plain = rows @ columns.T
+            return plain if between is None else plain * between[1:, 1:]
+        return jnp.sum(rows[:, None, :] * columns[None, :, :] * between[1:, 1:], axis=2)
+
+    written = block.values
+    if block.probes is not None:
+        system = jnp.tril(products(block.probes, block.writes), -1) + jnp.eye(queries.shape[0], dtype=dtype)
+        written = solve_triangular(system, written - carried(block.probes) @ state, lower=True, unit_diagonal=True)
+    outputs = carried(queries) @ state + jnp.tril(products(queries, block.writes)) @ written
+    if between is None:
+        return state + block.writes.T @ written, outputs
+    kept, writes = state * _along_keys(between[-1, 0], state), block.writes * _along_keys(between[-1, 1:], block.writes)
+    return kept + writes.T @ written, outputs
+
+
+def decays_between(log_decay: Float[Array, "C *K"]) -> Float[Array, "C+1 C+1 *K"]:
+    """Entry (i, j): what is left after i tokens of what was there after j <= i tokens, exp(g_{j+1} + .. + g_i); else 0."""
+    count = log_decay.shape[0] + 1
+    column = (slice(None), slice(None), *(None,) * (log_decay.ndim - 1))
+    after, visible = jnp.tri(count, k=-1, dtype=bool)[column], jnp.tri(count, dtype=bool)[column]
+    steps = jnp.concatenate([jnp.zeros_like(log_decay[:1]), log_decay])[:, None]
+    shape = (count, count, *log_decay.shape[1:])
+    summed = jnp.cumsum(jnp.where(jnp.broadcast_to(after, shape), jnp.broadcast_to(steps, shape), 0.0), axis=0)
+    return jnp.exp(jnp.where(jnp.broadcast_to(visible, shape), summed, -jnp.inf))
+
+
+def run(
+    queries: Inexact[Array, "T K"], updates: Updates, initial: Inexact[Array, "K V"], form: str, chunk: int
+) -> tuple[Inexact[Array, "T V"], Inexact[Array, "K V"]]:
+    """Outputs of T tokens and the last state, in the form "recurrent", "chunk" or "parallel"; all arrays of one dtype.
+
+    Args:
+      queries: (T, K), scaled.
+      updates: what each token does to the state.
+      initial: (K, V), the state before the first token.
+      form: one of `base.FORMS`.
+      chunk: tokens in a block; a last block that is not full holds tokens that write nothing.
+
+    Returns:
+      Outputs (T, V), state (K, V).
+    """
+    if form == "parallel":
+        state, outputs = advance_block(initial, queries, updates)
+        return outputs, state
+    if form == "recurrent":
+
+        def token(state, row):
+            state = advance(state, row[1])
+            return state, row[0] @ state
+
+        state, outputs = jax.lax.scan(token, initial, (queries, updates))
+        return outputs, state
+
+    # What a block computes inside is computed again for the gradient: kept, decays per channel are T x chunk x K numbers.
+    @jax.checkpoint
+    def block(state, rows):
+        return advance_block(state, *rows)
+
+    state, outputs = jax.lax.scan(block, initial, in_blocks((queries, updates), min(chunk, queries.shape[0])))
+    return outputs.reshape(-1, outputs.shape[2])[: queries.shape[0]], state
+
+
+def read_weights(query: Inexact[Array, "K"], updates: Updates) -> tuple[Inexact[Array, "N"], Inexact[Array, "K"]]:
+    """The answer to one query after N tokens as a sum of the values: it is linear in them, and in the initial state.
+
+    The query is taken back through the tokens, last one first, in O(N K); no matrix state is formed.
+
+    Args:
+      query: (K,), scaled.
+      updates: what each token does to the state; its values play no part.
+
+    Returns:
+      Weights (N,) of the values, and the row (K,) that multiplies the initial state.
+    """
+    if updates.probes is None:
+        if updates.log_decay is None:
+            return updates.writes @ query, query
+        steps = jnp.concatenate([updates.log_decay, jnp.zeros_like(updates.log_decay[:1])])
+        left = jnp.exp(jax.lax.cumsum(steps, reverse=True))
+        left = left.astype(query.dtype)
+        return (updates.writes * _along_keys(left[1:], updates.writes)) @ query, query * left[0]
+
+    def back(row, token):
+        write, probe, log_decay = token
+        weight = row @ write
+        row = row - weight * probe
+        return row if log_decay is None else row * jnp.exp(log_decay).astype(row.dtype), weight
+
+    row, weights = jax.lax.scan(back, query, (updates.writes, updates.probes, updates.log_decay), reverse=True)
+    return weights, row
+
+
+def _along_keys(decay: Array, rows: Array) -> Array:
+    """A decay in the dtype of `rows` and with as many axes, so that the two multiply."""
+    return decay.astype(rows.dtype).reshape(*decay.shape, *(1,) * (rows.ndim - decay.ndim))
+
+
+class MatrixStateMixer(Mixer):
+    """A mixer that is a recurrence of this module; a family says what its tokens do to the state."""
+
+    @abc.abstractmethod
+    def updates(self, keys: Inexact[Array, "T K"], values: Inexact[Array, "T V"], gates: dict[str, Array]) -> Updates:
+        """What each token does to the state, for full-size gates."""
+
+    def mix(self, queries, keys, values, gates, form, chunk, initial):
+        """Outputs and last state, by `run`."""
+        return run(queries, self.updates(keys, values, gates), _start(initial, keys, values), form, chunk)
+
+    def answer(self, query, keys, values, gates, initial):
+        """The answer to one query, by `read_weights`."""
+        updates = self.updates(keys, values, gates)
+        weights, row = read_weights(query, updates)
+        answer = weights @ updates.values
+        return answer if initial is None else answer + row @ _start(initial, keys, values)
+
+
+def _start(initial: Any, keys: Array, values: Array) -> Array:
+    shape = (keys.shape[1], values.shape[1])
+    if initial is None:
+        return jnp.zeros(shape, keys.dtype)
+    if jnp.shape(initial) != shape:
+        raise InvalidValueError(f"`initial` must be the state S_0 of shape (K, V) = {shape}; got shape {jnp.shape(initial)}.")
+    return initial
+
+
+def matrix_size(tokens: int, key_width: int, value_width: int) -> int:
+    """Numbers in a matrix state: K V, however many tokens there were."""
+    return key_width * value_width

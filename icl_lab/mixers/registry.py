@@ -1,0 +1,94 @@
+"""Mixers by name, and mixers as predictors: functions of a prompt, like estimators."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Inexact
+
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
+from icl_lab.mixers.base import Mixer
+from icl_lab.mixers.delta import KDA, DeltaNet, GatedDeltaNet
+from icl_lab.mixers.linear import GLA, LinearAttention, Retention, SimpleGLA
+from icl_lab.mixers.softmax import SoftmaxAttention
+from icl_lab.tasks.prompt import Prompt
+
+MIXERS: dict[str, type[Mixer]] = {
+    mixer.name: mixer for mixer in (LinearAttention, Retention, SimpleGLA, GLA, DeltaNet, GatedDeltaNet, KDA, SoftmaxAttention)
+}
+"""Every mixer of the package by its name; all parameters have defaults."""
+
+
+class Predictor(eqx.Module):
+    """A mixer that reads one prompt: inputs are its keys, labels its values, and the query is answered and not written.
+
+    Attributes:
+      mixer: the mixer.
+      gates: its gates by name: numbers for all examples, or an entry an example.
+    """
+
+    mixer: Mixer
+    gates: dict[str, Any]
+
+    def __check_init__(self):
+        self.mixer.check_gates(**self.gates)
+
+    def __call__(self, prompt: Prompt) -> Inexact[Array, "V"]:
+        """The prediction (k,) for one prompt's query."""
+        return self.mixer.read(prompt.query, prompt.inputs, prompt.labels, **self.gates)
+
+
+def named(name: str, **parameters: Any) -> Mixer:
+    """The mixer called `name` with its parameters.
+
+    Args:
+      name: a key of `MIXERS`.
+      **parameters: its fields; `scale` is one of every mixer.
+
+    Raises:
+      InvalidValueError: an unknown name or parameter, or a parameter out of range.
+    """
+    if name not in MIXERS:
+        raise InvalidValueError(f"No mixer is called {name!r}; choose one of {', '.join(sorted(MIXERS))}.")
+    if unknown := parameters.keys() - fields(name):
+        raise InvalidValueError(f"`{name}` takes the parameters {sorted(fields(name))}; got {sorted(unknown)}.")
+    return MIXERS[name](**parameters)
+
+
+def predictor(name: str, **parameters: Any) -> Predictor:
+    """A mixer as a function of one prompt, which every analysis takes as it takes an estimator.
+
+    Args:
+      name: a key of `MIXERS`.
+      **parameters: fields of the mixer and its gates. `scale=1.0` makes the state W^T of a fitted matrix, answered by W x_q;
+        without it the answer is K^(-1/2) times that.
+
+    Returns:
+      Callable and pytree, prompt -> prediction (k,).
+
+    Raises:
+      InvalidValueError: an unknown name or parameter, a gate that is missing or out of range.
+      NonFiniteError: a NaN or an infinity in a gate.
+
+    Example:
+      >>> predictor("deltanet", write_strength=0.1, scale=1.0)  # doctest: +ELLIPSIS
+      Predictor(...)
+    """
+    own = {key: value for key, value in parameters.items() if name in MIXERS and key in fields(name)}
+    mixer = named(name, **own)
+    gates = {key: value for key, value in parameters.items() if key not in own}
+    accepted = {gate.name for gate in mixer.description.gates}
+    if gates.keys() != accepted:
+        raise InvalidValueError(
+            f"`{name}` takes the parameters {sorted(fields(name))}, and needs the gates {sorted(accepted)}; "
+            f"got {sorted(parameters)}."
+        )
+    return Predictor(mixer, gates)
+
+
+def fields(name: str) -> set[str]:
+    """The parameters of a mixer of the registry that are no gates."""
+    return {field.name for field in dataclasses.fields(MIXERS[name])}

@@ -1,0 +1,74 @@
+"""Online gradient descent: a loop, the method of Kaczmarz, limits, and what it refuses."""
+
+import numpy as np
+import pytest
+
+from icl_lab import estimators
+from icl_lab.core.errors import InvalidValueError, NonFiniteError
+from icl_lab.tasks.prompt import Prompt
+
+
+def random_prompt(seed, n=7, d=3, k=2, complex_data=False):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_data else 0.0)
+
+    return Prompt(draw(n, d), draw(n, k), draw(d), draw(k))
+
+
+@pytest.mark.parametrize("complex_data", [False, True])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_it_steps_along_the_gradient_of_one_example_after_the_other(complex_data, normalised):
+    prompt = random_prompt(0, complex_data=complex_data)
+    steps, start = np.linspace(0.05, 0.2, 7), np.ones((2, 3))
+    weights = start.astype(prompt.inputs.dtype)
+    path = estimators.online_sgd_path(prompt, steps, normalised, start)
+    for t, (x, y) in enumerate(zip(prompt.inputs, prompt.labels, strict=True)):
+        gradient = np.array([[(weights[a] @ x - y[a]) * x[b].conjugate() for b in range(3)] for a in range(2)])
+        weights = weights - steps[t] / (np.vdot(x, x).real if normalised else 1.0) * gradient
+        np.testing.assert_allclose(path[t], weights, rtol=1e-11, atol=1e-12)
+    np.testing.assert_array_equal(estimators.online_sgd_weights(prompt, steps, normalised, start), path[-1])
+    answer = estimators.online_sgd(prompt, steps, normalised, start)
+    np.testing.assert_allclose(answer, path[-1] @ prompt.query, rtol=1e-12)
+
+
+def test_one_example_is_one_step_of_gradient_descent():
+    prompt = random_prompt(1, n=1)
+    np.testing.assert_allclose(estimators.online_sgd(prompt, 0.3), estimators.gradient_descent(prompt, 0.3), rtol=1e-13)
+
+
+def test_a_normalised_step_of_one_fits_each_example_when_it_comes():
+    prompt = random_prompt(2)
+    path = estimators.online_sgd_path(prompt, 1.0, normalised=True)
+    np.testing.assert_allclose(np.einsum("tkd,td->tk", path, prompt.inputs), prompt.labels, rtol=1e-11)
+
+
+def test_many_normalised_passes_tend_to_the_interpolant_of_minimum_norm():
+    prompt = random_prompt(3, n=3, d=8)
+    passes = Prompt(np.tile(prompt.inputs, (300, 1)), np.tile(prompt.labels, (300, 1)), prompt.query, prompt.target)
+    weights = estimators.online_sgd_weights(passes, 1.0, normalised=True)
+    np.testing.assert_allclose(weights, estimators.ols_weights(prompt), rtol=1e-9, atol=1e-10)
+
+
+def test_an_input_of_zero_changes_nothing():
+    prompt = random_prompt(4)
+    inputs = prompt.inputs.copy()
+    inputs[2] = 0.0
+    path = estimators.online_sgd_path(Prompt(inputs, prompt.labels, prompt.query, prompt.target), 0.5, normalised=True)
+    np.testing.assert_array_equal(path[2], path[1])
+    assert np.all(np.isfinite(path))
+
+
+def test_bad_steps_starts_and_prompts_are_refused():
+    prompt = random_prompt(5)
+    with pytest.raises(InvalidValueError, match="`step_size` must be finite"):
+        estimators.online_sgd(prompt, np.nan)
+    with pytest.raises(InvalidValueError, match=r"one per example, \(7,\); got shape \(6,\)"):
+        estimators.online_sgd(prompt, np.ones(6))
+    with pytest.raises(InvalidValueError, match="`initial` must be the matrix W_0"):
+        estimators.online_sgd(prompt, 0.1, initial=np.zeros((3, 2)))
+    labels = prompt.labels.copy()
+    labels[0, 0] = np.inf
+    with pytest.raises(NonFiniteError):
+        estimators.online_sgd(Prompt(prompt.inputs, labels, prompt.query, prompt.target), 0.1)

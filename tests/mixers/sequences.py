@@ -1,0 +1,57 @@
+"""Random sequences for any mixer of the registry, drawn from what its description says of its gates."""
+
+import jax
+import numpy as np
+
+from icl_lab import mixers
+from icl_lab.tasks.prompt import Prompt
+
+K, V = 6, 3
+ALL = {name: mixers.named(name) for name in mixers.MIXERS} | {
+    "kda, other parameters": mixers.KDA(1.0, negative_eigenvalues=True, normalised_step=True),
+}
+"""Every mixer at its defaults, and one at other parameters."""
+
+
+def draw_gates(mixer, rng, length, dtype=np.float64):
+    """Gates well inside their ranges; a log decay lies in (-1, 0)."""
+    gates = {}
+    for gate in mixer.description.gates:
+        lowest = max(gate.lowest, -1.0)
+        low, high = lowest + 0.1 * (gate.highest - lowest), gate.highest - 0.1 * (gate.highest - lowest)
+        gates[gate.name] = rng.uniform(low, high, (length, K) if gate.per_channel else length).astype(dtype)
+    return gates
+
+
+def draw(mixer, length, seed=0, dtype=np.float64):
+    """Queries, keys of norm near 1, values, and gates."""
+    rng = np.random.default_rng(seed)
+    arrays = rng.normal(size=(length, K)), rng.normal(size=(length, K)) / np.sqrt(K), rng.normal(size=(length, V))
+    return tuple(array.astype(dtype) for array in arrays), draw_gates(mixer, rng, length, dtype)
+
+
+def constant_gates(mixer):
+    """Gates that are one number for all tokens."""
+    return {gate.name: 0.4 * gate.highest + 0.6 * max(gate.lowest, -1.0) for gate in mixer.description.gates}
+
+
+def draw_prompt(seed=0, count=7, complex_data=False):
+    """Keys and values as inputs and labels of a prompt."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_data else 0.0)
+
+    return Prompt(normal(count, K) / np.sqrt(K), normal(count, V), normal(K), normal(V))
+
+
+def error(got, expected):
+    """Largest difference over all leaves, relative to each one's largest entry; infinite if one is not finite."""
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape, (a.shape, b.shape)
+        if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
+            return np.inf
+        worst = max(worst, np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-300))
+    return worst

@@ -1,0 +1,137 @@
+"""Mixers against another program's outputs, and errors planted in the mixers that this comparison must see."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icl_lab import mixers
+from icl_lab.mixers import base, delta, linear, matrix_state, softmax
+
+FILE = Path(__file__).parent.parent / "references" / "mixers_seed11.npz"
+COMPUTED = ("linear", "retention", "scalar_decay", "gla", "deltanet", "gated_deltanet", "kda", "softmax")
+LATER = {
+    *("dplr", "forgetting", "hgrn", "hgrn2", "linear_normalized_exp"),
+    *("mesa", "parallax", "rwkv6", "softmax_window8", "taylor2_normalized"),
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 2e-4)])
+def test_every_form_gives_the_outputs_of_the_other_program(dtype, tolerance):
+    errors = mixers.compare_references(FILE, dtype)
+    assert {case for case, found in errors.items() if found is None} == LATER
+    assert {case for case, found in errors.items() if found is not None} == set(COMPUTED)
+    assert all(errors[case] <= tolerance for case in COMPUTED), errors
+
+
+def excerpt(folder, case, tokens=20, **changed):
+    """A file with the first outputs of one case, which do not depend on later tokens."""
+    with np.load(FILE) as file:
+        arrays = {name: file[name] for name in file.files if "/" not in name and file[name].ndim >= 3}
+        outputs = file[f"{case}/o"]
+    path = folder / "excerpt.npz"
+    cut = {name: x[:, :tokens] for name, x in (arrays | {f"{case}/o": outputs} | changed).items()}
+    np.savez(path, **cut)
+    return path
+
+
+def test_the_error_is_relative_to_the_largest_entry_and_a_nan_is_no_agreement(tmp_path):
+    with np.load(FILE) as file:
+        outputs, keys = file["linear/o"], file["k"]
+    shifted = outputs[:, :20].copy()
+    shifted[1, 7, 0, 2] += 0.25
+    path = excerpt(tmp_path, "linear", **{"linear/o": shifted})
+    expected = 0.25 / np.abs(np.moveaxis(shifted, 2, 1)).max()
+    np.testing.assert_allclose(mixers.compare_references(path)["linear"], expected, rtol=1e-10)
+    keys = keys.copy()
+    keys[0, 3, 0, 0] = np.nan
+    assert not mixers.compare_references(excerpt(tmp_path, "linear", k=keys))["linear"] <= 1e-10
+
+
+def plant(monkeypatch, owner, name, old, new):
+    """Replace a piece of the source of a module's function, or of a class's method."""
+    module = inspect.getmodule(owner)
+    source = inspect.getsource(module)
+    piece = inspect.getsource(getattr(owner, name))
+    assert piece.count(old) == 1, f"{old!r} is not once in {name}"
+    namespace = {"__name__": module.__name__}
+    exec(compile(source.replace(piece, piece.replace(old, new)), module.__file__, "exec"), namespace)
+    changed = namespace[owner.__name__] if inspect.isclass(owner) else namespace
+    monkeypatch.setattr(owner, name, getattr(changed, name) if inspect.isclass(owner) else changed[name])
+
+
+PLANTED = {
+    "read before the write, token by token": (
+        "linear",
+        (matrix_state, "run", "return state, row[0] @ state", "return state, row[0] @ (state - advance(0 * state, row[1]))"),
+    ),
+    "read before the write, in blocks": (
+        "linear",
+        (
+            matrix_state,
+            "advance_block",
+            "jnp.tril(products(queries, block.writes))",
+            "jnp.tril(products(queries, block.writes), -1)",
+        ),
+    ),
+    "read before the write, softmax": ("softmax", (softmax, "masked_logits", "<=", "<")),
+    "decay after the write, token by token": (
+        "scalar_decay",
+        (
+            matrix_state,
+            "advance",
+            "token.writes[:, None] * missing[None, :]",
+            "token.writes[:, None] * missing[None, :] * jnp.exp(token.log_decay)",
+        ),
+    ),
+    "decay after the read, in blocks": ("gla", (matrix_state, "advance_block", "between[1:, 0]", "between[:-1, 0]")),
+    "the state between blocks does not decay": (
+        "gla",
+        (matrix_state, "advance_block", "state * _along_keys(between[-1, 0], state)", "state"),
+    ),
+    "a block's writes do not decay to its end": (
+        "scalar_decay",
+        (matrix_state, "advance_block", "block.writes * _along_keys(between[-1, 1:], block.writes)", "block.writes"),
+    ),
+    "scale forgotten": ("linear", (base.Mixer, "_prepared", "queries * jnp.asarray(scale, dtype)", "queries")),
+    "error taken at the key before": (
+        "deltanet",
+        (delta.DeltaRule, "updates", 'gates.get("log_decay"), keys)', 'gates.get("log_decay"), jnp.roll(keys, 1, 0))'),
+    ),
+    "no error taken: a plain write": (
+        "deltanet",
+        (delta.DeltaRule, "updates", 'gates.get("log_decay"), keys)', 'gates.get("log_decay"))'),
+    ),
+    "error taken before the decay": (
+        "kda",
+        (matrix_state, "advance", "token.probes @ state", "token.probes @ (state / jnp.exp(token.log_decay)[:, None])"),
+    ),
+    "write strength forgotten": (
+        "deltanet",
+        (delta.DeltaRule, "updates", "step.astype(keys.dtype)[:, None] * keys.conj()", "keys.conj()"),
+    ),
+    "one decay of a retention too many": (
+        "retention",
+        (linear.Retention, "updates", "jnp.full(keys.shape[:1], decay)", "jnp.full(keys.shape[:1], 2 * decay)"),
+    ),
+    "read: a key's write is not removed by later ones": (
+        "deltanet",
+        (matrix_state, "read_weights", "weight * probe", "0 * probe"),
+    ),
+    "read: each value decays once too often": ("gla", (matrix_state, "read_weights", "left[1:]", "left[:-1]")),
+    "stream: earlier sums do not shrink": ("softmax", (softmax, "streamed", "total * shrink", "total")),
+}
+
+
+@pytest.mark.parametrize("error", PLANTED)
+def test_a_planted_error_is_seen(monkeypatch, tmp_path, error):
+    case, change = PLANTED[error]
+    plant(monkeypatch, *change)
+    found = mixers.compare_references(excerpt(tmp_path, case))[case]
+    assert not found <= 1e-3
+
+
+def test_nothing_planted_nothing_seen(monkeypatch, tmp_path):
+    plant(monkeypatch, matrix_state, "advance", "missing = ", "missing = ")
+    assert mixers.compare_references(excerpt(tmp_path, "kda"))["kda"] <= 1e-10
