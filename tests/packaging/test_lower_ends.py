@@ -14,7 +14,12 @@ import icl_lab
 
 CHECKOUT = Path(icl_lab.__file__).parent.parent
 TESTING = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype")
-TESTS = ("tests/claims/test_claim.py", "tests/models/test_modules.py", "tests/training/test_gradient_flow.py")
+TESTS = (
+    "tests/core/test_compiled.py",
+    "tests/claims/test_claim.py",
+    "tests/models/test_modules.py",
+    "tests/training/test_gradient_flow.py",
+)
 
 
 @pytest.mark.slow
