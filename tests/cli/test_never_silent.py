@@ -20,7 +20,8 @@ import icl_lab
 CHECKOUT = Path(icl_lab.__file__).parent.parent
 PROGRAM = """
 import sys, time
-from icl_lab import cli, progress
+from icl_lab import cli
+from icl_lab.core import progress
 progress.INTERVAL, progress.PATIENCE = {interval}, {patience}
 from icl_lab.claims import check, registry
 

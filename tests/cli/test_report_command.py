@@ -10,7 +10,7 @@ import yaml
 from icl_lab import cli, report
 from icl_lab.claims import verify
 from icl_lab.claims.check import exact, sampled
-from icl_lab.claims.claim import Claim, integer
+from icl_lab.claims.claim import Claim, Source, integer
 from icl_lab.report import console as present
 from icl_lab.runs import records
 
@@ -38,7 +38,7 @@ def verified():
     def run(d):
         return [exact("sum of ones", float(d), 3.0, 1e-12), sampled("mean", [1.1] * 6, [1.0] * 6, [0.05] * 6)]
 
-    toy = Claim("toy.sum", "A paper, arXiv 0000.00000", "Ones add up to d.", "Lemma 0", {"d": integer(3, 1)}, run)
+    toy = Claim("toy.sum", "Ones add up to d.", Source("A paper, arXiv 0000.00000", "Lemma 0"), {"d": integer(3, 1)}, run)
     return [verify.run_claim(toy, {"d": 3})]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab.theory.descent import vonoswald2022
-from icl_lab.theory.regression import one_layer
+from icl_lab.theory.regression import minima
 from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
@@ -44,10 +44,10 @@ def test_a_step_size_without_the_kurtosis_is_caught(monkeypatch):
 
 
 def test_a_wrong_escape_is_caught(monkeypatch):
-    monkeypatch.setattr(one_layer, "saddle_curvatures", lambda d, v: np.full(2 * d + 2, v**2))
+    monkeypatch.setattr(minima, "saddle_curvatures", lambda d, v: np.full(2 * d + 2, v**2))
     assert "eigenvalues" in failed("vonoswald2022.lsa1.saddle", SETTINGS["vonoswald2022.lsa1.saddle"])
 
 
 def test_a_wrong_false_minimum_is_caught(monkeypatch):
-    monkeypatch.setattr(one_layer, "false_minimum", lambda d, n, v: minima.rank_one_branch_loss(d, n, v, 3.0))
+    monkeypatch.setattr(minima, "false_minimum", lambda d, n, v: minima.rank_one_branch_loss(d, n, v, 3.0))
     assert "false_minimum" in failed("vonoswald2022.lsa1.spurious", SETTINGS["vonoswald2022.lsa1.spurious"])
