@@ -35,8 +35,8 @@ KURTOSIS = 9 / 5
 
 def task_of(config: DictConfig) -> tasks.LinearRegression:
     """Uniform inputs."""
-    law = tasks.Uniform(config.dim, half_width=config.half_width)
-    return tasks.LinearRegression(dim=config.dim, context_length=config.context_length, covariates=law)
+    distribution = tasks.Uniform(config.dim, half_width=config.half_width)
+    return tasks.LinearRegression(dim=config.dim, context_length=config.context_length, covariates=distribution)
 
 
 def setting(config: DictConfig, scale: float = 1.0) -> tuple[int, int, float, float]:
@@ -219,7 +219,8 @@ def scaled(config: DictConfig, weights: Weights, folder: Path) -> None:
     save(
         figure,
         folder / "scaled.png",
-        "Outside of the training law the trained layer stays with its step of gradient descent, also where that step is far "
+        "Outside of the training distribution the trained layer stays with its step of gradient descent, also where that step "
+        "is far "
         "too long. Scaled tasks scale the loss of everything that is linear in the labels, ridge included.",
         numbers,
     )
@@ -230,10 +231,10 @@ def _half_losses(predictor, task: tasks.LinearRegression, input_scales, task_sca
     """Half losses on rescaled prompts, (scales, prompts)."""
 
     def at(scales):
-        law = tasks.Rescaled(task, *scales)
+        distribution = tasks.Rescaled(task, *scales)
 
         def one(key):
-            prompt = law.sample(key)
+            prompt = distribution.sample(key)
             return jnp.sum((predictor(prompt) - prompt.target) ** 2) / 2
 
         return jax.vmap(one)(keys)
@@ -332,7 +333,7 @@ def spectra(config: DictConfig, folder: Path) -> None:
 
 
 def fixed_tasks(config: DictConfig, folder: Path) -> None:
-    """Figure 16: one layer trained on a fixed set of B prompts, its loss there and on the law."""
+    """Figure 16: one layer trained on a fixed set of B prompts, its loss there and on the distribution."""
     settings, task = config.fixed_tasks, task_of(config)
     exact = objectives.independent_loss(task, MODEL)
     _, least = best_step(config)
@@ -348,7 +349,7 @@ def fixed_tasks(config: DictConfig, folder: Path) -> None:
     figure = Figure(figsize=(5.6, 4.0), layout="constrained")
     axes = figure.subplots()
     axes.plot(settings.sizes, train, "o-", label="on the B prompts")
-    axes.plot(settings.sizes, test, "s-", label="exact, on their law")
+    axes.plot(settings.sizes, test, "s-", label="exact, on their distribution")
     axes.axhline(least, color="black", linestyle="--", label="L*, one step of GD")
     axes.set(xlabel="prompts B of the training set", ylabel="half loss", xscale="log", yscale="log")
     axes.set_xticks(settings.sizes, labels=[str(size) for size in settings.sizes])

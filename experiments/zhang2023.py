@@ -28,7 +28,7 @@ MODEL = LinearSelfAttention()
 
 
 def regression(length: int = LENGTH, covariance=COVARIANCE, task_covariance=None) -> tasks.LinearRegression:
-    """The running example with another length, input law or task law."""
+    """The running example with another length, input distribution or task distribution."""
     return tasks.LinearRegression(dim=DIM, context_length=length, covariance=covariance, task_covariance=task_covariance)
 
 
@@ -117,10 +117,10 @@ def shifts(folder: Path) -> None:
     }
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     row, numbers = figure.subplots(1, 3), {"c": factors}
-    for axes, (name, law) in zip(row, kinds.items(), strict=True):
+    for axes, (name, distribution) in zip(row, kinds.items(), strict=True):
         fine = np.geomspace(factors[0], factors[-1], 60)
-        curve = [_exact_risk(preconditioner, *law(c)) for c in fine]
-        simulated = np.array([_simulated_risk(limit, *law(c)) for c in factors])
+        curve = [_exact_risk(preconditioner, *distribution(c)) for c in fine]
+        simulated = np.array([_simulated_risk(limit, *distribution(c)) for c in factors])
         axes.plot(fine, curve, color="black", label="exact")
         axes.errorbar(factors, simulated[:, 0], 2 * simulated[:, 1], fmt="o", capsize=2, label="trained layer, simulated")
         axes.set(title=name, xscale="log", yscale="log", xlabel="c")

@@ -25,12 +25,12 @@ from icl_lab.training.prefixes import Curriculum
 
 
 def title(tested: str, scale: float) -> str:
-    """A test law in words."""
+    """A test distribution in words."""
     return "identity" if tested == "fixed" else f"random, c = {scale:g}"
 
 
 def measure(config: DictConfig) -> list[dict]:
-    """One entry for each pair of training law and test law: curves of the decoder and of the linear layer."""
+    """One entry for each pair of training distribution and test distribution: curves of the decoder and of the linear layer."""
     size = config.decoder
     training = Training(
         **{name: size[name] for name in ("width", "layers", "heads", "steps", "batch", "learning_rate")},
@@ -80,7 +80,7 @@ def show(curves: list[dict], length: int, console: Console) -> None:
 
 
 def draw(curves: list[dict], length: int, path: Path) -> None:
-    """Error against context length, one panel a test law."""
+    """Error against context length, one panel a test distribution."""
     tests = list(dict.fromkeys((curve["tested"], curve["scale"]) for curve in curves))
     with house_style():
         figure = Figure(figsize=(3.1 * len(tests), 3.4), layout="constrained")

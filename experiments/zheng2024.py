@@ -34,7 +34,7 @@ STARTS = {
 NAMES = {"gaussian": "Gaussian, σ", "sparse": "sparse, c", "constant": "all ones, c"}
 
 
-def law(config: DictConfig, start: str, scale: float, length: int | None = None) -> tasks.LinearDynamics:
+def distribution(config: DictConfig, start: str, scale: float, length: int | None = None) -> tasks.LinearDynamics:
     """The sequences x_1 .. x_T, T the configured length or another."""
     length = config.length if length is None else length
     return tasks.LinearDynamics(config.dim, length - 2, tasks.DiagonalUnitary(), STARTS[start](scale))
@@ -57,7 +57,7 @@ def descend(objective: objectives.Objective, inits, step_size, steps: int) -> Pa
 
 def predicted(config: DictConfig, curve: DictConfig, init) -> np.ndarray:
     """The product a b at every step of gradient descent on the exact loss."""
-    if curve.law == "constant":
+    if curve.distribution == "constant":
         form = theory.all_ones.quadratic(config.dim, config.length, curve.scale)
         path = theory.all_ones.descent(form, config.dim, *init, curve.step_size, curve.steps)
         return path[:, 0] * path[:, 2]
@@ -66,17 +66,17 @@ def predicted(config: DictConfig, curve: DictConfig, init) -> np.ndarray:
 
 
 def constants(config: DictConfig, curve: DictConfig) -> theory.zheng2024.Constants:
-    """Moments of the start law of a curve."""
-    return theory.zheng2024.constants(curve.law, config.dim, curve.scale)
+    """Moments of the start distribution of a curve."""
+    return theory.zheng2024.constants(curve.distribution, config.dim, curve.scale)
 
 
 def trained(config: DictConfig) -> list[PairedWeights]:
     """The descents on sampled sequences, one entry a curve."""
-    features = objectives.phase_features(config.dim, live=True)
+    features = objectives.phase_features(config.dim, active=True)
     paths = []
     for number, curve in enumerate(track(config.curves, "training")):
         key = jax.random.fold_in(jax.random.key(config.seed), number)
-        task = law(config, curve.law, curve.scale)
+        task = distribution(config, curve.distribution, curve.scale)
         loss = objectives.SampledLoss.build(task, MODEL, key, config.sequences, features=features, every_position=True)
         path = descend(loss, jnp.asarray(np.array(config.inits)), jnp.asarray(curve.step_size), curve.steps)
         paths.append(jax.tree.map(np.asarray, path))
@@ -96,14 +96,14 @@ def products(config: DictConfig, paths: list[PairedWeights], folder: Path) -> No
             line, label = predicted(config, curve, init), f"a₀ = {init[0]:g}, b₀ = {init[1]:g}"
             axes.plot(steps, line, color=f"C{colour}", label=label)
             axes.plot(shown, measured[colour, shown], ".", color=f"C{colour}")
-            name = f"{curve.law} {curve.scale:g} from {init[0]:g},{init[1]:g}"
+            name = f"{curve.distribution} {curve.scale:g} from {init[0]:g},{init[1]:g}"
             numbers |= {f"predicted {name}": line, f"sampled {name}": measured[colour]}
-        if curve.law != "constant":
+        if curve.distribution != "constant":
             limit = theory.zheng2024.limit_product(constants(config, curve), config.length)
             endless = theory.recovery.long_training_product(constants(config, curve))
             axes.axhline(limit, color="0.4", linewidth=1, label=f"limit at T = {config.length}")
             axes.axhline(endless, color="0.4", linewidth=1, linestyle=":", label="limit at T = ∞")
-        axes.set(title=f"{NAMES[curve.law]} = {curve.scale:g}", xlabel="step of gradient descent")
+        axes.set(title=f"{NAMES[curve.distribution]} = {curve.scale:g}", xlabel="step of gradient descent")
         axes.set_ylim(bottom=0)
     for axes in grid[len(config.curves) :]:
         axes.set_axis_off()
@@ -146,12 +146,12 @@ def recovery(config: DictConfig, paths: list[PairedWeights], folder: Path) -> No
     figure = Figure(figsize=(11.5, 3.6), layout="constrained")
     (left, middle, right), numbers = figure.subplots(1, 3), {}
     for axes, start, quantity in ((left, "gaussian", 0), (middle, "sparse", 1)):
-        index = next((i for i, c in enumerate(config.curves) if c.law == start and c.scale == 1.0), None)
+        index = next((i for i, c in enumerate(config.curves) if c.distribution == start and c.scale == 1.0), None)
         if index is None:
             continue
         curve, path, moments = config.curves[index], paths[index], constants(config, config.curves[index])
         shown = np.unique(np.linspace(0, curve.steps, 9).astype(int))
-        task = law(config, start, curve.scale)
+        task = distribution(config, start, curve.scale)
         for colour, init in enumerate(config.inits):
             line = predicted(config, curve, init)
             if quantity == 0:
@@ -176,7 +176,7 @@ def recovery(config: DictConfig, paths: list[PairedWeights], folder: Path) -> No
         moments = theory.zheng2024.constants(start, config.dim, 1.0)
         product = theory.zheng2024.limit_product(moments, config.length)
         weights = PairedWeights(product * np.eye(config.dim), np.eye(config.dim))
-        points = np.array([tested(config, law(config, start, 1.0, int(t) + 1), weights)[1] for t in lengths])
+        points = np.array([tested(config, distribution(config, start, 1.0, int(t) + 1), weights)[1] for t in lengths])
         fine = np.arange(2, 2 * config.length + 1)
         line = [theory.recovery.squared_error(moments, config.dim, product, t) for t in fine]
         right.plot(fine, line, color=f"C{colour}", label=start)
@@ -197,7 +197,7 @@ def recovery(config: DictConfig, paths: list[PairedWeights], folder: Path) -> No
 
 def all_ones(config: DictConfig, paths: list[PairedWeights], folder: Path) -> None:
     """The learned blocks for x_1 = (1, .., 1), which are not diagonal, beside the exact two-number form."""
-    index = next((i for i, curve in enumerate(config.curves) if curve.law == "constant"), None)
+    index = next((i for i, curve in enumerate(config.curves) if curve.distribution == "constant"), None)
     if index is None:
         return
     curve, init = config.curves[index], config.inits[0]
@@ -232,7 +232,7 @@ def _map(axes: Axes, matrix: np.ndarray, title: str) -> None:
 
 def random_starts(config: DictConfig, folder: Path) -> None:
     """Random complex weights flow to P K = s I, both diagonal."""
-    loss = objectives.phase_loss(law(config, "gaussian", 1.0), MODEL, live=True)
+    loss = objectives.phase_loss(distribution(config, "gaussian", 1.0), MODEL, active=True)
     limit = theory.zheng2024.limit_product(theory.zheng2024.constants("gaussian", config.dim, 1.0), config.length)
     rng, numbers = np.random.default_rng(config.seed), {}
     figure = Figure(figsize=(2.9 * len(config.random_scales), 5.6), layout="constrained")

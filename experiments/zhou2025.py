@@ -221,7 +221,7 @@ def softmax_comparison(config: DictConfig, folder: Path) -> None:
     axes.plot(fine, 2 / (fine + 4), color="C0", label="linear: 2/(N+4)")
     scales = np.geomspace(np.sqrt(2 * signal) * 1.01, 10 * np.sqrt(2 * signal), 400)
     best = min(theory.softmax_series.scaled_gap(series.coefficients, 1.0, scale) for scale in scales)
-    axes.plot(fine, best / signal / fine, color="C1", label="softmax: 1/N law of the best constructed head")
+    axes.plot(fine, best / signal / fine, color="C1", label="softmax: 1/N rule of the best constructed head")
     axes.set(xlabel="windows of the context N", ylabel="excess error / V", xscale="log", yscale="log")
     axes.set_xticks(sizes.lengths, labels=[str(n) for n in sizes.lengths])
     axes.minorticks_off()
@@ -231,7 +231,7 @@ def softmax_comparison(config: DictConfig, folder: Path) -> None:
         figure,
         folder / "softmax.png",
         "In an endless context a softmax head is linear too, but its weights add up to one, so that sampling noise is left "
-        "even where there is no signal. In short contexts, beyond the 1/N law, the trained softmax head is the better one.",
+        "even where there is no signal. In short contexts, beyond the 1/N rule, the trained softmax head is the better one.",
         numbers,
     )
 

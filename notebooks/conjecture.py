@@ -2,14 +2,14 @@
 # # Test a conjecture of your own
 #
 # You believe something about in-context learning and have not proved it yet. Before you spend a week on a proof, spend a minute
-# here: write the law of your prompts, train the model on it, put your formula beside the measurement, and let it fail if it is
-# wrong. This page does so with a law that is in none of the papers, and its first conjecture *is* wrong.
+# here: write the distribution of your prompts, train the model on it, put your formula beside the measurement, and let it
+# fail if it is wrong. This page does so with a distribution that is in none of the papers, and its first conjecture *is* wrong.
 #
 # **The question.** In every theorem on linear attention the scale of the inputs is the same in all prompts. What if it is not?
 # Let each prompt have a scale of its own,
 #
-# $$ r^2 \sim \text{some law with } \mathbb E\, r^2 = 1, \qquad x_i \mid r \sim N(0, r^2 I_d), \qquad y_i = w \cdot x_i, \quad
-# w \sim N(0, I_d) . $$
+# $$ r^2 \sim \text{some distribution with } \mathbb E\, r^2 = 1, \qquad x_i \mid r \sim N(0, r^2 I_d), \qquad y_i = w \cdot
+# x_i, \quad w \sim N(0, I_d) . $$
 #
 # With $r = 1$, Zhang, Frei and Bartlett ([arXiv 2306.09927](https://arxiv.org/abs/2306.09927)) have the answer: the layer ends
 # as one step of gradient descent of size $\eta = N / (N + d + 1)$.
@@ -31,14 +31,14 @@ from icl_lab.core import prng
 from icl_lab.core.typing import Array
 
 # %% [markdown]
-# ## A new law of the inputs
+# ## A new distribution of the inputs
 #
-# A law says how the inputs of one prompt are drawn. Its covariance and fourth moment are those of a single input; closed forms
-# use them, sampling does not.
+# A distribution says how the inputs of one prompt are drawn. Its covariance and fourth moment are those of a single input;
+# closed forms use them, sampling does not.
 
 
 # %%
-class RandomScale(tasks.CovariateLaw):
+class RandomScale(tasks.CovariateDistribution):
     """x | r ~ N(0, r^2 I) with one r for each prompt; r^2 takes a few values."""
 
     dim: int = eqx.field(static=True)
@@ -61,14 +61,14 @@ class RandomScale(tasks.CovariateLaw):
         return jnp.sqrt(square) * jax.random.normal(prng.stream(key, "inputs"), (count, self.dim))
 
 
-def law(d):
+def distribution(d):
     """Three prompts in four are quiet, one is five times as loud; on average r^2 is 1."""
     return RandomScale(d, squares=np.array([0.5, 2.5]), shares=np.array([0.75, 0.25]))
 
 
 def regression(d, N):
-    """Linear regression with that law."""
-    return tasks.LinearRegression(dim=d, context_length=N, covariates=law(d))
+    """Linear regression with that distribution."""
+    return tasks.LinearRegression(dim=d, context_length=N, covariates=distribution(d))
 
 
 model = models.LinearSelfAttention()
@@ -76,9 +76,9 @@ model = models.LinearSelfAttention()
 # %% [markdown]
 # ## A sampled Gram
 #
-# No closed form of the loss is known for this law, so the lab samples what the loss depends on. The answer of one layer is
-# linear in the cubic features $\phi = G_{ab}\, e_c$ (entries of the prompt's Gram matrix times entries of the query), and the
-# loss is a quadratic form in their coefficients $\theta(W)$:
+# No closed form of the loss is known for this distribution, so the lab samples what the loss depends on. The answer of one
+# layer is linear in the cubic features $\phi = G_{ab}\, e_c$ (entries of the prompt's Gram matrix times entries of the
+# query), and the loss is a quadratic form in their coefficients $\theta(W)$:
 #
 # $$ L(W) = \tfrac12 \big( \mathbb E y^2 - 2\, \theta^\top \mathbb E[\phi y]
 #    + \theta^\top \mathbb E[\phi\phi^\top]\, \theta \big) . $$
@@ -108,7 +108,7 @@ print(np.round(step, 3))
 # %%
 @functools.cache
 def trained_steps(d, N, samples, prompts):
-    """tr P / d of layers trained on independent samples of the law."""
+    """tr P / d of layers trained on independent samples of the distribution."""
     each = []
     for seed in range(samples):
         loss = objectives.population(regression(d, N), model, jax.random.key(seed), prompts=prompts)
@@ -157,11 +157,11 @@ report.check_table(verify.run(["draft.same-step"]))
 
 # %%
 def best_step(d, N):
-    return law(d).moment(2) / law(d).moment(3) * N / (N + d + 1)
+    return distribution(d).moment(2) / distribution(d).moment(3) * N / (N + d + 1)
 
 
 def best_risk(d, N):
-    return d * (law(d).moment(1) - best_step(d, N) * law(d).moment(2))
+    return d * (distribution(d).moment(1) - best_step(d, N) * distribution(d).moment(2))
 
 
 @claim(

@@ -227,9 +227,9 @@ with report.house_style():
 # %% [markdown]
 # ## Theorem 3: nonlinear responses
 #
-# > Let $y_i = f(x_i) + \varepsilon_i$ with isotropic inputs, where the random function $f$ has a law that is invariant under
-# > rotations of $x$ and under $f \to -f$. The best layer is *still* one step of gradient descent for **linear** regression,
-# > $\hat y = \eta\, b^\top x_q$, with
+# > Let $y_i = f(x_i) + \varepsilon_i$ with isotropic inputs, where the random function $f$ has a distribution that is
+# invariant under > rotations of $x$ and under $f \to -f$. The best layer is *still* one step of gradient descent for
+# **linear** regression, > $\hat y = \eta\, b^\top x_q$, with
 # > $$ \eta = \frac{E[u^\top b]}{E[b^\top b]} = \frac{E|m_f|^2}{E[f^2 |x|^2] + s^2 d + (n-1)\, E|m_f|^2} ,
 # > \qquad m_f = E_x[x f(x)], $$
 # > where $u$ is the best linear predictor given the prompt.

@@ -170,7 +170,7 @@ with report.house_style():
 # has closed forms for $\beta$ and for the midpoint after exact gradient flow, from starts of either sign.
 
 # %% [markdown]
-# ## Outside of the training law
+# ## Outside of the training distribution
 #
 # If the layer *is* one gradient step, it must also fail like one. For inputs $\alpha$ times as large, the loss of the step is
 # $L(\eta^*)$ with $\alpha^2 \sigma^2$ in place of $\sigma^2$: soon the step is far too long. For tasks $\alpha$ times as
@@ -191,8 +191,8 @@ exact = {
 with report.house_style():
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.3), layout="constrained")
     for axes, (kind, alphas) in zip(panels, scales.items(), strict=True):
-        laws = [tasks.Rescaled(TASK, **{f"{kind}_scale": alpha}) for alpha in alphas]
-        found = [analysis.sampled_risks(law, predictors, jax.random.key(4), 8192) for law in laws]
+        distributions = [tasks.Rescaled(TASK, **{f"{kind}_scale": alpha}) for alpha in alphas]
+        found = [analysis.sampled_risks(distribution, predictors, jax.random.key(4), 8192) for distribution in distributions]
         axes.plot(fine[kind], exact[kind], color="black", label="one GD step, exact")
         for marker, name in zip("ox^", predictors, strict=True):
             means = np.array([float(one[name].mean) for one in found]) / 2
@@ -389,7 +389,7 @@ with report.house_style():
 # zero; `vonoswald2022.plateau`), token copying in the first layer (`vonoswald2022.prop3`), kernel smoothers
 # after an MLP (`vonoswald2022.prop2`), more steps and layers (`vonoswald2022.gd.K`, `vonoswald2022.gdpp.*`,
 # `vonoswald2022.deep5`), a fixed set of training tasks (`vonoswald2022.fixed-tasks`), LayerNorm
-# (`vonoswald2022.layernorm`), other tests outside of the training law (`vonoswald2022.ood.*`,
+# (`vonoswald2022.layernorm`), other tests outside of the training distribution (`vonoswald2022.ood.*`,
 # `vonoswald2022.noise`), and what training does to two softmax heads (`vonoswald2022.softmax.cancel`).
 #
 # ```bash

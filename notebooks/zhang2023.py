@@ -4,7 +4,7 @@
 # Zhang, Frei, Bartlett, *Trained Transformers Learn Linear Models In-Context*
 # ([arXiv 2306.09927](https://arxiv.org/abs/2306.09927), JMLR 25(49), 2024). One layer of linear self-attention is trained
 # by gradient flow on prompts of linear regression. The loss is not convex, and yet the paper proves where the flow goes,
-# what the trained layer answers on prompts of any length and law, and where it must fail.
+# what the trained layer answers on prompts of any length and distribution, and where it must fail.
 #
 # **Setting.** A prompt has its own task $w \sim N(0, I_d)$, inputs $x_i, x_q \sim N(0, \Lambda)$ and labels
 # $y_i = \langle w, x_i\rangle$, $i = 1 \dots N$. With the tokens $(x_i, y_i)$ and $(x_q, 0)$ as the columns of $E$, the
@@ -29,9 +29,9 @@ identity = np.eye(d)
 model = models.LinearSelfAttention()
 
 
-def regression(length, **law):
+def regression(length, **distribution):
     """The running example on prompts of some length, by default with its own covariance."""
-    return tasks.LinearRegression(dim=d, context_length=length, **(law or {"covariance": covariance}))
+    return tasks.LinearRegression(dim=d, context_length=length, **(distribution or {"covariance": covariance}))
 
 
 # %% [markdown]
@@ -150,7 +150,7 @@ report.verified_table(entries)
 # %% [markdown]
 # ## Theorem 4.2: the error after $M$ examples, for any labels
 #
-# Test the trained layer on pairs $(x, y)$ of *any* law with $x \sim N(0, \Lambda)$: nothing need be linear. With
+# Test the trained layer on pairs $(x, y)$ of *any* distribution with $x \sim N(0, \Lambda)$: nothing need be linear. With
 # $a = \Lambda^{-1}\mathbb E[xy]$ and $\Sigma = \operatorname{Cov}(xy)$,
 #
 # $$\mathbb E(\hat y - y_q)^2 = \underbrace{\min_w \mathbb E(\langle w, x_q\rangle - y_q)^2}_{\text{best linear predictor}}
@@ -286,14 +286,14 @@ report.verified_table(entries)
 # %%
 values = np.array([[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]])
 probabilities = np.array([[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]])
-law = tasks.FiniteDiagonal(values, probabilities)
+distribution = tasks.FiniteDiagonal(values, probabilities)
 mean = np.diag(np.sum(values * probabilities, axis=1))
 
-support, shares = law.support()
+support, shares = distribution.support()
 
 n, lengths, scales = 128, (4, 16, 64, 1024), np.array([0.5, 1.0, 2.0, 4.0, 8.0])
 preconditioners, risks, shifted = {}, {}, {}
-for name, settings in (("random", {"covariates": law}), ("fixed", {"covariance": mean})):
+for name, settings in (("random", {"covariates": distribution}), ("fixed", {"covariance": mean})):
     objective = objectives.population(regression(n, **settings), model)
     limit = training.gradient_flow(objective, initializers.zhang(d, sigma), weight_tolerance=1e-10).limit
     preconditioners[name] = analysis.effective_preconditioner(limit, model)
@@ -326,7 +326,7 @@ with report.house_style():
     left.axhline(mixed_risk(expected["random"], np.inf), color="C0", linestyle=":")
     for colour, name in enumerate(risks):
         left.plot(lengths, risks[name], "o", color=f"C{colour}", label=f"{name} covariances")
-    left.set(xscale="log", yscale="log", xlabel="test length $M$", ylabel="risk", title="on the training law")
+    left.set(xscale="log", yscale="log", xlabel="test length $M$", ylabel="risk", title="on the training distribution")
     left.legend(loc="lower left")
     fine = np.geomspace(scales[0], scales[-1], 60)
     for colour, name in enumerate(shifted):
@@ -359,7 +359,7 @@ report.verified_table(entries)
 # The paper's other results are claims as well: the quadratic form of the prediction (`zhang2023.setup`,
 # `zhang2023.lem5.1`), the reduced equations with and without random covariances (`zhang2023.lem5.2`, `zhang2023.lemC.1`,
 # `zhang2023.corC.2`, `zhang2023.lemC.4`), how many examples are enough (`zhang2023.cor4.3`), the rates in $N$ and $M$
-# (`zhang2023.asymptotics`), least squares beside the layer (`zhang2023.vs-ols`), tasks and queries of any law
+# (`zhang2023.asymptotics`), least squares beside the layer (`zhang2023.vs-ols`), tasks and queries of any distribution
 # (`zhang2023.shift-task`, `zhang2023.shift-query`), exponential covariances (`zhang2023.residual`).
 #
 # ```bash

@@ -5,8 +5,8 @@
 # 2405.16845](https://arxiv.org/abs/2405.16845) (2024).
 #
 # **The data.** A sequence follows $x_{t+1} = W x_t$ with its own random $W = \mathrm{diag}(e^{i\theta_1}, \dots,
-# e^{i\theta_d})$, phases independent and uniform. The start $x_1$ is a random real vector, and its law turns out to decide
-# everything.
+# e^{i\theta_d})$, phases independent and uniform. The start $x_1$ is a random real vector, and its distribution turns out to
+# decide everything.
 #
 # **The model.** One causal layer of linear attention on tokens $e_t = (x_t, x_{t-1})$,
 #
@@ -50,9 +50,9 @@ STARTS = {
 }
 
 
-def sequences(law, length=LENGTH, dim=DIM):
+def sequences(distribution, length=LENGTH, dim=DIM):
     """Sequences x_1 .. x_T."""
-    return tasks.LinearDynamics(dim, length - 2, tasks.DiagonalUnitary(), STARTS[law])
+    return tasks.LinearDynamics(dim, length - 2, tasks.DiagonalUnitary(), STARTS[distribution])
 
 
 def identities(a, b, dim=DIM):
@@ -60,9 +60,9 @@ def identities(a, b, dim=DIM):
     return PairedWeights(b * np.eye(dim) + 0j, a * np.eye(dim) + 0j)
 
 
-def flow(law, weights, length=LENGTH, **options):
+def flow(distribution, weights, length=LENGTH, **options):
     """Gradient flow of P and K on the exact loss. A loss is its moments: with one task for all the flow compiles once."""
-    loss = objectives.phase_loss(sequences(law, length), MODEL, live=True)
+    loss = objectives.phase_loss(sequences(distribution, length), MODEL, active=True)
     loss = dataclasses.replace(loss, task=sequences("gaussian"))
     return training.gradient_flow(loss, weights, solver="tsit5", rtol=1e-11, **options)
 
@@ -192,26 +192,28 @@ form = theory.all_ones.quadratic(DIM, LENGTH)
 learned = {}
 
 
-def sampled_loss(law):
+def sampled_loss(distribution):
     """The loss on 2000 sequences, in five groups."""
-    features = objectives.phase_features(DIM, live=True)
+    features = objectives.phase_features(DIM, active=True)
     key = jax.random.key(1)
-    return objectives.SampledLoss.build(sequences(law), MODEL, key, 2000, groups=5, features=features, every_position=True)
+    return objectives.SampledLoss.build(
+        sequences(distribution), MODEL, key, 2000, groups=5, features=features, every_position=True
+    )
 
 
-def predicted(law, a0, b0):
+def predicted(distribution, a0, b0):
     """ab along descent on the exact loss."""
-    if law == "constant":
-        path = theory.all_ones.descent(form, DIM, a0, b0, *CURVES[law])
+    if distribution == "constant":
+        path = theory.all_ones.descent(form, DIM, a0, b0, *CURVES[distribution])
         return path[:, 0] * path[:, 2]
-    a, b = theory.zheng2024.descent(theory.zheng2024.constants(law, DIM, 1.0), LENGTH, a0, b0, *CURVES[law])
+    a, b = theory.zheng2024.descent(theory.zheng2024.constants(distribution, DIM, 1.0), LENGTH, a0, b0, *CURVES[distribution])
     return a * b
 
 
 with report.house_style():
     figure, row = plt.subplots(1, 3, figsize=(8.6, 3.2), layout="constrained")
-    for axes, (law, (rate, steps)), top in zip(row, CURVES.items(), (0.36, 1.45, 1.3), strict=True):
-        loss, optimiser = sampled_loss(law), optax.sgd(rate)
+    for axes, (distribution, (rate, steps)), top in zip(row, CURVES.items(), (0.36, 1.45, 1.3), strict=True):
+        loss, optimiser = sampled_loss(distribution), optax.sgd(rate)
         subsets = [dataclasses.replace(loss, moments=jax.tree.map(lambda m, k=k: m[k], loss.groups)) for k in range(5)]
         ends = [training.descend_all(subset, starts, optimiser, steps).weights for subset in subsets]
         ends = np.array([np.einsum("sjj->s", end.value * end.key_query).real / DIM for end in ends])
@@ -219,14 +221,14 @@ with report.house_style():
         for index, (init, error) in enumerate(zip(INITS, errors, strict=True)):
             path = training.descend(loss, identities(*init), optimiser, steps).trajectory
             products = np.einsum("tjj->t", path.weights.value * path.weights.key_query).real / DIM
-            learned[law, init] = path.at(-1)
-            axes.plot(predicted(law, *init), color=f"C{index}", label=f"$a_0$ = {init[0]:g}, $b_0$ = {init[1]:g}")
+            learned[distribution, init] = path.at(-1)
+            axes.plot(predicted(distribution, *init), color=f"C{index}", label=f"$a_0$ = {init[0]:g}, $b_0$ = {init[1]:g}")
             axes.plot(path.times[:-1:12], products[:-1:12], ".", color=f"C{index}")
             axes.errorbar(steps + 8 * index, products[-1], 2 * error, fmt="o", capsize=2, color=f"C{index}")
-        if law != "constant":
-            endless = theory.recovery.long_training_product(theory.zheng2024.constants(law, DIM, 1.0))
+        if distribution != "constant":
+            endless = theory.recovery.long_training_product(theory.zheng2024.constants(distribution, DIM, 1.0))
             axes.axhline(endless, color="0.3", linestyle=":", linewidth=1.2, label="limit for $T = \\infty$")
-        axes.set(title=NAMES[law], xlabel="step of gradient descent", ylim=(0, top))
+        axes.set(title=NAMES[distribution], xlabel="step of gradient descent", ylim=(0, top))
     row[0].set_ylabel("ab, mean diagonal of P K")
     row[0].legend(fontsize="x-small", loc="upper right")
     plt.show()
@@ -248,9 +250,9 @@ with report.house_style():
 # * **Proposition 4.1.** For Gaussian $x_1$ the layer fails: $\hat y_{t,j}/x_{t+1,j} \to s\,x_{1,j}^2$, whose mean for long
 #   training is $1/5$, and the relative squared error tends to $2/5$, for any $\sigma$ and however long the context. In fact
 #   the mean ratio is $s^*\sigma^2$ at *every* length $t$; and complex Gaussian starts would give $1/3$ and $1/3$.
-# * **Theorem 4.2.** For $T \to \infty$ the truth is recovered exactly by those laws with $x_{1,j}^2 \in \{0,\
+# * **Theorem 4.2.** For $T \to \infty$ the truth is recovered exactly by those distributions with $x_{1,j}^2 \in \{0,\
 #   \kappa_2/\kappa_1\}$. One step has one step size: it can serve only one size of coordinate. At finite $T$ an error without
-#   any remainder also needs $\kappa_3 = 0$, a single non-zero coordinate (the sparse law).
+#   any remainder also needs $\kappa_3 = 0$, a single non-zero coordinate (the sparse distribution).
 # * At any $s$ and $t$ the error is $d\,\big[m_2 - 2 s\kappa_1 + s^2(\kappa_2 + \kappa_3/(t-1))\big]$, $m_2 = E x_{1j}^2$.
 #
 # Left: what training on sequences of length $T$ makes of the mean ratio (a flow for each marker, on the exact loss). Middle:
@@ -271,30 +273,31 @@ def mean_ratios(weights, prompt):
 
 with report.house_style():
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.2, 3.4), layout="constrained")
-    for index, (law, label) in enumerate(LABELS.items()):
-        moments, colour = theory.zheng2024.constants(law, DIM, 1.0), f"C{index}"
-        limits = {T: flow(law, identities(0.5, 1.5), T).limit for T in (3, 5, 10, 30, 100)}
+    for index, (distribution, label) in enumerate(LABELS.items()):
+        moments, colour = theory.zheng2024.constants(distribution, DIM, 1.0), f"C{index}"
+        limits = {T: flow(distribution, identities(0.5, 1.5), T).limit for T in (3, 5, 10, 30, 100)}
         products = [np.trace(limit.value @ limit.key_query).real / DIM for limit in limits.values()]
         fine = np.unique(np.geomspace(3, 300, 60).astype(int))
-        line = [theory.recovery.mean_ratio(law, theory.zheng2024.limit_product(moments, T), 1.0) for T in fine]
+        line = [theory.recovery.mean_ratio(distribution, theory.zheng2024.limit_product(moments, T), 1.0) for T in fine]
         left.plot(fine, line, color=colour, label=label)
-        left.plot(list(limits), [theory.recovery.mean_ratio(law, s, 1.0) for s in products], "o", color=colour)
-        endless = theory.recovery.mean_ratio(law, theory.recovery.long_training_product(moments), 1.0)
+        left.plot(list(limits), [theory.recovery.mean_ratio(distribution, s, 1.0) for s in products], "o", color=colour)
+        endless = theory.recovery.mean_ratio(distribution, theory.recovery.long_training_product(moments), 1.0)
         left.axhline(endless, color=colour, linestyle=":", linewidth=1)
 
         positions, product = np.array([2, 4, 8, 16, 40, 100]), theory.zheng2024.limit_product(moments, 100)
         ratios, _ = analysis.sample_mean(
-            eqx.Partial(mean_ratios, limits[100].merged()), sequences(law, 101), jax.random.key(2), 1024, chunk=256
+            eqx.Partial(mean_ratios, limits[100].merged()), sequences(distribution, 101), jax.random.key(2), 1024, chunk=256
         )
         means, errors = ratios.mean[positions - 2], ratios.standard_error[positions - 2]
         middle.errorbar(positions, means, 2 * errors, fmt="o", capsize=2, color=colour)
-        middle.axhline(theory.recovery.mean_ratio(law, product, 1.0), color=colour)
+        middle.axhline(theory.recovery.mean_ratio(distribution, product, 1.0), color=colour)
 
-        if law != "sparse":
+        if distribution != "sparse":
             fine = np.arange(2, 201)
             right.plot(fine, [theory.recovery.squared_error(moments, DIM, product, t) for t in fine], color=colour)
             exact = [
-                objectives.phase_loss(sequences(law, t + 1), MODEL, lengths=[t - 1], live=True) for t in positions.tolist()
+                objectives.phase_loss(sequences(distribution, t + 1), MODEL, lengths=[t - 1], active=True)
+                for t in positions.tolist()
             ]
             right.plot(positions, [loss.risk(limits[100]) for loss in exact], "o", color=colour)
     left.set(title="after training on length T", xlabel="T", ylabel="mean of ŷ / x", xscale="log", ylim=(0, 1.08))
@@ -307,8 +310,8 @@ with report.house_style():
 # Lines are closed forms, dots measured (middle with two standard errors). Left, the dotted values for $T = \infty$: only ±1
 # and sparse coordinates have a ratio that tends to one, Gaussian starts stay at 1/5. Middle, the mean ratio does not depend
 # on the length of the test. Right, a longer context helps Gaussian starts up to a floor only; the error of ±1 coordinates has
-# a floor as well, $(1-s^*)^2$ per coordinate, since at $T = 100$ the step is still too short for them. The sparse law's error
-# is zero and cannot be drawn.
+# a floor as well, $(1-s^*)^2$ per coordinate, since at $T = 100$ the step is still too short for them. The sparse
+# distribution's error is zero and cannot be drawn.
 
 # %%
 entries = verify.run(["zheng2024.prop4.1", "zheng2024.thm4.2"], {"samples": 20_000})
@@ -392,8 +395,8 @@ assert max(gaps) < 1e-6
 #
 # ## Beyond this page
 #
-# `icl-lab verify 'zheng2024.*'` runs all sixteen claims, among them: the zeros have no gradient for any law of real starts
-# (`dead-blocks`), the off-diagonal gradient in closed form (`offdiag`), the mask (`masked`), the exact descents at all scales
-# of the paper (`sims`), and the loss against brute-force averages over sequences (`cubature`, `pattern-gram`, `full-gram`).
-# Sizes are yours: `icl-lab verify 'zheng2024.*' --set d=3 --set T=12`. `python experiments/zheng2024.py` draws every curve
-# with 10 000 sequences.
+# `icl-lab verify 'zheng2024.*'` runs all sixteen claims, among them: the zeros have no gradient for any distribution of real
+# starts (`dead-blocks`), the off-diagonal gradient in closed form (`offdiag`), the mask (`masked`), the exact descents at all
+# scales of the paper (`sims`), and the loss against brute-force averages over sequences (`cubature`, `pattern-gram`,
+# `full-gram`). Sizes are yours: `icl-lab verify 'zheng2024.*' --set d=3 --set T=12`. `python experiments/zheng2024.py` draws
+# every curve with 10 000 sequences.

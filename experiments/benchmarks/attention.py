@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/attention.py [--quick] [-o results.json]
 
-Both train the same separate matrices W_P, W_V, W_K, W_Q with the same Adam on the same law of prompts (x uniform on
+Both train the same separate matrices W_P, W_V, W_K, W_Q with the same Adam on the same distribution of prompts (x uniform on
 (-1/2, 1/2), w standard normal, fresh at every step), in float32, and are measured in turns within one run. The plain one is
 written as published code for such layers is (von Oswald et al., arXiv 2212.07677): keys, queries, values and the projection
 for every token, scores between tokens, all tokens updated by every layer. The lab's uses the D x D Gram matrix of the tokens

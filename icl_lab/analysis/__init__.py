@@ -7,9 +7,9 @@ from icl_lab.analysis import covariate_shift as covariate_shift
 from icl_lab.analysis.functions import FunctionComparison as FunctionComparison
 from icl_lab.analysis.functions import compare_functions as compare_functions
 from icl_lab.analysis.functions import sensitivity as sensitivity
-from icl_lab.analysis.gauge import LiveParts as LiveParts
+from icl_lab.analysis.gauge import ActiveParts as ActiveParts
+from icl_lab.analysis.gauge import active_parts as active_parts
 from icl_lab.analysis.gauge import balance as balance
-from icl_lab.analysis.gauge import live_parts as live_parts
 from icl_lab.analysis.identify.identification import Identification as Identification
 from icl_lab.analysis.identify.identification import identify as identify
 from icl_lab.analysis.interpolation import interpolate as interpolate

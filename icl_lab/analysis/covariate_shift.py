@@ -1,8 +1,8 @@
-"""A softmax decoder trained under one covariate law and tested under others, as in arXiv 2306.09927, Section 5.
+"""A softmax decoder trained under one covariate distribution and tested under others, as in arXiv 2306.09927, Section 5.
 
-Training laws: inputs N(0, I) ("fixed"), or N(0, diag(lambda)) with exponential lambda_i of mean 1 drawn for each prompt
-("random"). Test laws: the identity, and the random law with lambda scaled by c. Task vectors are N(0, I), labels have no noise;
-errors are divided by d, so that the zero predictor has error c.
+Training distributions: inputs N(0, I) ("fixed"), or N(0, diag(lambda)) with exponential lambda_i of mean 1 drawn for each
+prompt ("random"). Test distributions: the identity, and the random distribution with lambda scaled by c. Task vectors are
+N(0, I), labels have no noise; errors are divided by d, so that the zero predictor has error c.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from icl_lab.tasks.distributions.covariates import ExponentialDiagonal
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.training.prefixes import Curriculum, prefix_risk, train_decoder
 
-LAWS = ("fixed", "random")
+DISTRIBUTIONS = ("fixed", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Training:
     curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
 
 
-def law(name: str, dim: int, scale: float = 1.0) -> ExponentialDiagonal | None:
-    """The covariate law called `name`; None stands for N(0, I).
+def distribution(name: str, dim: int, scale: float = 1.0) -> ExponentialDiagonal | None:
+    """The covariate distribution called `name`; None stands for N(0, I).
 
     Raises:
       InvalidValueError: an unknown name.
     """
-    if name not in LAWS:
-        raise InvalidValueError(f"a covariate law is one of {', '.join(LAWS)}; got {name!r}.")
+    if name not in DISTRIBUTIONS:
+        raise InvalidValueError(f"a covariate distribution is one of {', '.join(DISTRIBUTIONS)}; got {name!r}.")
     return None if name == "fixed" else ExponentialDiagonal(dim, scale)
 
 
 def train_under(
     name: str, dim: int, context_length: int, longest: int, training: Training, seed: int, progress: bool = False
 ) -> Decoder:
-    """A decoder trained on prompts of `context_length` examples under the law `name`.
+    """A decoder trained on prompts of `context_length` examples under the distribution `name`.
 
     Args:
       name: "fixed" or "random".
@@ -68,7 +68,7 @@ def train_under(
       seed: of initial weights and prompts.
       progress: show a progress bar.
     """
-    task = LinearRegression(dim=dim, context_length=context_length, covariates=law(name, dim))
+    task = LinearRegression(dim=dim, context_length=context_length, covariates=distribution(name, dim))
     examples = max(longest, context_length) + 1
     decoder = Decoder(dim, examples, width=training.width, layers=training.layers, heads=training.heads, rngs=nnx.Rngs(seed))
     train_decoder(
@@ -87,7 +87,7 @@ def train_under(
 def shifted_risk(
     decoder: Decoder, name: str, scale: float, longest: int, seed: int, prompts: int
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Error per coordinate after 0 .. `longest` examples under a test law, and its standard error.
+    """Error per coordinate after 0 .. `longest` examples under a test distribution, and its standard error.
 
     Args:
       decoder: a trained decoder.
@@ -97,6 +97,6 @@ def shifted_risk(
       seed: of the prompts, the same for every decoder.
       prompts: how many.
     """
-    task = LinearRegression(dim=decoder.dim, context_length=longest, covariates=law(name, decoder.dim, scale))
+    task = LinearRegression(dim=decoder.dim, context_length=longest, covariates=distribution(name, decoder.dim, scale))
     mean, error = prefix_risk(decoder, task, stream(jax.random.key(seed), "test prompts"), prompts)
     return mean / decoder.dim, error / decoder.dim

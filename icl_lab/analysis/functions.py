@@ -85,7 +85,7 @@ def compare_functions(
     """Distances between two predictors and between their sensitivities on fresh prompts of a task.
 
     Args:
-      task: law of the prompts.
+      task: distribution of the prompts.
       predictor: function of one prompt that returns (k,), such as `equinox.Partial(model, weights)`.
       reference: another one, such as `estimators.named("ols")`.
       key: random key.

@@ -29,7 +29,7 @@ SIGN_THRESHOLD = 1e-8
 """Below this share of the norm of p, p2 is rounding and cannot fix the sign."""
 
 
-class LiveParts(NamedTuple):
+class ActiveParts(NamedTuple):
     """The entries of one layer's weights that its prediction depends on; axes of heads or times may lead.
 
     Attributes:
@@ -67,7 +67,7 @@ def _merged_layer(weights: Weights) -> LSAWeights:
     return widened(weights).merged()
 
 
-def live_parts(weights: Weights) -> LiveParts:
+def active_parts(weights: Weights) -> ActiveParts:
     """The parts (p1, p2, K1, k2) of one layer's weights that its prediction on regression prompts depends on.
 
     Args:
@@ -82,7 +82,7 @@ def live_parts(weights: Weights) -> LiveParts:
     Source: Zhang, Frei, Bartlett, arXiv 2306.09927, eq. for the prediction: u12 = p1, u_{-1} = p2, U11 = K1, u21 = k2.
     """
     merged = _merged_layer(weights)
-    return LiveParts(
+    return ActiveParts(
         p1=merged.w_pv[..., -1, :-1],
         p2=merged.w_pv[..., -1, -1],
         k1=merged.w_kq[..., :-1, :-1],
@@ -91,9 +91,9 @@ def live_parts(weights: Weights) -> LiveParts:
 
 
 def balance(weights: Weights) -> LSAWeights:
-    r"""The representative of a layer with :math:`\lVert p \rVert = \lVert K \rVert_F` and p2 > 0, dead entries zero.
+    r"""The representative of a layer with :math:`\lVert p \rVert = \lVert K \rVert_F` and p2 > 0, inactive entries zero.
 
-    p = (p1, p2) is the live row of W_PV and K = (K1; k2^T) the live columns of W_KQ. Where p2 is negligible, the entry
+    p = (p1, p2) is the active row of W_PV and K = (K1; k2^T) the active columns of W_KQ. Where p2 is negligible, the entry
     of p of largest modulus is made positive instead. A layer that predicts zero becomes zero. Heads are balanced one by
     one.
 

@@ -66,7 +66,7 @@ def sampled_risks(task: Task, predictors: Mapping[str, Predictor], key: Key, pro
     """Risks of predictors on fresh prompts of a task, all on the same prompts.
 
     Args:
-      task: law of the prompts.
+      task: distribution of the prompts.
       predictors: functions of one prompt that return (k,), by name. `equinox.Partial(model, weights)` and
         `estimators.named(...)` compile once for all weights and parameters.
       key: random key.
@@ -128,7 +128,7 @@ def risk_against_length(
     """Risks on prompts of several context lengths.
 
     Args:
-      task_of_length: the law of prompts of length N, for example
+      task_of_length: the distribution of prompts of length N, for example
         `lambda n: LinearRegression(dim=5, context_length=n, noise_std=0.1)`.
       lengths: context lengths; each compiles its own program.
       predictors: as in `sampled_risks`, the same at every length.

@@ -43,7 +43,7 @@ def sample_mean(statistic: Callable[[Prompt], Any], task: Task, key: Key, prompt
 
     Args:
       statistic: one prompt -> a pytree of real arrays. NaN or infinity on one prompt makes the mean so.
-      task: law of the prompts.
+      task: distribution of the prompts.
       key: random key; chunk i draws from `fold_in(key, i)`, so more prompts extend the same sample.
       prompts: at least so many prompts, >= 2; rounded up to whole chunks.
       chunk: prompts held in memory at once.

@@ -7,7 +7,7 @@ In the notation of `gauge`, the prediction is an odd part, linear in sum_i y_i x
           \qquad B = p_2 K_1^\top + k_2 p_1^\top ,
 
 each term summed over heads; with the query token in the sum the middle one has a term more. The odd part is a step of
-preconditioned gradient descent; the even part can only add to the risk of a task whose law does not change under
+preconditioned gradient descent; the even part can only add to the risk of a task whose distribution does not change under
 w -> -w, and vanishes at the optimum.
 """
 
@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.analysis.gauge import balance, live_parts
+from icl_lab.analysis.gauge import active_parts, balance
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Weights
 from icl_lab.models import LinearSelfAttention, LSAWeights, SelfAttention
@@ -155,8 +155,8 @@ def compare(
 ) -> Comparison:
     """Trained weights of one layer against a closed form, in the balanced gauge.
 
-    Rows: `preconditioner` and, for a single head, `w_pv` and `w_kq` (live entries of the balanced representatives), as
-    relative errors; then what should vanish: `p1` and `k2` as shares of the live row of w_pv and of the live columns of
+    Rows: `preconditioner` and, for a single head, `w_pv` and `w_kq` (active entries of the balanced representatives), as
+    relative errors; then what should vanish: `p1` and `k2` as shares of the active row of w_pv and of the active columns of
     w_kq, and `even part`, the size of the terms even in the labels over that of the odd ones. With several heads the
     gauge also mixes heads, so only the function's own `preconditioner` and `even part` are compared.
 
@@ -192,7 +192,7 @@ def compare(
         best = balance(LSAWeights(w_pv=np.asarray(optimum.w_pv), w_kq=change * np.asarray(optimum.w_kq)))
         rows.append(_row("w_pv", trained.w_pv, best.w_pv, tolerance))
         rows.append(_row("w_kq", trained.w_kq, best.w_kq, tolerance))
-        parts = live_parts(trained)
+        parts = active_parts(trained)
         for name, part, whole in (("p1", parts.p1, trained.w_pv), ("k2", parts.k2, trained.w_kq)):
             rows.append(_vanishing_row(name, part, whole, tolerance))
     odd, even = _odd_and_even(trained)
@@ -202,7 +202,7 @@ def compare(
 
 def _odd_and_even(weights: Weights) -> tuple[np.ndarray, np.ndarray]:
     """B (d, d), and the coefficients of the even terms as one vector; without rho."""
-    parts = live_parts(weights)
+    parts = active_parts(weights)
     dim = parts.p1.shape[-1]
     p1, p2 = parts.p1.reshape(-1, dim), parts.p2.reshape(-1)
     k1, k2 = parts.k1.reshape(-1, dim, dim), parts.k2.reshape(-1, dim)

@@ -1,4 +1,4 @@
-"""From the configuration group `task` to a law of prompts."""
+"""From the configuration group `task` to a distribution of prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from icl_lab.tasks.prompt import Task, check_count
 
 
 def build_task(group: Group) -> Task:
-    """The law of the prompts that `task` describes; ranges are checked by the task's own class.
+    """The distribution of the prompts that `task` describes; ranges are checked by the task's own class.
 
     Raises:
       IclLabError: a value out of range.
@@ -51,11 +51,11 @@ def _linear_regression(group: Group) -> Task:
     )
 
 
-def _regression_with(law: Callable[[Group], tasks.CovariateLaw]) -> Callable[[Group], Task]:
-    """Linear regression whose inputs follow another law."""
+def _regression_with(distribution: Callable[[Group], tasks.CovariateDistribution]) -> Callable[[Group], Task]:
+    """Linear regression whose inputs follow another distribution."""
 
     def build(group: Group) -> Task:
-        covariates = law(group)
+        covariates = distribution(group)
         return tasks.LinearRegression(
             covariates.dim,
             group["context_length"],
@@ -106,7 +106,7 @@ _TASKS: dict[str, Callable[[Group], Task]] = {
     "linear_regression": _linear_regression,
     "uniform": _regression_with(lambda group: tasks.Uniform(group["dim"], group["half_width"])),
     "sine": lambda group: tasks.SineRegression(
-        group["context_length"], group["half_width"], group["law"], noise_std=group["noise_std"]
+        group["context_length"], group["half_width"], group["distribution"], noise_std=group["noise_std"]
     ),
     "sphere": _regression_with(lambda group: tasks.Sphere(group["dim"], group["radius"])),
     "random_diagonal": _regression_with(lambda group: tasks.FiniteDiagonal(*_finite_support(group))),
@@ -132,13 +132,13 @@ _RESPONSES: dict[str, Callable[[Group], tasks.Response]] = {
     "random_cosine": lambda group: tasks.RandomCosine(),
 }
 
-_TRANSITIONS: dict[str, Callable[[], tasks.TransitionLaw]] = {
+_TRANSITIONS: dict[str, Callable[[], tasks.TransitionDistribution]] = {
     "diagonal_unitary": tasks.DiagonalUnitary,
     "haar_orthogonal": tasks.HaarOrthogonal,
     "rotation_blocks": tasks.RotationBlocks,
 }
 
-_SEQUENCE_STARTS: dict[str, Callable[[float], tasks.StartLaw]] = {
+_SEQUENCE_STARTS: dict[str, Callable[[float], tasks.StartDistribution]] = {
     "gaussian": tasks.GaussianStart,
     "complex_gaussian": tasks.ComplexGaussianStart,
     "sparse": tasks.SparseStart,

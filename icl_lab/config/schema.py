@@ -71,7 +71,7 @@ class SineRegression(Task):
     """Sine waves, an amplitude and a phase a prompt."""
 
     half_width: float
-    law: str
+    distribution: str
 
 
 @dataclass
@@ -110,7 +110,7 @@ class NonlinearRegression(GaussianInputs):
 
 @dataclass
 class Autoregressive(Task):
-    """One AR(p) law with fixed coefficients."""
+    """One AR(p) distribution with fixed coefficients."""
 
     coefficients: list[float]
 

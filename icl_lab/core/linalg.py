@@ -1,4 +1,4 @@
-"""Small symmetric linear algebra used by task laws: checks, square roots, condition numbers, random rotations."""
+"""Small symmetric linear algebra used by task distributions: checks, square roots, condition numbers, random rotations."""
 
 from __future__ import annotations
 

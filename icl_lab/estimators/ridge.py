@@ -49,7 +49,7 @@ def ridge_weights(prompt: Prompt, penalty: Penalty, *, dual: bool | None = None)
 
     The first form costs a Cholesky factorisation of size d, the second of size N. It is the posterior mean, hence the
     predictor of least squared error, when the rows of W are independent N(0, Omega), the labels are W x_i plus
-    N(0, s2 I) noise, and the penalty is s2 Omega^{-1}: whatever the law of the inputs, and also for sequences, whose
+    N(0, s2 I) noise, and the penalty is s2 Omega^{-1}: whatever the distribution of the inputs, and also for sequences, whose
     inputs are past outputs.
 
     Args:

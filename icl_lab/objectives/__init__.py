@@ -33,7 +33,7 @@ def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: i
     """The best available loss of a model on a task: exact if known, else from sampled moments, else on streamed prompts.
 
     Args:
-      task: the law of the prompts.
+      task: the distribution of the prompts.
       model: the architecture.
       key: for sampling; seed 0 if omitted.
       prompts: how many prompts the moments are sampled from, where they are sampled.

@@ -105,8 +105,8 @@ def curvature(objective: Objective, weights: Weights, graded: bool = False) -> C
 def _dense(hessian, gradient):
     values, vectors = jnp.linalg.eigh(hessian)
     largest = jnp.maximum(jnp.abs(values[0]), values[-1])
-    live = jnp.abs(values) > NULL_SHARE * largest
-    inverse = jnp.where(live, 1.0 / jnp.where(live, values, 1.0), 0.0)
+    active = jnp.abs(values) > NULL_SHARE * largest
+    inverse = jnp.where(active, 1.0 / jnp.where(active, values, 1.0), 0.0)
     return -vectors @ (inverse * (vectors.T @ gradient)), values[0], values[-1]
 
 
@@ -127,11 +127,11 @@ def _graded(hessian, gradient, weights, symmetries):
     share = 10 * jnp.linalg.norm(gradient / scale) / jnp.maximum(jnp.linalg.norm(weights * scale), 1e-300)
     faint = jnp.sum(jnp.abs(values) <= jnp.maximum(share, NULL_SHARE))
     negative = jnp.sum(values < -jnp.maximum(share, NEGATIVE_SHARE))
-    live = jnp.abs(values) > NULL_SHARE
-    inverse = jnp.where(live, 1.0 / jnp.where(live, values, 1.0), 0.0)
+    active = jnp.abs(values) > NULL_SHARE
+    inverse = jnp.where(active, 1.0 / jnp.where(active, values, 1.0), 0.0)
     step = -(vectors @ (inverse * (vectors.T @ (gradient / scale)))) / scale
     # The shortest of the steps that differ by symmetries.
-    null = jnp.where(live[None], 0.0, vectors / scale[:, None])
+    null = jnp.where(active[None], 0.0, vectors / scale[:, None])
     null = null / jnp.maximum(jnp.linalg.norm(null, axis=0, keepdims=True), 1e-300)
     step = step - null @ jnp.linalg.lstsq(null, step)[0]
     return step, jnp.maximum(faint - symmetries, 0) + negative

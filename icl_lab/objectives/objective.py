@@ -26,7 +26,7 @@ class Objective(eqx.Module):
     the half.
 
     Attributes:
-      task: the law of the prompts.
+      task: the distribution of the prompts.
       model: the architecture.
     """
 

@@ -149,13 +149,13 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
     # Three programs instead of one for every number of models.
     models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
     estimators = comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"])
-    law, measured_at = build.build_task({**first.config["task"], "context_length": lengths[-1]}), lengths
-    short = condensed(law, lengths) if _reads_gram_matrices(first) else None
+    distribution, measured_at = build.build_task({**first.config["task"], "context_length": lengths[-1]}), lengths
+    short = condensed(distribution, lengths) if _reads_gram_matrices(first) else None
     if short is not None:
         models = [short.predictors({"model": model})["model"] for model in models]
-        law, estimators, measured_at = short, short.predictors(estimators), short.rows
+        distribution, estimators, measured_at = short, short.predictors(estimators), short.rows
     tables = measure(
-        law,
+        distribution,
         models,
         estimators,
         measured_at,

@@ -1,7 +1,7 @@
-"""Laws that generate prompts, and their embeddings into tokens."""
+"""Distributions that generate prompts, and their embeddings into tokens."""
 
 from icl_lab.tasks.distributions import spectra as spectra
-from icl_lab.tasks.distributions.covariates import CovariateLaw as CovariateLaw
+from icl_lab.tasks.distributions.covariates import CovariateDistribution as CovariateDistribution
 from icl_lab.tasks.distributions.covariates import ExponentialDiagonal as ExponentialDiagonal
 from icl_lab.tasks.distributions.covariates import FiniteDiagonal as FiniteDiagonal
 from icl_lab.tasks.distributions.covariates import Gaussian as Gaussian
@@ -19,14 +19,14 @@ from icl_lab.tasks.distributions.starts import ConstantStart as ConstantStart
 from icl_lab.tasks.distributions.starts import GaussianStart as GaussianStart
 from icl_lab.tasks.distributions.starts import RademacherStart as RademacherStart
 from icl_lab.tasks.distributions.starts import SparseStart as SparseStart
-from icl_lab.tasks.distributions.starts import StartLaw as StartLaw
+from icl_lab.tasks.distributions.starts import StartDistribution as StartDistribution
 from icl_lab.tasks.distributions.starts import StartMoments as StartMoments
 from icl_lab.tasks.dynamics.linear import DiagonalUnitary as DiagonalUnitary
 from icl_lab.tasks.dynamics.linear import FixedTransition as FixedTransition
 from icl_lab.tasks.dynamics.linear import HaarOrthogonal as HaarOrthogonal
 from icl_lab.tasks.dynamics.linear import LinearDynamics as LinearDynamics
 from icl_lab.tasks.dynamics.linear import RotationBlocks as RotationBlocks
-from icl_lab.tasks.dynamics.linear import TransitionLaw as TransitionLaw
+from icl_lab.tasks.dynamics.linear import TransitionDistribution as TransitionDistribution
 from icl_lab.tasks.embeddings import EMBEDDINGS as EMBEDDINGS
 from icl_lab.tasks.embeddings import embedding as embedding
 from icl_lab.tasks.embeddings import hankel as hankel

@@ -41,7 +41,7 @@ class Prompt(eqx.Module):
 
 
 class Task(eqx.Module):
-    """A law of prompts. Subclasses are immutable pytrees: arrays are leaves, sizes are static.
+    """A distribution of prompts. Subclasses are immutable pytrees: arrays are leaves, sizes are static.
 
     `sample` is a pure function of a key and safe under `jit` and `vmap`. A task holds arrays, so it has no hash: write
     `equinox.filter_jit(task.sample)` or `jax.jit(lambda key: task.sample(key))`.

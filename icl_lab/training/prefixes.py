@@ -104,7 +104,7 @@ def prefix_risk(
 
     Args:
       decoder: positions for at least N + 1 examples.
-      task: test law, N examples and a query a prompt.
+      task: test distribution, N examples and a query a prompt.
       key: random key.
       prompts: at least 2; processed in chunks.
 

@@ -1,4 +1,4 @@
-"""Training and testing a decoder under covariate laws."""
+"""Training and testing a decoder under covariate distributions."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def test_an_untrained_like_decoder_errs_like_the_zero_predictor():
     assert np.all(np.abs(mean - 4.0) < 1.0 + 4 * error)
 
 
-def test_a_law_has_a_name():
-    assert covariate_shift.law("fixed", 2) is None
-    assert covariate_shift.law("random", 2, 4.0).scale == 4.0
+def test_a_distribution_has_a_name():
+    assert covariate_shift.distribution("fixed", 2) is None
+    assert covariate_shift.distribution("random", 2, 4.0).scale == 4.0
     with pytest.raises(InvalidValueError, match="fixed, random"):
-        covariate_shift.law("uniform", 2)
+        covariate_shift.distribution("uniform", 2)

@@ -59,8 +59,8 @@ def test_the_sign_rule_holds_where_the_corner_of_the_value_matrix_is_zero(seed, 
     assert np.max(np.abs(one.w_pv)) == np.max(one.w_pv) > 0
 
 
-def test_the_representative_is_balanced_with_a_positive_corner_and_no_dead_entries():
-    parts = analysis.live_parts(analysis.balance(random_weights(1)))
+def test_the_representative_is_balanced_with_a_positive_corner_and_no_inactive_entries():
+    parts = analysis.active_parts(analysis.balance(random_weights(1)))
     row, columns = np.append(parts.p1, parts.p2), np.vstack([parts.k1, parts.k2])
     np.testing.assert_allclose(np.linalg.norm(row), np.linalg.norm(columns), rtol=10 * EPS)
     assert parts.p2 > 0

@@ -35,7 +35,7 @@ def test_matrices_are_the_transposes_of_the_preconditioners(model, rng):
     np.testing.assert_allclose(found.preconditioners, np.swapaxes(matrices, 1, 2), rtol=1e-12)
 
 
-def test_what_lies_outside_is_a_share_and_dead_entries_do_not_count(rng):
+def test_what_lies_outside_is_a_share_and_inactive_entries_do_not_count(rng):
     first, last = (LSAWeights(rng.normal(size=(3, 3)), rng.normal(size=(3, 3))) for _ in range(2))
     found = analysis.layer_coefficients((first, last), MODELS[0], 4)
     outside = [first.w_pv[0, 2], first.w_pv[1, 2], first.w_pv[2, 0], first.w_pv[2, 1]]
@@ -45,8 +45,8 @@ def test_what_lies_outside_is_a_share_and_dead_entries_do_not_count(rng):
     inside = np.linalg.norm(last.w_kq[:2, :2]) / np.linalg.norm(last.w_kq)
     np.testing.assert_allclose(found.outside_w_kq[1] ** 2 + inside**2, 1)
     single = analysis.layer_coefficients(last, MODELS[0], 4)
-    live = last.w_kq[:, :2]
-    np.testing.assert_allclose(single.outside_w_kq[0], np.linalg.norm(live[2]) / np.linalg.norm(live))
+    active = last.w_kq[:, :2]
+    np.testing.assert_allclose(single.outside_w_kq[0], np.linalg.norm(active[2]) / np.linalg.norm(active))
 
 
 def test_the_distance_to_multiples_of_the_identity():

@@ -17,7 +17,7 @@ def _claim(validate=None):
             "s2": number(0.5, 0.0),
             "sigma": number(0.1, positive=True),
             "rotate": flag(False),
-            "law": choice("gaussian", ("gaussian", "uniform")),
+            "distribution": choice("gaussian", ("gaussian", "uniform")),
             "Lam": spectrum(),
             "w": vector(None),
             "A": table(None),
@@ -29,7 +29,7 @@ def _claim(validate=None):
 
 def test_overrides_replace_defaults():
     resolved = _claim().resolve({"d": 7, "Lam": [2, 1.5], "s2": 0})
-    defaults = {"sigma": 0.1, "rotate": False, "law": "gaussian", "w": None, "A": None}
+    defaults = {"sigma": 0.1, "rotate": False, "distribution": "gaussian", "w": None, "A": None}
     assert resolved == {"d": 7, "s2": 0.0, "Lam": [2.0, 1.5], **defaults}
 
 
@@ -45,7 +45,7 @@ def test_numpy_values_of_library_callers_become_plain_ones():
 
 
 def test_an_unknown_name_is_refused_with_the_accepted_ones():
-    with pytest.raises(InvalidValueError, match=r"'M'.*accepts d, s2, sigma, rotate, law, Lam, w, A"):
+    with pytest.raises(InvalidValueError, match=r"'M'.*accepts d, s2, sigma, rotate, distribution, Lam, w, A"):
         _claim().resolve({"M": 3})
 
 
@@ -64,7 +64,7 @@ def test_an_unknown_name_is_refused_with_the_accepted_ones():
         ("sigma", 0, "a number > 0"),
         ("sigma", None, "a number > 0"),
         ("rotate", 1, "true or false"),
-        ("law", "cauchy", "one of gaussian, uniform"),
+        ("distribution", "cauchy", "one of gaussian, uniform"),
         ("Lam", [1, -1], "null or a list"),
         ("Lam", [], "null or a list"),
         ("Lam", 2.0, "null or a list"),

@@ -77,12 +77,12 @@ def exponent_of_the_trace(right):
 
 
 def second_moment_for_a_covariance(right):
-    def law(label, vector, covariance, noise=0.0):
+    def distribution(label, vector, covariance, noise=0.0):
         made = right(label, vector, covariance, noise)
         mean = covariance @ made.slope
         return made._replace(product_covariance=made.product_covariance + np.outer(mean, mean))
 
-    return law
+    return distribution
 
 
 def factors_in_the_other_order(right):
@@ -99,7 +99,7 @@ CASES = [
     (lsa, "response_moment", context_moment_without_its_square_term, "lab.risk-shift"),
     (lsa, "optimal_preconditioner", optimum_without_noise, "lab.balanced-limit"),
     (structured, "general_velocity", factors_in_the_other_order, "zhang2023.lem5.2"),
-    (transfer, "single_index_law", second_moment_for_a_covariance, "zhang2023.thm4.2"),
+    (transfer, "single_index_distribution", second_moment_for_a_covariance, "zhang2023.thm4.2"),
     (nonlinear, "step_size", step_with_n_instead_of_n_minus_one, "mahankali2023.thm3"),
     (bayes, "ols_risk", least_squares_without_its_minus_one, "lab.ols"),
     (bayes, "eigenvalue_mean", eigenvalues_of_one_example_fewer, "lab.bayes"),

@@ -18,7 +18,7 @@ SETTINGS = {
     "zhang2023.thm4.1": {"d": 2, "N": 6, "rotate": True, "theta": "random", "sigma": 0.3, "seed": 4},
     "mahankali2023.thm1": {"d": 2, "N": 4, "s2": 0.3, "starts": 2, "samples": 40_000},
     "mahankali2023.thm2": {"d": 2, "N": 4, "s2": 0.3, "starts": 2, "samples": 40_000},
-    "vonoswald2022.prop1": {"d": 3, "k": 2, "N": 5, "eta": 1.7, "law": "uniform", "seed": 9},
+    "vonoswald2022.prop1": {"d": 3, "k": 2, "N": 5, "eta": 1.7, "distribution": "uniform", "seed": 9},
     "lab.exact-loss": {"d": 2, "N": 3, "s2": 0.1, "samples": 40_000, "seed": 2},
 }
 

@@ -1,4 +1,5 @@
-"""No program of the library waits for itself: laws that sort, predictors that factorise, in processes with a time limit.
+"""No program of the library waits for itself: distributions that sort, predictors that factorise, in processes with a time
+limit.
 
 A hang shows as a process that does not end, so each recipe runs in one of its own. On one core there is nothing to wait for.
 """
@@ -114,7 +115,7 @@ def end(lines: list[str], patience: float = PATIENCE) -> list[str]:
         "argsort qr qr,cholesky 12 20 4096 512",
     ],
 )
-def test_laws_that_sort_and_predictors_that_factorise_end(combination):
+def test_distributions_that_sort_and_predictors_that_factorise_end(combination):
     assert end([combination]) == [combination]
 
 

@@ -70,9 +70,9 @@ def test_complex_moments_and_prompts_give_the_same_loss(rng, key):
     assert streamed.standard_error(weights) < 0.1 * streamed.risk(weights)
 
 
-def test_dead_features_are_left_out():
+def test_inactive_features_are_left_out():
     features = objectives.Features.of(LinearRegression(dim=5, context_length=3), LinearSelfAttention())
-    assert features.count == 21 * 5  # symmetric 6 x 6 Gram times the 5 live entries of the query token
+    assert features.count == 21 * 5  # symmetric 6 x 6 Gram times the 5 active entries of the query token
 
 
 def test_streamed_prompts_are_fresh_with_a_key_and_fixed_without(task, rng, key):
@@ -116,7 +116,7 @@ def test_bad_arguments_are_refused(task, key):
 
 
 @pytest.mark.parametrize("query_in_sum", [True, False])
-def test_prompts_drawn_in_pieces_have_the_law_of_whole_ones(monkeypatch, query_in_sum, rng, key):
+def test_prompts_drawn_in_pieces_have_the_distribution_of_whole_ones(monkeypatch, query_in_sum, rng, key):
     task = LinearRegression(2, 11, covariance=np.array([1.5, 0.5]), noise_std=0.3)
     model = LinearSelfAttention(query_in_sum=query_in_sum)
     # Pieces of three examples, and a rest of two.

@@ -179,8 +179,8 @@ def test_a_slow_direction_that_rounding_hides_is_no_symmetry():
 
 
 def test_moments_of_a_mixture_of_far_apart_covariances_are_graded():
-    law = tasks.FiniteDiagonal(np.array([[1.0], [1e-6]]), np.ones((2, 1)))
-    loss = objectives.population(tasks.LinearRegression(2, 10, covariates=law), models.LinearSelfAttention())
+    distribution = tasks.FiniteDiagonal(np.array([[1.0], [1e-6]]), np.ones((2, 1)))
+    loss = objectives.population(tasks.LinearRegression(2, 10, covariates=distribution), models.LinearSelfAttention())
     assert loss.graded
     assert not objectives.population(tasks.LinearRegression(2, 10), models.LinearSelfAttention()).graded
 

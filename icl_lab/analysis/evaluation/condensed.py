@@ -1,4 +1,4 @@
-r"""Long prompts of Gaussian regression by their Gram matrices: a few rows with the law of the second moments of many.
+r"""Long prompts of Gaussian regression by their Gram matrices: a few rows with the distribution of the second moments of many.
 
 One linear layer and the estimators beside it read the examples of a prompt through sum_i x_i x_i^T and sum_i x_i y_i alone.
 For Gaussian inputs and noise a Gram matrix of n examples can be drawn without them: that of n standard normal rows (z, e) in
@@ -7,7 +7,7 @@ D = d + 1 dimensions is R^T R, R upper triangular with
 .. math:: R_{ii}^2 \sim \chi^2_{n - i}\ (i = 0, 1, .., d), \qquad R_{ij} \sim N(0, 1)\ (i < j)
 
 (Bartlett's decomposition). So the D rows of R, mapped to inputs and labels as the n rows would be, stand for n examples, and
-a longer prompt has the rows of a shorter one and some more. The law of every answer is exactly what it was.
+a longer prompt has the rows of a shorter one and some more. The distribution of every answer is exactly what it was.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ MEANS = ("model", "gradient_descent", "preconditioned_gradient_descent")
 
 
 class Condensed(Task):
-    """The law of a regression task's prompts at several context lengths, in as few rows as have the same second moments.
+    """The distribution of a regression task's prompts at several context lengths, in as few rows as have the same second
+    moments.
 
     Attributes:
       task: Gaussian regression at the largest length.
@@ -57,7 +58,7 @@ class Condensed(Task):
         self.dim, self.label_dim, self.context_length = task.dim, 1, self.rows[-1]
 
     def sample(self, key: Key) -> Prompt:
-        """One prompt; at every length its Gram matrix has the law of that of a prompt of `task`."""
+        """One prompt; at every length its Gram matrix has the distribution of that of a prompt of `task`."""
         blocks = np.diff(self.lengths, prepend=0)
         drawn = [_triangle(jax.random.fold_in(stream(key, "rows"), i), int(n), self.dim + 1) for i, n in enumerate(blocks)]
         standard = jnp.concatenate(drawn)
@@ -89,15 +90,15 @@ class _Mean(eqx.Module):
 
 
 def condensed(task: Task, lengths: Sequence[int]) -> Condensed | None:
-    """The `Condensed` law of a task whose prompts are Gaussian regression and long enough, by far; else None."""
+    """The `Condensed` distribution of a task whose prompts are Gaussian regression and long enough, by far; else None."""
     if not (isinstance(task, tasks.LinearRegression) and isinstance(task.covariates, tasks.Gaussian)):
         return None
-    law = Condensed(task, lengths)
-    return law if lengths[-1] * task.dim >= LONG and 2 * law.context_length <= lengths[-1] else None
+    distribution = Condensed(task, lengths)
+    return distribution if lengths[-1] * task.dim >= LONG and 2 * distribution.context_length <= lengths[-1] else None
 
 
 def _triangle(key: Key, count: int, width: int) -> Float[Array, "rows width"]:
-    """At most `width` rows whose Gram matrix has the law of that of `count` standard normal rows."""
+    """At most `width` rows whose Gram matrix has the distribution of that of `count` standard normal rows."""
     if count <= width:
         return normals(key, count, width)
     entries = normals(stream(key, "normal"), width, width)

@@ -40,7 +40,7 @@ def measure(
     """Risks and prediction distances of each model and of the estimators, at every length.
 
     Args:
-      task: law of the prompts at the largest of the lengths.
+      task: distribution of the prompts at the largest of the lengths.
       models: trained models as functions of one prompt, equal but for their arrays; each has a table of its own.
       others: the estimators, by name.
       lengths: context lengths, at most that of `task`; each compiles its own program.

@@ -166,7 +166,7 @@ def identify(
 
     Args:
       predictor: function of one prompt that returns (k,), such as `equinox.Partial(model, weights)`.
-      task: law of the prompts, real or complex.
+      task: distribution of the prompts, real or complex.
       key: random key; that of seed 0 if omitted.
       prompts: number of prompts to judge on, rounded up to whole chunks. Those to fit on are others: `CHUNK` of them, or more
         where a (d, d) preconditioner needs them.

@@ -76,7 +76,7 @@ def moments_of_a_series(rho, sigma, samples, seed) -> list[Check]:
     ]
     if not samples:
         return checks
-    # The window at the end of a series: what a wrong law of the start would spoil.
+    # The window at the end of a series: what a wrong distribution of the start would spoil.
     windows = simulate(lambda key: jnp.asarray(task.sample(key).query), jax.random.key(seed), samples)
     products = windows[:, :, None] * windows[:, None, :]
     error = np.std(products, axis=0, ddof=1) / np.sqrt(samples)
@@ -87,7 +87,9 @@ def moments_of_a_series(rho, sigma, samples, seed) -> list[Check]:
     "lab.ar-prior",
     statement="Independent partial autocorrelations, (r_k + 1)/2 ~ Beta(floor((k+1)/2), floor(k/2) + 1), make the coefficients "
     "uniform on the region of stationary ones.",
-    source=Source(PAPER, "the uniform law on the stationary region, one partial autocorrelation at a time", "extended"),
+    source=Source(
+        PAPER, "the uniform distribution on the stationary region, one partial autocorrelation at a time", "extended"
+    ),
     parameters={
         "p": integer(2, 1, "order"),
         "bound": Parameter(1.0, "a number in (0, 1]", _share, "rho_j = bound^j phi_j"),

@@ -31,7 +31,7 @@ def _least_squares(task: LinearRegression, key, samples: int) -> tuple[float, fl
 
     The part of the noise needs E 1/s of the smallest eigenvalue of S, whose squared error has no variance close to N = d. There
     prompts of two fewer examples (two fewer dimensions if N < d) are drawn instead and weighted by det S, which turns their
-    Wishart law into the right one and bounds det(S) tr(S^{-1}).
+    Wishart distribution into the right one and bounds det(S) tr(S^{-1}).
     """
     d, N = task.dim, task.context_length
     noise = float(task.noise_std)

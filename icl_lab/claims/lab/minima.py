@@ -274,15 +274,15 @@ def _isotropic_checks(objective, N: int, s2: float, query_in_sum: bool) -> list[
 
 
 def _second_order(objective, weights: LSAWeights) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient and Hessian of the half loss in the live entries: label row of W_PV, then the first d columns of W_KQ."""
+    """Gradient and Hessian of the half loss in the active entries: label row of W_PV, then the first d columns of W_KQ."""
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, weights))
     width = weights.w_pv.shape[-1]
-    live = np.zeros((2, width, width), dtype=bool)
-    live[0, -1], live[1, :, :-1] = True, True
+    active = np.zeros((2, width, width), dtype=bool)
+    active[0, -1], active[1, :, :-1] = True, True
 
     def loss(x):
         return objective(unravel(x))
 
     slope, hessian = compiled.jit(lambda x: (jax.grad(loss)(x), jax.hessian(loss)(x)))(flat)
-    chosen = live.ravel()
+    chosen = active.ravel()
     return np.asarray(slope), np.asarray(hessian)[np.ix_(chosen, chosen)]

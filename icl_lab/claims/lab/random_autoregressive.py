@@ -118,7 +118,7 @@ def feature_moments(p, N, d, bound, sigma, samples, seed) -> list[Check]:
         check.exact("features_of_a_system", Features.of(system, paired).count, d * (2 * d + 1) * 2 * d, 0.0),
         check.exact("features_of_phases", Features.of(phases, paired).count, (2 * d) ** 3, 0.0),
         check.exact(
-            "live_features_of_phases", objectives.phase_loss(phases, paired, lengths=[N], live=True).features.count, d**3, 0.0
+            "live_features_of_phases", objectives.phase_loss(phases, paired, lengths=[N], active=True).features.count, d**3, 0.0
         ),
     ]
     key = jax.random.key(seed)
@@ -246,7 +246,7 @@ def _in_context_rivals(bound: float, N: int, sigma: float, layer: float, samples
 def random_ar2(bound, N, sigma, nodes, starts, seed) -> list[Check]:
     task = RandomAutoregressive(2, N, noise_std=sigma, bound=bound)
     checks = []
-    # The law itself, and its replacement by a coarse rule, which at bounds near 1 is another law.
+    # The distribution itself, and its replacement by a coarse rule, which at bounds near 1 is another distribution.
     for suffix, size in (("", None), ("_of_rule", nodes)):
         loss = objectives.series_loss(task, MODEL, nodes=None if size is None else (size, size))
         moments = theory.random_autoregressive.random_feature_moments(2, N, bound, sigma**2, size)

@@ -59,7 +59,8 @@ def _step(preconditioner: np.ndarray) -> LSAWeights:
 
 @claim(
     "lab.risk-shift",
-    statement="The risk of any bilinear predictor under any shift of inputs, tasks, noise, length, query or label law is a "
+    statement="The risk of any bilinear predictor under any shift of inputs, tasks, noise, length, query or label "
+    "distribution is a "
     "closed form in second moments.",
     source=Source("icl_lab, extending arXiv 2306.09927 section 4.2", "second moments of the mean of y x", "extended"),
     parameters=SIZES
@@ -73,7 +74,7 @@ def risk_under_shift(d, N, s2, M, Lam, Om, rotate, Lam_q, samples, seed) -> list
     key = jax.random.key(seed)
     inputs, tasks = covariance(Lam, d, rotate, seed, "inputs"), covariance(Om, d, rotate, seed, "tasks", largest=1.5)
     query = covariance(Lam_q, d, rotate, seed, "query", largest=3.0)
-    # Neither trained on the test law nor symmetric: the optimum of Lam = I at length N, disturbed.
+    # Neither trained on the test distribution nor symmetric: the optimum of Lam = I at length N, disturbed.
     disturbance = np.asarray(jax.random.normal(prng.stream(key, "disturbance"), (d, d)))
     step = np.asarray(theory.lsa.optimal_preconditioner(np.eye(d), np.eye(d), 0.0, N) + 0.3 * disturbance / np.sqrt(d))
     weights = _step(step)
@@ -105,7 +106,7 @@ def risk_under_shift(d, N, s2, M, Lam, Om, rotate, Lam_q, samples, seed) -> list
     mean, error = mean_with_error(simulate(shifted_query, prng.stream(key, "shifted query"), samples))
     checks.append(check.sampled("risk_shifted_query", mean, theory.lsa.risk(step, inputs, tasks, s2, M, query), error))
     mean, error = mean_with_error(simulate(rectified_labels, prng.stream(key, "rectified"), samples))
-    expected = theory.nonlinear.bilinear_risk(step, inputs, *theory.nonlinear.rectified_law(inputs, vector, s2), M)
+    expected = theory.nonlinear.bilinear_risk(step, inputs, *theory.nonlinear.rectified_distribution(inputs, vector, s2), M)
     return [*checks, check.sampled("risk_rectified_labels", mean, expected, error)]
 
 

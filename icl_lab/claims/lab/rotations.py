@@ -157,10 +157,10 @@ def one_step_on_rotations(d, T, sigma, samples, seed) -> list[Check]:
     extra_settings=({"group": "SO"}, {"d": 3, "group": "SO"}),
 )
 def one_step_on_haar(d, group, samples, seed) -> list[Check]:
-    law = HaarOrthogonal()
+    distribution = HaarOrthogonal()
 
     def time_averages(key):
-        transition = jnp.asarray(law.sample(prng.stream(key, "task"), d))
+        transition = jnp.asarray(distribution.sample(prng.stream(key, "task"), d))
         if group == "SO":
             flipped = transition.at[:, 0].multiply(-1.0)
             transition = jnp.where(jnp.linalg.det(transition) < 0, flipped, transition)
@@ -286,8 +286,8 @@ def complex_and_real_differ(T, a0, b0, sigma) -> list[Check]:
     expected.w_kq[2:4, 4:] = limit.reverse * identity
     reverse = theory.rotations.planar_reverse_gradient(T, a0, b0, sigma)
     end = flow.limit
-    dead = np.array(slope.w_kq), np.array(slope.w_pv)
-    dead[0][2:4, 4:] = dead[0][4:, 2:4] = dead[1][:2, 2:4] = 0.0
+    inactive = np.array(slope.w_kq), np.array(slope.w_pv)
+    inactive[0][2:4, 4:] = inactive[0][4:, 2:4] = inactive[1][:2, 2:4] = 0.0
     moved = np.array(end.w_kq), np.array(end.w_pv)
     moved[0][2:4, 4:] = moved[0][4:, 2:4] = moved[1][:2, 2:4] = 0.0
     size = float(np.linalg.norm(slope.w_kq))
@@ -295,7 +295,7 @@ def complex_and_real_differ(T, a0, b0, sigma) -> list[Check]:
         check.exact("best_product_of_two_blocks", (low - high) / (2 * curvature), product, EXACT_TOLERANCE),
         check.exact("loss_of_two_blocks", rest - (high - low) ** 2 / (8 * curvature), diagonal_loss, EXACT_TOLERANCE),
         check.exact("initial_gradient_of_KQ_23", slope.w_kq[2:4, 4:], reverse * identity, EXACT_TOLERANCE),
-        check.exact("initial_gradient_elsewhere_abs", np.concatenate(dead), np.zeros((12, 6)), EXACT_TOLERANCE * size),
+        check.exact("initial_gradient_elsewhere_abs", np.concatenate(inactive), np.zeros((12, 6)), EXACT_TOLERANCE * size),
         check.holds("flow_converged_abs", flow.verdict == training.Verdict.CONVERGED),
         check.exact("P", end.w_pv[:2, 2:4], expected.w_pv[:2, 2:4], TRAINED_TOLERANCE),
         check.exact("K", end.w_kq[4:, 2:4], expected.w_kq[4:, 2:4], TRAINED_TOLERANCE),

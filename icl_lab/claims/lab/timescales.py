@@ -164,13 +164,13 @@ def late_rate(d, N, s2, Lam, Om, rotate, seed, sigma) -> list[Check]:
 
     integrate = Integrator(objective, flow.limit)
     # Where the structured entries are in the vector of all weights.
-    live = np.flatnonzero(integrate.flat(structured(1.0, np.ones((d, d)))))
+    active = np.flatnonzero(integrate.flat(structured(1.0, np.ones((d, d)))))
     limit = integrate.flat(flow.limit)
-    values, vectors = np.linalg.eigh(integrate.hessian(limit)[np.ix_(live, live)])
+    values, vectors = np.linalg.eigh(integrate.hessian(limit)[np.ix_(active, active)])
     # In the slowest mode itself nothing else decays, however close the next rate is.
-    left = [abs(vectors[:, 1] @ (integrate.flat(flow.trajectory.at(index)) - limit)[live]) for index in range(2)]
+    left = [abs(vectors[:, 1] @ (integrate.flat(flow.trajectory.at(index)) - limit)[active]) for index in range(2)]
     nearby = limit.copy()
-    nearby[live] += 1e-8 * np.random.default_rng(seed).standard_normal(len(live))
+    nearby[active] += 1e-8 * np.random.default_rng(seed).standard_normal(len(active))
     growth = [_growth(integrate, nearby, share * rates.largest_step) for share in (0.98, 1.02)]
     return [
         check.holds("flow_converged_abs", flow.converged),
@@ -221,7 +221,7 @@ def slow_mode(N, s2, Lam, rotate, sigma, low, high, seed) -> list[Check]:
     slow = np.linalg.eigh(problem[0])[1][:, 0]
     limit = slow @ theory.lsa.optimal_preconditioner(*problem) @ slow
     start = initializers.zhang(2, sigma)
-    law = theory.timecourse.slow_mode_time(large, small, s2, N, low, high)
+    distribution = theory.timecourse.slow_mode_time(large, small, s2, N, low, high)
 
     def share(weights: LSAWeights) -> float:
         return float(_u(weights) * (slow @ weights.w_kq[:2, :2] @ slow) / limit)
@@ -231,4 +231,4 @@ def slow_mode(N, s2, Lam, rotate, sigma, low, high, seed) -> list[Check]:
     path = Integrator(exact(task), start)(
         start, end, [lambda w: share(w) - low, lambda w: share(w) - high], method="LSODA", rtol=1e-9, stop=True
     )
-    return [check.exact("time_between_shares", path.crossings[1][0] - path.crossings[0][0], law, 0.01)]
+    return [check.exact("time_between_shares", path.crossings[1][0] - path.crossings[0][0], distribution, 0.01)]

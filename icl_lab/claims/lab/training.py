@@ -53,7 +53,9 @@ def _validate_escape(sigma, starts, **sizes) -> None:
         "d": integer(4, 1, "input dimension"),
         "N": integer(8, 1, "context length"),
         "Lam": spectrum("eigenvalues of the input covariance; null: 2 down to 1/2"),
-        "sigma": number(1e-20, positive=True, meaning="larger initial scale, the other is its square; the law is asymptotic"),
+        "sigma": number(
+            1e-20, positive=True, meaning="larger initial scale, the other is its square; the distribution is asymptotic"
+        ),
         "starts": integer(3, 1, "random starts, each at both scales"),
     },
     validate=_validate_escape,
@@ -65,7 +67,7 @@ def escape_exponent(d, N, s2, Lam, Om, rotate, seed, sigma, starts) -> list[Chec
     integrate = Integrator(exact(task), shapes)
     hessian = integrate.hessian(np.zeros(2 * (d + 1) ** 2))
     expected = theory.stability.origin_spectrum(*problem[:2])
-    # The dead entries of both matrices add zeros.
+    # The inactive entries of both matrices add zeros.
     padded = np.sort(np.concatenate([expected, np.zeros(len(hessian) - len(expected))]))
     norm = np.linalg.norm(theory.timecourse.signal(*problem[:2]))
     top = integrate.value_and_gradient(np.zeros(len(hessian)))[0]
@@ -214,13 +216,13 @@ def sgd_sanity(d, N, Lam, rotate, seed, sigma, batch, steps, lr) -> list[Check]:
     limit = jax.tree.map(lambda matrix: matrix[-1], path)
     averaged = theory.lsa.risk(tail.T, task.covariance, np.eye(d), 0.0, N)
     odd = np.concatenate([limit.w_pv[-1, :d], limit.w_kq[d, :d]])
-    dead = np.concatenate([(limit.w_pv - start.w_pv)[:-1].ravel(), (limit.w_kq - start.w_kq)[:, -1]])
+    inactive = np.concatenate([(limit.w_pv - start.w_pv)[:-1].ravel(), (limit.w_kq - start.w_kq)[:, -1]])
     return [
         check.exact("last_product", products[-1].T, best.preconditioner, 0.03),
         check.exact("averaged_product", tail.T, best.preconditioner, 0.03),
         check.exact("risk_of_averaged_product", averaged, best.risk, 5e-4),
         check.exact("p1_and_k2_abs", odd, np.zeros(2 * d), 0.05),
-        check.exact("never_reached_entries_abs", np.max(np.abs(dead)), 0.0, 0.0),
+        check.exact("never_reached_entries_abs", np.max(np.abs(inactive)), 0.0, 0.0),
     ]
 
 

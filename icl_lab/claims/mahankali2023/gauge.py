@@ -10,7 +10,7 @@ from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.mahankali2023.linear import MODEL, PAPER
-from icl_lab.claims.mahankali2023.proof import COMMON, EXACT_TOLERANCE, PAIR, bayes_predictor, live_rows, task_of, validate
+from icl_lab.claims.mahankali2023.proof import COMMON, EXACT_TOLERANCE, PAIR, active_rows, bayes_predictor, task_of, validate
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import simulated_risk
 from icl_lab.core import prng
@@ -98,7 +98,7 @@ def _trained_minimisers(objective, best, minimum: float, key, sigma: float, star
     for i in winners:
         step = analysis.effective_preconditioner(ensemble.limit(i), MODEL, task.context_length)
         errors.append(np.linalg.norm(step - best) / np.linalg.norm(best))
-        p, k = live_rows(ensemble.limit(i))
+        p, k = active_rows(ensemble.limit(i))
         unused.append(np.linalg.norm(np.concatenate([p[:-1], k[-1]])) / (np.linalg.norm(p) + np.linalg.norm(k)))
     return [
         check.holds("some_start_finds_it_abs", bool(winners)),

@@ -36,7 +36,8 @@ def _response(family: str, width: int) -> Response:
 
 @claim(
     "mahankali2023.thm3",
-    statement="For responses f whose law is invariant under rotations and under f -> -f, the best layer is one GD step of size "
+    statement="For responses f whose distribution is invariant under rotations and under f -> -f, the best layer is one GD "
+    "step of size "
     "eta = E(u.b) / E(b.b), zero for even f.",
     source=Source(PAPER, "Theorem 3"),
     parameters={

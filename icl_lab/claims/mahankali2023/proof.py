@@ -62,7 +62,7 @@ def _random_layer(key, task: LinearRegression, scale: float) -> LSAWeights:
     return initializers.gaussian(key, task.dim + 1, scale * task.context_length ** (-1 / 3))
 
 
-def live_rows(weights: LSAWeights) -> tuple[np.ndarray, np.ndarray]:
+def active_rows(weights: LSAWeights) -> tuple[np.ndarray, np.ndarray]:
     """(p1, p2) and K1 over k2."""
     return np.asarray(weights.w_pv)[-1], np.asarray(weights.w_kq)[:, :-1]
 
@@ -264,7 +264,7 @@ def odd_and_even_do_not_interact(d, N, s2, Lam, Om, rotate, scale, seed) -> list
     negated = Prompt(prompt.inputs, -prompt.labels, prompt.query, prompt.target)
     answers = MODEL(layer, prompt)[0], MODEL(layer, negated)[0]
     parts = theory.mahankali2023.effective_predictor(
-        *live_rows(layer), np.asarray(prompt.inputs), np.asarray(prompt.labels)[:, 0]
+        *active_rows(layer), np.asarray(prompt.inputs), np.asarray(prompt.labels)[:, 0]
     )
     query = np.asarray(prompt.query)
     return [

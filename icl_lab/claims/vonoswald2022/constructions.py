@@ -46,8 +46,8 @@ def _converges(eta, width, **_) -> None:
     | {"seed": integer(0, 0, "of inputs, labels and features")},
     validate=_converges,
 )
-def layers_on_features_are_kernel_regression(d, k, N, width, eta, K, law, sigma, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, law, sigma, seed)
+def layers_on_features_are_kernel_regression(d, k, N, width, eta, K, distribution, sigma, seed) -> list[Check]:
+    prompt, _ = instance(d, k, N, distribution, sigma, seed)
     rows = np.asarray(jax.random.normal(prng.stream(jax.random.key(seed), "features"), (d + 1, width)))
 
     def features(x):
@@ -101,8 +101,8 @@ COPIER = models.LinearSelfAttention(query_in_sum=True, normaliser="none")
     parameters=COPIED | {"k": SIZES["k"], "b": vector([1.0, 5.0, 10.0, 20.0], "softmax scores of the successor")} | SEED,
     validate=lambda b, **_: _scores_given(b),
 )
-def separate_tokens_are_merged(d, N, eta, law, sigma, k, b, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, law, sigma, seed)
+def separate_tokens_are_merged(d, N, eta, distribution, sigma, k, b, seed) -> list[Check]:
+    prompt, _ = instance(d, k, N, distribution, sigma, seed)
     width, count = d + k, 2 * N + 1
     contents = np.asarray(interleaved(prompt))
     tokens = np.asarray(with_positions(contents))
@@ -147,8 +147,8 @@ def _softmax_copies(contents: Array, scores: list[float]) -> list[float]:
     source=Source(PAPER, "Proposition 3, a correction of the lab", "extended"),
     parameters=COPIED | SEED,
 )
-def merged_label_tokens_contaminate(d, N, eta, law, sigma, seed) -> list[Check]:
-    prompt, _ = instance(d, 1, N, law, sigma, seed)
+def merged_label_tokens_contaminate(d, N, eta, distribution, sigma, seed) -> list[Check]:
+    prompt, _ = instance(d, 1, N, distribution, sigma, seed)
     count = 2 * N + 1
     own = np.asarray(interleaved(prompt))
     shared = own[:, :d].copy()
@@ -186,8 +186,8 @@ def merged_label_tokens_contaminate(d, N, eta, law, sigma, seed) -> list[Check]:
     | SEED,
     validate=lambda temperatures, **_: _decreasing(temperatures),
 )
-def two_softmax_heads_are_a_centred_step(d, k, N, eta, law, sigma, temperatures, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, law, sigma, seed)
+def two_softmax_heads_are_a_centred_step(d, k, N, eta, distribution, sigma, temperatures, seed) -> list[Check]:
+    prompt, _ = instance(d, k, N, distribution, sigma, seed)
     scores = prompt.inputs @ prompt.query
     unit = 1 / float(np.max(np.abs(scores - np.mean(scores))))
     # With one-hot labels the answer is the attention itself, all of it.

@@ -16,7 +16,7 @@ from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import LAW, covariates, input_moments, layers, query_weights, slope_on_rule
+from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, covariates, input_moments, layers, query_weights, slope_on_rule
 from icl_lab.claims.vonoswald2022.steps import SAMPLING
 from icl_lab.core.errors import AssumptionError
 from icl_lab.tasks.prompt import Prompt
@@ -30,7 +30,7 @@ LARGEST_UNIFORM_DEGREE = 8
 
 SIZES = {"d": integer(10, 1, "input dimension"), "N": integer(10, 1, "context length")}
 OPTIONAL_SAMPLING = SAMPLING | {"samples": integer(20_000, 0, "simulated prompts; 0: no simulation")}
-NORMAL = {"law": "gaussian", "sigma": 1.0}
+NORMAL = {"distribution": "gaussian", "sigma": 1.0}
 
 
 def descend(rule: Rule, steps: int, tied: bool, start: np.ndarray) -> Descent:
@@ -76,10 +76,10 @@ def _search(rule: Rule, steps: int, tied: bool, corrected: bool, starts: int, se
     return best if corrected else best._replace(step_sizes=np.sort(best.step_sizes))
 
 
-def _losses(descents: list[Descent], law: str, d: int, N: int, sigma: float, samples: int, seed: int) -> np.ndarray:
+def _losses(descents: list[Descent], distribution: str, d: int, N: int, sigma: float, samples: int, seed: int) -> np.ndarray:
     """Half losses of several stacks of layers on the same prompts, averaged over the query, (samples, stacks)."""
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, sigma))
-    variance, _ = input_moments(law, sigma)
+    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
+    variance, _ = input_moments(distribution, sigma)
     stacks = [layers(jnp.asarray(one.step_sizes), jnp.asarray(one.curvatures), d, N) for one in descents]
 
     def half_losses(one):
@@ -89,15 +89,15 @@ def _losses(descents: list[Descent], law: str, d: int, N: int, sigma: float, sam
     return simulate(half_losses, jax.random.key(seed), samples)
 
 
-def _validate_plain(law, K, **_) -> None:
-    if law != "gaussian" and 2 * K > LARGEST_UNIFORM_DEGREE:
+def _validate_plain(distribution, K, **_) -> None:
+    if distribution != "gaussian" and 2 * K > LARGEST_UNIFORM_DEGREE:
         raise AssumptionError(
             f"moments of uniform inputs are enumerated to order {LARGEST_UNIFORM_DEGREE}, K = 4; got K = {K}."
         )
 
 
-def _validate_corrected(law, K, **_) -> None:
-    if law != "gaussian" and K > 2:
+def _validate_corrected(distribution, K, **_) -> None:
+    if distribution != "gaussian" and K > 2:
         raise AssumptionError(
             f"moments of uniform inputs are enumerated to order {LARGEST_UNIFORM_DEGREE}, K = 2; got K = {K}."
         )
@@ -112,7 +112,7 @@ def _validate_corrected(law, K, **_) -> None:
     source=Source(PAPER, "the tuned baselines of Section 3, exact; icl_lab", "extended"),
     parameters=SIZES
     | {"K": integer(2, 1, "steps")}
-    | LAW
+    | DISTRIBUTION
     | {"starts": integer(4, 1, "searches for separate step sizes")}
     | OPTIONAL_SAMPLING,
     extra_settings=(
@@ -122,10 +122,10 @@ def _validate_corrected(law, K, **_) -> None:
     ),
     validate=_validate_plain,
 )
-def best_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
-    rule = Rule.exact(law, d, N, sigma, 2 * K)
+def best_steps(d, N, K, distribution, sigma, starts, samples, seed) -> list[Check]:
+    rule = Rule.exact(distribution, d, N, sigma, 2 * K)
     shared = theory.descent_steps.best_shared_step(rule, K)
-    separate = theory.descent_steps.best_steps(law, d, N, sigma, K)
+    separate = theory.descent_steps.best_steps(distribution, d, N, sigma, K)
     found_shared = _search(rule, K, True, False, 2, seed)
     found = _search(rule, K, False, False, starts, seed)
     checks = [
@@ -136,7 +136,7 @@ def best_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
     ]
     if K > 2 or not samples:  # higher powers of the Gram matrix make a sample mean lie
         return checks
-    drawn = _losses([shared, separate], law, d, N, sigma, samples, seed)
+    drawn = _losses([shared, separate], distribution, d, N, sigma, samples, seed)
     for i, (name, expected) in enumerate((("shared", shared), ("separate", separate))):
         mean, error = mean_with_error(drawn[:, i])
         checks.append(check.sampled(f"simulated_{name}_loss", mean, expected.loss, error))
@@ -150,7 +150,7 @@ def best_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
     source=Source(PAPER, "Section 4 and Appendix A.10 (GD++); icl_lab for the values", "extended"),
     parameters=SIZES
     | {"K": integer(2, 2, "layers")}
-    | LAW
+    | DISTRIBUTION
     | {"starts": integer(16, 1, "searches on each side for K = 2, four times as many for K = 3")}
     | OPTIONAL_SAMPLING,
     extra_settings=(
@@ -162,32 +162,34 @@ def best_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
     ),
     validate=_validate_corrected,
 )
-def best_corrected_steps(d, N, K, law, sigma, starts, samples, seed) -> list[Check]:
-    rule = Rule.exact(law, d, N, sigma, 3**K - 1)
+def best_corrected_steps(d, N, K, distribution, sigma, starts, samples, seed) -> list[Check]:
+    rule = Rule.exact(distribution, d, N, sigma, 3**K - 1)
     starts = starts * 4 if K == 3 else starts
     checks, optima = [], []
     for tied, name in ((True, "tied"), (False, "per_layer")):
         best = theory.descent_steps.best_corrected(rule, K, tied, starts)
         found = _search(rule, K, tied, True, max(starts // 2, 1), seed)
         optima.append(best)
-        live = slice(None) if tied else slice(-1)  # the last curvature has no effect
+        active = slice(None) if tied else slice(-1)  # the last curvature has no effect
         checks += [
             check.exact(f"{name}_steps", found.step_sizes, best.step_sizes, SCALAR_TOLERANCE),
-            check.exact(f"{name}_curvatures", found.curvatures[live], best.curvatures[live], SCALAR_TOLERANCE),
+            check.exact(f"{name}_curvatures", found.curvatures[active], best.curvatures[active], SCALAR_TOLERANCE),
             check.exact(f"{name}_loss", found.loss, best.loss, LOSS_TOLERANCE),
         ]
     if K > 2 or not samples:  # degree 26: a sample mean misses the tasks that matter
         return checks
-    drawn = _losses(optima, law, d, N, sigma, samples, seed)
+    drawn = _losses(optima, distribution, d, N, sigma, samples, seed)
     for i, name in enumerate(("tied", "per_layer")):
         # Degree 8: the median is compared with that of the polynomials at eigenvalues of other sampled contexts.
-        checks.append(_median_check(f"median_{name}", drawn[:, i], optima[i], law, d, N, sigma, samples, seed))
+        checks.append(_median_check(f"median_{name}", drawn[:, i], optima[i], distribution, d, N, sigma, samples, seed))
     return checks
 
 
-def _polynomial_losses(descent: Descent, law: str, d: int, N: int, sigma: float, samples: int, seed: int) -> np.ndarray:
+def _polynomial_losses(
+    descent: Descent, distribution: str, d: int, N: int, sigma: float, samples: int, seed: int
+) -> np.ndarray:
     """Half losses (sig2/2) sum_a rho(s_a)^2 w_a^2 of tasks w at eigenvalues of sampled contexts, (samples,)."""
-    rule = Rule.sampled(law, d, N, sigma, samples, seed + 1)
+    rule = Rule.sampled(distribution, d, N, sigma, samples, seed + 1)
     tasks = np.random.default_rng(seed + 2).standard_normal((samples, d))
     with np.errstate(over="ignore"):
         _, errors = theory.descent_variants.gdpp_polynomials(rule.nodes, descent.step_sizes, descent.curvatures, N)
@@ -195,9 +197,9 @@ def _polynomial_losses(descent: Descent, law: str, d: int, N: int, sigma: float,
         return rule.variance / 2 * np.sum((errors * tasks) ** 2, axis=1)
 
 
-def _median_check(name, drawn, descent, law, d, N, sigma, samples, seed) -> Check:
+def _median_check(name, drawn, descent, distribution, d, N, sigma, samples, seed) -> Check:
     """That half of the drawn losses lie below the median of the polynomials' losses, with the error of both samples."""
-    median = np.median(_polynomial_losses(descent, law, d, N, sigma, samples, seed))
+    median = np.median(_polynomial_losses(descent, distribution, d, N, sigma, samples, seed))
     return check.sampled(f"{name}_quantile", np.mean(drawn < median), 0.5, np.sqrt(0.25 / samples + 0.25 / samples))
 
 
@@ -207,7 +209,7 @@ def _median_check(name, drawn, descent, law, d, N, sigma, samples, seed) -> Chec
     "task exactly if lambda eta s_max/N > 2.",
     source=Source(PAPER, "Section 4, the repeated layer (Figures 1 and 10); icl_lab for the values"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {
         "T": integer(3, 1, "times, at most 4 for uniform inputs"),
         "lam": number(1.0, positive=True, meaning="lambda, damping"),
@@ -215,19 +217,19 @@ def _median_check(name, drawn, descent, law, d, N, sigma, samples, seed) -> Chec
     }
     | SAMPLING,
     extra_settings=({"lam": 0.875}, {"lam": 0.75}),
-    validate=lambda law, T, **_: _validate_plain(law, T),
+    validate=lambda distribution, T, **_: _validate_plain(distribution, T),
 )
-def repeated_layer(d, N, law, sigma, T, lam, many, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def repeated_layer(d, N, distribution, sigma, T, lam, many, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
     eta = lam * theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis)
-    rule = Rule.exact(law, d, N, sigma, 2 * T)
-    moments = [sigma ** (2 * k) * float(m) for k, m in enumerate(theory.gram_moments.moments_of(law, d, N, 2 * T))]
+    rule = Rule.exact(distribution, d, N, sigma, 2 * T)
+    moments = [sigma ** (2 * k) * float(m) for k, m in enumerate(theory.gram_moments.moments_of(distribution, d, N, 2 * T))]
     fractions = [Fraction(m) for m in moments]
     counts = range(1, T + 1)
     measured = [float(slope_on_rule(np.full(t, eta), np.zeros(t), rule)[0]) for t in counts]
     expected = [theory.descent_steps.loss_from_moments(fractions, np.full(t, eta), np.zeros(t), N, variance) for t in counts]
 
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, sigma))
+    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
     repeated = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, normaliser="none", loops=many)
     (layer,) = layers(jnp.array([eta]), jnp.zeros(1), d, N)
 
@@ -240,16 +242,16 @@ def repeated_layer(d, N, law, sigma, T, lam, many, samples, seed) -> list[Check]
         return jnp.stack([variance / 2 * jnp.sum((prompt.latent - found) ** 2), largest])
 
     drawn = simulate(outcome, jax.random.key(seed), samples)
-    others = Rule.sampled(law, d, N, sigma, samples, seed + 1).nodes.reshape(samples, d).max(axis=1)
+    others = Rule.sampled(distribution, d, N, sigma, samples, seed + 1).nodes.reshape(samples, d).max(axis=1)
     diverging, reference = (float(np.mean(eta / N * s > 2)) for s in (drawn[:, 1], others))
     error = np.sqrt((diverging + reference + 2 / samples) / samples)
     stack = Descent(np.full(many, eta), np.zeros(many), np.nan)
     checks = [
         check.exact("losses", measured, expected, LOSS_TOLERANCE),
         check.sampled("diverging_fraction_abs", diverging, reference, error),
-        _median_check(f"median_after_{many}", drawn[:, 0], stack, law, d, N, sigma, samples, seed),
+        _median_check(f"median_after_{many}", drawn[:, 0], stack, distribution, d, N, sigma, samples, seed),
     ]
-    if law == "uniform":
+    if distribution == "uniform":
         checks.append(check.at_most("largest_eigenvalue", drawn[:, 1].max(), d * N * sigma**2))
     return checks
 
@@ -259,12 +261,12 @@ def repeated_layer(d, N, law, sigma, T, lam, many, samples, seed) -> list[Check]
     statement="The tuned tied two-layer model differs from tuned gradient descent with two shared steps, in the cosine and the "
     "difference of their query weights and in their predictions.",
     source=Source(PAPER, "end points of the alignment panels of Figure 3; icl_lab for the values", "extended"),
-    parameters=SIZES | LAW | SAMPLING | {"samples": integer(40_000, 1_000, "prompts")},
+    parameters=SIZES | DISTRIBUTION | SAMPLING | {"samples": integer(40_000, 1_000, "prompts")},
 )
-def alignment_of_two_optima(d, N, law, sigma, samples, seed) -> list[Check]:
-    plain = theory.descent_steps.best_shared_step(Rule.exact(law, d, N, sigma, 4), 2)
-    corrected = theory.descent_steps.best_corrected(Rule.exact(law, d, N, sigma, 8), 2, True, 16)
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, sigma))
+def alignment_of_two_optima(d, N, distribution, sigma, samples, seed) -> list[Check]:
+    plain = theory.descent_steps.best_shared_step(Rule.exact(distribution, d, N, sigma, 4), 2)
+    corrected = theory.descent_steps.best_corrected(Rule.exact(distribution, d, N, sigma, 8), 2, True, 16)
+    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
     first, second = (layers(jnp.asarray(one.step_sizes), jnp.asarray(one.curvatures), d, N) for one in (plain, corrected))
 
     def metrics(one):
@@ -274,7 +276,7 @@ def alignment_of_two_optima(d, N, law, sigma, samples, seed) -> list[Check]:
         return jnp.stack([cosine, jnp.linalg.norm(u - v), jnp.abs((u - v) @ prompt.query)])
 
     drawn = simulate(metrics, jax.random.key(seed), samples)
-    others = theory.descent_steps.sampled_alignment(plain, corrected, law, d, N, sigma, samples, seed + 1)
+    others = theory.descent_steps.sampled_alignment(plain, corrected, distribution, d, N, sigma, samples, seed + 1)
     checks = []
     for i, name in enumerate(("cosine", "model_difference", "prediction_difference")):
         (mean, error), (expected, uncertainty) = mean_with_error(drawn[:, i]), mean_with_error(np.asarray(others[:, i]))

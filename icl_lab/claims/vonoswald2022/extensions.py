@@ -27,8 +27,8 @@ PAPER = "icl_lab, extending arXiv 2212.07677"
     | layers_parameter(5)
     | SEED,
 )
-def layers_with_weight_decay(d, k, N, eta, law, sigma, lam, K, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, law, sigma, seed)
+def layers_with_weight_decay(d, k, N, eta, distribution, sigma, lam, K, seed) -> list[Check]:
+    prompt, _ = instance(d, k, N, distribution, sigma, seed)
     weights = theory.descent_variants.ridge_descent(prompt.inputs, prompt.labels, eta, lam, K)
     layer = mapped_layers.ridge(d, k, N, eta, lam)
     return _checks(prompt, layer, prompt.labels, K, weights)
@@ -40,8 +40,8 @@ def layers_with_weight_decay(d, k, N, eta, law, sigma, lam, K, seed) -> list[Che
     source=Source(PAPER, "left to future work by von Oswald et al.", "extended"),
     parameters=STEP | {"mu": number(0.5, meaning="momentum factor")} | layers_parameter(5) | SEED,
 )
-def layers_with_momentum(d, k, N, eta, law, sigma, mu, K, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, law, sigma, seed)
+def layers_with_momentum(d, k, N, eta, distribution, sigma, mu, K, seed) -> list[Check]:
+    prompt, _ = instance(d, k, N, distribution, sigma, seed)
     weights = theory.descent_variants.heavy_ball(prompt.inputs, prompt.labels, eta, mu, K)
     layer = mapped_layers.momentum(d, k, N, eta, mu)
     return _checks(prompt, layer, np.zeros_like(prompt.labels), K, weights)

@@ -15,22 +15,22 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.depth import LOSS_TOLERANCE, SCALAR_TOLERANCE, SIZES, descend
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import LAW, MODEL, covariates, input_moments, layers, slope_on_rule
+from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, MODEL, covariates, input_moments, layers, slope_on_rule
 from icl_lab.core import compiled
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.descent.descent_steps import Rule
 
 
-def drawn_rule(law: str, d: int, N: int, sigma: float, samples: int, seed: int) -> Rule:
+def drawn_rule(distribution: str, d: int, N: int, sigma: float, samples: int, seed: int) -> Rule:
     """The rule of the Gram matrices' eigenvalues in sampled contexts."""
-    law_of_inputs = covariates(law, d, sigma)
+    distribution_of_inputs = covariates(distribution, d, sigma)
 
     def spectrum(one):
-        inputs = law_of_inputs.sample(one, N)
+        inputs = distribution_of_inputs.sample(one, N)
         return jnp.linalg.eigvalsh(inputs.T @ inputs)
 
     nodes = np.maximum(simulate(spectrum, jax.random.key(seed), samples).ravel(), 0.0)
-    return Rule(nodes, np.full(nodes.size, 1 / samples), N, input_moments(law, sigma)[0])
+    return Rule(nodes, np.full(nodes.size, 1 / samples), N, input_moments(distribution, sigma)[0])
 
 
 @claim(
@@ -76,16 +76,16 @@ def finite_samples_lie(d, N, tasks, starts, seed) -> list[Check]:
     "layers by less than 0.3 %.",
     source=Source(PAPER, "Section 4, trained two-layer transformers are GD++"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {
         "samples": integer(10_000, 1_000, "prompts to fit on, and as many to compare on"),
         "seed": integer(0, 0, "of the prompts"),
     },
 )
-def label_scores_do_not_help(d, N, law, sigma, samples, seed) -> list[Check]:
-    rule = Rule.exact(law, d, N, sigma, 8)
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, sigma))
-    variance, _ = input_moments(law, sigma)
+def label_scores_do_not_help(d, N, distribution, sigma, samples, seed) -> list[Check]:
+    rule = Rule.exact(distribution, d, N, sigma, 8)
+    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
+    variance, _ = input_moments(distribution, sigma)
     best = theory.descent_steps.best_corrected(rule, 2, True, 16)
     units = np.array([1 / variance, 1 / (N * variance), 1 / (d * N * variance)])
     corner = jnp.zeros((d + 1, d + 1)).at[-1, -1].set(1.0)
@@ -127,7 +127,7 @@ def label_scores_do_not_help(d, N, law, sigma, samples, seed) -> list[Check]:
     "steps.",
     source=Source(PAPER, "Section 4 and Figure 3, five layers; icl_lab for the values"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {
         "K": integer(5, 2, "layers"),
         "samples": integer(4_000, 1_000, "contexts"),
@@ -135,9 +135,9 @@ def label_scores_do_not_help(d, N, law, sigma, samples, seed) -> list[Check]:
         "seed": integer(0, 0, "of the contexts"),
     },
 )
-def five_layers(d, N, law, sigma, K, samples, starts, seed) -> list[Check]:
-    variance, _ = input_moments(law, sigma)
-    drawn = drawn_rule(law, d, N, sigma, samples, seed)
+def five_layers(d, N, distribution, sigma, K, samples, starts, seed) -> list[Check]:
+    variance, _ = input_moments(distribution, sigma)
+    drawn = drawn_rule(distribution, d, N, sigma, samples, seed)
     # The polynomials are fitted on the same contexts, since no moment of that degree is known.
     plain = theory.descent_steps.best_shared_step(drawn, K)
     corrected = theory.descent_steps.best_corrected(drawn, K, True, starts)
@@ -145,7 +145,7 @@ def five_layers(d, N, law, sigma, K, samples, starts, seed) -> list[Check]:
     # From nearby, but not from there.
     found_plain = descend(drawn, K, True, 0.9 * scale[:1] * plain.step_sizes[:1])
     found = descend(drawn, K, True, 0.95 * scale * np.array([corrected.step_sizes[0], corrected.curvatures[0]]))
-    fresh = Rule.sampled(law, d, N, sigma, samples, seed + 1)
+    fresh = Rule.sampled(distribution, d, N, sigma, samples, seed + 1)
     held_out, shared_held_out = (
         np.median(theory.descent_variants.gdpp_polynomials(fresh.nodes, one.step_sizes, one.curvatures, N)[1] ** 2)
         for one in (found, found_plain)

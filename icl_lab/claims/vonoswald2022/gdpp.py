@@ -19,7 +19,7 @@ from icl_lab.claims.vonoswald2022.propositions import (
     ROUNDING,
     SEED,
     SIZES,
-    input_law,
+    input_distribution,
     instance,
     layers_parameter,
 )
@@ -39,16 +39,16 @@ SHOWN = 8
 ROOT_TOLERANCE = 1e-10
 
 
-def _largest_eigenvalue(d: int, N: int, law: str, sigma: float) -> float:
+def _largest_eigenvalue(d: int, N: int, distribution: str, sigma: float) -> float:
     """About that of the Gram matrix, (sqrt N + sqrt d)^2 times the variance: the scale of curvatures."""
-    variance = float(input_law(law, d, sigma).covariance[0, 0])
+    variance = float(input_distribution(distribution, d, sigma).covariance[0, 0])
     return variance * (np.sqrt(N) + np.sqrt(d)) ** 2
 
 
-def _random_scalars(d, N, law, sigma, K, seed) -> tuple[Array, Array]:
+def _random_scalars(d, N, distribution, sigma, K, seed) -> tuple[Array, Array]:
     """K step sizes and curvatures that are random, and of the size at which layers neither do nothing nor diverge."""
     shares = np.asarray(jax.random.uniform(prng.stream(jax.random.key(seed), "scalars"), (2, K), minval=0.2))
-    largest = _largest_eigenvalue(d, N, law, sigma)
+    largest = _largest_eigenvalue(d, N, distribution, sigma)
     return N * shares[0] / largest, shares[1] / largest
 
 
@@ -59,9 +59,9 @@ def _random_scalars(d, N, law, sigma, K, seed) -> tuple[Array, Array]:
     source=Source(PAPER, "GD++"),
     parameters=SIZES | INPUTS | layers_parameter(2) | SEED,
 )
-def one_head_moves_inputs_and_labels(d, k, N, law, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, law, sigma, seed)
-    etas, gammas = _random_scalars(d, N, law, sigma, K, seed)
+def one_head_moves_inputs_and_labels(d, k, N, distribution, sigma, K, seed) -> list[Check]:
+    prompt, initial = instance(d, k, N, distribution, sigma, seed)
+    etas, gammas = _random_scalars(d, N, distribution, sigma, K, seed)
     layers = constructions.gd_plus_plus(MODEL, d, N, etas, gammas, initial=initial)
     start = -initial @ prompt.query
     tokens = np.asarray(MODEL.apply(layers, MODEL.tokens(prompt, start)))
@@ -80,11 +80,11 @@ def one_head_moves_inputs_and_labels(d, k, N, law, sigma, K, seed) -> list[Check
     source=Source(PAPER, "the GD++ layer, diagonalised", "extended"),
     parameters={"d": SIZES["d"], "N": integer(6, 1, "context length")} | INPUTS | layers_parameter(4) | SEED,
 )
-def gdpp_is_a_polynomial(d, N, law, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, 1, N, law, sigma, seed)
+def gdpp_is_a_polynomial(d, N, distribution, sigma, K, seed) -> list[Check]:
+    prompt, initial = instance(d, 1, N, distribution, sigma, seed)
     w = initial[0]
     prompt = Prompt(prompt.inputs, (prompt.inputs @ w)[:, None], prompt.query, prompt.target)
-    etas, gammas = _random_scalars(d, N, law, sigma, K, seed)
+    etas, gammas = _random_scalars(d, N, distribution, sigma, K, seed)
     layers = constructions.gd_plus_plus(MODEL, d, N, etas, gammas)
     tokens = np.asarray(MODEL.apply(layers, MODEL.tokens(prompt)))
 
@@ -136,15 +136,15 @@ def _validate_curvatures(gamma, **_) -> None:
         "d": integer(10, 1, "input dimension, the paper's N_x"),
         "N": integer(25, 1, "context length"),
         "gamma": vector([0.0, 0.05, 0.099, 0.12], "curvatures, for the unnormalised Gram matrix"),
-        "law": choice("uniform", ("gaussian", "uniform"), "of the input coordinates"),
+        "distribution": choice("uniform", ("gaussian", "uniform"), "of the input coordinates"),
         "sigma": number(0.5, positive=True, meaning="standard deviation of a Gaussian coordinate, half-width of a uniform one"),
         "samples": integer(10_000, 100, "tasks of a median"),
         "seed": integer(0, 0, "of the inputs"),
     },
     validate=_validate_curvatures,
 )
-def curvature_shrinks_the_spectrum(d, N, gamma, law, sigma, samples, seed) -> list[Check]:
-    covariates = input_law(law, d, sigma)
+def curvature_shrinks_the_spectrum(d, N, gamma, distribution, sigma, samples, seed) -> list[Check]:
+    covariates = input_distribution(distribution, d, sigma)
     keys = jax.random.split(jax.random.key(seed), samples)
     inputs = np.asarray(compiled.jit(jax.vmap(lambda key: covariates.sample(key, N)))(keys))
 

@@ -14,7 +14,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source, integer
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import LAW, covariates, input_moments
+from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, covariates, input_moments
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.objectives.exact.independent import IndependentLoss
 from icl_lab.tasks.regression.linear import LinearRegression
@@ -32,14 +32,14 @@ TWO_HEADS_SUFFICE = ((2, 2), (3, 30))
 SIZES = {"d": integer(3, 1, "input dimension"), "N": integer(5, 1, "context length")}
 
 
-def exact_loss(d: int, N: int, law: str, sigma: float) -> IndependentLoss:
+def exact_loss(d: int, N: int, distribution: str, sigma: float) -> IndependentLoss:
     """The exact half loss of one layer."""
-    return objectives.independent_loss(LinearRegression(d, N, covariates=covariates(law, d, sigma)), MODEL)
+    return objectives.independent_loss(LinearRegression(d, N, covariates=covariates(distribution, d, sigma)), MODEL)
 
 
-def least_loss(d: int, N: int, law: str, sigma: float) -> tuple[float, float]:
+def least_loss(d: int, N: int, distribution: str, sigma: float) -> tuple[float, float]:
     """The best step size and its half loss."""
-    setting = (d, N, *input_moments(law, sigma))
+    setting = (d, N, *input_moments(distribution, sigma))
     eta = theory.vonoswald2022.optimal_step_size(*setting)
     return eta, theory.vonoswald2022.one_step_loss(eta, *setting)
 
@@ -56,16 +56,16 @@ def gaussian_starts(seed: int, count: int, dim: int, scale: float, heads: int | 
     "b_y A_x = eta* I.",
     source=Source(PAPER, "Section 3, empirically; icl_lab for the exact loss"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {
         "starts": integer(3, 1, "random starts beside one with b_x = 0, A_y = 0"),
         "seed": integer(0, 0, "of the starts"),
     },
-    extra_settings=({"law": "gaussian", "sigma": 1.0}, {"N": 4, "sigma": 1.0}),
+    extra_settings=({"distribution": "gaussian", "sigma": 1.0}, {"N": 4, "sigma": 1.0}),
 )
-def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
-    objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
-    scale = 1e-2 / np.sqrt(input_moments(law, sigma)[0])
+def global_minimum(d, N, distribution, sigma, starts, seed) -> list[Check]:
+    objective, (eta, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
+    scale = 1e-2 / np.sqrt(input_moments(distribution, sigma)[0])
     begin = gaussian_starts(seed, starts + 1, d, scale)
     begin.w_pv[0, -1, :-1] = begin.w_kq[0, -1, :-1] = 0.0
     flows = training.gradient_flows(objective, begin, solver="tsit5")
@@ -90,16 +90,16 @@ def global_minimum(d, N, law, sigma, starts, seed) -> list[Check]:
     "whose minimum is the same.",
     source=Source(PAPER, "icl_lab, on the single head of Section 3", "extended"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {
         "heads": integer(2, 1, "heads that are trained"),
         "starts": integer(6, 1, "of their weights"),
         "seed": integer(0, 0, "of the starts"),
     },
-    extra_settings=({"law": "gaussian", "sigma": 1.0},),
+    extra_settings=({"distribution": "gaussian", "sigma": 1.0},),
 )
-def heads_do_not_help(d, N, law, sigma, heads, starts, seed) -> list[Check]:
-    objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
+def heads_do_not_help(d, N, distribution, sigma, heads, starts, seed) -> list[Check]:
+    objective, (eta, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
     moments, features = objective.moments, objective.features
     terms = float(moments.variance) / 2
     check.require_shown(least, terms)
@@ -107,7 +107,7 @@ def heads_do_not_help(d, N, law, sigma, heads, starts, seed) -> list[Check]:
     convex = (moments.variance - np.sum(moments.cross * best)) / 2
     pairs = zip(features.rows, features.columns, strict=True)
     expected = np.array([eta * (a == c and b == d) for a, b in pairs for c in features.queries])
-    scale = 0.1 / np.sqrt(input_moments(law, sigma)[0])
+    scale = 0.1 / np.sqrt(input_moments(distribution, sigma)[0])
     trained = quasi_newton.minimise(objective, gaussian_starts(seed, starts, d, scale, heads))
     return [
         check.exact("least_squares", convex, least, LOSS_TOLERANCE, terms=terms),
@@ -138,20 +138,20 @@ class _Ends:
     "two heads have none of them at d = N = 2 and at d = 3, N = 30 (but others elsewhere, as at d = 3, N = 4).",
     source=Source(PAPER, "the instability of single heads in the appendix (Fig. 15); icl_lab for the mechanism", "extended"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {
         "d": integer(2, 2, "input dimension"),
         "N": integer(2, 1, "context length"),
-        "law": dataclasses.replace(LAW["law"], default="gaussian"),
-        "sigma": dataclasses.replace(LAW["sigma"], default=1.0),
+        "distribution": dataclasses.replace(DISTRIBUTION["distribution"], default="gaussian"),
+        "sigma": dataclasses.replace(DISTRIBUTION["sigma"], default=1.0),
         "starts": integer(40, 1, "random starts"),
         "seed": integer(0, 0, "of the starts"),
     },
     extra_settings=({"d": 3, "N": 30},),
 )
-def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
-    variance, _ = input_moments(law, sigma)
-    objective, (_, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
+def false_minima(d, N, distribution, sigma, starts, seed) -> list[Check]:
+    variance, _ = input_moments(distribution, sigma)
+    objective, (_, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
     terms = float(objective.moments.variance) / 2
     check.require_shown(least, terms)
     scale = 0.1 / np.sqrt(variance)
@@ -160,7 +160,7 @@ def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
         check.exact("lowest_loss_of_one_head", np.min(one.losses), least, LOSS_TOLERANCE, terms=terms),
         check.exact("lowest_loss_of_two_heads", np.min(two.losses), least, LOSS_TOLERANCE, terms=terms),
     ]
-    if law != "gaussian":  # no closed form of the false minimum
+    if distribution != "gaussian":  # no closed form of the false minimum
         return checks
     if (d, N) in TWO_HEADS_SUFFICE:
         checks.append(check.exact("share_above_the_minimum_two_heads_abs", np.mean(two.above), 0.0, 0.0))
@@ -186,12 +186,12 @@ def false_minima(d, N, law, sigma, starts, seed) -> list[Check]:
     statement="At zero weights the gradient vanishes and the Hessian has the eigenvalues +-sig2^2 sqrt(d) once, "
     "+-sig2^2 d times, and zeros: flow escapes along gradient descent.",
     source=Source(PAPER, "the plateau of the training curves (Fig. 2); icl_lab", "extended"),
-    parameters=SIZES | LAW | {"seed": integer(0, 0, "of the start")},
-    extra_settings=({"law": "gaussian", "sigma": 1.0, "d": 4},),
+    parameters=SIZES | DISTRIBUTION | {"seed": integer(0, 0, "of the start")},
+    extra_settings=({"distribution": "gaussian", "sigma": 1.0, "d": 4},),
 )
-def saddle_at_zero(d, N, law, sigma, seed) -> list[Check]:
-    variance, _ = input_moments(law, sigma)
-    objective = exact_loss(d, N, law, sigma)
+def saddle_at_zero(d, N, distribution, sigma, seed) -> list[Check]:
+    variance, _ = input_moments(distribution, sigma)
+    objective = exact_loss(d, N, distribution, sigma)
     zero = LSAWeights(np.zeros((d + 1, d + 1)), np.zeros((d + 1, d + 1)))
     flat, unravel = ravel_pytree(jax.tree.map(jax.numpy.asarray, zero))
     slope = np.asarray(jax.grad(lambda x: objective(unravel(x)))(flat))

@@ -16,7 +16,7 @@ from icl_lab.claims.quasi_newton import value_and_slope
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.landscape import LOSS_TOLERANCE, MODEL, exact_loss, gaussian_starts, least_loss
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import LAW, input_moments
+from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, input_moments
 from icl_lab.core import precision
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, constructions
@@ -54,12 +54,12 @@ def modes(weights: LSAWeights) -> tuple[float, float, float]:
     "(sig2/2)(d - N/(N + d + kap - 2)) for every direction.",
     source=Source(PAPER, "Fig. 2 left and Fig. 15; icl_lab for the mechanism", "extended"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {"starts": integer(6, 1, "small random starts"), "seed": integer(0, 0, "of the starts and of a direction")},
 )
-def wrong_mode_is_the_plateau(d, N, law, sigma, starts, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
-    objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
+def wrong_mode_is_the_plateau(d, N, distribution, sigma, starts, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
+    objective, (eta, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
     height = theory.minima.rank_one_branch_loss(d, N, variance, kurtosis)
     begin = gaussian_starts(seed, starts, d, 1e-3 / np.sqrt(variance))
     direction = begin.w_pv[0, -1, :d] / np.linalg.norm(begin.w_pv[0, -1, :d])
@@ -128,15 +128,15 @@ def trained(objective: MomentLoss, start: LSAWeights) -> LSAWeights:
     statement="Trained on B fixed tasks, one layer fits them below the population minimum and generalises to it only for large "
     "B, as a model of about (d + 1)^2 parameters.",
     source=Source(PAPER, "appendix on a fixed number of training tasks (Fig. 16); icl_lab for the values"),
-    parameters=SIZES | LAW | {"seed": integer(0, 0, "of the fixed tasks and of the start")},
+    parameters=SIZES | DISTRIBUTION | {"seed": integer(0, 0, "of the fixed tasks and of the start")},
 )
-def few_tasks_are_overfitted(d, N, law, sigma, seed) -> list[Check]:
-    objective, (eta, least) = exact_loss(d, N, law, sigma), least_loss(d, N, law, sigma)
-    # 128, 512, 2048, 8192 prompts for the 121 live weights of d = 10; few prompts are few for d, but many are always many.
+def few_tasks_are_overfitted(d, N, distribution, sigma, seed) -> list[Check]:
+    objective, (eta, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
+    # 128, 512, 2048, 8192 prompts for the 121 active weights of d = 10; few prompts are few for d, but many are always many.
     size = (d + 1) ** 2 / 121
     counts = np.rint(np.geomspace(128 * size, 8192 * max(1.0, size), 4)).astype(int).tolist()
     step = constructions.gradient_descent(MODEL, d, N, eta)
-    scale = 0.05 / np.sqrt(input_moments(law, sigma)[0])
+    scale = 0.05 / np.sqrt(input_moments(distribution, sigma)[0])
     start = jax.tree.map(lambda w: w[0], gaussian_starts(seed, 1, d, scale))
     start.w_pv[-1, :-1] = start.w_kq[-1, :-1] = 0.0
     train, test, unfitted = [], [], []

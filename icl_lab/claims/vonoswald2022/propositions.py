@@ -15,7 +15,7 @@ from icl_lab.core.errors import AssumptionError
 from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.typing import Array
 from icl_lab.models import SeparateWeights, constructions
-from icl_lab.tasks.distributions.covariates import CovariateLaw, Gaussian, Uniform
+from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, Uniform
 from icl_lab.tasks.prompt import Prompt, check_prompt_fits
 
 PAPER = "von Oswald et al. 2022, arXiv 2212.07677"
@@ -30,7 +30,7 @@ SIZES = {
     "N": integer(7, 1, "context length"),
 }
 INPUTS = {
-    "law": choice("gaussian", ("gaussian", "uniform"), "of the input coordinates"),
+    "distribution": choice("gaussian", ("gaussian", "uniform"), "of the input coordinates"),
     "sigma": number(1.0, positive=True, meaning="standard deviation of a Gaussian coordinate, half-width of a uniform one"),
 }
 STEP = SIZES | {"eta": number(0.6, meaning="step size of the mean gradient")} | INPUTS
@@ -43,16 +43,16 @@ def layers_parameter(default: int, minimum: int = 1) -> dict[str, Parameter]:
     return {"K": integer(default, minimum, "layers, one step each")}
 
 
-def input_law(law: str, dim: int, sigma: float) -> CovariateLaw:
+def input_distribution(distribution: str, dim: int, sigma: float) -> CovariateDistribution:
     """Independent Gaussian coordinates of standard deviation sigma, or uniform ones on (-sigma, sigma)."""
-    return Gaussian(np.full(dim, sigma**2)) if law == "gaussian" else Uniform(dim, half_width=sigma)
+    return Gaussian(np.full(dim, sigma**2)) if distribution == "gaussian" else Uniform(dim, half_width=sigma)
 
 
-def instance(d, k, N, law, sigma, seed) -> tuple[Prompt, Array]:
+def instance(d, k, N, distribution, sigma, seed) -> tuple[Prompt, Array]:
     """A prompt and W_0: labels of no linear map, and a start that is not zero, so that no term of a step is missing."""
     check_prompt_fits(N, d)
     key = jax.random.key(seed)
-    inputs = np.asarray(input_law(law, d, sigma).sample(prng.stream(key, "inputs"), N + 1))
+    inputs = np.asarray(input_distribution(distribution, d, sigma).sample(prng.stream(key, "inputs"), N + 1))
     labels = np.asarray(jax.random.normal(prng.stream(key, "labels"), (N, k)))
     initial = np.asarray(jax.random.normal(prng.stream(key, "initial"), (k, d)))
     return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=np.zeros(k)), initial
@@ -65,8 +65,8 @@ def instance(d, k, N, law, sigma, seed) -> tuple[Prompt, Array]:
     source=Source(PAPER, "Proposition 1"),
     parameters=STEP | SEED,
 )
-def one_layer_is_one_step(d, k, N, eta, law, sigma, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, law, sigma, seed)
+def one_layer_is_one_step(d, k, N, eta, distribution, sigma, seed) -> list[Check]:
+    prompt, initial = instance(d, k, N, distribution, sigma, seed)
     weights = constructions.gradient_descent(MODEL, d, N, eta, initial=initial)
     start = -initial @ prompt.query
     tokens = np.asarray(MODEL.apply(weights, MODEL.tokens(prompt, start)))
@@ -86,8 +86,8 @@ def one_layer_is_one_step(d, k, N, eta, law, sigma, seed) -> list[Check]:
     source=Source(PAPER, "the data transformation of section 2"),
     parameters=STEP | SEED,
 )
-def a_step_is_a_change_of_the_data(d, k, N, eta, law, sigma, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, law, sigma, seed)
+def a_step_is_a_change_of_the_data(d, k, N, eta, distribution, sigma, seed) -> list[Check]:
+    prompt, initial = instance(d, k, N, distribution, sigma, seed)
     weights = constructions.gradient_descent(MODEL, d, N, eta, initial=initial)
     tokens = np.asarray(MODEL.apply(weights, MODEL.tokens(prompt, -initial @ prompt.query)))
     moved = np.sum((prompt.inputs @ initial.T - tokens[:N, d:]) ** 2)
@@ -103,8 +103,8 @@ def a_step_is_a_change_of_the_data(d, k, N, eta, law, sigma, seed) -> list[Check
     source=Source(PAPER, "Proposition 1, applied K times"),
     parameters=STEP | layers_parameter(5) | SEED,
 )
-def equal_layers_are_steps(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, law, sigma, seed)
+def equal_layers_are_steps(d, k, N, eta, distribution, sigma, K, seed) -> list[Check]:
+    prompt, initial = instance(d, k, N, distribution, sigma, seed)
     iterates = theory.vonoswald2022.descent_iterates(initial, prompt.inputs, prompt.labels, np.full(K, eta))
     answer = iterates[-1] @ prompt.query
     start = -initial @ prompt.query
@@ -131,8 +131,8 @@ def equal_layers_are_steps(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
     source=Source(PAPER, "the sensitivity analysis of the experiments"),
     parameters=STEP | layers_parameter(5) | SEED,
 )
-def sensitivity_is_the_weights(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, law, sigma, seed)
+def sensitivity_is_the_weights(d, k, N, eta, distribution, sigma, K, seed) -> list[Check]:
+    prompt, initial = instance(d, k, N, distribution, sigma, seed)
     layers = (constructions.gradient_descent(MODEL, d, N, eta, steps=1, initial=initial),) * K
 
     def answer(query):
@@ -160,8 +160,8 @@ def _positive_step(eta, **_) -> None:
     parameters=STEP | layers_parameter(3, 2) | SEED,
     validate=_positive_step,
 )
-def the_query_in_the_sum(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, law, sigma, seed)
+def the_query_in_the_sum(d, k, N, eta, distribution, sigma, K, seed) -> list[Check]:
+    prompt, initial = instance(d, k, N, distribution, sigma, seed)
     full = models.LinearSelfAttention(query_in_sum=True, readout_sign=-1.0)
     zero = np.zeros_like(initial)
     inputs = np.vstack([prompt.inputs, prompt.query[None]])
@@ -193,8 +193,8 @@ def the_query_in_the_sum(d, k, N, eta, law, sigma, K, seed) -> list[Check]:
     | {"seed": integer(0, 0, "of tokens, weights and the change of basis")},
     validate=lambda s, **_: _not_zero(s),
 )
-def weights_up_to_gauge(d, k, N, law, sigma, s, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, law, sigma, seed)
+def weights_up_to_gauge(d, k, N, distribution, sigma, s, seed) -> list[Check]:
+    prompt, _ = instance(d, k, N, distribution, sigma, seed)
     tokens = np.asarray(MODEL.tokens(prompt, prompt.labels[0]))
     key, width = jax.random.key(seed), d + k
     w_p, w_v, w_k, w_q = np.asarray(jax.random.normal(prng.stream(key, "weights"), (4, width, width)))

@@ -22,20 +22,20 @@ from icl_lab.theory.descent.descent_steps import Rule
 # Weights hold eta / N themselves, so that a layer made for N examples can be shown any number of them.
 MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, normaliser="none")
 
-LAW = {
-    "law": choice("uniform", ("gaussian", "uniform"), "of an input coordinate"),
+DISTRIBUTION = {
+    "distribution": choice("uniform", ("gaussian", "uniform"), "of an input coordinate"),
     "sigma": number(0.5, positive=True, meaning="standard deviation if gaussian, half-width if uniform"),
 }
 
 
-def covariates(law: str, dim: int, sigma: float) -> Gaussian | Uniform:
-    """The law of the inputs."""
-    return Gaussian(np.full(dim, sigma**2)) if law == "gaussian" else Uniform(dim, half_width=sigma)
+def covariates(distribution: str, dim: int, sigma: float) -> Gaussian | Uniform:
+    """The distribution of the inputs."""
+    return Gaussian(np.full(dim, sigma**2)) if distribution == "gaussian" else Uniform(dim, half_width=sigma)
 
 
-def input_moments(law: str, sigma: float) -> tuple[float, float]:
+def input_moments(distribution: str, sigma: float) -> tuple[float, float]:
     """Variance and kurtosis of a coordinate."""
-    return (sigma**2, 3.0) if law == "gaussian" else (sigma**2 / 3, 9 / 5)
+    return (sigma**2, 3.0) if distribution == "gaussian" else (sigma**2 / 3, 9 / 5)
 
 
 def layers(step_sizes: Array, curvatures: Array, dim: int, context_length: int) -> tuple[LSAWeights, ...]:

@@ -17,7 +17,7 @@ from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import constructions
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.tasks.regression.sine import LAWS, SineRegression, features
+from icl_lab.tasks.regression.sine import DISTRIBUTIONS, SineRegression, features
 
 # One step of descent on the features, eta / N in the weights.
 MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
@@ -32,20 +32,24 @@ MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
     ),
     parameters={
         "N": integer(10, 1, "context length"),
-        "law": choice("text", tuple(LAWS), "amplitudes up to 5, up to 1/2, or up to 1/2 and tied to the phase"),
+        "distribution": choice(
+            "text", tuple(DISTRIBUTIONS), "amplitudes up to 5, up to 1/2, or up to 1/2 and tied to the phase"
+        ),
         "sigma": number(5.0, positive=True, meaning="half-width of the inputs"),
-        "a": vector(None, "ends of the amplitude's interval; null: those of the law"),
-        "rho": vector(None, "ends of the phase's interval; null: those of the law, 0 and pi"),
+        "a": vector(None, "ends of the amplitude's interval; null: those of the distribution"),
+        "rho": vector(None, "ends of the phase's interval; null: those of the distribution, 0 and pi"),
         "samples": integer(200_000, 1_000, "simulated prompts"),
         "seed": integer(0, 0, "of the prompts"),
     },
-    validate=lambda N, law, sigma, a, rho, **_: SineRegression(N, sigma, law, a, rho) and None,
-    extra_settings=({"law": "independent"}, {"law": "published"}),
+    validate=lambda N, distribution, sigma, a, rho, **_: SineRegression(N, sigma, distribution, a, rho) and None,
+    extra_settings=({"distribution": "independent"}, {"distribution": "published"}),
 )
-def reference_losses(N, law, sigma, a, rho, samples, seed) -> list[Check]:
-    task = SineRegression(N, sigma, law, a, rho)
+def reference_losses(N, distribution, sigma, a, rho, samples, seed) -> list[Check]:
+    task = SineRegression(N, sigma, distribution, a, rho)
     mean, moment = theory.sine_regression.coefficient_moments(
-        LAWS[law].amplitude if a is None else a, LAWS[law].phase if rho is None else rho, LAWS[law].shared
+        DISTRIBUTIONS[distribution].amplitude if a is None else a,
+        DISTRIBUTIONS[distribution].phase if rho is None else rho,
+        DISTRIBUTIONS[distribution].shared,
     )
     steps = {
         "from_0": theory.sine_regression.best_step(N, sigma, moment),

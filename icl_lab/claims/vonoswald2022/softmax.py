@@ -18,7 +18,7 @@ from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import LAW, covariates, input_moments
+from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, covariates, input_moments
 from icl_lab.claims.vonoswald2022.settings import MODEL as LINEAR
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
@@ -50,9 +50,9 @@ SIZES = {
 }
 
 
-def unit_tasks(key: Key, law: str, dim: int, context_length: int, sigma: float) -> Prompt:
+def unit_tasks(key: Key, distribution: str, dim: int, context_length: int, sigma: float) -> Prompt:
     """A prompt of all d unit tasks at once, y_i = x_i: its squared error is the mean over tasks w ~ N(0, I)."""
-    inputs = covariates(law, dim, sigma).sample(key, context_length + 1)
+    inputs = covariates(distribution, dim, sigma).sample(key, context_length + 1)
     return Prompt(inputs[:-1], inputs[:-1], inputs[-1], inputs[-1])
 
 
@@ -74,18 +74,18 @@ def linear_answer(prompt: Prompt) -> Array:
     "eta_c = N/(sig2 D), with half loss L_c = (sig2 d/2)(1 - (N-1)/D), D = N + d + (kap-3)(N-1)/N, above plain descent's.",
     source=Source(PAPER, "section on softmax attention; closed form by icl_lab", "extended"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {
         "samples": integer(40_000, 1_000, "simulated prompts"),
         "seed": integer(0, 0, "of the prompts"),
     },
 )
-def centred_descent(d, N, law, sigma, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def centred_descent(d, N, distribution, sigma, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
 
     def answers(key):
         """The query, the limit of two heads for eta = 1, and plain descent."""
-        prompt = unit_tasks(key, law, d, N, sigma)
+        prompt = unit_tasks(key, distribution, d, N, sigma)
         signs = jnp.array([1.0, -1.0])
         limit = jax.jacfwd(lambda e: SOFTMAX(scalar_heads(e * signs, signs / 2, d), prompt))(0.0)
         return jnp.stack([prompt.query, limit, linear_answer(prompt)])
@@ -113,16 +113,16 @@ def centred_descent(d, N, law, sigma, samples, seed) -> list[Check]:
     "also than their limit of small temperatures, centred descent; temperatures free of each other gain nothing.",
     source=Source(PAPER, "Figures 11 and 12, with scalar heads by icl_lab", "extended"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {
         "samples": integer(20_000, 1_000, "prompts that the heads are fitted on"),
         "seed": integer(0, 0, "of the prompts"),
     },
 )
-def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def scalar_softmax_heads(d, N, distribution, sigma, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
     keys = jax.random.split(prng.stream(jax.random.key(seed), "prompts"), samples)
-    prompts = compiled.jit(jax.vmap(lambda key: unit_tasks(key, law, d, N, sigma)))(keys)
+    prompts = compiled.jit(jax.vmap(lambda key: unit_tasks(key, distribution, d, N, sigma)))(keys)
     unit = 1 / (variance * np.sqrt(d))
 
     def half_losses(point, signs, prompts):
@@ -154,7 +154,7 @@ def scalar_softmax_heads(d, N, law, sigma, samples, seed) -> list[Check]:
     free = fit(two + np.array([[0.3, -0.3], [0.1, -0.1]]), both)
     checks, values = [], {}
     for name, point, signs in (("one_head", one, both[:1]), ("two_heads", two, both)):
-        best = theory.softmax_heads.best_heads(law, d, N, sigma, len(signs) == 2, REFERENCE, seed)
+        best = theory.softmax_heads.best_heads(distribution, d, N, sigma, len(signs) == 2, REFERENCE, seed)
         values[name] = np.asarray(losses(jnp.asarray(point), signs))
         loss, error = mean_with_error(values[name])
         checks.append(check.sampled(f"loss_of_{name}", loss, best.loss, float(np.hypot(error, best.standard_error))))
@@ -210,7 +210,7 @@ def _small_temperature(beta, **_) -> None:
     "each head.",
     source=Source(PAPER, "Figure 12 and the text on two softmax heads; mechanism and sizes by icl_lab", "corrected"),
     parameters={"d": integer(4, 2, "input dimension"), "N": integer(6, 2, "context length")}
-    | {"law": LAW["law"], "sigma": number(1.0, positive=True, meaning=LAW["sigma"].meaning)}
+    | {"distribution": DISTRIBUTION["distribution"], "sigma": number(1.0, positive=True, meaning=DISTRIBUTION["sigma"].meaning)}
     | {
         "beta": number(0.1, positive=True, meaning="initial temperature, in units of 1 / (sig2 sqrt(d))"),
         "starts": integer(4, 1, "random off-diagonal parts"),
@@ -219,8 +219,8 @@ def _small_temperature(beta, **_) -> None:
     },
     validate=_small_temperature,
 )
-def off_diagonals_cancel(d, N, law, sigma, beta, starts, steps, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def off_diagonals_cancel(d, N, distribution, sigma, beta, starts, steps, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
     key, signs, temperature = jax.random.key(seed), np.array([1.0, -1.0]), beta / (variance * np.sqrt(d))
     value = theory.softmax_heads.centred_step_size(d, N, variance, kurtosis) / (2 * temperature)
     # Two heads that are a centred step, with off-diagonal parts of their own of half the size of the diagonal.
@@ -229,7 +229,7 @@ def off_diagonals_cancel(d, N, law, sigma, beta, starts, steps, seed) -> list[Ch
     w_pv[..., -1, -1] = value * signs
     w_kq[..., :d, :d] = temperature * (signs[:, None, None] * np.eye(d) + noise)
     begin = LSAWeights(w_pv, w_kq)
-    task = LinearRegression(d, N, covariates=covariates(law, d, sigma))
+    task = LinearRegression(d, N, covariates=covariates(distribution, d, sigma))
     fresh = objectives.StreamedLoss.build(task, SOFTMAX, prng.stream(key, "held out"), BATCH, BATCH)
     # The rate falls to 0, and is the same share of both matrices only because Adam's steps are: W_PV moves little.
     adam = optax.adam(optax.cosine_decay_schedule(temperature / 20, steps))
@@ -260,7 +260,7 @@ def off_diagonals_cancel(d, N, law, sigma, beta, starts, steps, seed) -> list[Ch
         "d": integer(4, 1, "input dimension"),
         "N": integer(8, 1, "context length"),
     }
-    | {"law": LAW["law"], "sigma": number(1.0, positive=True, meaning=LAW["sigma"].meaning)}
+    | {"distribution": DISTRIBUTION["distribution"], "sigma": number(1.0, positive=True, meaning=DISTRIBUTION["sigma"].meaning)}
     | {
         "alpha": number(5.0, 2.0, "how much larger the inputs of the last comparison are"),
         "starts": integer(2, 1, "random initial weights"),
@@ -268,8 +268,8 @@ def off_diagonals_cancel(d, N, law, sigma, beta, starts, steps, seed) -> list[Ch
         "seed": integer(0, 0, "of initial weights and prompts"),
     },
 )
-def layer_norm_costs(d, N, law, sigma, alpha, starts, steps, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def layer_norm_costs(d, N, distribution, sigma, alpha, starts, steps, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
     key = jax.random.key(seed)
     eta = theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis)
     # Both matrices of the step, divided evenly, have entries of this size.
@@ -283,7 +283,7 @@ def layer_norm_costs(d, N, law, sigma, alpha, starts, steps, seed) -> list[Check
     losses, cosines, wide = {}, {}, {}
     for normed in (False, True):
         model = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, layer_norm=normed)
-        tasks = [LinearRegression(d, N, covariates=covariates(law, d, scale)) for scale in (sigma, alpha * sigma)]
+        tasks = [LinearRegression(d, N, covariates=covariates(distribution, d, scale)) for scale in (sigma, alpha * sigma)]
         objective = objectives.StreamedLoss.build(tasks[0], model, key, BATCH, BATCH)
         ends = training.descend_all(objective, begin, optimiser, steps, key=prng.stream(key, "prompts"))
         held_out = [objectives.StreamedLoss.build(task, model, prng.stream(key, "test"), HELD_OUT) for task in tasks]

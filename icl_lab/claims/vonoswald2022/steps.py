@@ -1,4 +1,4 @@
-"""Claims of von Oswald et al. 2022 (arXiv 2212.07677): best step sizes, and risks away from the training law."""
+"""Claims of von Oswald et al. 2022 (arXiv 2212.07677): best step sizes, and risks away from the training distribution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from icl_lab.claims.settings.regression import check_spectrum
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.propositions import PAPER
 from icl_lab.claims.vonoswald2022.settings import (
-    LAW,
+    DISTRIBUTION,
     MODEL,
     covariates,
     input_moments,
@@ -75,13 +75,13 @@ def gaussian_gram_moments(d, N, order, samples, seed) -> list[Check]:
     ]
 
 
-def _simulated_moments(law, d, N, sigma, moments, samples, seed) -> list[Check]:
+def _simulated_moments(distribution, d, N, sigma, moments, samples, seed) -> list[Check]:
     # Powers of few numbers have wild tails.
     order = min(len(moments) - 1, 4 if d * N > 5 else 2)
-    law_of_inputs = covariates(law, d, sigma)
+    distribution_of_inputs = covariates(distribution, d, sigma)
 
     def traces(one):
-        inputs = law_of_inputs.sample(one, N)
+        inputs = distribution_of_inputs.sample(one, N)
         gram, power, found = inputs.T @ inputs, jnp.eye(d), []
         for _ in range(order):
             power = power @ gram
@@ -99,29 +99,29 @@ def _simulated_moments(law, d, N, sigma, moments, samples, seed) -> list[Check]:
     "first two are N d sig2 and N d sig2^2 (N + d + kap - 2).",
     source=Source(LAB, "the moment method; icl_lab", "extended"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | {"sigma": number(1.0, positive=True, meaning="standard deviation if gaussian, half-width if uniform")}
     | {"order": integer(6, 2, "largest k, at most 8; prompts are simulated up to 4")}
     | SAMPLING
     | {"samples": integer(200_000, 1_000, "contexts")},
     validate=_validate_order,
 )
-def iid_gram_moments(d, N, law, sigma, order, samples, seed) -> list[Check]:
-    exact = theory.gram_moments.iid_moments(d, N, order, law)
+def iid_gram_moments(d, N, distribution, sigma, order, samples, seed) -> list[Check]:
+    exact = theory.gram_moments.iid_moments(d, N, order, distribution)
     moments = np.array([float(m) * sigma ** (2 * k) for k, m in enumerate(exact)])
-    variance, kurtosis = input_moments(law, sigma)
+    variance, kurtosis = input_moments(distribution, sigma)
     closed = np.array([N * d * variance, N * d * variance**2 * (N + d + kurtosis - 2)])
     checks = [check.exact("first_two", moments[1:3], closed, EXACT_TOLERANCE)]
-    if law == "gaussian":
+    if distribution == "gaussian":
         recursion = np.array(theory.gram_moments.gaussian_moments(d, N, order), dtype=float) * sigma ** (
             2 * np.arange(order + 1)
         )
         checks.append(check.exact("stein_recursion", moments, recursion, EXACT_TOLERANCE))
     # The quadrature rule, whose nodes come from the moments, carries them to the scale of the inputs.
-    rule = Rule.exact(law, d, N, sigma, order)
+    rule = Rule.exact(distribution, d, N, sigma, order)
     powers = np.array([rule.weights @ rule.nodes**k for k in range(order + 1)])
     checks.append(check.exact("moments_of_the_rule", powers, moments, RATIONAL_TOLERANCE))
-    return checks + _simulated_moments(law, d, N, sigma, moments, samples, seed)
+    return checks + _simulated_moments(distribution, d, N, sigma, moments, samples, seed)
 
 
 @claim(
@@ -131,20 +131,20 @@ def iid_gram_moments(d, N, law, sigma, order, samples, seed) -> list[Check]:
     source=Source(LAB, "Chebyshev's algorithm; icl_lab", "extended"),
     parameters=SIZES
     | {"d": integer(5, 1, "input dimension"), "N": integer(20, 1, "context length")}
-    | LAW
+    | DISTRIBUTION
     | {
-        "law": choice("gaussian", ("gaussian", "uniform"), "of an input coordinate"),
+        "distribution": choice("gaussian", ("gaussian", "uniform"), "of an input coordinate"),
         "sigma": number(1.0, positive=True, meaning="standard deviation if gaussian, half-width if uniform"),
         "r": integer(14, 1, "nodes; at most 4 for uniform inputs"),
     },
 )
-def rule_is_exact(d, N, law, sigma, r) -> list[Check]:
-    r = r if law == "gaussian" else min(r, 4)
-    moments = theory.gram_moments.moments_of(law, d, N, 2 * r)
+def rule_is_exact(d, N, distribution, sigma, r) -> list[Check]:
+    r = r if distribution == "gaussian" else min(r, 4)
+    moments = theory.gram_moments.moments_of(distribution, d, N, 2 * r)
     nodes, weights = theory.gram_moments.gauss_rule(moments[: 2 * r])
     powers = np.array([weights @ nodes**k for k in range(2 * r)])
     # Radau's version, with a node at zero, is exact one degree higher.
-    radau = theory.descent_steps.Rule.exact(law, d, N, sigma, 2 * r)
+    radau = theory.descent_steps.Rule.exact(distribution, d, N, sigma, 2 * r)
     lifted = np.array([radau.weights @ (radau.nodes / sigma**2) ** k for k in range(2 * r + 1)])
     exact = np.array([float(m) for m in moments])
     # The layers themselves on the rule, as many as it integrates, against rational arithmetic.
@@ -173,27 +173,27 @@ _NOISE = {
     "eta^2 sig2 tau2/N], least at eta* = N/(sig2 (N + d + kap - 2 + tau2/(om2 sig2))).",
     source=Source(PAPER, "the exact value of the line search of Section 3; icl_lab", "extended"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | _NOISE
     | {"delta": number(0.3, positive=True, meaning="relative distance of another step size from the best one")}
     | SAMPLING,
     extra_settings=(
         {"sigma": 1.0},
-        {"law": "gaussian", "sigma": 1.0},
+        {"distribution": "gaussian", "sigma": 1.0},
         {"d": 3, "N": 5, "sigma": 1.0},
         {"N": 25, "sigma": 1.0},
-        {"law": "gaussian", "sigma": 1.0, "d": 5, "N": 20},
-        {"law": "gaussian", "sigma": 1.0, "d": 5, "N": 20, "noise": 0.7},
+        {"distribution": "gaussian", "sigma": 1.0, "d": 5, "N": 20},
+        {"distribution": "gaussian", "sigma": 1.0, "d": 5, "N": 20, "noise": 0.7},
     ),
 )
-def best_single_step(d, N, law, sigma, noise, om2, delta, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def best_single_step(d, N, distribution, sigma, noise, om2, delta, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
     setting = (d, N, variance, kurtosis, noise**2, om2)
     eta = theory.vonoswald2022.optimal_step_size(*setting)
     least = theory.vonoswald2022.one_step_loss(eta, *setting)
     other = (1 + delta) * eta
     # The layer itself on a rule; noise adds eta^2 sig2 tau2 E tr W / (2 N^2), and tr W is integrated by the rule too.
-    rule = Rule.exact(law, d, N, sigma, 2)
+    rule = Rule.exact(distribution, d, N, sigma, 2)
     added = variance * noise**2 / 2 * float(rule.weights @ rule.nodes) / N**2
 
     def on_rule(step: float) -> tuple[float, float]:
@@ -204,7 +204,7 @@ def best_single_step(d, N, law, sigma, noise, om2, delta, samples, seed) -> list
     task = LinearRegression(
         dim=d,
         context_length=N,
-        covariates=covariates(law, d, sigma),
+        covariates=covariates(distribution, d, sigma),
         task_covariance=om2 * np.eye(d),
         noise_std=noise,
     )
@@ -224,7 +224,7 @@ def best_single_step(d, N, law, sigma, noise, om2, delta, samples, seed) -> list
     "vonoswald2022.eta1.aniso",
     statement="For normal inputs of covariance Sigma and w ~ N(0, I) the best scalar step is tr Sigma^2 / ((1 + 1/N) tr Sigma^3"
     "+ tr Sigma tr Sigma^2 / N), with half loss (tr Sigma - eta* tr Sigma^2)/2.",
-    source=Source(PAPER, "fourth moments of the normal law; icl_lab", "extended"),
+    source=Source(PAPER, "fourth moments of the normal distribution; icl_lab", "extended"),
     parameters={
         "d": integer(5, 1, "input dimension"),
         "N": integer(20, 1, "context length"),
@@ -260,14 +260,14 @@ _FIXED = {
     "vonoswald2022.ood.input",
     statement="With eta fixed, inputs that are alpha times as large have the loss of one step at variance alpha^2 sig2.",
     source=Source(PAPER, "Section 3, inputs of other scales; icl_lab for the values", "extended"),
-    parameters=SIZES | LAW | _FIXED | SAMPLING,
+    parameters=SIZES | DISTRIBUTION | _FIXED | SAMPLING,
     extra_settings=tuple({"alpha": alpha} for alpha in (0.5, 0.8, 1.0, 1.25, 1.5)),
 )
-def larger_inputs(d, N, law, sigma, alpha, eta, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, alpha * sigma)
+def larger_inputs(d, N, distribution, sigma, alpha, eta, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, alpha * sigma)
     expected = theory.vonoswald2022.one_step_loss(eta, d, N, variance, kurtosis)
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, alpha * sigma))
-    on_rule = loss_on_rule(np.array([eta]), np.zeros(1), Rule.exact(law, d, N, alpha * sigma, 2))
+    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, alpha * sigma))
+    on_rule = loss_on_rule(np.array([eta]), np.zeros(1), Rule.exact(distribution, d, N, alpha * sigma, 2))
     mean, error = simulated_loss(one_step(eta, d, N), task, samples, seed)
     return [
         check.exact("loss", float(on_rule), expected, RULE_TOLERANCE),
@@ -279,14 +279,16 @@ def larger_inputs(d, N, law, sigma, alpha, eta, samples, seed) -> list[Check]:
     "vonoswald2022.ood.task",
     statement="Teachers alpha times as large have exactly alpha^2 times the loss of any model linear in the labels.",
     source=Source(PAPER, "Section 3, tasks of other scales", "extended"),
-    parameters=SIZES | LAW | {"alpha": _FIXED["alpha"]} | SAMPLING,
+    parameters=SIZES | DISTRIBUTION | {"alpha": _FIXED["alpha"]} | SAMPLING,
 )
-def larger_teachers(d, N, law, sigma, alpha, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def larger_teachers(d, N, distribution, sigma, alpha, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
     eta = theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis)
     expected = alpha**2 * theory.vonoswald2022.one_step_loss(eta, d, N, variance, kurtosis)
     weights = one_step(eta, d, N)
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, sigma), task_covariance=alpha**2 * np.eye(d))
+    task = LinearRegression(
+        dim=d, context_length=N, covariates=covariates(distribution, d, sigma), task_covariance=alpha**2 * np.eye(d)
+    )
     mean, error = simulated_loss(weights, task, samples, seed)
     # Two layers with a curvature correction, on the same prompts with scaled and unscaled labels.
     deep = layers(np.full(2, eta), np.full(2, 0.1 / (N * variance)), d, N)
@@ -348,14 +350,14 @@ def _validate_replaced(N, m, **_) -> None:
     statement="With m of the N labels replaced by independent N(0, 1) one step has the half loss (sig2 d/2) "
     "[1 - 2 eta sig2 (N - m)/N + (eta/N)^2 (sig2^2 (N - m)(N - m + d + kap - 2) + m sig2)].",
     source=Source(PAPER, "appendix on noisy labels; icl_lab for the values", "extended"),
-    parameters=SIZES | LAW | {"eta": _FIXED["eta"], "m": integer(4, 0, "labels replaced")} | SAMPLING,
+    parameters=SIZES | DISTRIBUTION | {"eta": _FIXED["eta"], "m": integer(4, 0, "labels replaced")} | SAMPLING,
     extra_settings=tuple({"m": m} for m in (0, 2, 6, 8)),
     validate=_validate_replaced,
 )
-def replaced_labels(d, N, law, sigma, eta, m, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def replaced_labels(d, N, distribution, sigma, eta, m, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
     expected = theory.descent_steps.replaced_labels_loss(eta, d, N, variance, kurtosis, m)
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, sigma))
+    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
     weights = one_step(eta, d, N)
 
     def half_loss(one):

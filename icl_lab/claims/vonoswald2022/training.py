@@ -13,7 +13,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import LAW, MODEL, covariates, input_moments, one_step
+from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, MODEL, covariates, input_moments, one_step
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, initializers
@@ -55,18 +55,18 @@ def _starts(d: int, rate: float, scales: np.ndarray, stretches: np.ndarray, seed
     "segment of constant loss; without that, or with |beta| for a negative beta, the midpoint is far off.",
     source=Source(PAPER, "Section 3, interpolation of trained and constructed weights; closed forms are the lab's"),
     parameters={"d": integer(3, 1, "input dimension"), "N": integer(5, 1, "context length")}
-    | LAW
+    | DISTRIBUTION
     | {
         "starts": integer(2, 2, "starts of the flow, every other one of negative beta"),
         "scale": number(0.5, positive=True, meaning="size of the starts, relative to the optimum"),
         "seed": integer(0, 0, "of the starts"),
     },
 )
-def segments_to_the_construction(d, N, law, sigma, starts, scale, seed) -> list[Check]:
-    setting = (d, N, *input_moments(law, sigma))
+def segments_to_the_construction(d, N, distribution, sigma, starts, scale, seed) -> list[Check]:
+    setting = (d, N, *input_moments(distribution, sigma))
     eta = theory.vonoswald2022.optimal_step_size(*setting)
     least, untrained = (theory.vonoswald2022.one_step_loss(step, *setting) for step in (eta, 0.0))
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, sigma))
+    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
     objective = objectives.independent_loss(task, MODEL)
     signs = np.resize([1.0, -1.0], starts)
     begin = _starts(d, eta / N, scale * signs, np.linspace(1.5, 1.0, starts), seed)
@@ -77,7 +77,7 @@ def segments_to_the_construction(d, N, law, sigma, starts, scale, seed) -> list[
     segments = [analysis.losses_along_segment(objective, end, step, SHARES) for end in trained]
     unscaled = [analysis.losses_along_segment(objective, end, step, [0.5], rescale=False)[0] for end in trained]
     betas = np.array([analysis.key_query_scale(end) for (end,) in trained])
-    parts = analysis.live_parts(begin)
+    parts = analysis.active_parts(begin)
     squares = np.sum(parts.p1**2, axis=1) + parts.p2**2, np.sum(parts.k1**2, axis=(1, 2)) + np.sum(parts.k2**2, axis=1)
     limits = [theory.vonoswald2022.limit_scale(*pair, d, eta / N) for pair in zip(*squares, strict=True)]
     rates = [theory.vonoswald2022.midpoint_rate(beta, eta / N) for beta in signs * limits]
@@ -113,7 +113,7 @@ def _square_step(step: analysis.Predictor, prompt: Prompt) -> Array:
     "prompts from near half the optimum.",
     source=Source(PAPER, "Section 3, the three measures of alignment; values before training derived for the lab"),
     parameters={"d": integer(10, 1, "input dimension"), "N": integer(10, 1, "context length")}
-    | LAW
+    | DISTRIBUTION
     | {
         "steps": integer(1_500, 300, "updates of Adam"),
         "batch": integer(512, 64, "fresh prompts of an update"),
@@ -122,11 +122,11 @@ def _square_step(step: analysis.Predictor, prompt: Prompt) -> Array:
         "seed": integer(0, 0, "of starts and prompts"),
     },
 )
-def alignment_with_a_step(d, N, law, sigma, steps, batch, starts, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(law, sigma)
+def alignment_with_a_step(d, N, distribution, sigma, steps, batch, starts, samples, seed) -> list[Check]:
+    variance, kurtosis = input_moments(distribution, sigma)
     eta = theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis)
     least = theory.vonoswald2022.one_step_loss(eta, d, N, variance, kurtosis)
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(law, d, sigma))
+    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
     key = jax.random.key(seed)
     step = eqx.Partial(estimators.gradient_descent, step_size=eta)
 
@@ -137,7 +137,7 @@ def alignment_with_a_step(d, N, law, sigma, steps, batch, starts, samples, seed)
     untrained = compared(jax.tree.map(lambda w: 0 * w[0], begin))
     square, _ = analysis.sample_mean(eqx.Partial(_square_step, step), task, prng.stream(key, "measure"), samples)
     mean_square = theory.vonoswald2022.mean_square_step(d, N, kurtosis)
-    norms, errors = theory.vonoswald2022.mean_step_norms(law, d, N, sigma, eta, CONTEXTS, seed)
+    norms, errors = theory.vonoswald2022.mean_step_norms(distribution, d, N, sigma, eta, CONTEXTS, seed)
     distances = [untrained.mean_prediction_distance, untrained.sensitivity_distance]
     spread = [float(one.standard_error) for one in distances]
     checks = [
@@ -151,7 +151,7 @@ def alignment_with_a_step(d, N, law, sigma, steps, batch, starts, samples, seed)
         check.sampled("untrained_prediction_distance", distances[0].mean, norms[0], np.hypot(spread[0], errors[0])),
         check.sampled("untrained_sensitivity_distance", distances[1].mean, norms[1], np.hypot(spread[1], errors[1])),
     ]
-    if (law, sigma, d, N) == PUBLISHED_SETTING:
+    if (distribution, sigma, d, N) == PUBLISHED_SETTING:
         measured = [float(one.mean) for one in distances]
         checks.append(check.sampled("untrained_distances_at_the_published_sizes", measured, [0.4864, 2.0831], spread))
 

@@ -45,7 +45,7 @@ def transformers_under_covariate_shift(d, N, extra, width, layers, steps, batch,
     )
     tests = [("fixed", 1.0), *(("random", scale) for scale in SCALES)]
     risks, checks = {}, []
-    for trained in analysis.covariate_shift.LAWS:
+    for trained in analysis.covariate_shift.DISTRIBUTIONS:
         decoder = analysis.covariate_shift.train_under(trained, d, N, N + extra, training, seed)
         for tested, scale in tests:
             mean, error = analysis.covariate_shift.shifted_risk(decoder, tested, scale, N + extra, seed, samples)
@@ -62,7 +62,7 @@ def transformers_under_covariate_shift(d, N, extra, width, layers, steps, batch,
     _, mean, error, *_ = risks["random", "random", SCALES[-1]]
     # Least squares is exact from d examples on.
     checks.append(check.at_least("random_trained_misses_least_squares", mean - check.SIGMAS * error, 0.01 * SCALES[-1]))
-    for trained in analysis.covariate_shift.LAWS:
+    for trained in analysis.covariate_shift.DISTRIBUTIONS:
         _, mean, error, longer, longer_error = risks[trained, "fixed", 1.0]
         bound = mean + check.SIGMAS * np.hypot(error, longer_error)
         checks.append(check.at_least(f"{trained}_trained_rises_beyond_N", longer, bound))

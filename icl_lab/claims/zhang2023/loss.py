@@ -85,9 +85,9 @@ def prediction_is_a_quadratic_form(d, N, seed) -> list[Check]:
     vec = np.asarray(jax.random.normal(prng.stream(key, "weights"), ((d + 1) ** 2,)))
 
     def predict(vec):
-        live = vec.reshape(d + 1, d + 1).T
+        active = vec.reshape(d + 1, d + 1).T
         empty = jnp.zeros((d + 1, d + 1))
-        weights = LSAWeights(w_pv=empty.at[-1].set(live[:, -1]), w_kq=empty.at[:, :d].set(live[:, :d]))
+        weights = LSAWeights(w_pv=empty.at[-1].set(active[:, -1]), w_kq=empty.at[:, :d].set(active[:, :d]))
         return model(weights, prompt)[0]
 
     answer, second = compiled.jit(lambda v: (predict(v), jax.hessian(predict)(v)))(vec)

@@ -23,7 +23,7 @@ from icl_lab.tasks import FiniteDiagonal
 from icl_lab.tasks.regression.linear import LinearRegression
 
 # Rows of values and of their probabilities.
-DEFAULT_LAW = ([[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]], [[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]])
+DEFAULT_DISTRIBUTION = ([[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]], [[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]])
 LARGEST_SUPPORT = 2**14
 MODEL = models.LinearSelfAttention()
 EXACT_TOLERANCE = 1e-12
@@ -34,7 +34,7 @@ LIMIT_TOLERANCE = 1e-9
 DRIFT_TOLERANCE = 1e-11
 RESOLVED = 1e-9
 
-LAW = {
+DISTRIBUTION = {
     "d": integer(3, 1, "input dimension"),
     "N": integer(8, 1, "training context length"),
     "values": table(None, meaning="values > 0 of each eigenvalue; null: (1/2, 2), (1, 3), (1/5, 1) and so on"),
@@ -47,7 +47,7 @@ START = {
 }
 
 
-def law_of(d, values, probabilities, default=DEFAULT_LAW) -> tuple[np.ndarray, np.ndarray]:
+def distribution_of(d, values, probabilities, default=DEFAULT_DISTRIBUTION) -> tuple[np.ndarray, np.ndarray]:
     """Values and probabilities, both (d, m); null values repeat the default's rows, null probabilities of others are equal."""
     if values is None:
         values, given = (np.resize(rows, (d, len(rows[0]))) for rows in default)
@@ -57,36 +57,37 @@ def law_of(d, values, probabilities, default=DEFAULT_LAW) -> tuple[np.ndarray, n
     return values, given if probabilities is None else np.asarray(probabilities)
 
 
-def validate_law(d, values, probabilities, **_) -> None:
-    """Raise unless values and probabilities are d laws of positive eigenvalues."""
-    law = FiniteDiagonal(*law_of(d, values, probabilities))
-    if law.dim != d:
-        raise InvalidValueError(f"`values` must hold d = {d} lists; got {law.dim}. Set `d` too.")
-    size = np.prod([np.count_nonzero(row) for row in law.probabilities], dtype=np.float64)
+def validate_distribution(d, values, probabilities, **_) -> None:
+    """Raise unless values and probabilities are d distributions of positive eigenvalues."""
+    distribution = FiniteDiagonal(*distribution_of(d, values, probabilities))
+    if distribution.dim != d:
+        raise InvalidValueError(f"`values` must hold d = {d} lists; got {distribution.dim}. Set `d` too.")
+    size = np.prod([np.count_nonzero(row) for row in distribution.probabilities], dtype=np.float64)
     if size > LARGEST_SUPPORT:
         raise InvalidValueError(
-            f"the law has {size:.0f} covariances, over which the loss is averaged; at most {LARGEST_SUPPORT} are allowed. "
+            f"the distribution has {size:.0f} covariances, over which the loss is averaged; at most {LARGEST_SUPPORT} are "
+            f"allowed. "
             "Take a smaller `d` or fewer values of each eigenvalue."
         )
 
 
 def _validate_start(d, N, values, probabilities, seed, sigma, theta, **_) -> None:
-    validate_law(d, values, probabilities)
+    validate_distribution(d, values, probabilities)
     root = theta_matrix(theta, d, seed)
-    theory.random_covariance.check_initialisation(sigma, *law_of(d, values, probabilities), N, root @ root.T)
+    theory.random_covariance.check_initialisation(sigma, *distribution_of(d, values, probabilities), N, root @ root.T)
 
 
-def _objective(law: FiniteDiagonal, N: int) -> RegressionLoss:
-    return RegressionLoss.build(LinearRegression(dim=law.dim, context_length=N, covariates=law), MODEL)
+def _objective(distribution: FiniteDiagonal, N: int) -> RegressionLoss:
+    return RegressionLoss.build(LinearRegression(dim=distribution.dim, context_length=N, covariates=distribution), MODEL)
 
 
-def covariances_of(law: FiniteDiagonal, rotate: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def covariances_of(distribution: FiniteDiagonal, rotate: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The support as matrices (S, d, d) with its probabilities; with `rotate`, each has a random basis of its own."""
-    spectra, weights = law.support()
+    spectra, weights = distribution.support()
     if not rotate:
-        return spectra[:, :, None] * np.eye(law.dim), weights
+        return spectra[:, :, None] * np.eye(distribution.dim), weights
     keys = jax.random.split(prng.stream(jax.random.key(seed), "bases"), len(spectra))
-    bases = np.asarray(jax.vmap(lambda key: haar_orthogonal(key, law.dim))(keys))
+    bases = np.asarray(jax.vmap(lambda key: haar_orthogonal(key, distribution.dim))(keys))
     matrices = (bases * spectra[:, None, :]) @ bases.transpose(0, 2, 1)
     return (matrices + matrices.transpose(0, 2, 1)) / 2, weights
 
@@ -120,13 +121,13 @@ def _gradient_checks(objective, u, inner, expected) -> list[Check]:
     statement="With random covariances the reduced flow is dU/dt = u E[Lam^2] - u^2 E[Gamma Lam U Lam] and its trace "
     "counterpart, and p1 = k2 = 0 stays.",
     source=Source(PAPER, "Lemma C.1"),
-    parameters=LAW | {"rotate": flag(True, "a random basis for each covariance of the support")},
-    validate=validate_law,
+    parameters=DISTRIBUTION | {"rotate": flag(True, "a random basis for each covariance of the support")},
+    validate=validate_distribution,
 )
 def random_dynamics(d, N, values, probabilities, seed, rotate) -> list[Check]:
-    law = FiniteDiagonal(*law_of(d, values, probabilities))
-    covariances, weights = covariances_of(law, rotate, seed)
-    objective = RegressionLoss(_objective(law, N).task, MODEL, covariances, weights)
+    distribution = FiniteDiagonal(*distribution_of(d, values, probabilities))
+    covariances, weights = covariances_of(distribution, rotate, seed)
+    objective = RegressionLoss(_objective(distribution, N).task, MODEL, covariances, weights)
     ((u, inner),) = random_structured(jax.random.key(seed), d, 1)
     return _gradient_checks(objective, u, inner, theory.random_covariance.velocity(u, inner, covariances, weights, N))
 
@@ -135,13 +136,13 @@ def random_dynamics(d, N, values, probabilities, seed, rotate) -> list[Check]:
     "zhang2023.corC.2",
     statement="With independent random eigenvalues it is dU_ii/dt = xi_i u - gamma_i u^2 U_ii, dU_ij/dt = -zeta_ij u^2 U_ij.",
     source=Source(PAPER, "Corollary C.2"),
-    parameters=LAW,
-    validate=validate_law,
+    parameters=DISTRIBUTION,
+    validate=validate_distribution,
 )
 def random_diagonal_dynamics(d, N, values, probabilities, seed) -> list[Check]:
-    law = law_of(d, values, probabilities)
-    moments = theory.random_covariance.diagonal_moments(*law, N)
-    objective = _objective(FiniteDiagonal(*law), N)
+    distribution = distribution_of(d, values, probabilities)
+    moments = theory.random_covariance.diagonal_moments(*distribution, N)
+    objective = _objective(FiniteDiagonal(*distribution), N)
     ((u, inner),) = random_structured(jax.random.key(seed), d, 1)
     # At u = 1 the gradient is linear in U: its slopes are gamma and zeta, its value at U = 0 is -xi.
     origin = np.asarray(gradient(objective, structured(1.0, 0 * inner)).w_kq)[:d, :d]
@@ -159,13 +160,13 @@ def random_diagonal_dynamics(d, N, values, probabilities, seed) -> list[Check]:
     statement="The minimum of the loss is that of zero weights less half of sum xi_i^2/gamma_i, and the gap is a weighted "
     "square of u U - diag(xi/gamma).",
     source=Source(PAPER, "Lemma C.4"),
-    parameters=LAW | START | {"points": integer(4, 1, "random weights")},
+    parameters=DISTRIBUTION | START | {"points": integer(4, 1, "random weights")},
     validate=_validate_start,
 )
 def random_minimum(d, N, values, probabilities, seed, sigma, theta, points) -> list[Check]:
-    law = law_of(d, values, probabilities)
-    moments = theory.random_covariance.diagonal_moments(*law, N)
-    objective = _objective(FiniteDiagonal(*law), N)
+    distribution = distribution_of(d, values, probabilities)
+    moments = theory.random_covariance.diagonal_moments(*distribution, N)
+    objective = _objective(FiniteDiagonal(*distribution), N)
     root = theta_matrix(theta, d, seed)
     best = minimiser(objective)
     slope = gradient(objective, best)
@@ -174,7 +175,7 @@ def random_minimum(d, N, values, probabilities, seed, sigma, theta, points) -> l
     drawn = [(sigma, sigma * root @ root.T), *random_structured(jax.random.key(seed), d, points)]
     gaps = [objective.risk(structured(u, inner)) / 2 - minimum for u, inner in drawn]
     lowest = theory.random_covariance.minimum_reduced_loss(moments)
-    zero = np.sum(law[0] * law[1]) / 2
+    zero = np.sum(distribution[0] * distribution[1]) / 2
     return [
         check.exact("gradient_of_w_pv_abs", slope.w_pv, np.zeros((d + 1, d + 1)), LIMIT_TOLERANCE * zero),
         check.exact("gradient_of_w_kq_abs", slope.w_kq, np.zeros((d + 1, d + 1)), LIMIT_TOLERANCE * zero),
@@ -189,20 +190,20 @@ def random_minimum(d, N, values, probabilities, seed, sigma, theta, points) -> l
     statement="With random diagonal covariances gradient flow takes the layer to the preconditioner "
     "R = E[Gamma Lam^2]^{-1} E[Lam^2], balanced between W_PV and W_KQ.",
     source=Source(PAPER, "Theorem 4.5"),
-    parameters=LAW | START,
+    parameters=DISTRIBUTION | START,
     validate=_validate_start,
 )
 def random_limits(d, N, values, probabilities, seed, sigma, theta) -> list[Check]:
-    law = law_of(d, values, probabilities)
-    moments = theory.random_covariance.diagonal_moments(*law, N)
-    objective = _objective(FiniteDiagonal(*law), N)
+    distribution = distribution_of(d, values, probabilities)
+    moments = theory.random_covariance.diagonal_moments(*distribution, N)
+    objective = _objective(FiniteDiagonal(*distribution), N)
     start = initializers.zhang(d, sigma, theta_matrix(theta, d, seed))
     flow = convergence.to_limit(objective, start, weight_tolerance=WEIGHT_TOLERANCE)
     w_pv, w_kq = theory.random_covariance.limit(moments)
     step = theory.random_covariance.preconditioner(moments)
     prompt = objective.task.sample(prng.stream(jax.random.key(seed), "prompt"))
     mean_response = np.asarray(prompt.labels[:, 0] @ prompt.inputs) / N
-    lowest = theory.random_covariance.minimum_reduced_loss(moments) + np.sum(law[0] * law[1]) / 2
+    lowest = theory.random_covariance.minimum_reduced_loss(moments) + np.sum(distribution[0] * distribution[1]) / 2
     answer = np.asarray(prompt.query) @ step @ mean_response
     size = float(np.linalg.norm(prompt.query) * np.linalg.norm(mean_response))
     return [
@@ -222,15 +223,15 @@ def random_limits(d, N, values, probabilities, seed, sigma, theta) -> list[Check
     statement="With random covariances the flow stays balanced, u stays above a positive bound, and the loss obeys a PL "
     "inequality.",
     source=Source(PAPER, "Lemmas C.5 to C.8"),
-    parameters=LAW | START,
+    parameters=DISTRIBUTION | START,
     validate=_validate_start,
 )
 def random_bounds(d, N, values, probabilities, seed, sigma, theta) -> list[Check]:
-    law = law_of(d, values, probabilities)
+    distribution = distribution_of(d, values, probabilities)
     root = theta_matrix(theta, d, seed)
-    bounds = (sigma, *law, N, root @ root.T)
+    bounds = (sigma, *distribution, N, root @ root.T)
     lower, mu = theory.random_covariance.scale_lower_bound(*bounds), theory.random_covariance.pl_constant(*bounds)
-    objective = _objective(FiniteDiagonal(*law), N)
+    objective = _objective(FiniteDiagonal(*distribution), N)
     flow = convergence.to_limit(
         objective, initializers.zhang(d, sigma, root), weight_tolerance=WEIGHT_TOLERANCE, solver="tsit5", rtol=1e-12
     )

@@ -16,19 +16,19 @@ from icl_lab.claims.settings.regression import check_spectrum, covariance
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.zhang2023.flow import gradient
 from icl_lab.claims.zhang2023.limit import PAPER
-from icl_lab.claims.zhang2023.random import covariances_of, law_of, minimiser, validate_law
+from icl_lab.claims.zhang2023.random import covariances_of, distribution_of, minimiser, validate_distribution
 from icl_lab.claims.zhang2023.risk import INFINITE, INFINITE_TOLERANCE, INFINITE_TRAINING, MODEL, risk_on, trained
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.objectives import RegressionLoss
 from icl_lab.tasks import ExponentialDiagonal, FiniteDiagonal, RotatedSpectrum
-from icl_lab.tasks.distributions.covariates import CovariateLaw
+from icl_lab.tasks.distributions.covariates import CovariateDistribution
 from icl_lab.tasks.regression.linear import LinearRegression
 
 LIMIT_TOLERANCE = 1e-9
 # Factors c of the test covariances in the paper's experiment.
 FACTORS = (1.0, 4.0, 9.0)
-ROTATED_LAW = ([[1.0, 3.0], [0.5, 2.0], [0.2, 0.7]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
+ROTATED_DISTRIBUTION = ([[1.0, 3.0], [0.5, 2.0], [0.2, 0.7]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
 
 
 def _exponential(d: int, length: int, factor: float = 1.0) -> RegressionLoss:
@@ -129,14 +129,15 @@ def residual_error(d, N, M, c, samples, seed) -> list[Check]:
     ]
 
 
-def _validate_rotated(d, Om, **law) -> None:
+def _validate_rotated(d, Om, **distribution) -> None:
     check_spectrum(Om, d, "Om")
-    validate_law(d, **law)
+    validate_distribution(d, **distribution)
 
 
 @claim(
     "lab.rotated-covariance",
-    statement="With Haar-random eigenvectors the best preconditioner is a multiple beta of the identity; for any law of "
+    statement="With Haar-random eigenvectors the best preconditioner is a multiple beta of the identity; for any distribution "
+    "of "
     "covariances it solves E[C_N (x) Lam] vec B = vec E[Lam Om Lam].",
     source=Source(
         "icl_lab, extending arXiv 2306.09927 Theorem 4.5", "second moments, averaged over the covariance", "extended"
@@ -154,16 +155,16 @@ def _validate_rotated(d, Om, **law) -> None:
     validate=_validate_rotated,
 )
 def rotated_covariance(d, N, values, probabilities, Om, s2, samples, seed) -> list[Check]:
-    law = law_of(d, values, probabilities, ROTATED_LAW)
+    distribution = distribution_of(d, values, probabilities, ROTATED_DISTRIBUTION)
     tasks = np.eye(d) if Om is None else covariance(Om, d, True, seed, "tasks")
-    diagonal = FiniteDiagonal(*law)
+    diagonal = FiniteDiagonal(*distribution)
     covariances, weights = covariances_of(diagonal, True, seed)
     finite = RegressionLoss(_task(diagonal, N, s2, tasks), MODEL, covariances, weights)
     best = minimiser(finite)
     slope = gradient(finite, best)
     step = theory.random_covariance.optimal_preconditioner(covariances, weights, tasks, s2, N)
-    beta = theory.random_covariance.rotated_scale(*law, s2, N)
-    task = _task(RotatedSpectrum(*law), N, s2, np.eye(d))
+    beta = theory.random_covariance.rotated_scale(*distribution, s2, N)
+    task = _task(RotatedSpectrum(*distribution), N, s2, np.eye(d))
     at_beta = structured(np.sqrt(beta), np.sqrt(beta) * np.eye(d))
 
     def statistics(key):
@@ -186,7 +187,11 @@ def rotated_covariance(d, N, values, probabilities, Om, s2, samples, seed) -> li
     ]
 
 
-def _task(law: CovariateLaw, N: int, noise_variance: float, tasks: Array) -> LinearRegression:
+def _task(distribution: CovariateDistribution, N: int, noise_variance: float, tasks: Array) -> LinearRegression:
     return LinearRegression(
-        dim=law.dim, context_length=N, covariates=law, task_covariance=tasks, noise_std=np.sqrt(noise_variance)
+        dim=distribution.dim,
+        context_length=N,
+        covariates=distribution,
+        task_covariance=tasks,
+        noise_std=np.sqrt(noise_variance),
     )

@@ -97,7 +97,7 @@ def risk_on(weights: LSAWeights, matrix: Array, length: int, tasks=None, noise_v
 
 @claim(
     "zhang2023.thm4.2",
-    statement="On prompts of any law of labels the trained layer's error is that of the best linear predictor, plus "
+    statement="On prompts of any distribution of labels the trained layer's error is that of the best linear predictor, plus "
     "tr(Cov(xy) Gamma^{-2} Lam)/M, plus a term of order 1/N^2.",
     source=Source(PAPER, "Theorem 4.2"),
     parameters=TRAINING
@@ -115,10 +115,10 @@ def error_on_any_labels(d, N, Lam, rotate, seed, M, w, label, s2, samples) -> li
     links = LINKS if label == "all" else {label: LINKS[label]}
     noises = sorted({0.0, s2})
     flow = trained(matrix, N)
-    inputs_law = Gaussian(matrix)
+    inputs_distribution = Gaussian(matrix)
 
     def squared_errors(key):
-        inputs = inputs_law.sample(prng.stream(key, "inputs"), M + 1)
+        inputs = inputs_distribution.sample(prng.stream(key, "inputs"), M + 1)
         noise = normals(prng.stream(key, "noise"), 1, M + 1)[0]
 
         def squared_error(link, variance):
@@ -131,8 +131,8 @@ def error_on_any_labels(d, N, Lam, rotate, seed, M, w, label, s2, samples) -> li
     errors = simulate(squared_errors, prng.stream(jax.random.key(seed), "prompts"), samples)
     checks = [converged(flow)]
     for column, (name, variance) in zip(errors.T, [(name, v) for name in links for v in noises], strict=True):
-        law = theory.transfer.single_index_law(name, direction, matrix, variance)
-        expected = theory.transfer.error(matrix, N, M, law)
+        distribution = theory.transfer.single_index_distribution(name, direction, matrix, variance)
+        expected = theory.transfer.error(matrix, N, M, distribution)
         words = name if variance == 0 else f"{name}_noisy"
         if name == "linear":
             # The risk is against a noiseless query label.

@@ -1,4 +1,6 @@
-"""Claims of Zhang, Frei, Bartlett 2023 about prompts whose tasks, queries or inputs have another law than in training."""
+"""Claims of Zhang, Frei, Bartlett 2023 about prompts whose tasks, queries or inputs have another distribution than in
+training.
+"""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from icl_lab.claims.claim import Source, choice, integer
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import simulate
 from icl_lab.claims.zheng2024.flow import (
+    DISTRIBUTION,
     EXACT_TOLERANCE,
-    LAW,
     LIMIT_TOLERANCE,
     MODEL,
     PAPER,
@@ -33,7 +33,7 @@ from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import PairedWeights
 from icl_lab.tasks import DiagonalUnitary, LinearDynamics
-from icl_lab.theory.dynamics.zheng2024 import SYMMETRIC_LAWS
+from icl_lab.theory.dynamics.zheng2024 import SYMMETRIC_DISTRIBUTIONS
 
 FORWARD_TOLERANCE = 1e-12
 SEQUENCES = 3
@@ -52,21 +52,21 @@ TEST = {
 }
 
 
-def trained(d: int, T: int, law: str, scale: float) -> PairedWeights:
+def trained(d: int, T: int, distribution: str, scale: float) -> PairedWeights:
     """The limit of gradient flow from (0.5, 1.5), real."""
-    objective = objectives.phase_loss(task_of(d, T, law, scale), MODEL, live=True)
+    objective = objectives.phase_loss(task_of(d, T, distribution, scale), MODEL, active=True)
     start = PairedWeights(1.5 * np.eye(d), 0.5 * np.eye(d))
     return convergence.to_limit(objective, start, **TO_THE_LIMIT).limit
 
 
-def task_at(d: int, t: int, law: str, scale: float) -> LinearDynamics:
+def task_at(d: int, t: int, distribution: str, scale: float) -> LinearDynamics:
     """Sequences whose x_{t+1} is the target."""
-    return LinearDynamics(d, t - 1, DiagonalUnitary(), STARTS[law](scale))
+    return LinearDynamics(d, t - 1, DiagonalUnitary(), STARTS[distribution](scale))
 
 
-def risk_at(d: int, t: int, law: str, scale: float) -> Callable[[PairedWeights], float]:
+def risk_at(d: int, t: int, distribution: str, scale: float) -> Callable[[PairedWeights], float]:
     """The exact squared error at position t alone, as a function of the weights."""
-    return objectives.phase_loss(task_at(d, t, law, scale), MODEL, lengths=[t - 1], live=True).risk
+    return objectives.phase_loss(task_at(d, t, distribution, scale), MODEL, lengths=[t - 1], active=True).risk
 
 
 @claim(
@@ -81,16 +81,16 @@ def risk_at(d: int, t: int, law: str, scale: float) -> Callable[[PairedWeights],
         "T": integer(12, 3, "length of the training sequences"),
         "t": integer(9, 2, "position at which the layer predicts"),
     }
-    | LAW
+    | DISTRIBUTION
     | SCALE
     | {"seed": integer(0, 0, "of the sequences")},
     validate=validate,
 )
-def layer_is_one_gradient_step(d, T, t, law, sigma, c, seed) -> list[Check]:
+def layer_is_one_gradient_step(d, T, t, distribution, sigma, c, seed) -> list[Check]:
     scale = scale_of(sigma, c)
-    weights = trained(d, T, law, scale)
+    weights = trained(d, T, distribution, scale)
     product = float(np.trace(weights.value @ weights.key_query)) / d
-    prompts = task_at(d, t, law, scale).sample_batch(jax.random.key(seed), SEQUENCES)
+    prompts = task_at(d, t, distribution, scale).sample_batch(jax.random.key(seed), SEQUENCES)
     states = np.concatenate([np.asarray(prompts.inputs), np.asarray(prompts.query)[:, None]], axis=1)
     steps = np.array([theory.recovery.gradient_step(sequence, product / (t - 1)) for sequence in states])
     answers = {
@@ -99,7 +99,7 @@ def layer_is_one_gradient_step(d, T, t, law, sigma, c, seed) -> list[Check]:
         "estimator": jax.vmap(lambda prompt: estimators.gradient_descent(prompt, product))(prompts),
         "autodiff": jax.vmap(lambda sequence: _inner_step(sequence, product / (t - 1)))(states),
     }
-    expected = theory.zheng2024.limit_product(theory.zheng2024.constants(law, d, scale), T)
+    expected = theory.zheng2024.limit_product(theory.zheng2024.constants(distribution, d, scale), T)
     return [
         check.exact("ab", product, expected, LIMIT_TOLERANCE),
         *(check.exact(name, _parts(answer), _parts(steps), FORWARD_TOLERANCE) for name, answer in answers.items()),
@@ -128,14 +128,14 @@ def _parts(values: Array) -> np.ndarray:
     parameters=LARGE
     | {
         "t": integer(30, 2, "position at which x_{t+1} is predicted"),
-        "law": choice("all", ("all", *STARTS), "of x_1"),
+        "distribution": choice("all", ("all", *STARTS), "of x_1"),
     }
     | SCALE
     | {"s": number_or_null("the product ab; null: that of training on sequences of length T")},
 )
-def error_at_a_position(d, T, t, law, sigma, c, s) -> list[Check]:
+def error_at_a_position(d, T, t, distribution, sigma, c, s) -> list[Check]:
     scale, checks = scale_of(sigma, c), []
-    for name in STARTS if law == "all" else (law,):
+    for name in STARTS if distribution == "all" else (distribution,):
         constants = theory.zheng2024.constants(name, d, scale)
         product = theory.zheng2024.limit_product(constants, T) if s is None else s
         expected = theory.recovery.squared_error(constants, d, product, t)
@@ -145,9 +145,9 @@ def error_at_a_position(d, T, t, law, sigma, c, s) -> list[Check]:
     return checks
 
 
-def _simulated(weights: PairedWeights, d, t, law, scale, samples, seed) -> np.ndarray:
+def _simulated(weights: PairedWeights, d, t, distribution, scale, samples, seed) -> np.ndarray:
     """Real parts of the mean ratio yhat/x over the coordinates that are not zero, and squared errors: (samples, 2)."""
-    task = task_at(d, t, law, scale)
+    task = task_at(d, t, distribution, scale)
     layer = jax.tree.map(jnp.asarray, weights)
 
     def statistics(key):
@@ -162,7 +162,7 @@ def _simulated(weights: PairedWeights, d, t, law, scale, samples, seed) -> np.nd
     return simulate(statistics, prng.stream(jax.random.key(seed), "sequences"), samples)
 
 
-def _long_limits(d: int, t: int, law: str, scale: float) -> tuple[float, float]:
+def _long_limits(d: int, t: int, distribution: str, scale: float) -> tuple[float, float]:
     """The limit of ab for long training, and the relative error there for long tests, from the exact losses at t and 2 t - 1.
 
     The loss at one context length n is m2 - 2 s kappa1 + s^2 (kappa2 + kappa3/n): the inverse of its best s, and its value at
@@ -170,7 +170,7 @@ def _long_limits(d: int, t: int, law: str, scale: float) -> tuple[float, float]:
     """
     inverses, losses = [], []
     for position in (t, 2 * t - 1):
-        risk = risk_at(d, position, law, scale)
+        risk = risk_at(d, position, distribution, scale)
         at_zero, at_one, at_two = (risk(scaled_identities(d, 1.0, u / scale**2)) for u in (0.0, 1.0, 2.0))
         square = (at_two - 2 * at_one + at_zero) / 2
         linear = at_one - at_zero - square
@@ -186,24 +186,26 @@ def _long_limits(d: int, t: int, law: str, scale: float) -> tuple[float, float]:
     statement="Gaussian x_1 are not recovered: the mean of yhat/x is s* sigma^2 at every length, 1/5 for long training, where "
     "the relative error tends to 2/5; for complex Gaussian x_1 both are 1/3.",
     source=Source(PAPER, "Proposition 4.1; finite lengths and complex x_1: icl_lab"),
-    parameters=LARGE | {"law": choice("gaussian", ("gaussian", "complex_gaussian"), "of x_1"), "sigma": SCALE["sigma"]} | TEST,
+    parameters=LARGE
+    | {"distribution": choice("gaussian", ("gaussian", "complex_gaussian"), "of x_1"), "sigma": SCALE["sigma"]}
+    | TEST,
 )
-def gaussian_is_not_recovered(d, T, law, sigma, t, samples, seed) -> list[Check]:
-    constants = theory.zheng2024.constants(law, d, sigma)
+def gaussian_is_not_recovered(d, T, distribution, sigma, t, samples, seed) -> list[Check]:
+    constants = theory.zheng2024.constants(distribution, d, sigma)
     product = theory.zheng2024.limit_product(constants, T)
-    weights = trained(d, T, law, sigma)
-    drawn = _simulated(weights, d, t, law, sigma, samples, seed)
+    weights = trained(d, T, distribution, sigma)
+    drawn = _simulated(weights, d, t, distribution, sigma, samples, seed)
     mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
     expected = theory.recovery.squared_error(constants, d, product, t)
-    long_product, relative = _long_limits(d, t, law, sigma)
+    long_product, relative = _long_limits(d, t, distribution, sigma)
     return [
-        check.sampled("mean_ratio", mean[0], theory.recovery.mean_ratio(law, product, sigma), error[0]),
+        check.sampled("mean_ratio", mean[0], theory.recovery.mean_ratio(distribution, product, sigma), error[0]),
         check.sampled("squared_error", mean[1], expected, error[1]),
-        check.exact("exact_squared_error", risk_at(d, t, law, sigma)(weights), expected, LIMIT_TOLERANCE),
+        check.exact("exact_squared_error", risk_at(d, t, distribution, sigma)(weights), expected, LIMIT_TOLERANCE),
         check.exact(
             "mean_ratio_after_long_training",
             long_product * sigma**2,
-            theory.recovery.mean_ratio(law, theory.recovery.long_training_product(constants), sigma),
+            theory.recovery.mean_ratio(distribution, theory.recovery.long_training_product(constants), sigma),
             EXACT_TOLERANCE,
         ),
         check.exact(
@@ -214,25 +216,25 @@ def gaussian_is_not_recovered(d, T, law, sigma, t, samples, seed) -> list[Check]
 
 @claim(
     "zheng2024.thm4.2",
-    statement="In the limit of long training and test sequences the laws with x_{1,j}^2 in {0, kappa2/kappa1} are "
-    "recovered, and the other laws tried here are not; the sparse law is at every finite length.",
+    statement="In the limit of long training and test sequences the distributions with x_{1,j}^2 in {0, kappa2/kappa1} are "
+    "recovered, and the other distributions tried here are not; the sparse distribution is at every finite length.",
     source=Source(PAPER, "Theorem 4.2; the relative error and finite lengths: icl_lab"),
-    parameters=LARGE | {"law": choice("sparse", SYMMETRIC_LAWS, "of x_1")} | SCALE | TEST,
+    parameters=LARGE | {"distribution": choice("sparse", SYMMETRIC_DISTRIBUTIONS, "of x_1")} | SCALE | TEST,
     validate=validate,
-    extra_settings=({"law": "rademacher"},),
+    extra_settings=({"distribution": "rademacher"},),
 )
-def which_laws_are_recovered(d, T, law, sigma, c, t, samples, seed) -> list[Check]:
+def which_distributions_are_recovered(d, T, distribution, sigma, c, t, samples, seed) -> list[Check]:
     scale = scale_of(sigma, c)
-    constants = theory.zheng2024.constants(law, d, scale)
+    constants = theory.zheng2024.constants(distribution, d, scale)
     product = theory.zheng2024.limit_product(constants, T)
     weights = scaled_identities(d, *theory.zheng2024.limit(constants, T, 0.5, 1.5))
-    drawn = _simulated(weights, d, t, law, scale, samples, seed)
+    drawn = _simulated(weights, d, t, distribution, scale, samples, seed)
     mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
-    ratio = theory.recovery.mean_ratio(law, product, scale)
+    ratio = theory.recovery.mean_ratio(distribution, product, scale)
     expected = theory.recovery.squared_error(constants, d, product, t)
-    starts = jax.vmap(lambda key: STARTS[law](scale).sample(key, d))(jax.random.split(jax.random.key(seed), 1000))
-    long_product, relative = _long_limits(d, t, law, scale)
-    if law == "sparse":
+    starts = jax.vmap(lambda key: STARTS[distribution](scale).sample(key, d))(jax.random.split(jax.random.key(seed), 1000))
+    long_product, relative = _long_limits(d, t, distribution, scale)
+    if distribution == "sparse":
         simulated = [
             check.exact("mean_ratio", mean[0], ratio, EXACT_TOLERANCE),
             check.exact("largest_squared_error_abs", np.max(drawn[:, 1]), 0.0, ROUNDING_TOLERANCE * scale**2),
@@ -245,7 +247,7 @@ def which_laws_are_recovered(d, T, law, sigma, c, t, samples, seed) -> list[Chec
     return [
         *simulated,
         check.exact(
-            "exact_squared_error_abs", risk_at(d, t, law, scale)(weights), expected, EXACT_TOLERANCE * d * constants.m2
+            "exact_squared_error_abs", risk_at(d, t, distribution, scale)(weights), expected, EXACT_TOLERANCE * d * constants.m2
         ),
         check.exact("ab_after_long_training", long_product, theory.recovery.long_training_product(constants), EXACT_TOLERANCE),
         check.exact(

@@ -23,7 +23,7 @@ from icl_lab.tasks import (
     RademacherStart,
     SparseStart,
 )
-from icl_lab.theory.dynamics.zheng2024 import SYMMETRIC_LAWS
+from icl_lab.theory.dynamics.zheng2024 import SYMMETRIC_DISTRIBUTIONS
 
 PAPER = "Zheng et al. 2024, arXiv 2405.16845"
 MODEL = models.LinearSelfAttention(causal=True, embedding="paired")
@@ -43,12 +43,12 @@ FLOW_TOLERANCE = 1e-8
 # the loss too little to fall for the verdict.
 LIMIT_TOLERANCE = 1e-7
 MOST_STEPS = 10_000
-# A sparse law's Gram is singular, which says nothing about stiffness.
+# A sparse distribution's Gram is singular, which says nothing about stiffness.
 TO_THE_LIMIT: Any = {"weight_tolerance": 1e-8, "solver": "tsit5", "rtol": 1e-11, "max_steps": MOST_STEPS}
 RATE_TOLERANCE = 1e-4
 # Blocks that the theorem says stay at zero, and zero gradients.
-DEAD_TOLERANCE = 1e-10
-# With more features, or pairs of positions to count, all blocks take minutes; the live ones take a second.
+INACTIVE_TOLERANCE = 1e-10
+# With more features, or pairs of positions to count, all blocks take minutes; the active ones take a second.
 MOST_FEATURES, LONGEST_FULL = 216, 40
 
 
@@ -69,10 +69,10 @@ SIZES = {
     "T": integer(5, 3, "length of the training sequences, x_1 .. x_T"),
 }
 SCALE = {
-    "sigma": number(1.0, positive=True, meaning="scale of the start law"),
-    "c": positive_or_null("the same, under the name it has for the sparse and the constant law; null: sigma"),
+    "sigma": number(1.0, positive=True, meaning="scale of the start distribution"),
+    "c": positive_or_null("the same, under the name it has for the sparse and the constant distribution; null: sigma"),
 }
-LAW = {"law": choice("gaussian", SYMMETRIC_LAWS, "of x_1; the laws of Assumption 4.1")}
+DISTRIBUTION = {"distribution": choice("gaussian", SYMMETRIC_DISTRIBUTIONS, "of x_1; the distributions of Assumption 4.1")}
 START = {
     "a0": number_or_null("start K = a0 I; null: 0.5 if b0 is given, else the paper's three starts"),
     "b0": number_or_null("start P = b0 I; null: 1.5 if a0 is given"),
@@ -90,9 +90,9 @@ def starts_of(a0: float | None, b0: float | None) -> tuple[tuple[float, float], 
     return ((0.5 if a0 is None else a0, 1.5 if b0 is None else b0),)
 
 
-def validate(law: str = "gaussian", a0: float | None = None, b0: float | None = None, **_) -> None:
-    """Theorem 4.1 needs its law and a start off the saddle's stable set."""
-    theory.zheng2024.check_law(law)
+def validate(distribution: str = "gaussian", a0: float | None = None, b0: float | None = None, **_) -> None:
+    """Theorem 4.1 needs its distribution and a start off the saddle's stable set."""
+    theory.zheng2024.check_distribution(distribution)
     validate_start(a0, b0)
 
 
@@ -101,9 +101,9 @@ def validate_start(a0: float | None = None, b0: float | None = None, **_) -> Non
         theory.zheng2024.check_start(*start)
 
 
-def task_of(d: int, T: int, law: str, scale: float) -> LinearDynamics:
+def task_of(d: int, T: int, distribution: str, scale: float) -> LinearDynamics:
     """Sequences x_1 .. x_T."""
-    return LinearDynamics(d, T - 2, DiagonalUnitary(), STARTS[law](scale))
+    return LinearDynamics(d, T - 2, DiagonalUnitary(), STARTS[distribution](scale))
 
 
 def scaled_identities(d: int, a: float, b: float) -> PairedWeights:
@@ -111,12 +111,12 @@ def scaled_identities(d: int, a: float, b: float) -> PairedWeights:
     return PairedWeights(b * np.eye(d) + 0j, a * np.eye(d) + 0j)
 
 
-def objective_and_starts(d, T, law, scale, inits) -> tuple[objectives.MomentLoss, list]:
-    """The loss of all blocks with full weights where affordable, else that of the two live blocks."""
-    task = task_of(d, T, law, scale)
+def objective_and_starts(d, T, distribution, scale, inits) -> tuple[objectives.MomentLoss, list]:
+    """The loss of all blocks with full weights where affordable, else that of the two active blocks."""
+    task = task_of(d, T, distribution, scale)
     starts = [scaled_identities(d, a0, b0) for a0, b0 in inits]
     if 8 * d**3 > MOST_FEATURES or T > LONGEST_FULL:
-        return objectives.phase_loss(task, MODEL, live=True), starts
+        return objectives.phase_loss(task, MODEL, active=True), starts
     return objectives.phase_loss(task, MODEL), [start.merged() for start in starts]
 
 
@@ -137,7 +137,7 @@ def blocks(weights: LSAWeights | PairedWeights) -> tuple[np.ndarray, np.ndarray,
     "separates in ab.",
     source=Source(PAPER, "proof of Theorem 4.1; the time course and the final rate: icl_lab"),
     parameters=SIZES
-    | LAW
+    | DISTRIBUTION
     | SCALE
     | {
         "a0": number(0.5, meaning="start K = a0 I"),
@@ -147,16 +147,16 @@ def blocks(weights: LSAWeights | PairedWeights) -> tuple[np.ndarray, np.ndarray,
     validate=validate,
     extra_settings=({"a0": 0.1, "b0": 0.1}, {"a0": 2.0, "b0": 2.0}, {"d": 5, "T": 100}),
 )
-def reduced_dynamics(d, T, law, sigma, c, a0, b0, t) -> list[Check]:
+def reduced_dynamics(d, T, distribution, sigma, c, a0, b0, t) -> list[Check]:
     scale = scale_of(sigma, c)
-    constants = theory.zheng2024.constants(law, d, scale)
+    constants = theory.zheng2024.constants(distribution, d, scale)
     limit, rate = theory.zheng2024.limit_product(constants, T), theory.zheng2024.final_rate(constants, T, a0, b0)
     # Products on the way, and three late times at equal distances for the rate.
     targets = limit + (a0 * b0 - limit) * np.array([0.9, 0.7, 0.5, 0.3, 0.1, 1e-2, 1e-3])
     passed = [theory.zheng2024.time_to_reach(constants, T, a0, b0, target) for target in targets]
     late = passed[-1] + np.array([7.0, 9.0, 11.0]) / rate
     times = np.unique(np.concatenate([[t], passed, late]))
-    objective, (start,) = objective_and_starts(d, T, law, scale, [(a0, b0)])
+    objective, (start,) = objective_and_starts(d, T, distribution, scale, [(a0, b0)])
     flow = training.gradient_flow(objective, start, times=times, stop_at_last_time=True, solver="tsit5", rtol=1e-12)
     key_query, value, others = blocks(flow.trajectory.weights)
     a, b = (np.einsum("tjj->t", matrix).real / d for matrix in (key_query, value))
@@ -172,7 +172,7 @@ def reduced_dynamics(d, T, law, sigma, c, a0, b0, t) -> list[Check]:
         check.exact("ab_by_the_scalar_equation", (a * b)[np.searchsorted(times, passed)], targets, FLOW_TOLERANCE),
         check.exact("conserved_abs", a**2 - b**2, np.full(len(times), a0**2 - b0**2), FLOW_TOLERANCE),
         check.exact("final_rate", np.log(gaps[0] / gaps[1]) / (late[1] - late[0]), rate, RATE_TOLERANCE),
-        check.exact("largest_other_entry_abs", max(off, others), 0.0, DEAD_TOLERANCE),
+        check.exact("largest_other_entry_abs", max(off, others), 0.0, INACTIVE_TOLERANCE),
     ]
 
 
@@ -181,14 +181,14 @@ def reduced_dynamics(d, T, law, sigma, c, a0, b0, t) -> list[Check]:
     statement="Under Assumption 4.1 gradient flow of all entries from K = a0 I, P = b0 I converges to K = a I, P = b I with "
     "ab = kappa1 / (kappa2 + kappa3 h_T), all other blocks zero.",
     source=Source(PAPER, "Theorem 4.1; the factors and a0 + b0 != 0 in place of a0, b0 > 0: icl_lab"),
-    parameters=SIZES | LAW | SCALE | START,
+    parameters=SIZES | DISTRIBUTION | SCALE | START,
     validate=validate,
-    extra_settings=({"d": 5, "T": 100}, {"law": "sparse", "c": 1.3}),
+    extra_settings=({"d": 5, "T": 100}, {"distribution": "sparse", "c": 1.3}),
 )
-def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
+def flow_limit(d, T, distribution, sigma, c, a0, b0) -> list[Check]:
     scale, inits = scale_of(sigma, c), starts_of(a0, b0)
-    constants = theory.zheng2024.constants(law, d, scale)
-    objective, starts = objective_and_starts(d, T, law, scale, inits)
+    constants = theory.zheng2024.constants(distribution, d, scale)
+    objective, starts = objective_and_starts(d, T, distribution, scale, inits)
     product, minimum = theory.zheng2024.limit_product(constants, T), theory.zheng2024.minimum_loss(constants, d, T)
     zero_loss = d / 2 * (T - 2) * constants.m2
     checks = []
@@ -208,7 +208,7 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
             check.exact(
                 f"{where}_conserved_abs", imbalance, first**2 - second**2, LIMIT_TOLERANCE * max(1.0, first**2 + second**2)
             ),
-            check.exact(f"{where}_largest_other_entry_abs", max(off, turned, others), 0.0, DEAD_TOLERANCE),
+            check.exact(f"{where}_largest_other_entry_abs", max(off, turned, others), 0.0, INACTIVE_TOLERANCE),
             check.exact(f"{where}_loss_abs", objective.risk(flow.limit) / 2, minimum, LIMIT_TOLERANCE * zero_loss),
         ]
     return checks
@@ -230,7 +230,7 @@ def flow_limit(d, T, law, sigma, c, a0, b0) -> list[Check]:
 def random_starts(d, T, sigma, std, seed) -> list[Check]:
     constants = theory.zheng2024.constants("gaussian", d, sigma)
     product, minimum = theory.zheng2024.limit_product(constants, T), theory.zheng2024.minimum_loss(constants, d, T)
-    objective = objectives.phase_loss(task_of(d, T, "gaussian", sigma), MODEL, live=True)
+    objective = objectives.phase_loss(task_of(d, T, "gaussian", sigma), MODEL, active=True)
     checks = []
     for size in std or [0.1]:
         key = prng.stream(jax.random.key(seed), f"start {size}")

@@ -16,8 +16,8 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source, choice, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.zheng2024.flow import (
-    DEAD_TOLERANCE,
     EXACT_TOLERANCE,
+    INACTIVE_TOLERANCE,
     LONGEST_FULL,
     MODEL,
     MOST_FEATURES,
@@ -35,13 +35,13 @@ from icl_lab.core.typing import Array, Key
 from icl_lab.models import LSAWeights, PairedWeights
 from icl_lab.tasks import DiagonalUnitary, LinearDynamics
 from icl_lab.tasks.distributions.starts import IndependentStart
-from icl_lab.theory.dynamics.zheng2024 import LAWS
+from icl_lab.theory.dynamics.zheng2024 import DISTRIBUTIONS
 
 GRADIENT_TOLERANCE = 1e-12
 # Sequences times positions of a brute-force average that takes a few seconds; above it the average is sampled.
 MOST_POSITIONS = 12_000_000
 ORBITS = 2
-"""Random sequences of each law whose common phase is turned."""
+"""Random sequences of each distribution whose common phase is turned."""
 
 
 class SkewStart(IndependentStart):
@@ -61,23 +61,23 @@ class SkewStart(IndependentStart):
 
 
 ALL_STARTS = STARTS | {"skew": SkewStart}
-REAL_LAWS = tuple(law for law in LAWS if law != "complex_gaussian")
+REAL_DISTRIBUTIONS = tuple(distribution for distribution in DISTRIBUTIONS if distribution != "complex_gaussian")
 WEIGHTS = {"a": number(0.31, meaning="K = a I"), "b": number(0.47, meaning="P = b I")}
 SEED = {"seed": integer(0, 0, "of the random weights and sequences")}
 SAMPLES = {"samples": integer(30_000, 1_000, "sequences, where their number is too large for an exact average")}
 
 
-def law_parameter(laws: Sequence[str]) -> dict:
-    return {"law": choice("all", ("all", *laws), "of x_1")}
+def distribution_parameter(distributions: Sequence[str]) -> dict:
+    return {"distribution": choice("all", ("all", *distributions), "of x_1")}
 
 
-def laws_of(law: str, laws: Sequence[str]) -> Sequence[str]:
-    return laws if law == "all" else (law,)
+def distributions_of(distribution: str, distributions: Sequence[str]) -> Sequence[str]:
+    return distributions if distribution == "all" else (distribution,)
 
 
-def loss_of(d: int, T: int, law: str, scale: float, live: bool = True) -> objectives.MomentLoss:
-    task = LinearDynamics(d, T - 2, DiagonalUnitary(), ALL_STARTS[law](scale))
-    return objectives.phase_loss(task, MODEL, live=live)
+def loss_of(d: int, T: int, distribution: str, scale: float, active: bool = True) -> objectives.MomentLoss:
+    task = LinearDynamics(d, T - 2, DiagonalUnitary(), ALL_STARTS[distribution](scale))
+    return objectives.phase_loss(task, MODEL, active=active)
 
 
 def gaussian_pair(key: Key, d: int, scale: float) -> PairedWeights:
@@ -92,28 +92,31 @@ def gaussian_layer(key: Key, d: int, scale: float) -> LSAWeights:
     return LSAWeights(np.pad(w_pv[:d], ((0, 2 * d), (d, 0))), np.pad(w_kq, ((d, 0), (d, 0))))
 
 
-def brute_force(name: str, measured: float, weights: LSAWeights, law: str, T: int, scale: float, samples, seed) -> Check:
+def brute_force(
+    name: str, measured: float, weights: LSAWeights, distribution: str, T: int, scale: float, samples, seed
+) -> Check:
     """The check of a loss against the average over sequences of the literal attention formula."""
     d = len(weights.w_pv) // 3
     w_pv, w_kq = np.asarray(weights.w_pv)[:d, d:], np.asarray(weights.w_kq)[d:, d:]
-    if T * theory.phases.sequence_count(law, d, T) <= MOST_POSITIONS:
-        return check.exact(name, measured, theory.phases.loss(w_pv, w_kq, law, T, scale), EXACT_TOLERANCE)
-    expected, error = theory.phases.sampled_loss(w_pv, w_kq, law, T, scale, samples, seed)
+    if T * theory.phases.sequence_count(distribution, d, T) <= MOST_POSITIONS:
+        return check.exact(name, measured, theory.phases.loss(w_pv, w_kq, distribution, T, scale), EXACT_TOLERANCE)
+    expected, error = theory.phases.sampled_loss(w_pv, w_kq, distribution, T, scale, samples, seed)
     return check.sampled(name, measured, expected, error)
 
 
 @claim(
     "zheng2024.loss-diag",
-    statement="At K = diag(a_j), P = diag(b_j) the loss of any start law is a closed form in its even moments; at a I, b I it "
+    statement="At K = diag(a_j), P = diag(b_j) the loss of any start distribution is a closed form in its even moments; at a "
+    "I, b I it "
     "is (d/2)(T-2)(m2 - 2 s kappa1 + s^2 kbar), s = ab.",
     source=Source(PAPER, "icl_lab; the loss of arXiv 2405.16845, Section 3", "extended"),
-    parameters=SIZES | {"law": choice("gaussian", LAWS, "of x_1")} | SCALE | WEIGHTS | SEED,
-    extra_settings=({"law": "constant"},),
+    parameters=SIZES | {"distribution": choice("gaussian", DISTRIBUTIONS, "of x_1")} | SCALE | WEIGHTS | SEED,
+    extra_settings=({"distribution": "constant"},),
 )
-def loss_at_diagonal_weights(d, T, law, sigma, c, a, b, seed) -> list[Check]:
+def loss_at_diagonal_weights(d, T, distribution, sigma, c, a, b, seed) -> list[Check]:
     scale = scale_of(sigma, c)
-    constants = theory.zheng2024.constants(law, d, scale)
-    objective = loss_of(d, T, law, scale)
+    constants = theory.zheng2024.constants(distribution, d, scale)
+    objective = loss_of(d, T, distribution, scale)
     curvature = theory.zheng2024.curvature(constants, T)
     polynomial = d / 2 * (T - 2) * (constants.m2 - 2 * a * b * constants.kappa1 + (a * b) ** 2 * curvature)
     a_j, b_j = np.asarray(jax.random.normal(jax.random.key(seed), (2, d), complex)) / scale
@@ -136,20 +139,20 @@ def loss_at_diagonal_weights(d, T, law, sigma, c, a, b, seed) -> list[Check]:
     statement="The loss of all blocks is an exact average over finitely many sequences: equally spaced phases, four nodes for "
     "a Gaussian coordinate; more of them change nothing.",
     source=Source(PAPER, "icl_lab", "extended"),
-    parameters=SIZES | {"law": choice("gaussian", LAWS, "of x_1")} | SCALE | SAMPLES | SEED,
+    parameters=SIZES | {"distribution": choice("gaussian", DISTRIBUTIONS, "of x_1")} | SCALE | SAMPLES | SEED,
 )
-def finite_average(d, T, law, sigma, c, samples, seed) -> list[Check]:
+def finite_average(d, T, distribution, sigma, c, samples, seed) -> list[Check]:
     scale = scale_of(sigma, c)
     weights = gaussian_layer(jax.random.key(seed), d, scale)
-    measured = loss_of(d, T, law, scale, live=False).risk(weights) / 2
-    checks = [brute_force("loss", measured, weights, law, T, scale, samples, seed)]
-    doubled = T * 2**d * theory.phases.sequence_count(law, d, T)
+    measured = loss_of(d, T, distribution, scale, active=False).risk(weights) / 2
+    checks = [brute_force("loss", measured, weights, distribution, T, scale, samples, seed)]
+    doubled = T * 2**d * theory.phases.sequence_count(distribution, d, T)
     if doubled > MOST_POSITIONS:
         return checks
     w_pv, w_kq = np.asarray(weights.w_pv)[:d, d:], np.asarray(weights.w_kq)[d:, d:]
-    expected = theory.phases.loss(w_pv, w_kq, law, T, scale, angles=2 * theory.phases.angle_count(T))
+    expected = theory.phases.loss(w_pv, w_kq, distribution, T, scale, angles=2 * theory.phases.angle_count(T))
     errors = functools.partial(_squared_errors, weights)
-    layer = sum(float(share @ errors(states)) for states, share in theory.phases.sequences(law, d, T, scale))
+    layer = sum(float(share @ errors(states)) for states, share in theory.phases.sequences(distribution, d, T, scale))
     return [
         *checks,
         check.exact("layer_on_the_sequences", layer / 2, expected, EXACT_TOLERANCE),
@@ -176,12 +179,12 @@ def _squared_errors(weights: LSAWeights, states: Array) -> Array:
     statement="For arbitrary complex P and K the loss is a quadratic form in P x K whose Gram counts index patterns with "
     "cancelling phases, times moments of x_1.",
     source=Source(PAPER, "icl_lab", "extended"),
-    parameters=SIZES | law_parameter(LAWS) | SCALE | SAMPLES | SEED,
+    parameters=SIZES | distribution_parameter(DISTRIBUTIONS) | SCALE | SAMPLES | SEED,
 )
-def gram_of_the_live_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
+def gram_of_the_active_blocks(d, T, distribution, sigma, c, samples, seed) -> list[Check]:
     scale = scale_of(sigma, c)
     checks = []
-    for name in laws_of(law, LAWS):
+    for name in distributions_of(distribution, DISTRIBUTIONS):
         weights = gaussian_pair(prng.stream(jax.random.key(seed), name), d, scale)
         measured = loss_of(d, T, name, scale).risk(weights) / 2
         checks.append(brute_force(name, measured, weights.merged(), name, T, scale, samples, seed))
@@ -190,17 +193,17 @@ def gram_of_the_live_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
 
 @claim(
     "zheng2024.full-gram",
-    statement="The same holds with all blocks: (2d)^3 features, whose Gram contains that of the live blocks.",
+    statement="The same holds with all blocks: (2d)^3 features, whose Gram contains that of the active blocks.",
     source=Source(PAPER, "icl_lab", "extended"),
-    parameters=SIZES | law_parameter(LAWS) | SCALE | SAMPLES | SEED,
+    parameters=SIZES | distribution_parameter(DISTRIBUTIONS) | SCALE | SAMPLES | SEED,
 )
-def gram_of_all_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
+def gram_of_all_blocks(d, T, distribution, sigma, c, samples, seed) -> list[Check]:
     scale = scale_of(sigma, c)
     checks = []
-    for name in laws_of(law, LAWS):
+    for name in distributions_of(distribution, DISTRIBUTIONS):
         key = prng.stream(jax.random.key(seed), name)
         weights, pair = gaussian_layer(key, d, scale), gaussian_pair(key, d, scale)
-        objective = loss_of(d, T, name, scale, live=False)
+        objective = loss_of(d, T, name, scale, active=False)
         checks += [
             brute_force(name, objective.risk(weights) / 2, weights, name, T, scale, samples, seed),
             check.exact(f"{name}_live_blocks", objective.risk(pair), loss_of(d, T, name, scale).risk(pair), EXACT_TOLERANCE),
@@ -210,29 +213,30 @@ def gram_of_all_blocks(d, T, law, sigma, c, samples, seed) -> list[Check]:
 
 @claim(
     "zheng2024.dead-blocks",
-    statement="For every law of a real x_1 no block but P and K has a gradient when only these are non-zero, and at real P and "
+    statement="For every distribution of a real x_1 no block but P and K has a gradient when only these are non-zero, and at "
+    "real P and "
     "K theirs is real: the features of the blocks carry different powers of a common phase of W.",
     source=Source(PAPER, "icl_lab, extending the proof of Theorem 4.1", "extended"),
-    parameters=SIZES | law_parameter(REAL_LAWS) | SCALE | SEED,
+    parameters=SIZES | distribution_parameter(REAL_DISTRIBUTIONS) | SCALE | SEED,
 )
-def blocks_that_never_move(d, T, law, sigma, c, seed) -> list[Check]:
+def blocks_that_never_move(d, T, distribution, sigma, c, seed) -> list[Check]:
     scale, checks = scale_of(sigma, c), []
-    for name in laws_of(law, REAL_LAWS):
+    for name in distributions_of(distribution, REAL_DISTRIBUTIONS):
         key = prng.stream(jax.random.key(seed), name)
         pair = gaussian_pair(prng.stream(key, "weights"), d, scale)
         real = PairedWeights(np.real(pair.value) + 0j, np.real(pair.key_query) + 0j)
         states = _orbits(prng.stream(key, "sequences"), d, T, ALL_STARTS[name](scale))
         gradients = {"orbit": [_orbit_gradient(weights.merged(), states) for weights in (pair, real)]}
         if 8 * d**3 <= MOST_FEATURES and T <= LONGEST_FULL:
-            objective = loss_of(d, T, name, scale, live=False)
+            objective = loss_of(d, T, name, scale, active=False)
             gradients["loss"] = [jax.grad(objective)(weights.merged()) for weights in (pair, real)]
         for kind, (at_complex, at_real) in gradients.items():
             key_query, value, others = blocks(at_complex)
             size = max(np.max(np.abs(key_query)), np.max(np.abs(value)))
             turned = max(np.max(np.abs(np.imag(block))) for block in blocks(at_real)[:2])
             checks += [
-                check.exact(f"{name}_{kind}_other_blocks_abs", others / size, 0.0, DEAD_TOLERANCE / 10),
-                check.exact(f"{name}_{kind}_imaginary_part_abs", turned / size, 0.0, DEAD_TOLERANCE / 10),
+                check.exact(f"{name}_{kind}_other_blocks_abs", others / size, 0.0, INACTIVE_TOLERANCE / 10),
+                check.exact(f"{name}_{kind}_imaginary_part_abs", turned / size, 0.0, INACTIVE_TOLERANCE / 10),
             ]
     return checks
 
@@ -264,16 +268,17 @@ def _validate_pairs(d, **_) -> None:
 
 @claim(
     "zheng2024.offdiag",
-    statement="At a I, b I the off-diagonal gradient of P and K vanishes under Assumption 4.1; for other laws it is a closed "
+    statement="At a I, b I the off-diagonal gradient of P and K vanishes under Assumption 4.1; for other distributions it is "
+    "a closed "
     "form in odd moments, and a mean of zero is not enough.",
     source=Source(PAPER, "proof of Theorem 4.1 for sufficiency; the closed form: icl_lab"),
-    parameters=SIZES | law_parameter(LAWS) | SCALE | WEIGHTS,
+    parameters=SIZES | distribution_parameter(DISTRIBUTIONS) | SCALE | WEIGHTS,
     validate=_validate_pairs,
 )
-def off_diagonal_gradient(d, T, law, sigma, c, a, b) -> list[Check]:
+def off_diagonal_gradient(d, T, distribution, sigma, c, a, b) -> list[Check]:
     scale, checks = scale_of(sigma, c), []
     off = ~np.eye(d, dtype=bool)
-    for name in laws_of(law, LAWS):
+    for name in distributions_of(distribution, DISTRIBUTIONS):
         gradient = jax.grad(loss_of(d, T, name, scale))
         odd = theory.diagonal_loss.odd_moments(name, d, scale)
         measured = gradient(PairedWeights(b * np.eye(d), a * np.eye(d)))

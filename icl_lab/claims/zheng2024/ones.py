@@ -26,7 +26,7 @@ from icl_lab.claims.zheng2024.flow import (
 from icl_lab.claims.zheng2024.loss import loss_of
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, PairedWeights
-from icl_lab.theory.dynamics.zheng2024 import LAWS
+from icl_lab.theory.dynamics.zheng2024 import DISTRIBUTIONS
 
 ENTRY_TOLERANCE = 1e-6
 
@@ -50,17 +50,18 @@ class DiagonalWeights(eqx.Module):
 
 @claim(
     "zheng2024.masked",
-    statement="If only the diagonals of P and K are trained, the limit is that of Theorem 4.1 for every start law, whether "
+    statement="If only the diagonals of P and K are trained, the limit is that of Theorem 4.1 for every start distribution, "
+    "whether "
     "Assumption 4.1 holds or not.",
     source=Source(PAPER, "the training with masked off-diagonal gradients beyond Assumption 4.1"),
-    parameters=LARGE | {"law": choice("constant", LAWS, "of x_1")} | SCALE | START,
+    parameters=LARGE | {"distribution": choice("constant", DISTRIBUTIONS, "of x_1")} | SCALE | START,
     validate=validate_start,
 )
-def diagonal_mask(d, T, law, sigma, c, a0, b0) -> list[Check]:
+def diagonal_mask(d, T, distribution, sigma, c, a0, b0) -> list[Check]:
     scale, inits = scale_of(sigma, c), starts_of(a0, b0)
-    constants = theory.zheng2024.constants(law, d, scale)
+    constants = theory.zheng2024.constants(distribution, d, scale)
     product, minimum = theory.zheng2024.limit_product(constants, T), theory.zheng2024.minimum_loss(constants, d, T)
-    objective = loss_of(d, T, law, scale)
+    objective = loss_of(d, T, distribution, scale)
     checks = []
     for first, second in inits:
         start = DiagonalWeights(np.full(d, second), np.full(d, first))

@@ -27,7 +27,7 @@ SIMULATIONS = {
     ("sparse", 2.0): (1e-4, 120),
     ("constant", 1.0): (5e-4, 200),
 }
-"""Step size and number of steps of each experiment of the paper, by start law and scale."""
+"""Step size and number of steps of each experiment of the paper, by start distribution and scale."""
 LONGEST_DESCENT = max(steps for _, steps in SIMULATIONS.values())
 
 
@@ -39,15 +39,15 @@ LONGEST_DESCENT = max(steps for _, steps in SIMULATIONS.values())
     parameters={
         "d": integer(5, 2, "dimension of the states"),
         "T": integer(100, 3, "length of the training sequences, x_1 .. x_T"),
-        "law": choice("all", ("all", "gaussian", "sparse", "constant"), "of x_1"),
+        "distribution": choice("all", ("all", "gaussian", "sparse", "constant"), "of x_1"),
     },
 )
-def simulated_curves(d, T, law) -> list[Check]:
+def simulated_curves(d, T, distribution) -> list[Check]:
     checks = []
     for (name, scale), (step_size, steps) in SIMULATIONS.items():
-        if law not in ("all", name):
+        if distribution not in ("all", name):
             continue
-        objective = objectives.phase_loss(task_of(d, T, name, scale), MODEL, live=True)
+        objective = objectives.phase_loss(task_of(d, T, name, scale), MODEL, active=True)
         measured = np.asarray(_descents(objective, jnp.asarray(INITS), jnp.asarray(step_size), LONGEST_DESCENT))[:, : steps + 1]
         expected = np.array([_expected_curve(name, d, T, scale, start, step_size, steps) for start in INITS])
         for (a0, b0), curve, line in zip(INITS, measured, expected, strict=True):
@@ -71,10 +71,12 @@ def _descents(objective, inits: Array, step_size: Array, steps: int) -> Array:
     return jax.vmap(curve)(inits)
 
 
-def _expected_curve(law: str, d: int, T: int, scale: float, start: tuple[float, float], step_size: float, steps: int) -> Array:
+def _expected_curve(
+    distribution: str, d: int, T: int, scale: float, start: tuple[float, float], step_size: float, steps: int
+) -> Array:
     """The product a b along the map, from the start (a0, b0)."""
-    if law == "constant":
+    if distribution == "constant":
         path = theory.all_ones.descent(theory.all_ones.quadratic(d, T, scale), d, *start, step_size, steps)
         return path[:, 0] * path[:, 2]
-    a, b = theory.zheng2024.descent(theory.zheng2024.constants(law, d, scale), T, *start, step_size, steps)
+    a, b = theory.zheng2024.descent(theory.zheng2024.constants(distribution, d, scale), T, *start, step_size, steps)
     return a * b

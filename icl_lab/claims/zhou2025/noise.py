@@ -31,11 +31,11 @@ DRAWS: dict[str, Callable[[Key, tuple[int, ...]], Array]] = {
 }
 
 
-def simulated_series(rho, sigma: float, law: str, length: int, key: Key) -> Array:
+def simulated_series(rho, sigma: float, distribution: str, length: int, key: Key) -> Array:
     """The last `length` values of an AR series that has run long enough to forget its start at zero."""
     reversed_ = jnp.asarray(rho)[::-1]
     burn_in = theory.bartlett.memory(np.asarray(rho))
-    innovations = sigma * DRAWS[law](key, (burn_in + length,)).astype(jnp.result_type(float))
+    innovations = sigma * DRAWS[distribution](key, (burn_in + length,)).astype(jnp.result_type(float))
 
     def step(window, innovation):
         following = reversed_ @ window + innovation
@@ -44,13 +44,13 @@ def simulated_series(rho, sigma: float, law: str, length: int, key: Key) -> Arra
     return jax.lax.scan(step, jnp.zeros(len(rho)), innovations)[1][burn_in:]
 
 
-def answers_and_forecasts(rho, sigma: float, law: str, N: int, key: Key, samples: int) -> np.ndarray:
+def answers_and_forecasts(rho, sigma: float, distribution: str, N: int, key: Key, samples: int) -> np.ndarray:
     """The layer's answer and w.h for simulated series, (samples, 2), at the unscaled weights of the innovation filter."""
     weights = constructions.series.one_layer(np.asarray(rho), sigma)
     linear = jnp.asarray(rho)[::-1]
 
     def pair(one):
-        prompt = series_prompt(simulated_series(rho, sigma, law, N + len(rho) + 1, one), len(rho))
+        prompt = series_prompt(simulated_series(rho, sigma, distribution, N + len(rho) + 1, one), len(rho))
         return jnp.stack([LSA(weights, prompt)[0], linear @ prompt.query])
 
     return simulate(pair, key, samples)
@@ -65,19 +65,19 @@ def answers_and_forecasts(rho, sigma: float, law: str, N: int, key: Key, samples
     | {
         "rho": vector((0.6,), SERIES["rho"].meaning),
         "N": integer(200, 2, "windows in the context"),
-        "law": choice("uniform", tuple(DRAWS)[:3], "of the innovations"),
+        "distribution": choice("uniform", tuple(DRAWS)[:3], "of the innovations"),
         "samples": integer(40_000, 10_000, "simulated series"),
         "seed": integer(0, 0, "of the series"),
     },
-    extra_settings=({"law": "laplace"},),
+    extra_settings=({"distribution": "laplace"},),
     validate=validate_coefficients,
 )
-def gap_grows_with_kurtosis(rho, sigma, N, law, samples, seed) -> list[Check]:
-    fourth, sixth = theory.zhou2025.innovation_moments(law)
-    pairs = answers_and_forecasts(rho, sigma, law, N, prng.stream(jax.random.key(seed), "series"), samples)
+def gap_grows_with_kurtosis(rho, sigma, N, distribution, samples, seed) -> list[Check]:
+    fourth, sixth = theory.zhou2025.innovation_moments(distribution)
+    pairs = answers_and_forecasts(rho, sigma, distribution, N, prng.stream(jax.random.key(seed), "series"), samples)
     unit = theory.zhou2025.signal_variance(rho, sigma) / N
     mean, error = mean_with_error((pairs[:, 0] - pairs[:, 1]) ** 2 / unit)
-    draws = np.asarray(DRAWS[law](prng.stream(jax.random.key(seed), "kurtosis"), (25 * samples,)))
+    draws = np.asarray(DRAWS[distribution](prng.stream(jax.random.key(seed), "kurtosis"), (25 * samples,)))
     kurtosis, kurtosis_error = mean_with_error(draws**4)
     exact = theory.zhou2025.innovation_gap(rho, sigma, N, fourth, sixth) / unit
     gamma = theory.bartlett.autocovariances(np.asarray(rho), np.zeros(0), sigma, theory.bartlett.memory(np.asarray(rho)) + 1)
@@ -94,7 +94,7 @@ def gap_grows_with_kurtosis(rho, sigma, N, law, samples, seed) -> list[Check]:
 @claim(
     "zhou2025.no-gap-rademacher",
     statement="On AR(p) series with innovations +-sigma the weights pi = r / sigma^2, Q = r w^T predict w.h exactly at any "
-    "length: that the gap is strict is a property of the noise law.",
+    "length: that the gap is strict is a property of the noise distribution.",
     source=Source(LAB, "the mean squared innovation is sigma^2", "extended"),
     parameters=SERIES
     | {

@@ -1,4 +1,4 @@
-"""Exact losses over a law of prompts with finitely many values, or with a cubature rule that is exact for the loss.
+"""Exact losses over a distribution of prompts with finitely many values, or with a cubature rule that is exact for the loss.
 
 A loss of one linear attention layer is a polynomial in the prompt. Where a finite weighted set of prompts has the same mean of
 every such polynomial, its average of literal forward passes is the population loss: equally spaced angles for uniform phases,

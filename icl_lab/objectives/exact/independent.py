@@ -1,4 +1,4 @@
-r"""The exact loss of one linear attention layer on linear regression whose inputs are independent, whatever their law.
+r"""The exact loss of one linear attention layer on linear regression whose inputs are independent, whatever their distribution.
 
 Given w the examples z_i = (x_i, y_i) of a prompt are independent of each other and of the query, so with G the attention Gram
 over N examples (query not among them)
@@ -21,7 +21,7 @@ from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
 from icl_lab.objectives.sampled import MEMORY_LIMIT
-from icl_lab.tasks.distributions.covariates import CovariateLaw, Gaussian, Sphere, Uniform
+from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, Sphere, Uniform
 from icl_lab.tasks.regression.linear import LinearRegression
 
 
@@ -99,12 +99,12 @@ def independent_loss(task: LinearRegression, model: LinearSelfAttention) -> Inde
     return IndependentLoss(task=task, model=model, features=features, moments=moments, pairs=pairs, queries=covariance)
 
 
-def _same_example(law: CovariateLaw, tasks: Array, noise: float) -> Float[np.ndarray, "D D D D"]:
+def _same_example(distribution: CovariateDistribution, tasks: Array, noise: float) -> Float[np.ndarray, "D D D D"]:
     """E[z_a z_b z_c z_d] for z = (x, w.x + noise)."""
-    d = law.dim
-    covariance, unit = np.asarray(law.covariance), np.eye(d)
+    d = distribution.dim
+    covariance, unit = np.asarray(distribution.covariance), np.eye(d)
     # fourth_moment(A) = E[x x^T A x x^T], so that basis matrices A give E[x_i x_k x_l x_j].
-    blocks = [[np.asarray(law.fourth_moment(np.outer(unit[k], unit[m]))) for m in range(d)] for k in range(d)]
+    blocks = [[np.asarray(distribution.fourth_moment(np.outer(unit[k], unit[m]))) for m in range(d)] for k in range(d)]
     inputs = np.array(blocks).transpose(2, 0, 1, 3)
     labelled = np.einsum("ijkl,kl->ij", inputs, tasks)  # E[x_i x_j (w.x)^2]
     both = labelled + noise * covariance

@@ -4,8 +4,8 @@ One layer's prediction is linear in the features, :math:`\hat y_o = \sum_f \thet
 :math:`\phi_{ab,c} = G_{ab}\,e_c` (G the attention Gram, e the query token) and coefficients
 :math:`\theta_{o,ab,c} = W^{PV}_{oa}W^{KQ}_{bc}` (both orders added for a < b when G is symmetric). So
 v = E|y|^2, c = E[phi y*], M = E[phi phi*] are sufficient for every training run on the task. Where they are known in closed
-form the loss is exact; `objectives.sampled` estimates them from prompts. Losses of several positions or laws add, and so do
-their moments.
+form the loss is exact; `objectives.sampled` estimates them from prompts. Losses of several positions or distributions add,
+and so do their moments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression
 
 EXAMPLES = 64
-"""Examples of the prompts that show which features are live."""
+"""Examples of the prompts that show which features are active."""
 
 
 @compiled.jit
@@ -34,7 +34,7 @@ def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8
 
 
 def _short(task: Task) -> Task:
-    """The task with a context of a few examples where they are independent: its live features are the same, at no memory."""
+    """The task with a context of a few examples where they are independent: its active features are the same, at no memory."""
     if not isinstance(task, LinearRegression) or task.context_length <= EXAMPLES:
         return task
     return LinearRegression(
@@ -60,11 +60,11 @@ class Features(eqx.Module):
 
     @staticmethod
     def of(task: Task, model: LinearSelfAttention) -> Features:
-        """The live features, found from the tokens of a few prompts: a slot that is exactly zero in all of them is dead."""
+        """The active features, found from the tokens of a few prompts: one exactly zero in all is inactive."""
         tokens = np.asarray(_example_tokens(_short(task), model))
         keys = tokens if model.query_in_sum else tokens[:, :-1]
-        live = np.flatnonzero(np.any(keys != 0, axis=(0, 1)))
-        first, second = np.meshgrid(live, live, indexing="ij")
+        active = np.flatnonzero(np.any(keys != 0, axis=(0, 1)))
+        first, second = np.meshgrid(active, active, indexing="ij")
         keep = np.ones_like(first, bool) if np.iscomplexobj(tokens) else first <= second
         return Features(
             rows=tuple(first[keep].tolist()),

@@ -4,7 +4,8 @@ With x_{t,m} = λ_m^{t-1} x_{1,m} every product of features is a monomial in the
 the phases is 1 if, for every coordinate that occurs, the exponents of its λ add up to zero, and 0 otherwise; what is left is
 a moment of x_1, which depends only on *which* of the (at most six) coordinate indices are equal. So E[phi phi^*] needs, for
 every pattern of equal indices, the number of position pairs (i, i') in the two attention sums for which the exponents cancel:
-a count, made once for all features. Start laws enter through `StartLaw.mixed_moment`, and weights are arbitrary complex ones.
+a count, made once for all features. Start distributions enter through `StartDistribution.mixed_moment`, and weights are
+arbitrary complex ones.
 
 A slot below is (lag s of its token block, starred): the block x_{j-s} of token j holds λ^{j-1-s} x_1.
 
@@ -25,12 +26,12 @@ from icl_lab.core.typing import Array
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
 from icl_lab.objectives.sampled import MEMORY_LIMIT
-from icl_lab.tasks.distributions.starts import StartLaw
+from icl_lab.tasks.distributions.starts import StartDistribution
 from icl_lab.tasks.dynamics.linear import DiagonalUnitary, LinearDynamics
 from icl_lab.tasks.prompt import check_count
 
-LIVE = ((0, 1, 0),)
-"""Lags of the key's two slots and of the query in the features of the two live blocks: x_i x_{i-1}^* x_t."""
+ACTIVE = ((0, 1, 0),)
+"""Lags of the key's two slots and of the query in the features of the two active blocks: x_i x_{i-1}^* x_t."""
 ALL = tuple(itertools.product((0, 1), repeat=3))
 # Position pairs whose counts are held in memory at once.
 CHUNK = 2**20
@@ -49,16 +50,16 @@ def supports(task: object, model: object) -> bool:
 
 
 def phase_loss(
-    task: LinearDynamics, model: LinearSelfAttention, lengths: Sequence[int] | None = None, live: bool = False
+    task: LinearDynamics, model: LinearSelfAttention, lengths: Sequence[int] | None = None, active: bool = False
 ) -> MomentLoss:
     """The exact half loss, summed over positions of the sequence.
 
     Args:
-      task: noiseless, with `DiagonalUnitary` transitions and any start law.
+      task: noiseless, with `DiagonalUnitary` transitions and any start distribution.
       model: one layer on "paired" tokens.
       lengths: context lengths (position t has t - 1) whose losses are added; by default 1 .. N, so that T = N + 2 gives the
         paper's sum over t = 2 .. T - 1.
-      live: only the features of `PairedWeights`, d^3 of them instead of (2d)^3; the loss is then that of its two blocks.
+      active: only the features of `PairedWeights`, d^3 of them instead of (2d)^3; the loss is then that of its two blocks.
 
     Raises:
       UnsupportedProblemError: another task or model.
@@ -73,13 +74,13 @@ def phase_loss(
     lengths = range(1, task.context_length + 1) if lengths is None else lengths
     for length in lengths:
         check_count(length, "lengths", 1, "A context holds at least one pair of states.")
-    kinds = LIVE if live else ALL
+    kinds = ACTIVE if active else ALL
     dim = task.dim
     features = len(kinds) * dim**3
     if 8 * features**2 > MEMORY_LIMIT:
         raise MemoryBudgetError(
             f"the Gram of {features} features needs {8 * features**2 / 2**30:.3g} GiB, and {MEMORY_LIMIT / 2**30:.3g} GiB are "
-            "allowed. Use a smaller d, or `live=True`, whose features are an eighth as many."
+            "allowed. Use a smaller d, or `active=True`, whose features are an eighth as many."
         )
     pairs, singles = _patterns(dim, 6), _patterns(dim, 4)
     gram = _assemble(_second_counts(kinds, lengths, model, pairs), task.start, dim, pairs)
@@ -88,20 +89,20 @@ def phase_loss(
     return MomentLoss(
         task=task,
         model=model,
-        features=phase_features(dim, live),
+        features=phase_features(dim, active),
         moments=Moments(gram=_by_feature(gram, dim, 2), cross=_by_feature(cross, dim, 1), variance=np.asarray(variance)),
     )
 
 
-def phase_features(dim: int, live: bool) -> Features:
-    """The features of tokens (0, x_t, x_{t-1}): of both blocks, or (`live`) those of `PairedWeights` alone."""
+def phase_features(dim: int, active: bool) -> Features:
+    """The features of tokens (0, x_t, x_{t-1}): of both blocks, or (`active`) those of `PairedWeights` alone."""
     now, before = range(dim, 2 * dim), range(2 * dim, 3 * dim)
     both = [*now, *before]
-    pairs = list(itertools.product(now if live else both, before if live else both))
+    pairs = list(itertools.product(now if active else both, before if active else both))
     return Features(
         rows=tuple(a for a, _ in pairs),
         columns=tuple(b for _, b in pairs),
-        queries=tuple(now if live else both),
+        queries=tuple(now if active else both),
         outputs=tuple(range(dim)),
         symmetric=False,
     )
@@ -179,7 +180,7 @@ def _first_counts(kinds, lengths, model, patterns: _Patterns) -> dict:
     }
 
 
-def _assemble(counts: dict, start: StartLaw, dim: int, patterns: _Patterns) -> dict:
+def _assemble(counts: dict, start: StartDistribution, dim: int, patterns: _Patterns) -> dict:
     """Moments by kinds, over all index tuples: count times the moment of the start vector for its pattern.
 
     Plain and starred slots alternate: (x_m, x_l^*, x_k) of a feature, then the conjugates of another's or of the target.

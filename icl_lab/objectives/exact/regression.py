@@ -28,7 +28,7 @@ from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression
 
 
-class LiveWeights(eqx.Module):
+class ActiveWeights(eqx.Module):
     """The entries of H heads that one layer's prediction depends on, readout sign included."""
 
     p1: Float[Array, "H d"]
@@ -37,11 +37,11 @@ class LiveWeights(eqx.Module):
     k2: Float[Array, "H d"]
 
     @staticmethod
-    def of(weights: Weights, readout_sign: float) -> LiveWeights:
-        """The live entries of merged or separate weights, with or without a head axis."""
+    def of(weights: Weights, readout_sign: float) -> ActiveWeights:
+        """The active entries of merged or separate weights, with or without a head axis."""
         heads = _only_layer(weights).merged().with_head_axis()
         last = readout_sign * heads.w_pv[:, -1, :]
-        return LiveWeights(p1=last[:, :-1], p2=last[:, -1], k1=heads.w_kq[:, :-1, :-1], k2=heads.w_kq[:, -1, :-1])
+        return ActiveWeights(p1=last[:, :-1], p2=last[:, -1], k1=heads.w_kq[:, :-1, :-1], k2=heads.w_kq[:, -1, :-1])
 
 
 def _only_layer(weights: Weights):
@@ -55,7 +55,7 @@ def _only_layer(weights: Weights):
 
 
 def mean_squared_error(
-    live: LiveWeights,
+    active: ActiveWeights,
     covariance: Float[Array, "d d"],
     task_covariance: Float[Array, "d d"],
     noise_variance: Float[Array, ""],
@@ -66,7 +66,7 @@ def mean_squared_error(
     r"""E (yhat - w.x_q)^2 for x ~ N(0, Lambda), w ~ N(0, Omega), label noise of variance s2, any weights of H heads.
 
     Args:
-      live: live weights.
+      active: active weights.
       covariance: (d, d), Lambda.
       task_covariance: (d, d), Omega, positive semidefinite.
       noise_variance: s2 >= 0 of the context labels; the query's target is noiseless.
@@ -78,7 +78,7 @@ def mean_squared_error(
     """
     n, rho = context_length, normaliser
     lam, om = covariance, task_covariance
-    p1, p2, k1, k2 = live.p1, live.p2, live.k1, live.k2
+    p1, p2, k1, k2 = active.p1, active.p2, active.k1, active.k2
 
     d_mat = lam @ om @ lam
     tau = jnp.trace(lam @ om) + noise_variance
@@ -169,17 +169,17 @@ class RegressionLoss(Objective):
         return float(self.task.context_length) if self.model.normaliser == "context_length" else 1.0
 
     def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
-        live = LiveWeights.of(weights, self.model.readout_sign)
-        dim, width = self.task.dim, live.p1.shape[-1]
+        active = ActiveWeights.of(weights, self.model.readout_sign)
+        dim, width = self.task.dim, active.p1.shape[-1]
         if width != dim:
             raise InvalidValueError(
                 f"weights act on tokens of width {width + 1}, but the task's merged tokens have width d + 1 = {dim + 1}."
             )
-        dtype = live.p1.dtype
+        dtype = active.p1.dtype
 
         def given(covariance):
             return mean_squared_error(
-                live,
+                active,
                 jnp.asarray(covariance, dtype),
                 jnp.asarray(self.task.task_covariance, dtype),
                 jnp.asarray(self.task.noise_std, dtype) ** 2,
@@ -193,9 +193,9 @@ class RegressionLoss(Objective):
         return 0.5 * jnp.asarray(self.probabilities, dtype) @ jax.vmap(given)(jnp.asarray(self.covariances, dtype))
 
     def coefficients(self, weights: Weights) -> Float[Array, "D D d"]:
-        live = LiveWeights.of(weights, self.model.readout_sign)
-        values = jnp.concatenate([live.p1, live.p2[:, None]], axis=1)
-        scores = jnp.concatenate([live.k1, live.k2[:, None, :]], axis=1)
+        active = ActiveWeights.of(weights, self.model.readout_sign)
+        values = jnp.concatenate([active.p1, active.p2[:, None]], axis=1)
+        scores = jnp.concatenate([active.k1, active.k2[:, None, :]], axis=1)
         product = jnp.einsum("ha,hbc->abc", values, scores)
         # The attention Gram is symmetric.
         return product + jnp.swapaxes(product, 0, 1)
@@ -209,7 +209,7 @@ class RegressionLoss(Objective):
 
     @property
     def graded(self) -> bool:
-        # Each covariance of a finite law has directions of its own.
+        # Each covariance of a finite distribution has directions of its own.
         spreads = np.linalg.eigvalsh(self.covariances)
         return bool(self.rate_spread > LARGEST_SPREAD or spreads.max() ** 3 > LARGEST_SPREAD * spreads.min() ** 3)
 

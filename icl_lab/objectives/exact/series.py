@@ -10,7 +10,7 @@ By Isserlis' theorem, S being the covariance of (x_1 .. x_n) and s that of the s
     E\,\phi_{al}\,y &= t_a s_l + 2(SB_as)_l, \qquad t_a = \operatorname{tr}B_aS = \gamma_{|j-k|}
 
 B_a has 2N entries and the traces are sums over lags, so no two matrices of the series' size are multiplied: O(F p n^2 / p)
-with F = p(p+1)(p+2)/2 features. Random coefficients average these moments over a Gauss quadrature of their law.
+with F = p(p+1)(p+2)/2 features. Random coefficients average these moments over a Gauss quadrature of their distribution.
 
 Source: the setting of Zhou et al. (arXiv 2510.09776).
 """
@@ -153,7 +153,7 @@ def quadrature_sizes(task: RandomAutoregressive) -> tuple[int, ...]:
 def coefficient_quadrature(
     task: RandomAutoregressive, nodes: tuple[int, ...]
 ) -> tuple[Float[np.ndarray, "K p"], Float[np.ndarray, "K"]]:
-    """Coefficients ρ and weights of a product rule for the law of `RandomAutoregressive` of order 1 or 2.
+    """Coefficients ρ and weights of a product rule for the distribution of `RandomAutoregressive` of order 1 or 2.
 
     The partial autocorrelations are independent, r_1 uniform on (-1, 1) and r_2 of density (1 - r_2)/2; each axis has a
     Gauss-Legendre rule.
@@ -169,7 +169,7 @@ def coefficient_quadrature(
 
 
 def _averaged(task: RandomAutoregressive, count: int, nodes: tuple[int, ...]) -> Moments:
-    """Moments averaged over the law of the coefficients."""
+    """Moments averaged over the distribution of the coefficients."""
     coefficients, weights = coefficient_quadrature(task, nodes)
     gamma = np.zeros((len(coefficients), count))
     for row, some in zip(gamma, coefficients, strict=True):

@@ -32,7 +32,7 @@ from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.regression.linear import LinearRegression
 
 Rule = tuple[np.ndarray, np.ndarray]
-"""Nodes and quadrature_weights of a law of one variable; the quadrature_weights sum to 1."""
+"""Nodes and quadrature_weights of a distribution of one variable; the quadrature_weights sum to 1."""
 
 
 def wishart_cubature(task: LinearRegression, model: Callable[[Weights, Prompt], Array], degree: int) -> CubatureLoss:

@@ -1,9 +1,9 @@
-r"""Laws of the covariates x_1 .. x_N, x_q of one prompt, with the moments each knows in closed form.
+r"""Distributions of the covariates x_1 .. x_N, x_q of one prompt, with the moments each knows in closed form.
 
 `sample(key, count)` draws all inputs of one prompt, the query included, as rows. Where the covariance is itself random
 it is drawn once per call, so that the inputs of a prompt share it. `covariance` = E[x x^T] and `fourth_moment(A)` =
-E[x x^T A x x^T] belong to the marginal law of a single x, the expectation over a random covariance included. Every law
-is centred.
+E[x x^T A x x^T] belong to the marginal distribution of a single x, the expectation over a random covariance included. Every
+distribution is centred.
 
 Moments are formed with operators only: numpy in, numpy float64 out; traced in, traced out.
 """
@@ -34,8 +34,8 @@ _LARGEST_SUPPORT = 2**20
 """Spectra that `support` enumerates at most; d = 20 eigenvalues of two values each."""
 
 
-class CovariateLaw(eqx.Module):
-    """The law of the inputs of one prompt."""
+class CovariateDistribution(eqx.Module):
+    """The distribution of the inputs of one prompt."""
 
     dim: eqx.AbstractVar[int]
 
@@ -53,7 +53,7 @@ class CovariateLaw(eqx.Module):
         """E[x x^T A x x^T] for the (d, d) matrix A, symmetric or not."""
 
 
-class Gaussian(CovariateLaw):
+class Gaussian(CovariateDistribution):
     r"""x ~ N(0, Λ).
 
     .. math:: E[x x^T A x x^T] = Λ A Λ + Λ A^T Λ + \operatorname{tr}(A Λ) Λ
@@ -64,7 +64,7 @@ class Gaussian(CovariateLaw):
     Attributes:
       matrix: (d, d) Λ.
       root: square root of Λ, computed once (see `spectra.covariance_root`); None if Λ is the identity. Derived: to
-        change the covariance, make a new law.
+        change the covariance, make a new distribution.
     """
 
     dim: int = eqx.field(static=True)
@@ -95,7 +95,7 @@ class Gaussian(CovariateLaw):
         return cov @ (matrix + matrix.T) @ cov + (matrix * cov).sum() * cov
 
 
-class Uniform(CovariateLaw):
+class Uniform(CovariateDistribution):
     """Independent coordinates, uniform on [-half_width, half_width]: variance half_width^2 / 3.
 
     Papers that say (-1, 1) may draw on (-1/2, 1/2); here `half_width` = 1 is the interval (-1, 1).
@@ -123,7 +123,7 @@ class Uniform(CovariateLaw):
         return _sign_symmetric_fourth_moment(self.half_width**4 * _two_level(self.dim, 1 / 5, 1 / 9), matrix)
 
 
-class Sphere(CovariateLaw):
+class Sphere(CovariateDistribution):
     """x uniform on the sphere of the given radius: covariance radius^2 / d times the identity."""
 
     dim: int = eqx.field(static=True)
@@ -148,7 +148,7 @@ class Sphere(CovariateLaw):
         return _rotation_invariant_fourth_moment(self.radius**4, matrix)
 
 
-class FiniteDiagonal(CovariateLaw):
+class FiniteDiagonal(CovariateDistribution):
     r"""x | λ ~ N(0, diag(λ)) with independent λ_i of finite support, drawn once per prompt.
 
     Args:
@@ -165,7 +165,7 @@ class FiniteDiagonal(CovariateLaw):
     def __init__(self, values: Any, probabilities: Any):
         self.values = as_float64(values)
         self.probabilities = as_float64(probabilities)
-        _check_finite_law(self.values, self.probabilities)
+        _check_finite_distribution(self.values, self.probabilities)
         self.dim = self.values.shape[0]
 
     @property
@@ -191,7 +191,7 @@ class FiniteDiagonal(CovariateLaw):
         return _finite_support(self.values, self.probabilities)
 
 
-class ExponentialDiagonal(CovariateLaw):
+class ExponentialDiagonal(CovariateDistribution):
     """x | λ ~ N(0, diag(λ)) with independent exponential λ_i of mean `scale`, drawn once per prompt.
 
     Source: the random-covariance experiment of Zhang, Frei, Bartlett (arXiv 2306.09927).
@@ -219,10 +219,10 @@ class ExponentialDiagonal(CovariateLaw):
         return _sign_symmetric_fourth_moment(self.scale**2 * _two_level(self.dim, 6.0, 1.0), matrix)
 
 
-class RotatedSpectrum(CovariateLaw):
+class RotatedSpectrum(CovariateDistribution):
     r"""x | Λ ~ N(0, Λ), Λ = Q diag(λ) Q^T with Haar Q and independent λ_i of finite support, drawn once per prompt.
 
-    The marginal law of x is rotation invariant, so with E|x|^4 = E[(tr Λ)^2 + 2 tr Λ^2]
+    The marginal distribution of x is rotation invariant, so with E|x|^4 = E[(tr Λ)^2 + 2 tr Λ^2]
 
     .. math:: E[x x^T A x x^T] = \frac{E|x|^4}{d (d + 2)} (A + A^T + \operatorname{tr}(A) I).
 
@@ -238,7 +238,7 @@ class RotatedSpectrum(CovariateLaw):
     def __init__(self, values: Any, probabilities: Any):
         self.values = as_float64(values)
         self.probabilities = as_float64(probabilities)
-        _check_finite_law(self.values, self.probabilities)
+        _check_finite_distribution(self.values, self.probabilities)
         self.dim = self.values.shape[0]
 
     @property
@@ -268,19 +268,22 @@ class RotatedSpectrum(CovariateLaw):
         return _finite_support(self.values, self.probabilities)
 
 
-def covariates_for(dim: int, covariance: Any, covariates: CovariateLaw | None) -> CovariateLaw:
-    """The law a regression task is given: `covariates` itself, or the Gaussian law of `covariance` (None: standard).
+def covariates_for(dim: int, covariance: Any, covariates: CovariateDistribution | None) -> CovariateDistribution:
+    """The distribution a regression task is given: `covariates` itself, or the Gaussian distribution of `covariance` (None:
+    standard).
 
     Raises:
-      InvalidValueError: both given, or a law of another dimension.
+      InvalidValueError: both given, or a distribution of another dimension.
     """
     check_count(dim, "dim", 1, "An input has at least one coordinate.")
     if covariates is None:
         return Gaussian(as_covariance(covariance, dim))
     if covariance is not None:
-        raise InvalidValueError("Give `covariance` or `covariates`, not both; a covariate law has its own covariance.")
+        raise InvalidValueError("Give `covariance` or `covariates`, not both; a covariate distribution has its own covariance.")
     if covariates.dim != dim:
-        raise InvalidValueError(f"`covariates` must have dimension dim = {dim}; got a law of dimension {covariates.dim}.")
+        raise InvalidValueError(
+            f"`covariates` must have dimension dim = {dim}; got a distribution of dimension {covariates.dim}."
+        )
     return covariates
 
 
@@ -315,13 +318,15 @@ def _two_level(dim: int, diagonal: float, off_diagonal: float) -> np.ndarray:
 
 
 def _sign_symmetric_fourth_moment(squares: Array, matrix: Array) -> Array:
-    """E[x x^T A x x^T] from `squares` = E x_i^2 x_j^2, for x whose law survives flipping the sign of any coordinate."""
+    """E[x x^T A x x^T] from `squares` = E x_i^2 x_j^2, for x whose distribution survives flipping the sign of any
+    coordinate.
+    """
     eye = np.eye(matrix.shape[0])
     return squares * (matrix + matrix.T) * (1 - eye) + (squares @ (matrix * eye)).sum(1)[:, None] * eye
 
 
 def _rotation_invariant_fourth_moment(norm_fourth: Any, matrix: Array) -> Array:
-    """E[x x^T A x x^T] from E|x|^4, for x whose law survives every rotation."""
+    """E[x x^T A x x^T] from E|x|^4, for x whose distribution survives every rotation."""
     dim = matrix.shape[0]
     return norm_fourth / (dim * (dim + 2)) * (matrix + matrix.T + matrix.trace() * np.eye(dim))
 
@@ -355,7 +360,7 @@ def _finite_support(values: Array, probabilities: Array) -> tuple[np.ndarray, np
     return values[rows, index], np.prod(probabilities[rows, index], axis=1)
 
 
-def _check_finite_law(values: Array, probabilities: Array) -> None:
+def _check_finite_distribution(values: Array, probabilities: Array) -> None:
     if values.ndim != 2 or values.size == 0 or values.shape != probabilities.shape:
         raise InvalidValueError(
             f"`values` and `probabilities` must share one shape (d, m), d, m >= 1; "

@@ -1,4 +1,4 @@
-"""Laws of the first vector of a sequence x_{t+1} = W x_t, with all their moments."""
+"""Distributions of the first vector of a sequence x_{t+1} = W x_t, with all their moments."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class StartMoments(NamedTuple):
     kappa3: Array | float
 
 
-class StartLaw(eqx.Module):
-    """A law of x_1 under which all coordinates are alike.
+class StartDistribution(eqx.Module):
+    """A distribution of x_1 under which all coordinates are alike.
 
-    `scale` is the standard deviation of a coordinate (Gaussian laws) or the size of a non-zero one. `sign_symmetric`: the law
-    survives flipping the sign of any one coordinate.
+    `scale` is the standard deviation of a coordinate (Gaussian distributions) or the size of a non-zero one.
+    `sign_symmetric`: the distribution survives flipping the sign of any one coordinate.
     """
 
     scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
@@ -68,8 +68,8 @@ class StartLaw(eqx.Module):
         return StartMoments(m2, kappa1, kappa2, (dim - 1) * self.mixed_moment([(1, 1), (2, 2)], dim))
 
 
-class IndependentStart(StartLaw):
-    """A law with independent coordinates."""
+class IndependentStart(StartDistribution):
+    """A distribution with independent coordinates."""
 
     @abc.abstractmethod
     def coordinate_moment(self, u: int, v: int) -> Array | float:
@@ -106,7 +106,7 @@ class ComplexGaussianStart(IndependentStart):
         return math.factorial(u) * self.scale ** (2 * u) if u == v else 0.0
 
 
-class SparseStart(StartLaw):
+class SparseStart(StartDistribution):
     """x_1 uniform on the 2d vectors scale e_j, -scale e_j."""
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:

@@ -20,22 +20,22 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal, is_traced
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
-from icl_lab.tasks.distributions.starts import GaussianStart, StartLaw
+from icl_lab.tasks.distributions.starts import GaussianStart, StartDistribution
 from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
 
 
-class TransitionLaw(eqx.Module):
-    """A law of transition matrices W."""
+class TransitionDistribution(eqx.Module):
+    """A distribution of transition matrices W."""
 
     @abc.abstractmethod
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
         """One W."""
 
     def check_dim(self, dim: int) -> None:
-        """Raise `InvalidValueError` if the law has no matrices of size `dim`."""
+        """Raise `InvalidValueError` if the distribution has no matrices of size `dim`."""
 
 
-class DiagonalUnitary(TransitionLaw):
+class DiagonalUnitary(TransitionDistribution):
     r"""W = diag(e^{iθ_1}, .., e^{iθ_d}), θ_j independent and uniform on [0, 2π).
 
     Source: the data of Zheng et al. (arXiv 2405.16845).
@@ -47,7 +47,7 @@ class DiagonalUnitary(TransitionLaw):
         return jnp.diag(jax.lax.complex(jnp.cos(angles), jnp.sin(angles)))
 
 
-class HaarOrthogonal(TransitionLaw):
+class HaarOrthogonal(TransitionDistribution):
     """W Haar-distributed on O(d), determinants +1 and -1 alike."""
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
@@ -55,7 +55,7 @@ class HaarOrthogonal(TransitionLaw):
         return haar_orthogonal(key, dim)
 
 
-class RotationBlocks(TransitionLaw):
+class RotationBlocks(TransitionDistribution):
     """W = R blockdiag(rotations by θ_1 .. θ_{d/2}) R^T, θ_j uniform; R is Haar if `haar_basis`, else the identity."""
 
     haar_basis: bool = eqx.field(static=True, default=False)
@@ -81,7 +81,7 @@ def _as_inexact(x: Any) -> Any:
     return np.asarray(x, dtype=np.complex128) if np.iscomplexobj(x) and not isinstance(x, jax.Array) else as_float64(x)
 
 
-class FixedTransition(TransitionLaw):
+class FixedTransition(TransitionDistribution):
     """The same (d, d) matrix W, real or complex, in every prompt."""
 
     matrix: Inexact[Array, "d d"] = eqx.field(converter=_as_inexact)
@@ -109,8 +109,8 @@ class LinearDynamics(Task):
     Args:
       dim: d >= 1; even for `RotationBlocks`.
       context_length: N >= 1 observed pairs (x_t, x_{t+1}), so N + 1 observed vectors.
-      transition: the law of W, drawn once per prompt.
-      start: the law of x_1; standard Gaussian by default.
+      transition: the distribution of W, drawn once per prompt.
+      start: the distribution of x_1; standard Gaussian by default.
       noise_std: >= 0.
 
     Raises:
@@ -119,8 +119,8 @@ class LinearDynamics(Task):
 
     dim: int = eqx.field(static=True)
     context_length: int = eqx.field(static=True)
-    transition: TransitionLaw
-    start: StartLaw = eqx.field(default_factory=GaussianStart)
+    transition: TransitionDistribution
+    start: StartDistribution = eqx.field(default_factory=GaussianStart)
     noise_std: Float[Array, ""] = eqx.field(converter=as_float64, default=0.0)
     label_dim: int = eqx.field(static=True, init=False)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from icl_lab.core.linalg import check_covariance
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
-from icl_lab.tasks.distributions.covariates import CovariateLaw, covariates_for, normals
+from icl_lab.tasks.distributions.covariates import CovariateDistribution, covariates_for, normals
 from icl_lab.tasks.distributions.spectra import apply_root, as_covariance, covariance_root
 from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
 
@@ -25,10 +25,10 @@ class LinearRegression(Task):
       covariance: Λ of Gaussian covariates: None (identity), a (d,) spectrum or a (d, d) positive definite matrix.
       task_covariance: Ω, given in the same ways; may be singular.
       noise_std: standard deviation of the label noise, >= 0.
-      covariates: any other covariate law, instead of `covariance`.
+      covariates: any other covariate distribution, instead of `covariance`.
 
     Attributes:
-      covariates: the law of the inputs.
+      covariates: the distribution of the inputs.
       task_covariance: (d, d) Ω.
       task_root: square root of Ω, computed once (see `spectra.covariance_root`). Derived: to change Ω, make a new task.
 
@@ -39,7 +39,7 @@ class LinearRegression(Task):
 
     dim: int = eqx.field(static=True)
     context_length: int = eqx.field(static=True)
-    covariates: CovariateLaw
+    covariates: CovariateDistribution
     task_covariance: Float[Array, "d d"]
     task_root: Array | None
     noise_std: Float[Array, ""]
@@ -52,7 +52,7 @@ class LinearRegression(Task):
         covariance: Any = None,
         task_covariance: Any = None,
         noise_std: Any = 0.0,
-        covariates: CovariateLaw | None = None,
+        covariates: CovariateDistribution | None = None,
     ):
         self.dim = dim
         self.context_length = context_length

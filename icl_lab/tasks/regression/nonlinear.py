@@ -25,12 +25,12 @@ from jaxtyping import Float, PyTree
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
-from icl_lab.tasks.distributions.covariates import CovariateLaw, Gaussian, covariates_for, normals
+from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, covariates_for, normals
 from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
 from icl_lab.tasks.regression.links import Link
 
 DIRECTIONS = ("sphere", "gaussian", "axis")
-"""Laws of an index direction: uniform on the unit sphere, N(0, I), or uniform on the 2d signed coordinate vectors."""
+"""Distributions of an index direction: uniform on the unit sphere, N(0, I), or uniform on the 2d signed coordinate vectors."""
 
 
 class ResponseMoments(NamedTuple):
@@ -53,12 +53,12 @@ class Response(eqx.Module):
     @property
     @abc.abstractmethod
     def rotation_invariant(self) -> bool:
-        """Whether f(R .) has the law of f for every rotation R."""
+        """Whether f(R .) has the distribution of f for every rotation R."""
 
     @property
     @abc.abstractmethod
     def odd_symmetric(self) -> bool:
-        """Whether -f has the law of f."""
+        """Whether -f has the distribution of f."""
 
     @abc.abstractmethod
     def sample(self, key: Key, dim: int) -> PyTree:
@@ -82,7 +82,7 @@ class Response(eqx.Module):
 class SingleIndex(Response):
     """f(x) = s g(u.x): a link g, a random direction u, and s = 1 or (random_sign) a fair random sign.
 
-    `direction` names the law of u, one of `DIRECTIONS`. The latent is (u (d,), s ()).
+    `direction` names the distribution of u, one of `DIRECTIONS`. The latent is (u (d,), s ()).
     """
 
     link: Link
@@ -99,7 +99,7 @@ class SingleIndex(Response):
 
     @property
     def odd_symmetric(self) -> bool:
-        """By the random sign, or by an odd link, since every direction law is symmetric."""
+        """By the random sign, or by an odd link, since every direction distribution is symmetric."""
         return self.random_sign or self.link.odd
 
     def sample(self, key: Key, dim: int) -> PyTree:
@@ -120,7 +120,7 @@ class SingleIndex(Response):
 class RandomCosine(Response):
     """f(x) = cos(w.x + φ), φ uniform on [0, 2π): random Fourier features.
 
-    `direction` names the law of w, one of `DIRECTIONS`. The latent is (w (d,), φ ()).
+    `direction` names the distribution of w, one of `DIRECTIONS`. The latent is (w (d,), φ ()).
     """
 
     direction: str = eqx.field(static=True, default="gaussian")
@@ -135,7 +135,7 @@ class RandomCosine(Response):
 
     @property
     def odd_symmetric(self) -> bool:
-        """A phase shifted by π has the same law."""
+        """A phase shifted by π has the same distribution."""
         return True
 
     def sample(self, key: Key, dim: int) -> PyTree:
@@ -222,7 +222,7 @@ class NonlinearRegression(Task):
       response: the family of f.
       covariance: covariance of Gaussian covariates: None (identity), a (d,) spectrum or a (d, d) matrix.
       noise_std: standard deviation of the label noise, >= 0.
-      covariates: any other covariate law, instead of `covariance`.
+      covariates: any other covariate distribution, instead of `covariance`.
 
     Raises:
       InvalidValueError: a size below 1, a shape that does not fit dim, negative noise, or covariates given twice.
@@ -232,7 +232,7 @@ class NonlinearRegression(Task):
     dim: int = eqx.field(static=True)
     context_length: int = eqx.field(static=True)
     response: Response
-    covariates: CovariateLaw
+    covariates: CovariateDistribution
     noise_std: Float[Array, ""]
     label_dim: int = eqx.field(static=True, default=1)
 
@@ -243,7 +243,7 @@ class NonlinearRegression(Task):
         response: Response,
         covariance: Any = None,
         noise_std: Any = 0.0,
-        covariates: CovariateLaw | None = None,
+        covariates: CovariateDistribution | None = None,
     ):
         self.dim = dim
         self.context_length = context_length

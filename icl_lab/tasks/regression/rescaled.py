@@ -37,7 +37,7 @@ class Rescaled(Task):
       UnsupportedProblemError: another kind of task, whose responses to other inputs are not known.
       InvalidValueError: a scale that is not finite, or a length below 1.
 
-    Source: von Oswald et al. (arXiv 2212.07677), test tasks outside the training law.
+    Source: von Oswald et al. (arXiv 2212.07677), test tasks outside the training distribution.
     """
 
     dim: int = eqx.field(static=True)

@@ -2,7 +2,7 @@
 
 Source: von Oswald et al. (arXiv 2212.07677), Section 4, after Finn et al. (arXiv 1703.03400). The text and the published
 generator differ: the text draws amplitudes up to 5, the generator up to 1/2, and the latter makes amplitude and phase from the
-same random number, so that its waves are a family of one parameter. `LAWS` has both, and the generator's ranges with
+same random number, so that its waves are a family of one parameter. `DISTRIBUTIONS` has both, and the generator's ranges with
 independent draws between them.
 """
 
@@ -25,8 +25,8 @@ from icl_lab.tasks.distributions.covariates import Uniform
 from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_default_float, as_float64, check_count, check_nonnegative
 
 
-class SineLaw(NamedTuple):
-    """A law of amplitude and phase.
+class SineDistribution(NamedTuple):
+    """A distribution of amplitude and phase.
 
     Attributes:
       amplitude, phase: ends of the intervals they are uniform on.
@@ -38,10 +38,10 @@ class SineLaw(NamedTuple):
     shared: bool
 
 
-LAWS = {
-    "text": SineLaw((0.1, 5.0), (0.0, math.pi), False),
-    "independent": SineLaw((0.1, 0.5), (0.0, math.pi), False),
-    "published": SineLaw((0.1, 0.5), (0.0, math.pi), True),
+DISTRIBUTIONS = {
+    "text": SineDistribution((0.1, 5.0), (0.0, math.pi), False),
+    "independent": SineDistribution((0.1, 0.5), (0.0, math.pi), False),
+    "published": SineDistribution((0.1, 0.5), (0.0, math.pi), True),
 }
 
 
@@ -53,20 +53,20 @@ class SineRegression(Task):
     Args:
       context_length: N >= 1, labelled examples; the query is not counted.
       half_width: of the inputs, > 0.
-      law: one of `LAWS`, of amplitude and phase.
-      amplitude: (2,) ends of the amplitude's interval, instead of the law's.
-      phase: (2,) ends of the phase's interval, instead of the law's.
+      distribution: one of `DISTRIBUTIONS`, of amplitude and phase.
+      amplitude: (2,) ends of the amplitude's interval, instead of the distribution's.
+      phase: (2,) ends of the phase's interval, instead of the distribution's.
       noise_std: standard deviation of the label noise, >= 0.
 
     Attributes:
-      covariates: the law of the inputs.
+      covariates: the distribution of the inputs.
 
     Raises:
-      InvalidValueError: an unknown law, a size below 1, an interval whose ends are not two finite ordered numbers.
+      InvalidValueError: an unknown distribution, a size below 1, an interval whose ends are not two finite ordered numbers.
     """
 
     context_length: int = eqx.field(static=True)
-    law: str = eqx.field(static=True)
+    distribution: str = eqx.field(static=True)
     covariates: Uniform
     amplitude: Float[Array, "2"]
     phase: Float[Array, "2"]
@@ -78,19 +78,19 @@ class SineRegression(Task):
         self,
         context_length: int,
         half_width: float = 5.0,
-        law: str = "text",
+        distribution: str = "text",
         amplitude: Sequence[float] | Float[Array, "2"] | None = None,
         phase: Sequence[float] | Float[Array, "2"] | None = None,
         noise_std: float | Float[Array, ""] = 0.0,
     ):
-        if law not in LAWS:
-            raise InvalidValueError(f"`law` must be one of {', '.join(LAWS)}; got {law!r}.")
+        if distribution not in DISTRIBUTIONS:
+            raise InvalidValueError(f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}; got {distribution!r}.")
         self.dim = self.label_dim = 1
         self.context_length = context_length
-        self.law = law
+        self.distribution = distribution
         self.covariates = Uniform(1, half_width)
-        self.amplitude = _interval(LAWS[law].amplitude if amplitude is None else amplitude, "amplitude")
-        self.phase = _interval(LAWS[law].phase if phase is None else phase, "phase")
+        self.amplitude = _interval(DISTRIBUTIONS[distribution].amplitude if amplitude is None else amplitude, "amplitude")
+        self.phase = _interval(DISTRIBUTIONS[distribution].phase if phase is None else phase, "phase")
         self.noise_std = as_float64(noise_std)
 
     def __check_init__(self):
@@ -106,7 +106,7 @@ class SineRegression(Task):
         """One prompt; its latent is (a, rho) (2,)."""
         inputs = self.covariates.sample(stream(key, "inputs"), self.context_length + 1)
         draws = jax.random.uniform(stream(key, "task"), (2,))
-        if LAWS[self.law].shared:
+        if DISTRIBUTIONS[self.distribution].shared:
             draws = jnp.stack([draws[0], draws[0]])
         ends = jnp.stack([as_default_float(self.amplitude), as_default_float(self.phase)])
         latent = ends[:, 0] + (ends[:, 1] - ends[:, 0]) * draws

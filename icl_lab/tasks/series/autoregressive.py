@@ -1,4 +1,4 @@
-r"""AR(p) series as prompts, started from their exact stationary law.
+r"""AR(p) series as prompts, started from their exact stationary distribution.
 
 x_t = ρ_1 x_{t-1} + .. + ρ_p x_{t-p} + ε_t, ε_t ~ N(0, noise_std^2). `coefficients` = (ρ_1, .., ρ_p), nearest lag first.
 A prompt shows n = N + p values: its inputs are the N lag windows (x_i, .., x_{i+p-1}), oldest value first, its labels
@@ -6,7 +6,7 @@ the values that follow them, its query the last p values and its target the next
 therefore (ρ_p, .., ρ_1).
 
 A series is stationary iff every partial autocorrelation lies in (-1, 1) iff the companion matrix has spectral radius
-below 1. The first p values are drawn one after another from their conditional laws given the earlier ones (Durbin,
+below 1. The first p values are drawn one after another from their conditional distributions given the earlier ones (Durbin,
 Levinson), which is N(0, Γ_p) exactly, without burn-in and without factoring Γ_p.
 """
 

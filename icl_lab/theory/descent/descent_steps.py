@@ -44,20 +44,20 @@ class Rule(NamedTuple):
     variance: float
 
     @staticmethod
-    def exact(law: str, dim: int, context_length: int, scale: float, degree: int) -> Rule:
+    def exact(distribution: str, dim: int, context_length: int, scale: float, degree: int) -> Rule:
         """The rule that integrates polynomials up to a degree; arguments as `gram_moments.spectral_rule`."""
-        nodes, weights = gram_moments.spectral_rule(law, dim, context_length, degree, scale)
-        variance = scale**2 * float(gram_moments.unit_moment(law, 2))
+        nodes, weights = gram_moments.spectral_rule(distribution, dim, context_length, degree, scale)
+        variance = scale**2 * float(gram_moments.unit_moment(distribution, 2))
         return Rule(nodes, weights, context_length, variance)
 
     @staticmethod
-    def sampled(law: str, dim: int, context_length: int, scale: float, samples: int, seed: int) -> Rule:
+    def sampled(distribution: str, dim: int, context_length: int, scale: float, samples: int, seed: int) -> Rule:
         """The eigenvalues of sampled Gram matrices, d for each context in turn, with equal weights."""
         generator = np.random.default_rng(seed)
         size = (samples, context_length, dim)
-        unit = generator.standard_normal(size) if law == "gaussian" else generator.uniform(-1.0, 1.0, size)
+        unit = generator.standard_normal(size) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, size)
         nodes = scale**2 * np.linalg.eigvalsh(np.swapaxes(unit, 1, 2) @ unit).ravel()
-        variance = scale**2 * float(gram_moments.unit_moment(law, 2))
+        variance = scale**2 * float(gram_moments.unit_moment(distribution, 2))
         return Rule(nodes, np.full(nodes.size, 1 / samples), context_length, variance)
 
 
@@ -131,22 +131,22 @@ def best_shared_step(rule: Rule, steps: int) -> Descent:
     return Descent(etas, zeros, loss(rule, etas, zeros))
 
 
-def best_steps(law: str, dim: int, context_length: int, scale: float, steps: int) -> Descent:
+def best_steps(distribution: str, dim: int, context_length: int, scale: float, steps: int) -> Descent:
     r"""The best K steps of gradient descent, each of its own size, in ascending order; any order is as good.
 
     A polynomial rho with rho(0) = 1 of least :math:`\int \rho^2 d\mu` is orthogonal to s q(s) for every q of lower degree:
     it is the orthogonal polynomial of degree K of s dmu. So N / eta are the K Gauss nodes of s dmu.
 
     Args:
-      law, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
+      distribution, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
       steps: K.
 
     Source: the theory of kernel polynomials; derived for the lab.
     """
-    moments = gram_moments.moments_of(law, dim, context_length, 2 * steps)
+    moments = gram_moments.moments_of(distribution, dim, context_length, 2 * steps)
     roots, _ = gram_moments.gauss_rule(moments[1:])
     etas, zeros = np.sort(context_length / (scale**2 * roots)), np.zeros(steps)
-    return Descent(etas, zeros, loss(Rule.exact(law, dim, context_length, scale, 2 * steps), etas, zeros))
+    return Descent(etas, zeros, loss(Rule.exact(distribution, dim, context_length, scale, 2 * steps), etas, zeros))
 
 
 def best_corrected(rule: Rule, steps: int, tied: bool, starts: int, seed: int = 0) -> Descent:
@@ -222,21 +222,21 @@ def _value_and_slope(point: np.ndarray, rule: Rule, steps: int, tied: bool) -> t
 
 
 def sampled_alignment(
-    first: Descent, second: Descent, law: str, dim: int, context_length: int, scale: float, samples: int, seed: int
+    first: Descent, second: Descent, distribution: str, dim: int, context_length: int, scale: float, samples: int, seed: int
 ) -> Float[Array, "samples 3"]:
     """How two predictors differ on sampled tasks: cosine and distance of their query weights, distance of their predictions.
 
-    The weights are (I - rho(W)) w, and the query has the law of the inputs.
+    The weights are (I - rho(W)) w, and the query has the distribution of the inputs.
 
     Args:
       first, second: coefficients.
-      law, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
+      distribution, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
       samples: tasks.
       seed: of the tasks.
     """
     generator = np.random.default_rng(seed)
     size = (samples, context_length + 1, dim)
-    unit = generator.standard_normal(size) if law == "gaussian" else generator.uniform(-1.0, 1.0, size)
+    unit = generator.standard_normal(size) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, size)
     inputs, query = scale * unit[:, :-1], scale * unit[:, -1]
     nodes, basis = np.linalg.eigh(np.swapaxes(inputs, 1, 2) @ inputs)
     tasks = np.einsum("sab,sa->sb", basis, generator.standard_normal((samples, dim)))
@@ -260,7 +260,7 @@ def anisotropic_step(covariance: Float[Array, "d d"], context_length: int) -> tu
     Returns:
       eta* and L*.
 
-    Source: fourth moments of the normal law; derived for the lab.
+    Source: fourth moments of the normal distribution; derived for the lab.
     """
     first, second, third = (float(np.trace(np.linalg.matrix_power(covariance, k))) for k in (1, 2, 3))
     eta = second / ((1 + 1 / context_length) * third + first * second / context_length)

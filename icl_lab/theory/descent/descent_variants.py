@@ -133,8 +133,8 @@ def kernel_descent(
     values, vectors = np.linalg.eigh(kernel)
     rates = step_size / len(kernel) * values
     # Directions outside the span of the features do not reach the prediction, but their quotients would overflow.
-    live = values > 1e-12 * values[-1]
-    values, vectors, rates = values[live], vectors[:, live], rates[live]
+    active = values > 1e-12 * values[-1]
+    values, vectors, rates = values[active], vectors[:, active], rates[active]
     if np.isinf(steps):
         left = np.zeros_like(rates)
         fitted = 1 - left

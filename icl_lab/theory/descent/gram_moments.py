@@ -5,7 +5,8 @@ operator rho(W) with a polynomial rho, and with isotropic tasks the half loss is
 that there is to know of the data. They are integers or rationals here, since from floating-point moments a Gauss rule of more
 than a few nodes cannot be computed.
 
-The laws are those of `unit_moment`: standard normal, or uniform on (-1, 1). Another scale c multiplies the nodes by c^2.
+The distributions are those of `unit_moment`: standard normal, or uniform on (-1, 1). Another scale c multiplies the nodes by
+c^2.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from jaxtyping import Float
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.typing import Array
 
-LAWS = ("gaussian", "uniform")
+DISTRIBUTIONS = ("gaussian", "uniform")
 LARGEST_ORDER = 9
 """Largest k of E tr W^k for coordinates that are not Gaussian; it takes half a minute, one less a sixth of that."""
 
 
-def unit_moment(law: str, order: int) -> Fraction:
+def unit_moment(distribution: str, order: int) -> Fraction:
     """E x^order of a standard normal ("gaussian") or of a number uniform on (-1, 1) ("uniform").
 
     Raises:
-      InvalidValueError: another law.
+      InvalidValueError: another distribution.
     """
-    if law not in LAWS:
-        raise InvalidValueError(f"`law` must be one of {', '.join(LAWS)}; got {law!r}.")
+    if distribution not in DISTRIBUTIONS:
+        raise InvalidValueError(f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}; got {distribution!r}.")
     if order % 2:
         return Fraction(0)
-    return Fraction(math.prod(range(1, order, 2))) if law == "gaussian" else Fraction(1, order + 1)
+    return Fraction(math.prod(range(1, order, 2))) if distribution == "gaussian" else Fraction(1, order + 1)
 
 
 def gaussian_moments(dim: int, context_length: int, order: int) -> list[int]:
@@ -55,7 +56,7 @@ def gaussian_moments(dim: int, context_length: int, order: int) -> list[int]:
       context_length: N.
       order: largest k.
 
-    Source: Stein's identity for the normal law; derived for the lab.
+    Source: Stein's identity for the normal distribution; derived for the lab.
     """
 
     @functools.cache
@@ -116,7 +117,7 @@ def closed_walks(order: int) -> dict[tuple[int, int, tuple[int, ...]], int]:
     return dict(patterns)
 
 
-def iid_moments(dim: int, context_length: int, order: int, law: str) -> list[Fraction]:
+def iid_moments(dim: int, context_length: int, order: int, distribution: str) -> list[Fraction]:
     r"""m_0 .. m_order of inputs with i.i.d. symmetric coordinates, exact.
 
     .. math:: m_k = \sum_{\text{walks}} \frac{N!}{(N - r)!}\, \frac{d!}{(d - c)!} \prod_e E x^{m_e}
@@ -127,21 +128,21 @@ def iid_moments(dim: int, context_length: int, order: int, law: str) -> list[Fra
       dim: d.
       context_length: N.
       order: largest k, at most `LARGEST_ORDER`.
-      law: of a coordinate, see `unit_moment`.
+      distribution: of a coordinate, see `unit_moment`.
 
     Raises:
       UnsupportedProblemError: a larger order.
     """
     if order > LARGEST_ORDER:
         raise UnsupportedProblemError(
-            f"moments of the Gram matrix of {law} inputs are enumerated up to order {LARGEST_ORDER}; got {order}. "
+            f"moments of the Gram matrix of {distribution} inputs are enumerated up to order {LARGEST_ORDER}; got {order}. "
             "Gaussian inputs have a recursion."
         )
     moments = []
     for k in range(order + 1):
         total = Fraction(0)
         for (rows, columns, multiplicities), ways in closed_walks(k).items():
-            value = math.prod((unit_moment(law, m) for m in multiplicities), start=Fraction(ways))
+            value = math.prod((unit_moment(distribution, m) for m in multiplicities), start=Fraction(ways))
             total += value * math.perm(context_length, rows) * math.perm(dim, columns)
         moments.append(total)
     return moments
@@ -182,15 +183,15 @@ def gauss_rule(moments: Sequence[Fraction | int]) -> tuple[Float[Array, "r"], Fl
     return nodes, float(moments[0]) * vectors[0] ** 2
 
 
-def moments_of(law: str, dim: int, context_length: int, order: int) -> Sequence[Fraction | int]:
-    """m_0 .. m_order of a law of `unit_moment`, by the recursion if it is Gaussian."""
-    if law == "gaussian":
+def moments_of(distribution: str, dim: int, context_length: int, order: int) -> Sequence[Fraction | int]:
+    """m_0 .. m_order of a distribution of `unit_moment`, by the recursion if it is Gaussian."""
+    if distribution == "gaussian":
         return gaussian_moments(dim, context_length, order)
-    return iid_moments(dim, context_length, order, law)
+    return iid_moments(dim, context_length, order, distribution)
 
 
 def spectral_rule(
-    law: str, dim: int, context_length: int, degree: int, scale: float = 1.0
+    distribution: str, dim: int, context_length: int, degree: int, scale: float = 1.0
 ) -> tuple[Float[Array, "r"], Float[Array, "r"]]:
     r"""Nodes s_j and weights w_j with :math:`E \operatorname{tr} f(W) = \sum_j w_j f(s_j)` for polynomials f up to a degree.
 
@@ -198,7 +199,7 @@ def spectral_rule(
     moment above the degree is needed if it is even.
 
     Args:
-      law: of a coordinate divided by `scale`, see `unit_moment`.
+      distribution: of a coordinate divided by `scale`, see `unit_moment`.
       dim: d; the weights sum to it.
       context_length: N.
       degree: largest degree that is integrated exactly, at least 1; an odd one counts as the next even one.
@@ -207,7 +208,7 @@ def spectral_rule(
     Returns:
       nodes (r + 1,) and weights (r + 1,), r half the degree.
     """
-    moments = moments_of(law, dim, context_length, degree + degree % 2)
+    moments = moments_of(distribution, dim, context_length, degree + degree % 2)
     nodes, weights = gauss_rule(moments[1:])
     weights = weights / nodes
     return scale**2 * np.append(0.0, nodes), np.append(dim - weights.sum(), weights)

@@ -83,7 +83,7 @@ def centred_optimum(dim: int, context_length: int, variance: float, kurtosis: fl
 
 
 def best_heads(
-    law: str, dim: int, context_length: int, sigma: float, opposite: bool, samples: int = 40_000, seed: int = 0
+    distribution: str, dim: int, context_length: int, sigma: float, opposite: bool, samples: int = 40_000, seed: int = 0
 ) -> Heads:
     r"""The best :math:`c \sum_i y_i\, \mathrm{softmax}(\beta x_i \cdot x_q)_i` over beta and c, found on sampled inputs.
 
@@ -91,7 +91,7 @@ def best_heads(
     step, whose loss is known.
 
     Args:
-      law: "gaussian" or "uniform", of a coordinate.
+      distribution: "gaussian" or "uniform", of a coordinate.
       dim: d.
       context_length: N >= 2; attention to one example cannot depend on the query.
       sigma: standard deviation of a Gaussian coordinate, half-width of a uniform one.
@@ -103,9 +103,9 @@ def best_heads(
     """
     generator = np.random.default_rng(seed)
     shape = (samples, context_length + 1, dim)
-    drawn = sigma * (generator.standard_normal(shape) if law == "gaussian" else generator.uniform(-1.0, 1.0, shape))
+    drawn = sigma * (generator.standard_normal(shape) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, shape))
     inputs, query = drawn[:, :-1], drawn[:, -1]
-    variance, kurtosis = (sigma**2, 3.0) if law == "gaussian" else (sigma**2 / 3, 9 / 5)
+    variance, kurtosis = (sigma**2, 3.0) if distribution == "gaussian" else (sigma**2 / 3, 9 / 5)
     scores = (inputs @ query[:, :, None])[:, :, 0]
     unit = 1 / (variance * np.sqrt(dim))
 

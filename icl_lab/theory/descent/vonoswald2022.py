@@ -225,7 +225,7 @@ def mean_square_step(dim: int, context_length: int, kurtosis: float) -> float:
 
 
 def mean_step_norms(
-    law: str, dim: int, context_length: int, scale: float, step_size: float, samples: int, seed: int
+    distribution: str, dim: int, context_length: int, scale: float, step_size: float, samples: int, seed: int
 ) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
     r"""Sampled E|dW x_q| and E|dW| of one step from zero: the distances of a model that answers 0 from that step.
 
@@ -233,7 +233,7 @@ def mean_step_norms(
     :math:`E|\Delta W x_q| = \eta \sqrt{2/\pi}\, E|S x_q|` to sample, with w ~ N(0, I).
 
     Args:
-      law: "gaussian" or "uniform", of an input coordinate.
+      distribution: "gaussian" or "uniform", of an input coordinate.
       dim: d.
       context_length: N.
       scale: standard deviation if gaussian, half-width if uniform.
@@ -248,7 +248,7 @@ def mean_step_norms(
     """
     generator = np.random.default_rng(seed)
     shape = (samples, context_length + 1, dim)
-    points = scale * (generator.standard_normal(shape) if law == "gaussian" else generator.uniform(-1.0, 1.0, shape))
+    points = scale * (generator.standard_normal(shape) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, shape))
     inputs, query, task = points[:, :-1], points[:, -1], generator.standard_normal((samples, dim))
 
     def moved(vectors: Array) -> Array:

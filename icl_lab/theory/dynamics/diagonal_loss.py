@@ -1,7 +1,8 @@
-r"""The population loss of arXiv 2405.16845 and its gradient at diagonal weights, K = diag(a_j), P = diag(b_j), for any law.
+r"""The population loss of arXiv 2405.16845 and its gradient at diagonal weights, K = diag(a_j), P = diag(b_j), for any
+distribution.
 
 The phases average every product of features to zero except for index coincidences whose exponents cancel; at diagonal weights
-these can be listed. Conventions and laws as in `theory.zheng2024`; everything here is the lab's own.
+these can be listed. Conventions and distributions as in `theory.zheng2024`; everything here is the lab's own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def loss(
     mixed: Float[Array, "d d"],
     length: int,
 ) -> float:
-    r"""The population loss at K = diag(a_j), P = diag(b_j), for any law of x_1.
+    r"""The population loss at K = diag(a_j), P = diag(b_j), for any distribution of x_1.
 
     .. math:: L = \tfrac12\sum_{t=2}^{T-1}\sum_j \Big\{ E|x_j|^2 - 2\operatorname{Re}(a_j b_j) E|x_j|^4
               + |b_j|^2\Big[|a_j|^2 E|x_j|^6 + \tfrac{1}{t-1}\sum_{l\ne j}|a_l|^2 E|x_j|^2|x_l|^4\Big]\Big\}
@@ -43,18 +44,18 @@ def loss(
     return float((length - 2) / 2 * np.sum(second - 2 * cross + square))
 
 
-def exchangeable(law: Constants, key_query: Inexact[Array, "d"], value: Inexact[Array, "d"], length: int) -> float:
-    """`loss` for a law whose coordinates, and pairs of coordinates, are alike.
+def exchangeable(distribution: Constants, key_query: Inexact[Array, "d"], value: Inexact[Array, "d"], length: int) -> float:
+    """`loss` for a distribution whose coordinates, and pairs of coordinates, are alike.
 
     Args:
-      law: its constants.
+      distribution: its constants.
       key_query, value: (d,), diagonals of K and P.
       length: T.
     """
     dim = len(key_query)
-    mixed = np.full((dim, dim), law.kappa3 / max(dim - 1, 1))
+    mixed = np.full((dim, dim), distribution.kappa3 / max(dim - 1, 1))
     ones = np.ones(dim)
-    return loss(key_query, value, law.m2 * ones, law.kappa1 * ones, law.kappa2 * ones, mixed, length)
+    return loss(key_query, value, distribution.m2 * ones, distribution.kappa1 * ones, distribution.kappa2 * ones, mixed, length)
 
 
 class OddMoments(NamedTuple):
@@ -71,13 +72,13 @@ class OddMoments(NamedTuple):
     spread: float
 
 
-def odd_moments(law: str, dim: int, scale: float) -> OddMoments:
-    """The odd moments of a start law; args and errors as `constants`."""
-    constants(law, dim, scale)
-    if law == "constant":
+def odd_moments(distribution: str, dim: int, scale: float) -> OddMoments:
+    """The odd moments of a start distribution; args and errors as `constants`."""
+    constants(distribution, dim, scale)
+    if distribution == "constant":
         return OddMoments(scale**4, scale**6, scale**6, (dim - 2) * scale**6)
-    # Coordinates of the skew law are independent with mean zero and third moment 2.
-    return OddMoments(0.0, 0.0, 4.0 * scale**6 if law == "skew" else 0.0, 0.0)
+    # Coordinates of the skew distribution are independent with mean zero and third moment 2.
+    return OddMoments(0.0, 0.0, 4.0 * scale**6 if distribution == "skew" else 0.0, 0.0)
 
 
 def off_diagonal_gradient(odd: OddMoments, length: int, a: float, b: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ The squared error at position t is a polynomial in the phases and in x_1, of deg
 exponents of size at most 3 (T - 2). So a phase may be replaced by N > 3 (T - 2) equally spaced angles, a Gaussian coordinate by
 four Gauss-Hermite nodes, and the average over all combinations is the expectation. The attention is the literal formula.
 
-Laws of x_1 are named as in `theory.zheng2024`.
+Distributions of x_1 are named as in `theory.zheng2024`.
 """
 
 from __future__ import annotations
@@ -21,43 +21,44 @@ from icl_lab.core.typing import Array
 CHUNK = 2**15
 
 
-def coordinate_nodes(law: str) -> tuple[Inexact[Array, "M"], Float[Array, "M"]]:
-    """Nodes and weights with the moments of one coordinate of unit scale up to order 6, for laws of independent coordinates.
+def coordinate_nodes(distribution: str) -> tuple[Inexact[Array, "M"], Float[Array, "M"]]:
+    """Nodes and weights with the moments of one coordinate of unit scale up to order 6, for distributions of independent
+    coordinates.
 
     Raises:
-      InvalidValueError: another law.
+      InvalidValueError: another distribution.
     """
-    if law == "gaussian":
+    if distribution == "gaussian":
         nodes, weights = np.polynomial.hermite_e.hermegauss(4)
         return nodes, weights / np.sum(weights)
-    if law == "complex_gaussian":
+    if distribution == "complex_gaussian":
         squares, weights = np.polynomial.laguerre.laggauss(2)
         turns = np.exp(0.5j * np.pi * np.arange(4))
         return np.outer(np.sqrt(squares), turns).ravel(), np.repeat(weights / 4, 4)
-    if law == "rademacher":
+    if distribution == "rademacher":
         return np.array([1.0, -1.0]), np.array([0.5, 0.5])
-    if law == "constant":
+    if distribution == "constant":
         return np.ones(1), np.ones(1)
-    if law == "skew":
+    if distribution == "skew":
         return np.array([2.0, -1.0]), np.array([1.0, 2.0]) / 3
-    raise InvalidValueError(f"`law` must have independent coordinates and be known; got {law!r}.")
+    raise InvalidValueError(f"`distribution` must have independent coordinates and be known; got {distribution!r}.")
 
 
-def start_nodes(law: str, dim: int, scale: float) -> tuple[Inexact[Array, "M d"], Float[Array, "M"]]:
+def start_nodes(distribution: str, dim: int, scale: float) -> tuple[Inexact[Array, "M d"], Float[Array, "M"]]:
     """Start vectors and weights whose average replaces the expectation over x_1.
 
-    A common phase of all coordinates does not change the squared error, so for laws with that symmetry, or with the sign's, the
-    first coordinate is kept positive.
+    A common phase of all coordinates does not change the squared error, so for distributions with that symmetry, or with the
+    sign's, the first coordinate is kept positive.
 
     Args:
-      law: its name.
+      distribution: its name.
       dim: d.
-      scale: of the law.
+      scale: of the distribution.
     """
-    if law == "sparse":
+    if distribution == "sparse":
         return scale * np.eye(dim), np.full(dim, 1 / dim)
-    nodes, weights = coordinate_nodes(law)
-    first = np.isreal(nodes) & (np.real(nodes) > 0) if law != "skew" else np.ones(len(nodes), bool)
+    nodes, weights = coordinate_nodes(distribution)
+    first = np.isreal(nodes) & (np.real(nodes) > 0) if distribution != "skew" else np.ones(len(nodes), bool)
     kept = weights[first] / np.sum(weights[first])
     points = itertools.product(scale * nodes[first], *[scale * nodes] * (dim - 1))
     shares = itertools.product(kept, *[weights] * (dim - 1))
@@ -69,23 +70,23 @@ def angle_count(length: int) -> int:
     return 3 * (length - 2) + 1
 
 
-def sequence_count(law: str, dim: int, length: int) -> int:
+def sequence_count(distribution: str, dim: int, length: int) -> int:
     """How many sequences `loss` averages over."""
-    return len(start_nodes(law, dim, 1.0)[0]) * angle_count(length) ** dim
+    return len(start_nodes(distribution, dim, 1.0)[0]) * angle_count(length) ** dim
 
 
 def sequences(
-    law: str, dim: int, length: int, scale: float, angles: int | None = None
+    distribution: str, dim: int, length: int, scale: float, angles: int | None = None
 ) -> Iterator[tuple[Complex[Array, "B T d"], Float[Array, "B"]]]:
     """Chunks of sequences x_1 .. x_T and their weights, which sum to one over all chunks.
 
     Args:
-      law, dim, scale: of x_1.
+      distribution, dim, scale: of x_1.
       length: T.
       angles: N for each phase; `angle_count(length)` if omitted.
     """
     count = angle_count(length) if angles is None else angles
-    points, weights = start_nodes(law, dim, scale)
+    points, weights = start_nodes(distribution, dim, scale)
     total = len(points) * count**dim
     for first in range(0, total, CHUNK):
         which = np.arange(first, min(first + CHUNK, total))
@@ -123,7 +124,7 @@ def predictions(
 def loss(
     w_pv: Inexact[Array, "d D"],
     w_kq: Inexact[Array, "D D"],
-    law: str,
+    distribution: str,
     length: int,
     scale: float,
     angles: int | None = None,
@@ -133,14 +134,14 @@ def loss(
     Args:
       w_pv: (d, 2d), from the attended token (x_i, x_{i-1}) to the answer.
       w_kq: (2d, 2d).
-      law, scale: of x_1.
+      distribution, scale: of x_1.
       length: T.
       angles: as in `sequences`.
 
     Source: icl_lab; the setting of arXiv 2405.16845.
     """
     total = 0.0
-    for states, weights in sequences(law, len(w_pv), length, scale, angles):
+    for states, weights in sequences(distribution, len(w_pv), length, scale, angles):
         errors = predictions(w_pv, w_kq, states) - states[:, 2:]
         total += float(np.sum(weights[:, None, None] * np.abs(errors) ** 2)) / 2
     return total
@@ -157,7 +158,7 @@ def live_blocks(
 def sampled_loss(
     w_pv: Inexact[Array, "d D"],
     w_kq: Inexact[Array, "D D"],
-    law: str,
+    distribution: str,
     length: int,
     scale: float,
     samples: int,
@@ -166,7 +167,7 @@ def sampled_loss(
     """`loss` by Monte Carlo, where an exact average would take too many sequences; the mean and its standard error.
 
     Args:
-      w_pv, w_kq, law, length, scale: as in `loss`.
+      w_pv, w_kq, distribution, length, scale: as in `loss`.
       samples: sequences, with random phases and start vectors drawn from the nodes of `start_nodes`.
       seed: of the draws.
     """
@@ -175,7 +176,7 @@ def sampled_loss(
     values = []
     for first in range(0, samples, CHUNK):
         size = min(CHUNK, samples - first)
-        start = draw_starts(law, dim, scale, size, rng)
+        start = draw_starts(distribution, dim, scale, size, rng)
         turns = np.exp(1j * rng.uniform(0, 2 * np.pi, (size, 1, dim)) * np.arange(length)[None, :, None])
         states = start[:, None, :] * turns
         values.append(np.sum(np.abs(predictions(w_pv, w_kq, states) - states[:, 2:]) ** 2, axis=(1, 2)) / 2)
@@ -183,9 +184,9 @@ def sampled_loss(
     return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / np.sqrt(samples))
 
 
-def draw_starts(law: str, dim: int, scale: float, samples: int, rng: np.random.Generator) -> Inexact[Array, "B d"]:
-    """Random start vectors with the moments of the law up to order 6; args as in `sampled_loss`."""
-    if law == "sparse":
+def draw_starts(distribution: str, dim: int, scale: float, samples: int, rng: np.random.Generator) -> Inexact[Array, "B d"]:
+    """Random start vectors with the moments of the distribution up to order 6; args as in `sampled_loss`."""
+    if distribution == "sparse":
         return scale * np.eye(dim)[rng.integers(dim, size=samples)]
-    nodes, weights = coordinate_nodes(law)
+    nodes, weights = coordinate_nodes(distribution)
     return scale * rng.choice(nodes, size=(samples, dim), p=weights)

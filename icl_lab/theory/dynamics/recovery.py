@@ -1,7 +1,8 @@
-r"""What the layer of arXiv 2405.16845 does on fresh sequences: its errors, ratios, and which start laws it can recover.
+r"""What the layer of arXiv 2405.16845 does on fresh sequences: its errors, ratios, and which start distributions it can
+recover.
 
 The layer is yhat_t = (s / (t-1)) sum_{i<t} x_{i+1} x_i^* x_t, s = a b: one gradient step on the sequence seen so far. Errors
-are expected squared errors E||yhat_t - x_{t+1}||^2 without a half. Laws of x_1 are named, and constants made, as in
+are expected squared errors E||yhat_t - x_{t+1}||^2 without a half. Distributions of x_1 are named, and constants made, as in
 `theory.zheng2024`.
 """
 
@@ -14,63 +15,63 @@ from icl_lab.core.typing import Array
 from icl_lab.theory.dynamics.zheng2024 import Constants, constants
 
 
-def squared_error(law: Constants, dim: int, product: float, position: int | float) -> float:
+def squared_error(distribution: Constants, dim: int, product: float, position: int | float) -> float:
     r"""The error at one position, d [m2 - 2 s kappa1 + s^2 (kappa2 + kappa3 / (t - 1))].
 
     Args:
-      law: constants of x_1 at test time.
+      distribution: constants of x_1 at test time.
       dim: d.
-      product: s = a b, trained on any law.
+      product: s = a b, trained on any distribution.
       position: t >= 2, `math.inf` allowed.
 
     Source: icl_lab; the loss of arXiv 2405.16845 at its Theorem 4.1.
     """
-    square = law.kappa2 + law.kappa3 / (position - 1)
-    return float(dim * (law.m2 - 2 * product * law.kappa1 + product**2 * square))
+    square = distribution.kappa2 + distribution.kappa3 / (position - 1)
+    return float(dim * (distribution.m2 - 2 * product * distribution.kappa1 + product**2 * square))
 
 
-def mean_ratio(law: str, product: float, scale: float) -> float:
+def mean_ratio(distribution: str, product: float, scale: float) -> float:
     """E[yhat_{t,j} / x_{t+1,j} | x_{1,j} != 0] = s E[|x_{1,j}|^2 | x_{1,j} != 0], at every position t.
 
     The terms of other coordinates carry their phases to a power t - i != 0 and average out.
 
     Args:
-      law: its name.
+      distribution: its name.
       product: s.
-      scale: of the law.
+      scale: of the distribution.
 
     Source: icl_lab; arXiv 2405.16845, Proposition 4.1 in the limit of long sequences.
     """
     # A sparse vector has one coordinate that is not zero, of size scale.
-    return float(product * constants(law, 1, scale).m2)
+    return float(product * constants(distribution, 1, scale).m2)
 
 
-def long_training_product(law: Constants) -> float:
+def long_training_product(distribution: Constants) -> float:
     """The limit of a b for training sequences of infinite length, kappa1 / kappa2."""
-    return law.kappa1 / law.kappa2
+    return distribution.kappa1 / distribution.kappa2
 
 
-def limiting_relative_error(law: Constants) -> float:
+def limiting_relative_error(distribution: Constants) -> float:
     """Error over E||x||^2 for infinitely long training and test sequences, 1 - kappa1^2 / (m2 kappa2).
 
-    It is zero exactly in the case of equality of Cauchy-Schwarz, x_{1,j}^2 in {0, kappa2 / kappa1}: the laws that the trained
-    layer recovers.
+    It is zero exactly in the case of equality of Cauchy-Schwarz, x_{1,j}^2 in {0, kappa2 / kappa1}: the distributions that
+    the trained layer recovers.
 
     Source: icl_lab; arXiv 2405.16845, Theorem 4.2.
     """
-    return 1 - law.kappa1**2 / (law.m2 * law.kappa2)
+    return 1 - distribution.kappa1**2 / (distribution.m2 * distribution.kappa2)
 
 
-def is_recovered(starts: Inexact[Array, "B d"], law: Constants) -> bool:
+def is_recovered(starts: Inexact[Array, "B d"], distribution: Constants) -> bool:
     """Whether every coordinate of the start vectors satisfies |x_{1,j}|^2 in {0, kappa2 / kappa1}.
 
     Args:
       starts: (B, d), draws of x_1.
-      law: their constants.
+      distribution: their constants.
 
     Source: arXiv 2405.16845, Theorem 4.2.
     """
-    squares = np.abs(starts) ** 2 * law.kappa1 / law.kappa2
+    squares = np.abs(starts) ** 2 * distribution.kappa1 / distribution.kappa2
     return bool(np.all(np.minimum(squares, np.abs(squares - 1)) < 1e-9))
 
 

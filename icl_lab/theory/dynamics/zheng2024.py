@@ -6,9 +6,9 @@ their Assumption 3.1: K = W_KQ_32 = a I and P = W_PV_12 = b I, so that
 
     yhat_t = (a b / (t - 1)) sum_{i<t} x_{i+1} x_i^* x_t.
 
-Laws of x_1 are named; `scale` is the standard deviation of a coordinate (Gaussian laws) or the size of a non-zero one:
-gaussian, sparse (uniform on the 2d vectors +-scale e_j), rademacher, constant (all ones times scale), complex_gaussian, and
-skew (independent coordinates 2 with probability 1/3, else -1, times scale: mean zero but no symmetry).
+Distributions of x_1 are named; `scale` is the standard deviation of a coordinate (Gaussian distributions) or the size of a
+non-zero one: gaussian, sparse (uniform on the 2d vectors +-scale e_j), rademacher, constant (all ones times scale),
+complex_gaussian, and skew (independent coordinates 2 with probability 1/3, else -1, times scale: mean zero but no symmetry).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class Constants(NamedTuple):
     kappa3: float
 
 
-SYMMETRIC_LAWS = ("gaussian", "sparse", "rademacher", "complex_gaussian")
-"""The laws of Assumption 4.1, whose moments of odd power in some coordinate vanish."""
-LAWS = (*SYMMETRIC_LAWS, "constant", "skew")
+SYMMETRIC_DISTRIBUTIONS = ("gaussian", "sparse", "rademacher", "complex_gaussian")
+"""The distributions of Assumption 4.1, whose moments of odd power in some coordinate vanish."""
+DISTRIBUTIONS = (*SYMMETRIC_DISTRIBUTIONS, "constant", "skew")
 
 
-def constants(law: str, dim: int, scale: float) -> Constants:
-    """The constants of a start law in closed form.
+def constants(distribution: str, dim: int, scale: float) -> Constants:
+    """The constants of a start distribution in closed form.
 
     Args:
-      law: one of `LAWS`.
+      distribution: one of `DISTRIBUTIONS`.
       dim: d.
       scale: see the module docstring.
 
     Raises:
-      InvalidValueError: an unknown law.
+      InvalidValueError: an unknown distribution.
 
     Source: arXiv 2405.16845, Theorem 4.1.
     """
@@ -63,9 +63,9 @@ def constants(law: str, dim: int, scale: float) -> Constants:
         "constant": (1.0, 1.0, 1.0, dim - 1.0),
         "skew": (2.0, 6.0, 22.0, 12.0 * (dim - 1)),
     }
-    if law not in table:
-        raise InvalidValueError(f"`law` must be one of {', '.join(LAWS)}; got {law!r}.")
-    m2, kappa1, kappa2, kappa3 = table[law]
+    if distribution not in table:
+        raise InvalidValueError(f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}; got {distribution!r}.")
+    m2, kappa1, kappa2, kappa3 = table[distribution]
     return Constants(m2 * scale**2, kappa1 * scale**4, kappa2 * scale**6, kappa3 * scale**6)
 
 
@@ -80,17 +80,17 @@ def mean_inverse_length(length: int) -> float:
     return float(np.mean(1 / np.arange(1, length - 1)))
 
 
-def curvature(law: Constants, length: int) -> float:
+def curvature(distribution: Constants, length: int) -> float:
     """kbar = kappa2 + kappa3 h_T: the loss per position and coordinate is (m2 - 2 s kappa1 + s^2 kbar) / 2.
 
     Args:
-      law: constants of x_1.
+      distribution: constants of x_1.
       length: T of the training sequences.
     """
-    return law.kappa2 + law.kappa3 * mean_inverse_length(length)
+    return distribution.kappa2 + distribution.kappa3 * mean_inverse_length(length)
 
 
-def limit_product(law: Constants, length: int) -> float:
+def limit_product(distribution: Constants, length: int) -> float:
     r"""The limit of a b.
 
     .. math:: s^* = \frac{\kappa_1}{\kappa_2 + \frac{\kappa_3}{T-2}\sum_{t=2}^{T-1}\frac{1}{t-1}}
@@ -99,12 +99,12 @@ def limit_product(law: Constants, length: int) -> float:
 
     Source: arXiv 2405.16845, Theorem 4.1.
     """
-    return law.kappa1 / curvature(law, length)
+    return distribution.kappa1 / curvature(distribution, length)
 
 
-def minimum_loss(law: Constants, dim: int, length: int) -> float:
+def minimum_loss(distribution: Constants, dim: int, length: int) -> float:
     """The loss at the limit, (d/2)(T-2)(m2 - kappa1 s*); args as `curvature`."""
-    return dim / 2 * (length - 2) * (law.m2 - law.kappa1 * limit_product(law, length))
+    return dim / 2 * (length - 2) * (distribution.m2 - distribution.kappa1 * limit_product(distribution, length))
 
 
 def check_start(a0: float, b0: float) -> None:
@@ -120,20 +120,21 @@ def check_start(a0: float, b0: float) -> None:
         )
 
 
-def check_law(law: str) -> None:
-    """Refuse a start law outside Assumption 4.1.
+def check_distribution(distribution: str) -> None:
+    """Refuse a start distribution outside Assumption 4.1.
 
     Raises:
-      AssumptionError: the law has moments of odd power that do not vanish.
+      AssumptionError: the distribution has moments of odd power that do not vanish.
     """
-    if law not in SYMMETRIC_LAWS:
+    if distribution not in SYMMETRIC_DISTRIBUTIONS:
         raise AssumptionError(
-            f"law = {law}: Assumption 4.1 of arXiv 2405.16845 wants every moment of odd power in some coordinate to vanish; "
-            f"the gradient off the diagonal is not zero otherwise. It holds for {', '.join(SYMMETRIC_LAWS)}."
+            f"distribution = {distribution}: Assumption 4.1 of arXiv 2405.16845 wants every moment of odd power in some "
+            f"coordinate to vanish; "
+            f"the gradient off the diagonal is not zero otherwise. It holds for {', '.join(SYMMETRIC_DISTRIBUTIONS)}."
         )
 
 
-def limit(law: Constants, length: int, a0: float, b0: float) -> tuple[float, float]:
+def limit(distribution: Constants, length: int, a0: float, b0: float) -> tuple[float, float]:
     r"""The limits of a and b under gradient flow from K = a0 I, P = b0 I.
 
     .. math:: a = \pm\sqrt{\tfrac12\left(c + \sqrt{c^2 + 4 s^{*2}}\right)},\quad b = s^*/a,\quad c = a_0^2 - b_0^2,
@@ -141,7 +142,7 @@ def limit(law: Constants, length: int, a0: float, b0: float) -> tuple[float, flo
     with the sign of a0 + b0.
 
     Args:
-      law, length: as `curvature`.
+      distribution, length: as `curvature`.
       a0, b0: the start.
 
     Raises:
@@ -150,7 +151,7 @@ def limit(law: Constants, length: int, a0: float, b0: float) -> tuple[float, flo
     Source: arXiv 2405.16845, Theorem 4.1 for the product; icl_lab for the factors.
     """
     check_start(a0, b0)
-    product, gap = limit_product(law, length), a0**2 - b0**2
+    product, gap = limit_product(distribution, length), a0**2 - b0**2
     radius = np.hypot(gap, 2 * product)
     # The larger square root first: the difference of the other would cancel.
     large = np.sqrt((abs(gap) + radius) / 2)
@@ -159,24 +160,24 @@ def limit(law: Constants, length: int, a0: float, b0: float) -> tuple[float, flo
     return float(sign * a), float(sign * b)
 
 
-def velocity(law: Constants, length: int, a: float, b: float) -> tuple[float, float]:
+def velocity(distribution: Constants, length: int, a: float, b: float) -> tuple[float, float]:
     """(da/dt, db/dt) = (-b g, -a g), g = (T-2)(a b kbar - kappa1), of the flow of the matrix entries.
 
     Args as `limit`.
 
     Source: arXiv 2405.16845, proof of Theorem 4.1.
     """
-    pull = (length - 2) * (a * b * curvature(law, length) - law.kappa1)
+    pull = (length - 2) * (a * b * curvature(distribution, length) - distribution.kappa1)
     return -b * pull, -a * pull
 
 
 def flow(
-    law: Constants, length: int, a0: float, b0: float, times: Float[Array, "S"]
+    distribution: Constants, length: int, a0: float, b0: float, times: Float[Array, "S"]
 ) -> tuple[Float[Array, "S"], Float[Array, "S"]]:
     """a and b at increasing times t >= 0, to about 1e-11; args as `limit`."""
     times = np.asarray(times, dtype=np.float64)
     solution = scipy.integrate.solve_ivp(
-        lambda _, state: velocity(law, length, *state),
+        lambda _, state: velocity(distribution, length, *state),
         (0.0, float(times[-1])),
         [a0, b0],
         method="DOP853",
@@ -187,43 +188,45 @@ def flow(
     return solution.y[0], solution.y[1]
 
 
-def time_to_reach(law: Constants, length: int, a0: float, b0: float, product: float) -> float:
+def time_to_reach(distribution: Constants, length: int, a0: float, b0: float, product: float) -> float:
     r"""The time at which a b has come from a0 b0 to `product`, from the separated scalar equation.
 
     .. math:: t = \int_{a_0 b_0}^{s} \frac{ds}{\sqrt{c^2 + 4 s^2}\,(T-2)\,(\kappa_1 - \bar\kappa s)}
 
     Args:
-      law, length, a0, b0: as `limit`.
+      distribution, length, a0, b0: as `limit`.
       product: between a0 b0 and the limit, which it must not reach.
 
     Source: arXiv 2405.16845, proof of Theorem 4.1.
     """
-    gap, pull = a0**2 - b0**2, curvature(law, length)
+    gap, pull = a0**2 - b0**2, curvature(distribution, length)
 
     def slowness(s: float) -> float:
-        return 1 / (np.hypot(gap, 2 * s) * (length - 2) * (law.kappa1 - pull * s))
+        return 1 / (np.hypot(gap, 2 * s) * (length - 2) * (distribution.kappa1 - pull * s))
 
     return float(scipy.integrate.quad(slowness, a0 * b0, product, epsabs=0.0, epsrel=1e-11, limit=200)[0])
 
 
-def final_rate(law: Constants, length: int, a0: float, b0: float) -> float:
+def final_rate(distribution: Constants, length: int, a0: float, b0: float) -> float:
     """The exponential rate at which a b approaches its limit, (T-2) kbar sqrt(c^2 + 4 s*^2); args as `limit`."""
-    return float((length - 2) * curvature(law, length) * np.hypot(a0**2 - b0**2, 2 * limit_product(law, length)))
+    return float(
+        (length - 2) * curvature(distribution, length) * np.hypot(a0**2 - b0**2, 2 * limit_product(distribution, length))
+    )
 
 
 def descent(
-    law: Constants, length: int, a0: float, b0: float, step_size: float, steps: int
+    distribution: Constants, length: int, a0: float, b0: float, step_size: float, steps: int
 ) -> tuple[Float[Array, "K"], Float[Array, "K"]]:
     """a and b along plain gradient descent of the population loss, the start included.
 
     Args:
-      law, length, a0, b0: as `limit`.
+      distribution, length, a0, b0: as `limit`.
       step_size, steps: of the descent on the matrix entries.
     """
     path = [(a0, b0)]
     for _ in range(steps):
         a, b = path[-1]
-        da, db = velocity(law, length, a, b)
+        da, db = velocity(distribution, length, a, b)
         path.append((a + step_size * da, b + step_size * db))
     a, b = np.array(path).T
     return a, b

@@ -1,7 +1,8 @@
 """The linear layer's limit under the covariate shifts of arXiv 2306.09927, Section 5: the exact lines beside the transformers.
 
-Training and test laws as in that experiment: inputs N(0, I) ("fixed"), or N(0, diag(lambda)) with exponential lambda_i drawn
-for each prompt ("random"), of mean 1 in training and of mean c at test time. Tasks are N(0, I), labels noiseless.
+Training and test distributions as in that experiment: inputs N(0, I) ("fixed"), or N(0, diag(lambda)) with exponential
+lambda_i drawn for each prompt ("random"), of mean 1 in training and of mean c at test time. Tasks are N(0, I), labels
+noiseless.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ def risk_per_coordinate(trained: str, tested: str, scale: float, dim: int, conte
       length: M of the test.
 
     Raises:
-      InvalidValueError: an unknown law.
+      InvalidValueError: an unknown distribution.
 
     Source: arXiv 2306.09927, Theorem 4.1 (fixed) and Theorem 4.5 (random) for the limits.
     """
     for name in (trained, tested):
         if name not in ("fixed", "random"):
-            raise InvalidValueError(f"a covariate law is fixed or random; got {name!r}.")
+            raise InvalidValueError(f"a covariate distribution is fixed or random; got {name!r}.")
     identity = np.eye(dim)
     if trained == "fixed":
         step = float(lsa.optimal_preconditioner(identity, identity, 0.0, context_length)[0, 0])

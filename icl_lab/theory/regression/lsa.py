@@ -99,7 +99,7 @@ def risk(
     length: int | float,
     query_moment: Float[Array, "d d"] | None = None,
 ) -> float:
-    r"""Excess risk of any bilinear predictor on any Gaussian test law, which need not be the training law.
+    r"""Excess risk of any bilinear predictor on any Gaussian test distribution, which need not be the training distribution.
 
     .. math:: \operatorname{tr}(\Lambda_q\Omega') - 2\operatorname{tr}(\Lambda_q B \Lambda' \Omega')
               + \operatorname{tr}(\Lambda_q B C'_M B^\top)
@@ -111,7 +111,7 @@ def risk(
       noise_variance: s2' of the context labels.
       length: M >= 1, `math.inf` allowed.
       query_moment: (d, d), second moment E[x_q x_q^T] of the query (not its covariance, if its mean is not zero); None:
-        the query has the law of the context inputs.
+        the query has the distribution of the context inputs.
 
     Returns:
       E(yhat - w.x_q)^2.
@@ -144,7 +144,7 @@ def gaussian_parameters(task: LinearRegression) -> tuple[Float[Array, "d d"], Fl
     if not isinstance(task.covariates, Gaussian):
         raise UnsupportedProblemError(
             f"The closed form needs Gaussian inputs with a fixed covariance; the task draws them from "
-            f"{type(task.covariates).__name__}. Use `objectives.population`, which samples the moments of any law."
+            f"{type(task.covariates).__name__}. Use `objectives.population`, which samples the moments of any distribution."
         )
     return (
         np.asarray(task.covariance, dtype=np.float64),

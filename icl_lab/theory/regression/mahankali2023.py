@@ -5,7 +5,7 @@ Conventions of the paper: the attention sum is neither divided by n nor contains
     yhat = eta sum_i y_i x_q^T Sigma^{-1} x_i          (isotropic inputs: Sigma = I)
 
 With the mean convention of the rest of the lab the preconditioner is n eta Sigma^{-1} and the in-context step size is n eta.
-Inputs are N(0, Sigma), tasks N(0, Sigma^{-1}), so y has the same law for every Sigma and so has eta:
+Inputs are N(0, Sigma), tasks N(0, Sigma^{-1}), so y has the same distribution for every Sigma and so has eta:
 
     eta = E[b^T w_ridge] / E[b^T Sigma^{-1} b] = 1 / (n + d + 1 + s2),     b = sum_i y_i x_i,
 

@@ -1,7 +1,8 @@
-r"""One layer of linear attention on nonlinear responses: the best step size, its risk, and the risk under any label law.
+r"""One layer of linear attention on nonlinear responses: the best step size, its risk, and the risk under any label
+distribution.
 
 Setting of Mahankali, Hashimoto, Ma (arXiv 2307.03576), Theorem 3: x ~ N(0, I_d), y_i = f(x_i) + noise of variance s2, f
-drawn from a family whose law is invariant under rotations of x and under f -> -f. Writing m_f = E_x[x f(x)],
+drawn from a family whose distribution is invariant under rotations of x and under f -> -f. Writing m_f = E_x[x f(x)],
 
     eta = E|m_f|^2 / ( E f^2 |x|^2 + s2 d + (n - 1) E|m_f|^2 )
 
@@ -51,7 +52,8 @@ def bilinear_risk(
     minimum_error: float,
     length: int | float,
 ) -> float:
-    r"""Risk of yhat = x_q^T B (1/M) sum_i y_i x_i for any law of (x, y), examples and query independent and of that law.
+    r"""Risk of yhat = x_q^T B (1/M) sum_i y_i x_i for any distribution of (x, y), examples and query independent and of that
+    distribution.
 
     .. math:: \min_w E(w \cdot x - y)^2 + (Bm - a)^\top \Lambda (Bm - a) + \tfrac1M \operatorname{tr}(\Lambda B \Sigma B^\top)
 
@@ -68,7 +70,7 @@ def bilinear_risk(
     return float(minimum_error + miss @ covariance @ miss + variance)
 
 
-def rectified_law(
+def rectified_distribution(
     covariance: Float[Array, "d d"], direction: Float[Array, "d"], noise_variance: float
 ) -> tuple[Float[Array, "d"], Float[Array, "d d"], float]:
     """What `bilinear_risk` needs to know of y = max(w.x, 0) + noise and the target max(w.x_q, 0), x ~ N(0, Lambda).

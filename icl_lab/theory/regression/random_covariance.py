@@ -1,8 +1,8 @@
 r"""Training on prompts whose input covariance is itself random, drawn once a prompt: Zhang, Frei, Bartlett (arXiv 2306.09927).
 
-Setting: Lambda from a law of finite support, x | Lambda ~ N(0, Lambda), w ~ N(0, I) and no noise unless said otherwise, N
-examples, the clock of the half loss. Structured weights have a corner u of W_PV, an input block U of W_KQ, and nothing else.
-For each covariance Gamma = (1 + 1/N) Lambda + (tr Lambda / N) I.
+Setting: Lambda from a distribution of finite support, x | Lambda ~ N(0, Lambda), w ~ N(0, I) and no noise unless said
+otherwise, N examples, the clock of the half loss. Structured weights have a corner u of W_PV, an input block U of W_KQ, and
+nothing else. For each covariance Gamma = (1 + 1/N) Lambda + (tr Lambda / N) I.
 
 Diagonal covariances have independent eigenvalues lambda_i, given by (d, m) tables of values and probabilities.
 """
@@ -53,7 +53,7 @@ def velocity(
 
 
 class DiagonalMoments(NamedTuple):
-    """Moments of a diagonal law that decide the flow of structured weights.
+    """Moments of a diagonal distribution that decide the flow of structured weights.
 
     Attributes:
       gamma: (d,), E[(1 + 1/N) lambda_i^3 + lambda_i^2 tr(Lambda) / N].
@@ -69,7 +69,7 @@ class DiagonalMoments(NamedTuple):
 def diagonal_moments(
     values: Float[Array, "d m"], probabilities: Float[Array, "d m"], context_length: int | float
 ) -> DiagonalMoments:
-    """The moments of independent eigenvalues, from their first three, without enumerating the joint law.
+    """The moments of independent eigenvalues, from their first three, without enumerating the joint distribution.
 
     Args:
       values: (d, m), lambda_i in row i.
@@ -202,7 +202,7 @@ def pl_constant(
 
 
 def _start_constants(values, probabilities, context_length, theta) -> tuple[float, float]:
-    """||E[Lambda] Theta||_F^2 and E[||Gamma|| ||Lambda||_F^2], the second over the joint law of the eigenvalues."""
+    """||E[Lambda] Theta||_F^2 and E[||Gamma|| ||Lambda||_F^2], the second over the joint distribution of the eigenvalues."""
     mean = np.sum(probabilities * values, axis=1)
     size = 0.0
     for index in itertools.product(range(values.shape[1]), repeat=len(values)):
@@ -249,7 +249,7 @@ def optimal_preconditioner(
     noise_variance: float,
     context_length: int,
 ) -> Float[Array, "d d"]:
-    r"""The best preconditioner for any law of covariances, which need not commute.
+    r"""The best preconditioner for any distribution of covariances, which need not commute.
 
     .. math:: E[C_N \otimes \Lambda]\operatorname{vec}B = \operatorname{vec}E[\Lambda\Omega\Lambda]
 

@@ -94,7 +94,7 @@ def late_rates(*problem) -> LateRates:
 
 
 def origin_spectrum(covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"]) -> Float[Array, "(d+1)**2"]:
-    """Eigenvalues, ascending, of the Hessian at zero in the live entries p = (p1, p2) and K = (K1, k2).
+    """Eigenvalues, ascending, of the Hessian at zero in the active entries p = (p1, p2) and K = (K1, k2).
 
     They are -||D||_F and ||D||_F (p2 with K1 along D), plus and minus each singular value of D (p1 with k2), and otherwise 0.
     """

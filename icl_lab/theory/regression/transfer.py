@@ -1,7 +1,7 @@
-r"""What a trained layer makes of prompts from another law: Theorem 4.2 of Zhang, Frei, Bartlett (arXiv 2306.09927).
+r"""What a trained layer makes of prompts from another distribution: Theorem 4.2 of Zhang, Frei, Bartlett (arXiv 2306.09927).
 
-Training: x ~ N(0, Lambda), w ~ N(0, I), no noise, length N, preconditioner Gamma^{-1}. Test: length M, and any law of (x, y)
-with x ~ N(0, Lambda). Errors are mean squared errors against the label of the query itself, without a factor 1/2.
+Training: x ~ N(0, Lambda), w ~ N(0, I), no noise, length N, preconditioner Gamma^{-1}. Test: length M, and any distribution
+of (x, y) with x ~ N(0, Lambda). Errors are mean squared errors against the label of the query itself, without a factor 1/2.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from icl_lab.core.typing import Array
 from icl_lab.theory.regression import zhang2023
 
 
-class LabelLaw(NamedTuple):
-    """Second-order facts about a law of (x, y).
+class LabelDistribution(NamedTuple):
+    """Second-order facts about a distribution of (x, y).
 
     Attributes:
       slope: (d,), a = Lambda^{-1} E[x y], the best linear predictor without intercept.
@@ -44,10 +44,10 @@ LABELS = tuple(_LINK_MOMENTS)
 """Label functions g with closed moments: s, max(s, 0), sign(s), s^3, s^2, 1."""
 
 
-def single_index_law(
+def single_index_distribution(
     label: str, vector: Float[Array, "d"], covariance: Float[Array, "d d"], noise_variance: float = 0.0
-) -> LabelLaw:
-    r"""The law of y = g(w.x) + noise, x ~ N(0, Lambda).
+) -> LabelDistribution:
+    r"""The distribution of y = g(w.x) + noise, x ~ N(0, Lambda).
 
     With :math:`r^2 = w^\top\Lambda w` and :math:`z \sim N(0, 1)`,
 
@@ -72,15 +72,17 @@ def single_index_law(
         raise InvalidValueError("`vector` must not be zero: the index w.x would be constant.")
     second, fourth, correlation = _LINK_MOMENTS[label](length)
     image = covariance @ vector / length
-    return LabelLaw(
+    return LabelDistribution(
         slope=correlation / length * vector,
         product_covariance=(second + noise_variance) * covariance + (fourth - second - correlation**2) * np.outer(image, image),
         minimum=second - correlation**2 + noise_variance,
     )
 
 
-def error(covariance: Float[Array, "d d"], context_length: int | float, test_length: int | float, law: LabelLaw) -> float:
-    r"""Mean squared error of the trained layer on prompts of any law of labels.
+def error(
+    covariance: Float[Array, "d d"], context_length: int | float, test_length: int | float, distribution: LabelDistribution
+) -> float:
+    r"""Mean squared error of the trained layer on prompts of any distribution of labels.
 
     .. math:: E(\hat y - y_q)^2 = \min_w E(w \cdot x_q - y_q)^2 + \tfrac1M \operatorname{tr}[\Sigma\Gamma^{-2}\Lambda]
               + \tfrac1{N^2}\left[a^\top\Gamma^{-2}\Lambda^3 a + 2\operatorname{tr}(\Lambda)\,a^\top\Gamma^{-2}\Lambda^2 a
@@ -90,7 +92,7 @@ def error(covariance: Float[Array, "d d"], context_length: int | float, test_len
       covariance: (d, d), Lambda of training and test.
       context_length: N of the training prompts.
       test_length: M of the test prompts, `math.inf` allowed.
-      law: slope a, covariance Sigma and minimum of the labels' law.
+      distribution: slope a, covariance Sigma and minimum of the labels' distribution.
 
     Returns:
       E(yhat - y_q)^2, y_q being the query's own, possibly noisy label.
@@ -99,9 +101,11 @@ def error(covariance: Float[Array, "d d"], context_length: int | float, test_len
     """
     inverse_square = np.linalg.matrix_power(np.linalg.inv(zhang2023.gamma(covariance, context_length)), 2)
     trace = np.trace(covariance)
-    t1, t2, t3 = (law.slope @ inverse_square @ np.linalg.matrix_power(covariance, k) @ law.slope for k in (1, 2, 3))
-    variance = np.trace(law.product_covariance @ inverse_square @ covariance) / test_length
-    return float(law.minimum + variance + (t3 + 2 * trace * t2 + trace**2 * t1) / context_length**2)
+    t1, t2, t3 = (
+        distribution.slope @ inverse_square @ np.linalg.matrix_power(covariance, k) @ distribution.slope for k in (1, 2, 3)
+    )
+    variance = np.trace(distribution.product_covariance @ inverse_square @ covariance) / test_length
+    return float(distribution.minimum + variance + (t3 + 2 * trace * t2 + trace**2 * t1) / context_length**2)
 
 
 def residual_bound(covariance: Float[Array, "d d"], context_length: int) -> float:

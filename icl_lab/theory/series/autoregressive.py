@@ -1,4 +1,4 @@
-r"""AR(p) series: moments by several routes, the uniform law of coefficients, in-context least squares, Bayes.
+r"""AR(p) series: moments by several routes, the uniform distribution of coefficients, in-context least squares, Bayes.
 
 x_t = rho_1 x_{t-1} + .. + rho_p x_{t-p} + eps_t, eps_t ~ N(0, sigma^2), `coefficients` = (rho_1, .., rho_p).
 """
@@ -120,7 +120,7 @@ def least_squares_excess(order: int, length: int, noise_variance: float) -> floa
 def conditioned_mean(
     inputs: Float[Array, "N d"], labels: Float[Array, "N k"], noise_variance: float, prior_variance: float
 ) -> Float[Array, "k d"]:
-    r"""E[W | data] by conditioning a joint Gaussian law, entries of W i.i.d. N(0, tau^2), y = W x + N(0, sigma^2 I).
+    r"""E[W | data] by conditioning a joint Gaussian distribution, entries of W i.i.d. N(0, tau^2), y = W x + N(0, sigma^2 I).
 
     Given the inputs the labels have covariance K = tau^2 X X^T + sigma^2 I and covariance tau^2 X with W's rows. That the
     inputs are past labels does not matter: the likelihood is the same function of W.

@@ -134,7 +134,7 @@ class BestLayer:
 
 @runtime_checkable
 class LayerMoments(Protocol):
-    """What `best_layer` reads of the moments of a law of series, attributes as in `FeatureMoments`."""
+    """What `best_layer` reads of the moments of a distribution of series, attributes as in `FeatureMoments`."""
 
     @property
     def gram(self) -> Float[Array, "F F"]:
@@ -165,7 +165,7 @@ def best_layer(
     from many directions.
 
     Args:
-      moments: of the series, or averaged over a law of series.
+      moments: of the series, or averaged over a distribution of series.
       order: p.
       filters: directions of pi to start from, for p > 1, besides random ones.
       starts: how many random directions.

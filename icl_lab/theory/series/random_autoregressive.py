@@ -118,7 +118,7 @@ def coefficient_rule(order: int, bound: float, nodes: int | None = None) -> tupl
 def random_feature_moments(
     order: int, length: int, bound: float, noise_variance: float = 1.0, nodes: int | None = None
 ) -> FeatureMoments:
-    """`feature_moments` averaged over the uniform law of coefficients.
+    """`feature_moments` averaged over the uniform distribution of coefficients.
 
     Args:
       order: p, 1 or 2.

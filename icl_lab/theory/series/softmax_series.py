@@ -109,7 +109,8 @@ def saturation(scale: float, explained: float) -> float:
     r"""The logarithm of the context length beyond which `scaled_gap` is the gap: 16 a / (1 - 2a), a = v / C^2.
 
     Queries of z standard deviations have weights whose variance is e^{a z^2} times the mean's; those up to four standard
-    deviations of the law that the average gives weight to, 1 - 2a times the prior precision, must be resolved by N columns.
+    deviations of the distribution that the average gives weight to, 1 - 2a times the prior precision, must be resolved by N
+    columns.
     """
     share = explained / scale**2
     return 16 * share / (1 - 2 * share) if 2 * share < 1 else np.inf
@@ -119,6 +120,6 @@ def check_scale(scale: float, explained: float) -> None:
     """Raise `AssumptionError` unless C^2 > 2 v."""
     if not scale**2 > 2 * explained:
         raise AssumptionError(
-            f"`C` = {scale:g} is too small: the 1/N law of the softmax head needs C^2 > 2 V/sigma^2 = {2 * explained:.6g}, "
+            f"`C` = {scale:g} is too small: the 1/N rule of the softmax head needs C^2 > 2 V/sigma^2 = {2 * explained:.6g}, "
             "because its weights have infinite variance otherwise. Take a larger C."
         )

@@ -235,13 +235,13 @@ def context_share(rho: Sequence[float] | Float[Array, "p"], context_length: int)
     return float(psi[1:] @ psi[1:] / variance) if variance > 0 else 1.0
 
 
-def innovation_moments(law: str) -> tuple[float, float]:
-    """m_4 and m_6 of a symmetric law of variance one.
+def innovation_moments(distribution: str) -> tuple[float, float]:
+    """m_4 and m_6 of a symmetric distribution of variance one.
 
     Args:
-      law: "gaussian", "uniform", "laplace" or "rademacher".
+      distribution: "gaussian", "uniform", "laplace" or "rademacher".
     """
-    return {"gaussian": (3.0, 15.0), "uniform": (9 / 5, 27 / 7), "laplace": (6.0, 90.0), "rademacher": (1.0, 1.0)}[law]
+    return {"gaussian": (3.0, 15.0), "uniform": (9 / 5, 27 / 7), "laplace": (6.0, 90.0), "rademacher": (1.0, 1.0)}[distribution]
 
 
 def innovation_gap(
@@ -251,7 +251,7 @@ def innovation_gap(
     fourth: float = 3.0,
     sixth: float = 15.0,
 ) -> float:
-    r"""The gap of the unscaled `innovation_weights`, exactly, for innovations of any symmetric law.
+    r"""The gap of the unscaled `innovation_weights`, exactly, for innovations of any symmetric distribution.
 
     .. math:: V\left[\frac{m_4 - 1}{N} + q\,\frac{m_6 - 3m_4 + 2}{N^2}\right]
 

@@ -1,4 +1,4 @@
-"""Condensed prompts against whole ones: the law of their Gram matrices, and every number of the comparison."""
+"""Condensed prompts against whole ones: the distribution of their Gram matrices, and every number of the comparison."""
 
 import equinox as eqx
 import jax
@@ -19,16 +19,16 @@ def task():
 
 
 def test_rows_stand_for_the_examples_of_every_length(task, key):
-    law = Condensed(task, LENGTHS)
+    distribution = Condensed(task, LENGTHS)
     # 3 examples, 5 more by 4 rows, and 32 more by 4.
-    assert law.rows == (3, 7, 11)
-    assert law.sample(key).inputs.shape == (11, 3)
+    assert distribution.rows == (3, 7, 11)
+    assert distribution.sample(key).inputs.shape == (11, 3)
 
 
-def test_gram_matrices_have_the_moments_of_the_wishart_law(task, key):
-    law, count = Condensed(task, LENGTHS), 20_000
-    prompts = jax.jit(lambda key: law.sample_batch(key, count))(key)
-    for rows, n in zip(law.rows, LENGTHS, strict=True):
+def test_gram_matrices_have_the_moments_of_the_wishart_distribution(task, key):
+    distribution, count = Condensed(task, LENGTHS), 20_000
+    prompts = jax.jit(lambda key: distribution.sample_batch(key, count))(key)
+    for rows, n in zip(distribution.rows, LENGTHS, strict=True):
         inputs, labels = np.asarray(prompts.inputs)[:, :rows], np.asarray(prompts.labels)[:, :rows, 0]
         gram = np.einsum("bni,bnj->bij", inputs, inputs)
         # E S = n Lambda; Var S_ij = n (L_ij^2 + L_ii L_jj); a sample variance of these is known to a few percent.
@@ -47,12 +47,14 @@ def test_every_number_of_the_comparison_is_that_of_whole_prompts(task, query_in_
     model = models.LinearSelfAttention(query_in_sum=query_in_sum)
     trained = eqx.Partial(lambda model, weights, prompt: model(weights, prompt), model, models.initializers.zhang(3, 1.2))
     step, preconditioner = comparison.best_linear_steps(task, key, 100)
-    others, law = comparison.predictors(task, step, preconditioner, None), Condensed(task, LENGTHS)
+    others, distribution = comparison.predictors(task, step, preconditioner, None), Condensed(task, LENGTHS)
     keys, prompts = jax.random.split(key), 20_000
     whole = measure(task, [trained], others, LENGTHS, keys[0], prompts, sequence=False)[0]
-    short = law.predictors({"model": trained})["model"]
-    few = measure(law, [short], law.predictors(others), law.rows, keys[1], prompts, sequence=False)[0]
-    for rows, n in zip(law.rows, LENGTHS, strict=True):
+    short = distribution.predictors({"model": trained})["model"]
+    few = measure(distribution, [short], distribution.predictors(others), distribution.rows, keys[1], prompts, sequence=False)[
+        0
+    ]
+    for rows, n in zip(distribution.rows, LENGTHS, strict=True):
         for name, numbers in whole[n].items():
             found = few[rows][name]
             for value, error in (("risk", "standard_error"), ("prediction_distance", "prediction_distance_error")):

@@ -29,7 +29,7 @@ def test_at_that_number_of_prompts_half_of_the_samples_tell(draw, rng):
     assert not count.at_least
     number = round(count.prompts)
     assert number == pytest.approx((SIGMAS / (0.5 if draw(rng, (1000,)).min() < 0 else 1 / np.sqrt(2))) ** 2, rel=0.05)
-    # The mean of a skewed law is above its median; its share is a little below a half.
+    # The mean of a skewed distribution is above its median; its share is a little below a half.
     assert 0.4 < told(draw, rng, number) < 0.56
     assert told(draw, rng, 4 * number) > 0.99
     assert told(draw, rng, number // 4) < 0.06

@@ -65,13 +65,13 @@ def test_a_risk_with_the_wrong_query_moment_is_caught(monkeypatch):
 
 
 def test_a_second_moment_in_place_of_a_covariance_is_caught(monkeypatch):
-    right = nonlinear.rectified_law
+    right = nonlinear.rectified_distribution
 
     def uncentred(lam, w, s2):
         best, spread, error = right(lam, w, s2)
         return best, spread + (lam @ best)[:, None] * (lam @ best)[None, :] * 4, error
 
-    monkeypatch.setattr(nonlinear, "rectified_law", uncentred)
+    monkeypatch.setattr(nonlinear, "rectified_distribution", uncentred)
     assert failed_checks(run("lab.risk-shift", samples=100_000)) == {"risk_rectified_labels"}
 
 

@@ -12,7 +12,7 @@ from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 
-SIZE = {"d": 3, "k": 2, "N": 5, "law": "uniform", "sigma": 1.3, "seed": 7}
+SIZE = {"d": 3, "k": 2, "N": 5, "distribution": "uniform", "sigma": 1.3, "seed": 7}
 PLAIN = {name: value for name, value in SIZE.items() if name != "k"}
 SETTINGS = {
     "vonoswald2022.prop1": SIZE,

@@ -11,9 +11,9 @@ pytestmark = pytest.mark.claims
 
 SETTINGS = {
     "vonoswald2022.lsa1.optimum": {"d": 2, "N": 4, "sigma": 1.0, "starts": 1, "seed": 3},
-    "vonoswald2022.lsa1.heads": {"d": 2, "N": 4, "law": "gaussian", "sigma": 0.7, "starts": 3, "seed": 1},
+    "vonoswald2022.lsa1.heads": {"d": 2, "N": 4, "distribution": "gaussian", "sigma": 0.7, "starts": 3, "seed": 1},
     "vonoswald2022.lsa1.spurious": {"starts": 8, "seed": 2},
-    "vonoswald2022.lsa1.saddle": {"d": 2, "N": 3, "law": "gaussian", "sigma": 0.7, "seed": 1},
+    "vonoswald2022.lsa1.saddle": {"d": 2, "N": 3, "distribution": "gaussian", "sigma": 0.7, "seed": 1},
 }
 SLOW = {
     "vonoswald2022.plateau": {"d": 4, "N": 6, "sigma": 1.0, "starts": 3, "seed": 1},

@@ -11,33 +11,35 @@ from tests.claims.claim_runs import failed_checks, run_claim
 pytestmark = pytest.mark.claims
 
 CENTRED = {"d": 3, "N": 4, "samples": 20_000, "seed": 1}
-HEADS = {"d": 3, "N": 4, "law": "gaussian", "sigma": 0.7, "samples": 4_000, "seed": 2}
-SINE = {"N": 3, "law": "published", "sigma": 2.0, "samples": 50_000, "seed": 3}
+HEADS = {"d": 3, "N": 4, "distribution": "gaussian", "sigma": 0.7, "samples": 4_000, "seed": 2}
+SINE = {"N": 3, "distribution": "published", "sigma": 2.0, "samples": 50_000, "seed": 3}
 
 
 def failed(id, settings):
     return failed_checks(run_claim(id, settings))
 
 
-@pytest.mark.parametrize("law", ["gaussian", "uniform"])
-def test_centred_descent(law):
-    assert failed("vonoswald2022.softmax.centred", CENTRED | {"law": law}) == set()
+@pytest.mark.parametrize("distribution", ["gaussian", "uniform"])
+def test_centred_descent(distribution):
+    assert failed("vonoswald2022.softmax.centred", CENTRED | {"distribution": distribution}) == set()
 
 
-@pytest.mark.parametrize("settings", [SINE, SINE | {"law": "independent"}, {"N": 1, "a": [1.0, 2.0], "rho": [0.0, 1.0]}])
+@pytest.mark.parametrize(
+    "settings", [SINE, SINE | {"distribution": "independent"}, {"N": 1, "a": [1.0, 2.0], "rho": [0.0, 1.0]}]
+)
 def test_sine_waves(settings):
     assert failed("vonoswald2022.sine.refs", settings) == set()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [HEADS, HEADS | {"law": "uniform", "d": 2, "N": 6}])
+@pytest.mark.parametrize("settings", [HEADS, HEADS | {"distribution": "uniform", "d": 2, "N": 6}])
 def test_scalar_heads(settings):
     assert failed("vonoswald2022.softmax.heads", settings) == set()
 
 
 def test_a_limit_that_is_plain_descent_is_caught(monkeypatch):
     monkeypatch.setattr(softmax_heads, "spread", lambda d, N, kurtosis: N + d + kurtosis - 2)
-    assert {"eta_c", "L_c", "L_c_over_L"} <= failed("vonoswald2022.softmax.centred", CENTRED | {"law": "uniform"})
+    assert {"eta_c", "L_c", "L_c_over_L"} <= failed("vonoswald2022.softmax.centred", CENTRED | {"distribution": "uniform"})
 
 
 @pytest.mark.slow
@@ -76,5 +78,5 @@ def test_an_interval_in_the_wrong_order_is_refused():
 
 @pytest.mark.slow
 def test_layer_norm():
-    settings = {"d": 2, "N": 5, "law": "gaussian", "sigma": 0.3, "starts": 1, "steps": 400, "seed": 3}
+    settings = {"d": 2, "N": 5, "distribution": "gaussian", "sigma": 0.3, "starts": 1, "steps": 400, "seed": 3}
     assert failed("vonoswald2022.layernorm", settings) == set()

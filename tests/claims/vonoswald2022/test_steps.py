@@ -12,7 +12,7 @@ pytestmark = pytest.mark.claims
 SETTINGS = {
     "layers.moments.gauss": {"d": 3, "N": 4, "order": 5, "samples": 20_000},
     "layers.moments.iid": {"d": 3, "N": 4, "order": 4, "samples": 20_000, "seed": 2},
-    "layers.moments.rule": {"d": 3, "N": 4, "r": 4, "law": "uniform"},
+    "layers.moments.rule": {"d": 3, "N": 4, "r": 4, "distribution": "uniform"},
     "vonoswald2022.eta1": {"d": 3, "N": 4, "noise": 0.3, "om2": 2.0, "samples": 5_000},
     "vonoswald2022.eta1.aniso": {"d": 3, "N": 4, "samples": 10_000},
     "vonoswald2022.ood.input": {"d": 3, "N": 4, "alpha": 0.7, "samples": 5_000},

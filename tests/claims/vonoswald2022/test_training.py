@@ -8,8 +8,8 @@ from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 
-SEGMENTS = {"d": 2, "N": 3, "law": "gaussian", "sigma": 0.7, "seed": 2}
-METRICS = {"d": 2, "N": 4, "law": "gaussian", "sigma": 0.7, "samples": 2_000, "seed": 2}
+SEGMENTS = {"d": 2, "N": 3, "distribution": "gaussian", "sigma": 0.7, "seed": 2}
+METRICS = {"d": 2, "N": 4, "distribution": "gaussian", "sigma": 0.7, "samples": 2_000, "seed": 2}
 
 
 def failed(id, settings):

@@ -10,22 +10,22 @@ from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 
-LAW = {
+DISTRIBUTION = {
     "d": 2,
     "N": 5,
     "values": [[0.5, 1.0, 2.0], [0.3, 0.6, 3.0]],
     "probabilities": [[0.2, 0.3, 0.5], [0.5, 0.5, 0.0]],
     "seed": 2,
 }
-START = LAW | {"sigma": 0.2, "theta": "random"}
+START = DISTRIBUTION | {"sigma": 0.2, "theta": "random"}
 SETTINGS = {
-    "zhang2023.lemC.1": LAW,
-    "zhang2023.corC.2": LAW,
+    "zhang2023.lemC.1": DISTRIBUTION,
+    "zhang2023.corC.2": DISTRIBUTION,
     "zhang2023.lemC.4": START,
     "zhang2023.thm4.5": START,
     "zhang2023.lemC.5-C.8": START,
     "zhang2023.residual": {"d": 2, "N": 5, "M": 7, "c": 1.5, "samples": 40_000, "seed": 1},
-    "lab.rotated-covariance": LAW | {"s2": 0.2, "Om": [1.5, 0.4], "samples": 40_000},
+    "lab.rotated-covariance": DISTRIBUTION | {"s2": 0.2, "Om": [1.5, 0.4], "samples": 40_000},
 }
 
 
@@ -109,11 +109,11 @@ def test_a_risk_without_the_fourth_pairing_is_caught(monkeypatch):
 
 def test_the_transposed_system_is_caught(monkeypatch):
     right = random_covariance.optimal_preconditioner
-    monkeypatch.setattr(random_covariance, "optimal_preconditioner", lambda *law: right(*law).T)
+    monkeypatch.setattr(random_covariance, "optimal_preconditioner", lambda *distribution: right(*distribution).T)
     assert failed_checks(run("lab.rotated-covariance")) == {"preconditioner"}
 
 
-def test_bad_laws_and_starts_are_refused():
+def test_bad_distributions_and_starts_are_refused():
     with pytest.raises(AssumptionError, match=r"Theorem 4\.5"):
         verify.run(["zhang2023.thm4.5"], {"sigma": 1.0})
     for id in ("zhang2023.corC.2", "lab.rotated-covariance"):

@@ -1,4 +1,6 @@
-"""The claims about other laws of test prompts hold at values of one's own, and a planted error makes the right checks fail."""
+"""The claims about other distributions of test prompts hold at values of one's own, and a planted error makes the right checks
+fail.
+"""
 
 import numpy as np
 import pytest
@@ -44,23 +46,23 @@ def test_every_label_is_run_unless_one_is_asked_for():
 
 
 def test_a_second_moment_in_place_of_a_covariance_is_caught(monkeypatch):
-    right = transfer.single_index_law
+    right = transfer.single_index_distribution
 
     def uncentred(label, vector, covariance, noise=0.0):
-        law = right(label, vector, covariance, noise)
-        mean = covariance @ law.slope
-        return law._replace(product_covariance=law.product_covariance + np.outer(mean, mean))
+        distribution = right(label, vector, covariance, noise)
+        mean = covariance @ distribution.slope
+        return distribution._replace(product_covariance=distribution.product_covariance + np.outer(mean, mean))
 
-    monkeypatch.setattr(transfer, "single_index_law", uncentred)
+    monkeypatch.setattr(transfer, "single_index_distribution", uncentred)
     assert failed_checks(run("zhang2023.thm4.2")) == {"error_sign", "error_sign_noisy"}
 
 
 def test_a_bias_of_order_one_over_n_is_caught(monkeypatch):
     right = transfer.error
 
-    def slow(covariance, length, test_length, law):
-        variance_free = right(covariance, length, np.inf, law) - law.minimum
-        return right(covariance, length, test_length, law) + (length - 1) * variance_free
+    def slow(covariance, length, test_length, distribution):
+        variance_free = right(covariance, length, np.inf, distribution) - distribution.minimum
+        return right(covariance, length, test_length, distribution) + (length - 1) * variance_free
 
     monkeypatch.setattr(transfer, "error", slow)
     assert {"error_linear_exact", "error_linear_noisy_exact"} <= failed_checks(run("zhang2023.thm4.2", label="linear"))
@@ -84,7 +86,7 @@ def test_a_residual_that_vanishes_is_caught(monkeypatch):
 @pytest.mark.slow
 def test_an_isotropic_risk_without_its_one_is_caught(monkeypatch):
     right = transfer.isotropic_risk
-    monkeypatch.setattr(transfer, "isotropic_risk", lambda dim, *law: right(dim - 1, *law) * dim / (dim - 1))
+    monkeypatch.setattr(transfer, "isotropic_risk", lambda dim, *distribution: right(dim - 1, *distribution) * dim / (dim - 1))
     assert failed_checks(run("zhang2023.asymptotics")) == {"isotropic_bias", "isotropic_noisy_risk"}
 
 
@@ -102,7 +104,7 @@ def test_a_risk_that_takes_the_query_from_the_context_is_caught(monkeypatch):
     assert failed_checks(run("zhang2023.shift-covariate")) == {"simulated_risk_of_other_queries"}
 
 
-def test_a_risk_trained_on_the_test_law_is_caught(monkeypatch):
+def test_a_risk_trained_on_the_test_distribution_is_caught(monkeypatch):
     right = lsa.risk
 
     def retrained(step, lam, om, s2, length, query=None):

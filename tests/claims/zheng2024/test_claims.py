@@ -16,19 +16,19 @@ SETTINGS = {
     "zheng2024.ode": {"d": 2, "T": 6, "sigma": 0.8, "a0": 0.3, "b0": 0.9, "t": 0.07},
     "zheng2024.thm4.1": {"d": 2, "T": 6, "sigma": 0.8, "a0": 0.7, "b0": -0.2},
     "zheng2024.random-init": {"d": 2, "T": 6, "sigma": 0.8, "std": [0.2], "seed": 3},
-    "zheng2024.loss-diag": {"d": 3, "T": 6, "law": "skew", "sigma": 0.7, "seed": 4},
-    "zheng2024.cubature": {"d": 2, "T": 4, "law": "skew", "c": 0.7, "seed": 5},
+    "zheng2024.loss-diag": {"d": 3, "T": 6, "distribution": "skew", "sigma": 0.7, "seed": 4},
+    "zheng2024.cubature": {"d": 2, "T": 4, "distribution": "skew", "c": 0.7, "seed": 5},
     "zheng2024.pattern-gram": {"d": 2, "T": 4, "sigma": 0.8, "seed": 6},
     "zheng2024.full-gram": {"d": 2, "T": 4, "sigma": 0.8, "seed": 6},
     "zheng2024.dead-blocks": {"d": 2, "T": 4, "sigma": 0.8, "seed": 7},
     "zheng2024.offdiag": {"d": 3, "T": 5, "sigma": 0.8, "a": 0.2, "b": 0.9},
     "zheng2024.masked": {"d": 2, "T": 6, "c": 0.8, "a0": 0.4, "b0": 0.9},
     "zheng2024.full-ones": {"d": 3, "T": 6, "c": 0.8, "a0": 0.4, "b0": 0.9},
-    "zheng2024.mesa-gd": {"d": 2, "T": 6, "t": 7, "law": "complex_gaussian", "sigma": 0.8, "seed": 8},
+    "zheng2024.mesa-gd": {"d": 2, "T": 6, "t": 7, "distribution": "complex_gaussian", "sigma": 0.8, "seed": 8},
     "zheng2024.test-error": {"d": 3, "T": 7, "t": 9, "sigma": 0.7},
     "zheng2024.prop4.1": {"d": 2, "T": 6, "t": 5, "sigma": 0.8, "samples": 20_000, "seed": 9},
-    "zheng2024.thm4.2": {"d": 2, "T": 6, "t": 5, "law": "rademacher", "c": 0.8, "samples": 20_000, "seed": 9},
-    "zheng2024.sims": {"d": 3, "T": 30, "law": "constant"},
+    "zheng2024.thm4.2": {"d": 2, "T": 6, "t": 5, "distribution": "rademacher", "c": 0.8, "samples": 20_000, "seed": 9},
+    "zheng2024.sims": {"d": 3, "T": 30, "distribution": "constant"},
 }
 
 
@@ -51,10 +51,10 @@ def test_the_claim_holds(id):
     assert entry["passed"], failed_checks(entry)
 
 
-@pytest.mark.parametrize("law", ["constant", "skew"])
-def test_a_law_outside_the_assumption_is_refused(law):
-    with pytest.raises((AssumptionError, InvalidValueError), match=r"law"):
-        verify.run(["zheng2024.thm4.1"], {"law": law})
+@pytest.mark.parametrize("distribution", ["constant", "skew"])
+def test_a_distribution_outside_the_assumption_is_refused(distribution):
+    with pytest.raises((AssumptionError, InvalidValueError), match=r"distribution"):
+        verify.run(["zheng2024.thm4.1"], {"distribution": distribution})
 
 
 @pytest.mark.parametrize("id", ["zheng2024.ode", "zheng2024.thm4.1", "zheng2024.masked", "zheng2024.full-ones"])
@@ -66,8 +66,8 @@ def test_a_start_that_ends_in_the_saddle_is_refused(id):
 def test_a_wrong_count_of_other_coordinates_is_caught(monkeypatch):
     right = zheng2024.constants
 
-    def wrong(law, dim, scale):
-        return right(law, dim, scale)._replace(kappa3=right(law, dim + 1, scale).kappa3)
+    def wrong(distribution, dim, scale):
+        return right(distribution, dim, scale)._replace(kappa3=right(distribution, dim + 1, scale).kappa3)
 
     monkeypatch.setattr(zheng2024, "constants", wrong)
     assert {"loss", "loss_at_complex_diagonals"} <= failed_checks(run("zheng2024.loss-diag"))
@@ -88,13 +88,13 @@ def test_exchanged_factors_are_caught(monkeypatch):
 
 
 def test_a_limit_for_infinite_length_is_caught(monkeypatch):
-    monkeypatch.setattr(zheng2024, "limit_product", lambda law, length: law.kappa1 / law.kappa2)
+    monkeypatch.setattr(zheng2024, "limit_product", lambda distribution, length: distribution.kappa1 / distribution.kappa2)
     assert failed_checks(run("zheng2024.mesa-gd")) == {"ab"}
 
 
 @pytest.mark.slow
 def test_a_limit_for_infinite_length_is_caught_from_other_starts(monkeypatch):
-    monkeypatch.setattr(zheng2024, "limit_product", lambda law, length: law.kappa1 / law.kappa2)
+    monkeypatch.setattr(zheng2024, "limit_product", lambda distribution, length: distribution.kappa1 / distribution.kappa2)
     assert {"std=0.2_largest_of_PK_minus_sI_abs", "std=0.2_loss", "std=0.2_moduli"} == failed_checks(
         run("zheng2024.random-init")
     )
@@ -103,7 +103,9 @@ def test_a_limit_for_infinite_length_is_caught_from_other_starts(monkeypatch):
 
 def test_a_rate_without_the_number_of_positions_is_caught(monkeypatch):
     right = zheng2024.final_rate
-    monkeypatch.setattr(zheng2024, "final_rate", lambda law, length, *start: right(law, length, *start) * 1.001)
+    monkeypatch.setattr(
+        zheng2024, "final_rate", lambda distribution, length, *start: right(distribution, length, *start) * 1.001
+    )
     assert failed_checks(run("zheng2024.ode")) == {"final_rate"}
 
 
@@ -129,7 +131,11 @@ def test_sequences_without_a_common_phase_are_caught(monkeypatch):
 
 def test_a_mean_of_zero_taken_for_symmetry_is_caught(monkeypatch):
     right = diagonal_loss.odd_moments
-    monkeypatch.setattr(diagonal_loss, "odd_moments", lambda law, *args: right("gaussian" if law == "skew" else law, *args))
+    monkeypatch.setattr(
+        diagonal_loss,
+        "odd_moments",
+        lambda distribution, *args: right("gaussian" if distribution == "skew" else distribution, *args),
+    )
     assert failed_checks(run("zheng2024.offdiag")) == {"skew_key_query_abs", "skew_value_abs"}
 
 
@@ -154,13 +160,13 @@ def test_a_step_of_the_mean_loss_is_caught(monkeypatch):
 
 def test_a_ratio_that_forgets_the_finite_length_is_caught(monkeypatch):
     right = recovery.mean_ratio
-    monkeypatch.setattr(recovery, "mean_ratio", lambda law, product, scale: right(law, product, scale) * 1.2)
+    monkeypatch.setattr(recovery, "mean_ratio", lambda distribution, product, scale: right(distribution, product, scale) * 1.2)
     assert {"mean_ratio", "mean_ratio_after_long_training"} == failed_checks(run("zheng2024.prop4.1"))
     assert "mean_ratio" in failed_checks(run("zheng2024.thm4.2"))
 
 
 def test_a_wrong_recovery_condition_is_caught(monkeypatch):
-    monkeypatch.setattr(recovery, "is_recovered", lambda starts, law: bool(np.allclose(np.abs(starts), 1.0)))
+    monkeypatch.setattr(recovery, "is_recovered", lambda starts, distribution: bool(np.allclose(np.abs(starts), 1.0)))
     assert failed_checks(run("zheng2024.thm4.2")) == {"recovered_in_the_limit_abs"}
 
 
@@ -172,10 +178,10 @@ def test_the_claim_holds_at_its_defaults(id):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", ["gaussian", "sparse", "rademacher", "complex_gaussian"])
-def test_the_limit_holds_for_every_law_of_the_assumption(law):
+@pytest.mark.parametrize("distribution", ["gaussian", "sparse", "rademacher", "complex_gaussian"])
+def test_the_limit_holds_for_every_distribution_of_the_assumption(distribution):
     for changes in ({"d": 3, "T": 12, "sigma": 0.7}, {"d": 5, "T": 60, "sigma": 2.0, "a0": 1.5, "b0": 0.3}, {"d": 1, "T": 3}):
-        (entry,) = verify.run(["zheng2024.thm4.1"], {"law": law} | changes)
+        (entry,) = verify.run(["zheng2024.thm4.1"], {"distribution": distribution} | changes)
         assert entry["passed"], (changes, failed_checks(entry), entry.get("reason"))
 
 

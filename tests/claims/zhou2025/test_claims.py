@@ -22,7 +22,7 @@ SETTINGS = {
     "zhou2025.trained-weights": {"rho": [-0.6], "N": 24, "sigma": 0.3, "seed": 4},
     "zhou2025.consistency": {"rho": [0.4], "N": 15, "sigma": 2.0, "seed": 5},
     "zhou2025.ols-crossover": {"rho": [0.85], "N": 60, "samples": 10_000, "seed": 1},
-    "zhou2025.kurtosis": {"rho": [0.4, 0.3], "N": 40, "law": "laplace", "sigma": 0.5, "samples": 20_000, "seed": 7},
+    "zhou2025.kurtosis": {"rho": [0.4, 0.3], "N": 40, "distribution": "laplace", "sigma": 0.5, "samples": 20_000, "seed": 7},
     "zhou2025.no-gap-rademacher": {"rho": [0.5, -0.3], "N": 9, "sigma": 0.2, "samples": 200},
 }
 
@@ -135,7 +135,7 @@ def test_another_gap_of_the_time_reversed_filter_is_caught(monkeypatch):
 
 
 def test_a_gap_without_the_kurtosis_is_caught(monkeypatch):
-    monkeypatch.setattr(zhou2025, "innovation_moments", lambda law: (3.0, 15.0))
+    monkeypatch.setattr(zhou2025, "innovation_moments", lambda distribution: (3.0, 15.0))
     wrong = failed_checks(run("zhou2025.kurtosis"))
     assert {"kurtosis_of_the_innovations", "N_gap_over_V", "N_gap_over_V_in_the_limit_abs"} <= wrong
 

@@ -14,7 +14,7 @@ from icl_lab.tasks.distributions.covariates import ExponentialDiagonal, Gaussian
 from icl_lab.tasks.prompt import Prompt
 
 MODEL = LinearSelfAttention(query_in_sum=False)
-LAWS = {"uniform": lambda d: Uniform(d, half_width=1.3), "sphere": lambda d: Sphere(d, radius=1.7)}
+DISTRIBUTIONS = {"uniform": lambda d: Uniform(d, half_width=1.3), "sphere": lambda d: Sphere(d, radius=1.7)}
 COVARIANCE = np.array([[1.0, 0.3], [0.3, 0.6]])
 
 
@@ -80,10 +80,10 @@ def test_two_coordinates_give_the_average_of_literal_forward_passes(key):
     assert float(objectives.independent_loss(task, MODEL)(weights)) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("normaliser", ["context_length", "none"])
-def test_sampled_moments_agree(law, normaliser, key):
-    task = tasks.LinearRegression(2, 3, task_covariance=COVARIANCE, noise_std=0.5, covariates=LAWS[law](2))
+def test_sampled_moments_agree(distribution, normaliser, key):
+    task = tasks.LinearRegression(2, 3, task_covariance=COVARIANCE, noise_std=0.5, covariates=DISTRIBUTIONS[distribution](2))
     model = LinearSelfAttention(query_in_sum=False, normaliser=normaliser)
     exact = objectives.population(task, model)
     sampled = objectives.SampledLoss.build(task, model, key, prompts=40_000, groups=20)
@@ -92,9 +92,9 @@ def test_sampled_moments_agree(law, normaliser, key):
     assert abs(exact.risk(weights) - sampled.risk(weights)) < 4 * sampled.standard_error(weights)
 
 
-@pytest.mark.parametrize("law", [Gaussian(np.ones(3)), Uniform(3), Sphere(3)])
-def test_the_features_are_all_that_do_not_vanish(law):
-    task = tasks.LinearRegression(3, 2, covariates=law)
+@pytest.mark.parametrize("distribution", [Gaussian(np.ones(3)), Uniform(3), Sphere(3)])
+def test_the_features_are_all_that_do_not_vanish(distribution):
+    task = tasks.LinearRegression(3, 2, covariates=distribution)
     assert objectives.independent_loss(task, MODEL).features == Features.of(task, MODEL)
 
 

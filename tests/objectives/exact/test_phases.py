@@ -64,17 +64,17 @@ def test_exact_moments_agree_with_sampled_ones(name, rng, key):
 
 @pytest.mark.parametrize("name", STARTS)
 @pytest.mark.parametrize("dim", [1, 3])
-def test_live_features_give_the_loss_of_the_two_blocks(name, dim, rng):
+def test_active_features_give_the_loss_of_the_two_blocks(name, dim, rng):
     task = tasks.LinearDynamics(dim, 5, tasks.DiagonalUnitary(), STARTS[name])
     weights = PairedWeights(complex_normal(rng, dim, dim), complex_normal(rng, dim, dim))
-    live = objectives.phase_loss(task, MODEL, live=True)
-    assert live.features.count == dim**3
-    assert float(live(weights)) == pytest.approx(float(objectives.phase_loss(task, MODEL)(weights)), rel=1e-12)
+    active = objectives.phase_loss(task, MODEL, active=True)
+    assert active.features.count == dim**3
+    assert float(active(weights)) == pytest.approx(float(objectives.phase_loss(task, MODEL)(weights)), rel=1e-12)
 
 
 def test_the_published_minimum_at_the_published_size():
     task = tasks.LinearDynamics(5, 98, tasks.DiagonalUnitary())
-    loss = objectives.phase_loss(task, MODEL, live=True)
+    loss = objectives.phase_loss(task, MODEL, active=True)
     start = PairedWeights(1.5 * np.eye(5) + 0j, 0.5 * np.eye(5) + 0j)
     result = training.gradient_flow(loss, start)
     assert result.verdict is training.Verdict.CONVERGED
@@ -83,16 +83,16 @@ def test_the_published_minimum_at_the_published_size():
     assert float(loss(result.limit)) == pytest.approx(103.9497599, rel=1e-9)
 
 
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("active", [False, True])
 @pytest.mark.parametrize("query_in_sum", [True, False])
-def test_sampled_sequences_give_the_sum_over_positions(rng, key, live, query_in_sum):
+def test_sampled_sequences_give_the_sum_over_positions(rng, key, active, query_in_sum):
     model = LinearSelfAttention(causal=True, embedding="paired", query_in_sum=query_in_sum)
     task = tasks.LinearDynamics(2, 3, tasks.DiagonalUnitary(), tasks.RademacherStart())
     sampled = objectives.SampledLoss.build(
-        task, model, key, 20_000, features=objectives.phase_features(2, live), every_position=True
+        task, model, key, 20_000, features=objectives.phase_features(2, active), every_position=True
     )
-    weights = PairedWeights(complex_normal(rng, 2, 2), complex_normal(rng, 2, 2)) if live else all_entries(rng, 2)
-    exact = objectives.phase_loss(task, model, live=live)
+    weights = PairedWeights(complex_normal(rng, 2, 2), complex_normal(rng, 2, 2)) if active else all_entries(rng, 2)
+    exact = objectives.phase_loss(task, model, active=active)
     assert abs(exact.risk(weights) - sampled.risk(weights)) < 4 * sampled.standard_error(weights)
 
 
@@ -115,7 +115,7 @@ def test_problems_without_phases_are_refused():
         objectives.SampledLoss.build(clean, LinearSelfAttention(), jax.random.key(0), every_position=True)
     with pytest.raises(InvalidValueError, match="lengths"):
         objectives.phase_loss(clean, MODEL, [0])
-    with pytest.raises(MemoryBudgetError, match="live=True"):
+    with pytest.raises(MemoryBudgetError, match="active=True"):
         objectives.phase_loss(tasks.LinearDynamics(15, 3, tasks.DiagonalUnitary()), MODEL)
 
 

@@ -100,9 +100,9 @@ def test_separate_weights_have_the_loss_of_their_product(rng):
 
 
 def test_random_covariance_averages_the_exact_losses(rng):
-    law = FiniteDiagonal(values=np.array([[0.5, 2.0], [1.0, 3.0]]), probabilities=np.array([[0.5, 0.5], [0.7, 0.3]]))
+    distribution = FiniteDiagonal(values=np.array([[0.5, 2.0], [1.0, 3.0]]), probabilities=np.array([[0.5, 0.5], [0.7, 0.3]]))
     weights, model = random_weights(rng, 2), LinearSelfAttention()
-    mixed = objectives.population(LinearRegression(dim=2, context_length=4, covariates=law), model).risk(weights)
+    mixed = objectives.population(LinearRegression(dim=2, context_length=4, covariates=distribution), model).risk(weights)
     expected = 0.0
     for first, p in zip((0.5, 2.0), (0.5, 0.5), strict=True):
         for second, q in zip((1.0, 3.0), (0.7, 0.3), strict=True):

@@ -79,7 +79,7 @@ def test_exact_loss_agrees_with_sampled_prompts(task, rng, key):
     assert abs(exact.risk(weights) - sampled.risk(weights)) < 4 * sampled.standard_error(weights)
 
 
-def test_the_quadrature_has_the_moments_of_the_law_of_coefficients(key):
+def test_the_quadrature_has_the_moments_of_the_distribution_of_coefficients(key):
     task = tasks.RandomAutoregressive(2, 5, bound=0.9)
     points, weights = coefficient_quadrature(task, (8, 8))
     assert np.sum(weights) == pytest.approx(1.0, rel=1e-13)

@@ -27,7 +27,7 @@ PROBABILITIES = [[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]
 MATRIX = np.array([[1.0, -0.4, 0.3], [0.8, 0.5, -1.1], [0.2, 0.6, -0.7]])  # not symmetric: transposes must show
 COVARIANCE = from_spectrum([2.0, 1.0, 0.5], random_rotation(3, seed=5))
 
-LAWS = {
+DISTRIBUTIONS = {
     "gaussian": Gaussian(COVARIANCE),
     "gaussian_diagonal": Gaussian([2.0, 1.0, 0.5]),
     "gaussian_standard": Gaussian(np.eye(3)),
@@ -44,32 +44,32 @@ LAWS = {
 def pairs(name):
     """(DRAWS, 3, d): three inputs of one prompt, many prompts; shared by the tests below."""
     keys = jax.random.split(jax.random.key(11), DRAWS)
-    return np.asarray(jax.vmap(lambda k: LAWS[name].sample(k, 3))(keys))
+    return np.asarray(jax.vmap(lambda k: DISTRIBUTIONS[name].sample(k, 3))(keys))
 
 
-@pytest.fixture(params=LAWS)
+@pytest.fixture(params=DISTRIBUTIONS)
 def sampled(request):
-    return LAWS[request.param], pairs(request.param)
+    return DISTRIBUTIONS[request.param], pairs(request.param)
 
 
 def test_sampled_inputs_have_the_stated_covariance_and_mean_zero(sampled, agrees):
-    law, draws = sampled
+    distribution, draws = sampled
     assert agrees(draws[:, 1], np.zeros(3))
-    assert agrees(draws[:, 1, :, None] * draws[:, 1, None, :], law.covariance)
+    assert agrees(draws[:, 1, :, None] * draws[:, 1, None, :], distribution.covariance)
 
 
 def test_sampled_inputs_have_the_stated_fourth_moment(sampled, agrees):
-    law, draws = sampled
+    distribution, draws = sampled
     x = draws[:, 0]
     quadratic = np.einsum("ni,ij,nj->n", x, MATRIX, x)
-    assert agrees(quadratic[:, None, None] * x[:, :, None] * x[:, None, :], law.fourth_moment(MATRIX))
+    assert agrees(quadratic[:, None, None] * x[:, :, None] * x[:, None, :], distribution.fourth_moment(MATRIX))
 
 
 def test_inputs_of_one_prompt_share_a_random_covariance_and_nothing_else(sampled, agrees):
-    law, draws = sampled
+    distribution, draws = sampled
     squares = draws[:, 0, :, None] ** 2 * draws[:, 1, None, :] ** 2
-    independent = np.outer(np.diagonal(law.covariance), np.diagonal(law.covariance))
-    if isinstance(law, FiniteDiagonal | ExponentialDiagonal | RotatedSpectrum):
+    independent = np.outer(np.diagonal(distribution.covariance), np.diagonal(distribution.covariance))
+    if isinstance(distribution, FiniteDiagonal | ExponentialDiagonal | RotatedSpectrum):
         assert not agrees(squares, independent)
     else:
         assert agrees(squares, independent)
@@ -77,18 +77,18 @@ def test_inputs_of_one_prompt_share_a_random_covariance_and_nothing_else(sampled
 
 
 def test_shared_diagonal_covariance_has_the_second_moment_of_its_support(agrees):
-    spectra, probabilities = LAWS["finite_diagonal"].support()
+    spectra, probabilities = DISTRIBUTIONS["finite_diagonal"].support()
     draws = pairs("finite_diagonal")
     expected = np.einsum("s,si,sj->ij", probabilities, spectra, spectra)
     assert agrees(draws[:, 0, :, None] ** 2 * draws[:, 1, None, :] ** 2, expected)
 
 
 def test_the_gaussian_formula_is_rejected_on_uniform_inputs(agrees):
-    # Twin of the fourth-moment test: the same sample sizes tell the kurtosis of a uniform law from a Gaussian one.
-    law = LAWS["uniform"]
+    # Twin of the fourth-moment test: the same sample sizes tell the kurtosis of a uniform distribution from a Gaussian one.
+    distribution = DISTRIBUTIONS["uniform"]
     x = pairs("uniform")[:, 0]
     fourth = np.einsum("ni,ij,nj->n", x, MATRIX, x)[:, None, None] * x[:, :, None] * x[:, None, :]
-    assert not agrees(fourth, Gaussian(law.covariance).fourth_moment(MATRIX))
+    assert not agrees(fourth, Gaussian(distribution.covariance).fourth_moment(MATRIX))
 
 
 def test_uniform_and_sphere_stay_on_their_supports():
@@ -98,7 +98,7 @@ def test_uniform_and_sphere_stay_on_their_supports():
 
 
 def test_support_lists_every_spectrum_with_its_probability():
-    spectra, probabilities = LAWS["finite_diagonal"].support()
+    spectra, probabilities = DISTRIBUTIONS["finite_diagonal"].support()
     expected = {
         values: np.prod([PROBABILITIES[i][VALUES[i].index(value)] for i, value in enumerate(values)])
         for values in itertools.product(*VALUES)
@@ -107,11 +107,11 @@ def test_support_lists_every_spectrum_with_its_probability():
 
 
 def test_padded_values_of_probability_zero_are_neither_listed_nor_drawn(key, agrees):
-    law = FiniteDiagonal([[1.0, 4.0, 9.0], [2.0, 2.5, 9.0], [3.0, 9.0, 9.0]], [[0.5, 0.5, 0.0], [1, 0, 0], [1, 0, 0]])
-    spectra, probabilities = law.support()
+    distribution = FiniteDiagonal([[1.0, 4.0, 9.0], [2.0, 2.5, 9.0], [3.0, 9.0, 9.0]], [[0.5, 0.5, 0.0], [1, 0, 0], [1, 0, 0]])
+    spectra, probabilities = distribution.support()
     np.testing.assert_array_equal(spectra, [[1.0, 2.0, 3.0], [4.0, 2.0, 3.0]])
     np.testing.assert_array_equal(probabilities, [0.5, 0.5])
-    draws = np.asarray(jax.vmap(lambda k: law.sample(k, 3))(jax.random.split(key, DRAWS)))
+    draws = np.asarray(jax.vmap(lambda k: distribution.sample(k, 3))(jax.random.split(key, DRAWS)))
     assert agrees(draws[:, 0] ** 2, np.array([2.5, 2.0, 3.0]))
     assert agrees(draws[:, 0] ** 4, 3 * np.array([8.5, 4.0, 9.0]))
 
@@ -127,21 +127,21 @@ def test_point_supports_are_the_fixed_covariances():
 
 def test_moments_accept_traced_matrices():
     for name in ("gaussian", "finite_diagonal", "rotated_spectrum"):  # one for each formula
-        law = LAWS[name]
-        traced = eqx.filter_jit(law.fourth_moment)(jnp.asarray(MATRIX))
+        distribution = DISTRIBUTIONS[name]
+        traced = eqx.filter_jit(distribution.fourth_moment)(jnp.asarray(MATRIX))
         # Two evaluation orders of the same sums of at most 9 products.
-        np.testing.assert_allclose(np.asarray(traced), law.fourth_moment(MATRIX), rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(np.asarray(traced), distribution.fourth_moment(MATRIX), rtol=1e-13, atol=1e-13)
 
 
 @given(seed=st.integers(0, 10**6), rotation_seed=st.integers(0, 10**6))
 def test_rotating_the_inputs_rotates_the_fourth_moment(seed, rotation_seed):
-    """E[Rx x^T R^T A Rx x^T R^T] = R E[x x^T (R^T A R) x x^T] R^T: the Gaussian law of R Λ R^T, and invariant laws."""
+    """E[Rx x^T R^T A Rx x^T R^T] = R E[x x^T (R^T A R) x x^T] R^T: the Gaussian distribution of R Λ R^T, and invariant ones."""
     matrix = np.random.default_rng(seed).standard_normal((3, 3))
     rotation = random_rotation(3, rotation_seed)
     rotated = from_spectrum([2.0, 1.0, 0.5], rotation @ random_rotation(3, seed=5))
-    cases = [(LAWS["gaussian"], Gaussian(rotated))] + [(LAWS[n],) * 2 for n in ("sphere", "rotated_spectrum")]
-    for law, image in cases:
-        expected = rotation @ law.fourth_moment(rotation.T @ matrix @ rotation) @ rotation.T
+    cases = [(DISTRIBUTIONS["gaussian"], Gaussian(rotated))] + [(DISTRIBUTIONS[n],) * 2 for n in ("sphere", "rotated_spectrum")]
+    for distribution, image in cases:
+        expected = rotation @ distribution.fourth_moment(rotation.T @ matrix @ rotation) @ rotation.T
         # Rounding of products of five matrices with entries up to about 10.
         np.testing.assert_allclose(image.fourth_moment(matrix), expected, atol=1e-11)
 
@@ -151,7 +151,7 @@ def test_permuting_exchangeable_coordinates_permutes_the_fourth_moment(seed, ord
     matrix = np.random.default_rng(seed).standard_normal((3, 3))
     permuted = np.ix_(order, order)
     for name in ("uniform", "exponential_diagonal"):
-        moment = LAWS[name].fourth_moment
+        moment = DISTRIBUTIONS[name].fourth_moment
         np.testing.assert_allclose(moment(matrix[permuted]), moment(matrix)[permuted], atol=1e-12)  # rounding
 
 
@@ -180,6 +180,6 @@ def test_permuting_exchangeable_coordinates_permutes_the_fourth_moment(seed, ord
         ),
     ],
 )
-def test_bad_laws_are_refused_by_name(call, error, message):
+def test_bad_distributions_are_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()

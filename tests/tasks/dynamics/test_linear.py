@@ -36,9 +36,9 @@ STARTS = {
 
 @functools.cache
 def transitions(name):
-    law = TRANSITIONS[name]
+    distribution = TRANSITIONS[name]
     keys = jax.random.split(jax.random.key(1), 40_000)
-    return np.asarray(jax.vmap(lambda k: law.sample(k, DIM))(keys))
+    return np.asarray(jax.vmap(lambda k: distribution.sample(k, DIM))(keys))
 
 
 @functools.cache

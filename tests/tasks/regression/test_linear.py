@@ -65,12 +65,12 @@ def test_examples_are_exchangeable_with_each_other_and_with_the_query(batch, agr
 def test_the_ways_to_give_a_covariance_agree(key):
     by_spectrum = LinearRegression(3, 2, covariance=[2.0, 1.0, 0.5], task_covariance=[1.0, 2.0, 0.0])
     by_matrix = LinearRegression(3, 2, covariance=np.diag([2.0, 1.0, 0.5]), task_covariance=np.diag([1.0, 2.0, 0.0]))
-    by_law = LinearRegression(3, 2, covariates=Gaussian([2.0, 1.0, 0.5]), task_covariance=[1.0, 2.0, 0.0])
+    by_distribution = LinearRegression(3, 2, covariates=Gaussian([2.0, 1.0, 0.5]), task_covariance=[1.0, 2.0, 0.0])
     standard = LinearRegression(3, 2)
     np.testing.assert_array_equal(by_spectrum.covariance, np.diag([2.0, 1.0, 0.5]))
     np.testing.assert_array_equal(standard.covariance, np.eye(3))
     np.testing.assert_array_equal(standard.task_covariance, np.eye(3))
-    for other in (by_matrix, by_law):
+    for other in (by_matrix, by_distribution):
         jax.tree.map(np.testing.assert_array_equal, other.sample(key), by_spectrum.sample(key))
 
 
@@ -108,7 +108,7 @@ def test_a_covariance_may_be_traced(key):
     np.testing.assert_allclose(inputs, expected, atol=1e-13)  # two eigendecompositions of a matrix of condition 4
 
 
-def test_any_covariate_law_serves(key):
+def test_any_covariate_distribution_serves(key):
     task = LinearRegression(3, 2, covariates=Sphere(3, radius=2.0), noise_std=0.1)
     np.testing.assert_allclose(task.covariance, 4 / 3 * np.eye(3), rtol=1e-15)
     np.testing.assert_allclose(np.linalg.norm(task.sample(key).inputs, axis=1), 2.0, rtol=1e-14)
@@ -128,7 +128,7 @@ def test_any_covariate_law_serves(key):
         ({"covariance": np.triu(np.ones((3, 3)))}, NotPositiveDefiniteError, "`covariance` must be symmetric"),
         ({"task_covariance": np.eye(2)}, InvalidValueError, r"`task_covariance` must be a \(3,\) spectrum"),
         ({"task_covariance": [1.0, 1.0, -0.5]}, NotPositiveDefiniteError, "`task_covariance` must be positive semidef"),
-        ({"covariates": Uniform(2)}, InvalidValueError, "`covariates` must have dimension dim = 3; got a law of dim"),
+        ({"covariates": Uniform(2)}, InvalidValueError, "`covariates` must have dimension dim = 3; got a distribution of dim"),
         ({"covariates": Uniform(3), "covariance": np.eye(3)}, InvalidValueError, "`covariance` or `covariates`, not"),
     ],
 )

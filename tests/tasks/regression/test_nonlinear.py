@@ -51,8 +51,8 @@ def batch(name, noise_std=0.0):
 
 
 def axis_statistic(prompts):
-    """A statistic of mean 0 if the law of f is rotation invariant: a form of two inputs that singles out the axes minus
-    the same form in rotated axes, times functions of the two labels. Bounded throughout, for light tails."""
+    """A statistic of mean 0 if the distribution of f is rotation invariant: a form of two inputs that singles out the axes
+    minus the same form in rotated axes, times functions of the two labels. Bounded throughout, for light tails."""
     bounded = lambda t: t**2 / (1 + t**2)  # noqa: E731
     form = lambda u, v: np.sum((bounded(u) - 0.34) * (bounded(v) - 0.34), axis=1)  # noqa: E731
     x, z = prompts.inputs[:, 0], prompts.inputs[:, 1]
@@ -130,7 +130,7 @@ def test_the_stated_symmetries_are_these():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sampled_laws_have_the_stated_symmetries(name, agrees):
+def test_sampled_distributions_have_the_stated_symmetries(name, agrees):
     prompts, family = batch(name), FAMILIES[name]
     a, b = prompts.labels[:, 0, 0], prompts.labels[:, 1, 0]
     assert agrees(a**3, 0.0) == family.odd_symmetric

@@ -1,4 +1,4 @@
-"""Sine waves: their responses, their laws of amplitude and phase, and what is refused."""
+"""Sine waves: their responses, their distributions of amplitude and phase, and what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.tasks.regression.sine import LAWS, SineRegression, features
+from icl_lab.tasks.regression.sine import DISTRIBUTIONS, SineRegression, features
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_responses_are_the_wave_of_the_latent(law):
-    prompt = SineRegression(6, law=law).sample(jax.random.key(1))
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_responses_are_the_wave_of_the_latent(distribution):
+    prompt = SineRegression(6, distribution=distribution).sample(jax.random.key(1))
     amplitude, phase = prompt.latent
     np.testing.assert_allclose(prompt.labels, amplitude * jnp.sin(prompt.inputs + phase), rtol=1e-12)
     np.testing.assert_allclose(prompt.target, amplitude * jnp.sin(prompt.query + phase), rtol=1e-12)
@@ -19,20 +19,23 @@ def test_responses_are_the_wave_of_the_latent(law):
     assert prompt.target.shape == (1,)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_laws_of_amplitude_and_phase(law):
-    prompts = SineRegression(1, law=law).sample_batch(jax.random.key(0), 20_000)
-    u = (np.asarray(prompts.latent) - [LAWS[law].amplitude[0], 0.0]) / [np.ptp(LAWS[law].amplitude), np.pi]
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_distributions_of_amplitude_and_phase(distribution):
+    prompts = SineRegression(1, distribution=distribution).sample_batch(jax.random.key(0), 20_000)
+    u = (np.asarray(prompts.latent) - [DISTRIBUTIONS[distribution].amplitude[0], 0.0]) / [
+        np.ptp(DISTRIBUTIONS[distribution].amplitude),
+        np.pi,
+    ]
     assert u.min() >= 0
     assert u.max() <= 1
     np.testing.assert_allclose(u.mean(axis=0), 0.5, atol=0.01)
     np.testing.assert_allclose(u.var(axis=0), 1 / 12, atol=0.003)
-    assert np.corrcoef(u.T)[0, 1] == pytest.approx(float(law == "published"), abs=0.03)
+    assert np.corrcoef(u.T)[0, 1] == pytest.approx(float(distribution == "published"), abs=0.03)
     assert np.abs(np.asarray(prompts.inputs)).max() == pytest.approx(5.0, abs=0.01)
 
 
 def test_the_text_is_the_default():
-    assert SineRegression(1).law == "text"
+    assert SineRegression(1).distribution == "text"
     np.testing.assert_allclose(SineRegression(1).amplitude, [0.1, 5.0])
 
 
@@ -58,7 +61,7 @@ def test_noise_is_on_the_labels_only():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"law": "cosine"}, "law"),
+        ({"distribution": "cosine"}, "distribution"),
         ({"context_length": 0}, "context_length"),
         ({"half_width": 0.0}, "half_width"),
         ({"amplitude": (2.0, 1.0)}, "amplitude"),

@@ -132,7 +132,7 @@ def random_coefficients(order, count=40_000):
 
 def test_random_coefficients_are_uniform_on_the_stationary_triangle(agrees):
     draws = random_coefficients(2)
-    # Moments of the uniform law on the triangle |φ_2| < 1, |φ_1| < 1 - φ_2.
+    # Moments of the uniform distribution on the triangle |φ_2| < 1, |φ_1| < 1 - φ_2.
     assert agrees(draws, np.array([0.0, -1 / 3]))
     assert agrees(draws**2, np.array([2 / 3, 1 / 3]))
     # Areas: the part with complex roots, φ_1^2 + 4 φ_2 < 0, has 2/3 of the triangle.

@@ -20,9 +20,9 @@ NORMAL = ("gaussian", 5, 20, 1.0)
     ],
 )
 def test_gradient_steps(setting, steps, shared, shared_loss, separate, separate_loss):
-    law, dim, length, scale = setting
-    equal = descent_steps.best_shared_step(Rule.exact(law, dim, length, scale, 2 * steps), steps)
-    own = descent_steps.best_steps(law, dim, length, scale, steps)
+    distribution, dim, length, scale = setting
+    equal = descent_steps.best_shared_step(Rule.exact(distribution, dim, length, scale, 2 * steps), steps)
+    own = descent_steps.best_steps(distribution, dim, length, scale, steps)
     np.testing.assert_allclose([equal.step_sizes[0], equal.loss], [shared, shared_loss], rtol=1e-9)
     np.testing.assert_allclose(own.step_sizes, separate, rtol=1e-8)
     np.testing.assert_allclose(own.loss, separate_loss, rtol=1e-9)
@@ -37,8 +37,8 @@ def test_gradient_steps(setting, steps, shared, shared_loss, separate, separate_
     ],
 )
 def test_two_corrected_steps(setting, tied, etas, gamma, loss):
-    law, dim, length, scale = setting
-    best = descent_steps.best_corrected(Rule.exact(law, dim, length, scale, 8), 2, tied, 16)
+    distribution, dim, length, scale = setting
+    best = descent_steps.best_corrected(Rule.exact(distribution, dim, length, scale, 8), 2, tied, 16)
     np.testing.assert_allclose(best.step_sizes, etas, rtol=1e-8)
     np.testing.assert_allclose(best.curvatures[0], gamma, rtol=1e-7)
     np.testing.assert_allclose(best.loss, loss, rtol=1e-9)
@@ -79,7 +79,7 @@ def test_a_sampled_rule_has_nearly_the_exact_loss():
     np.testing.assert_allclose(descent_steps.loss(sampled, *coefficients), exact, rtol=0.01)
 
 
-def test_losses_away_from_the_training_law():
+def test_losses_away_from_the_training_distribution():
     np.testing.assert_allclose(
         descent_steps.anisotropic_step(np.diag([1, 1, 0.25, 0.0625, 1]), 20), (0.834501591, 0.376789552), rtol=2e-9
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icl_lab.tasks.regression.sine import LAWS
+from icl_lab.tasks.regression.sine import DISTRIBUTIONS
 from icl_lab.theory.descent import sine_regression
 
 # Predict 0, best fixed function, and loss and step size of one step from 0 and from the mean; N = 10, inputs up to 5.
@@ -14,14 +14,14 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("law", KNOWN)
-def test_known_losses(law):
-    mean, moment = sine_regression.coefficient_moments(*LAWS[law])
+@pytest.mark.parametrize("distribution", KNOWN)
+def test_known_losses(distribution):
+    mean, moment = sine_regression.coefficient_moments(*DISTRIBUTIONS[distribution])
     spread = moment - np.outer(mean, mean)
     from_zero, from_mean = (sine_regression.best_step(10, 5.0, matrix) for matrix in (moment, spread))
     losses = [sine_regression.zero_loss(5.0, matrix) for matrix in (moment, spread)]
     found = [*losses, from_zero.loss, from_zero.step_size, from_mean.loss, from_mean.step_size]
-    np.testing.assert_allclose(found, KNOWN[law], rtol=1e-6)
+    np.testing.assert_allclose(found, KNOWN[distribution], rtol=1e-6)
 
 
 @pytest.mark.parametrize("half_width", [0.3, 2.0, 5.0])

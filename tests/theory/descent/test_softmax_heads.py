@@ -21,16 +21,16 @@ def test_known_optima(setting):
     assert softmax_heads.centred_loss(eta, *setting) == pytest.approx(loss, rel=1e-8)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "uniform"])
-def test_the_loss_is_that_of_simulated_steps(law):
+@pytest.mark.parametrize("distribution", ["gaussian", "uniform"])
+def test_the_loss_is_that_of_simulated_steps(distribution):
     generator = np.random.default_rng(1)
     count, dim, context_length, eta = 100_000, 3, 4, 0.7
     shape = (count, context_length, dim)
-    x = generator.standard_normal(shape) if law == "gaussian" else generator.uniform(-1.0, 1.0, shape) * np.sqrt(3)
+    x = generator.standard_normal(shape) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, shape) * np.sqrt(3)
     centred = x - x.mean(axis=1, keepdims=True)
     missed = np.eye(dim)[None] - eta / context_length * np.einsum("bni,bnj->bij", centred, x)
     losses = np.sum(missed**2, axis=(1, 2)) / 2
-    expected = softmax_heads.centred_loss(eta, dim, context_length, 1.0, 3.0 if law == "gaussian" else 9 / 5)
+    expected = softmax_heads.centred_loss(eta, dim, context_length, 1.0, 3.0 if distribution == "gaussian" else 9 / 5)
     assert abs(losses.mean() - expected) < 4 * losses.std() / np.sqrt(count)
 
 

@@ -22,9 +22,11 @@ PRINTED = 1e-9
     ],
 )
 def test_reference_numbers(dim, length, variance, kurtosis, noise_variance, eta, loss):
-    law = (dim, length, variance, kurtosis, noise_variance)
-    assert vonoswald2022.optimal_step_size(*law) == pytest.approx(eta, abs=PRINTED)
-    assert vonoswald2022.one_step_loss(vonoswald2022.optimal_step_size(*law), *law) == pytest.approx(loss, abs=PRINTED)
+    distribution = (dim, length, variance, kurtosis, noise_variance)
+    assert vonoswald2022.optimal_step_size(*distribution) == pytest.approx(eta, abs=PRINTED)
+    assert vonoswald2022.one_step_loss(vonoswald2022.optimal_step_size(*distribution), *distribution) == pytest.approx(
+        loss, abs=PRINTED
+    )
 
 
 def test_one_example_in_one_dimension_by_hand():
@@ -35,9 +37,9 @@ def test_one_example_in_one_dimension_by_hand():
 
 
 def test_the_optimal_step_size_is_optimal():
-    law = (4, 7, 0.6, 2.2, 0.3, 1.7)
-    best = vonoswald2022.optimal_step_size(*law)
-    losses = [vonoswald2022.one_step_loss(best * (1 + off), *law) for off in (-1e-4, 0.0, 1e-4)]
+    distribution = (4, 7, 0.6, 2.2, 0.3, 1.7)
+    best = vonoswald2022.optimal_step_size(*distribution)
+    losses = [vonoswald2022.one_step_loss(best * (1 + off), *distribution) for off in (-1e-4, 0.0, 1e-4)]
     # The loss is quadratic, so the two neighbours of its minimum are equally high.
     assert losses[0] - losses[1] == pytest.approx(losses[2] - losses[1], rel=1e-4)
     assert losses[0] > losses[1]

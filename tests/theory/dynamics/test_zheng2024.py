@@ -13,11 +13,11 @@ GAUSSIAN = zheng2024.constants("gaussian", 5, 1.0)
 PRINTED = 1e-9
 
 
-@pytest.mark.parametrize("law", zheng2024.LAWS)
-def test_the_constants_are_the_moments_of_the_nodes(law):
-    points, weights = phases.start_nodes(law, 3, 0.7)
+@pytest.mark.parametrize("distribution", zheng2024.DISTRIBUTIONS)
+def test_the_constants_are_the_moments_of_the_nodes(distribution):
+    points, weights = phases.start_nodes(distribution, 3, 0.7)
     squares = np.abs(points) ** 2
-    constants = zheng2024.constants(law, 3, 0.7)
+    constants = zheng2024.constants(distribution, 3, 0.7)
     # The first coordinate of the nodes may be kept positive; the others are free.
     assert weights @ squares[:, 1] == pytest.approx(constants.m2, rel=1e-12)
     assert weights @ squares[:, 1] ** 2 == pytest.approx(constants.kappa1, rel=1e-12)
@@ -26,11 +26,11 @@ def test_the_constants_are_the_moments_of_the_nodes(law):
     assert mixed == pytest.approx(constants.kappa3, rel=1e-12, abs=1e-14)
 
 
-@pytest.mark.parametrize("law", ["constant", "skew"])
-def test_the_odd_moments_are_those_of_the_nodes(law):
-    points, weights = phases.start_nodes(law, 3, 0.7)
+@pytest.mark.parametrize("distribution", ["constant", "skew"])
+def test_the_odd_moments_are_those_of_the_nodes(distribution):
+    points, weights = phases.start_nodes(distribution, 3, 0.7)
     j, k, m = points.T
-    odd = diagonal_loss.odd_moments(law, 3, 0.7)
+    odd = diagonal_loss.odd_moments(distribution, 3, 0.7)
     expected = (j**3 * k, j**5 * k, j**3 * k**3, m**2 * j**3 * k)
     np.testing.assert_allclose(odd, [weights @ values for values in expected], atol=1e-14)
 
@@ -40,17 +40,17 @@ def test_the_mean_inverse_length(length, mean):
     assert zheng2024.mean_inverse_length(length) == pytest.approx(mean, rel=3e-6)
 
 
-@pytest.mark.parametrize(("law", "loss"), [("gaussian", 1.449438745), ("constant", 2.228404368)])
-def test_the_loss_of_two_coordinates(law, loss):
-    uniform = diagonal_loss.exchangeable(zheng2024.constants(law, 2, 1.0), 0.31 * np.ones(2), 0.47 * np.ones(2), 5)
+@pytest.mark.parametrize(("distribution", "loss"), [("gaussian", 1.449438745), ("constant", 2.228404368)])
+def test_the_loss_of_two_coordinates(distribution, loss):
+    uniform = diagonal_loss.exchangeable(zheng2024.constants(distribution, 2, 1.0), 0.31 * np.ones(2), 0.47 * np.ones(2), 5)
     assert uniform == pytest.approx(loss, abs=PRINTED)
 
 
-@pytest.mark.parametrize("law", zheng2024.LAWS)
-def test_the_loss_at_diagonal_weights_is_the_average_over_sequences(law, rng):
+@pytest.mark.parametrize("distribution", zheng2024.DISTRIBUTIONS)
+def test_the_loss_at_diagonal_weights_is_the_average_over_sequences(distribution, rng):
     a, b = rng.normal(size=(2, 2)) + 1j * rng.normal(size=(2, 2))
-    brute = phases.loss(*phases.live_blocks(np.diag(b), np.diag(a)), law, 6, 0.8)
-    assert diagonal_loss.exchangeable(zheng2024.constants(law, 2, 0.8), a, b, 6) == pytest.approx(brute, rel=1e-12)
+    brute = phases.loss(*phases.live_blocks(np.diag(b), np.diag(a)), distribution, 6, 0.8)
+    assert diagonal_loss.exchangeable(zheng2024.constants(distribution, 2, 0.8), a, b, 6) == pytest.approx(brute, rel=1e-12)
 
 
 def test_the_loss_of_coordinates_that_differ(rng):
@@ -72,11 +72,11 @@ def test_fewer_angles_are_not_enough(rng):
     assert phases.loss(w_pv, w_kq, "constant", 5, 1.0, angles=4) != pytest.approx(exact, rel=1e-3)
 
 
-@pytest.mark.parametrize("law", zheng2024.LAWS)
-def test_the_sampled_loss_agrees_with_the_average(law, rng):
+@pytest.mark.parametrize("distribution", zheng2024.DISTRIBUTIONS)
+def test_the_sampled_loss_agrees_with_the_average(distribution, rng):
     w_pv, w_kq = rng.normal(size=(2, 4)), rng.normal(size=(4, 4))
-    mean, error = phases.sampled_loss(w_pv, w_kq, law, 4, 0.6, 40_000, 1)
-    assert abs(mean - phases.loss(w_pv, w_kq, law, 4, 0.6)) < 4 * error
+    mean, error = phases.sampled_loss(w_pv, w_kq, distribution, 4, 0.6, 40_000, 1)
+    assert abs(mean - phases.loss(w_pv, w_kq, distribution, 4, 0.6)) < 4 * error
 
 
 def test_the_predictions_are_the_sum_over_tokens(rng):
@@ -90,7 +90,7 @@ def test_the_predictions_are_the_sum_over_tokens(rng):
 
 
 @pytest.mark.parametrize(
-    ("law", "dim", "length", "scale", "product"),
+    ("distribution", "dim", "length", "scale", "product"),
     [
         ("gaussian", 2, 5, 1.0, 18 / 101),
         ("gaussian", 5, 100, 1.0, 0.191905088526),
@@ -101,8 +101,8 @@ def test_the_predictions_are_the_sum_over_tokens(rng):
         ("constant", 5, 100, 1.0, 0.825825720597),
     ],
 )
-def test_the_limit_of_the_product(law, dim, length, scale, product):
-    limit = zheng2024.limit_product(zheng2024.constants(law, dim, scale), length)
+def test_the_limit_of_the_product(distribution, dim, length, scale, product):
+    limit = zheng2024.limit_product(zheng2024.constants(distribution, dim, scale), length)
     assert limit == pytest.approx(product, abs=6e-10)
 
 
@@ -148,9 +148,9 @@ def test_the_limit_of_the_factors_is_known():
 def test_what_the_theorem_leaves_out_is_refused():
     with pytest.raises(AssumptionError, match="saddle"):
         zheng2024.limit(GAUSSIAN, 100, 0.5, -0.5)
-    for law in ("constant", "skew"):
+    for distribution in ("constant", "skew"):
         with pytest.raises(AssumptionError, match=r"Assumption 4\.1"):
-            zheng2024.check_law(law)
+            zheng2024.check_distribution(distribution)
     with pytest.raises(InvalidValueError, match=">= 3"):
         zheng2024.mean_inverse_length(2)
     with pytest.raises(InvalidValueError, match="one of gaussian"):
@@ -158,7 +158,7 @@ def test_what_the_theorem_leaves_out_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("law", "scale", "step_size", "steps", "ends"),
+    ("distribution", "scale", "step_size", "steps", "ends"),
     [
         ("gaussian", 0.5, 1e-3, 200, (0.732560553, 0.767620284, 0.767951118)),
         ("gaussian", 1.0, 1e-4, 150, (0.191455065, 0.191905089, 0.191920728)),
@@ -168,16 +168,18 @@ def test_what_the_theorem_leaves_out_is_refused():
         ("sparse", 2.0, 1e-4, 120, (0.247076296, 0.250000000, 0.250080698)),
     ],
 )
-def test_the_ends_of_the_simulated_curves(law, scale, step_size, steps, ends):
-    constants = zheng2024.constants(law, 5, scale)
+def test_the_ends_of_the_simulated_curves(distribution, scale, step_size, steps, ends):
+    constants = zheng2024.constants(distribution, 5, scale)
     for start, end in zip([(0.1, 0.1), (0.5, 1.5), (2.0, 2.0)], ends, strict=True):
         a, b = zheng2024.descent(constants, 100, *start, step_size, steps)
         assert a[-1] * b[-1] == pytest.approx(end, abs=6e-10)
 
 
-@pytest.mark.parametrize(("law", "largest"), [("constant", 0.6106), ("skew", 0.5022), ("gaussian", 0.0), ("sparse", 0.0)])
-def test_the_largest_gradient_off_the_diagonal(law, largest):
-    pair = diagonal_loss.off_diagonal_gradient(diagonal_loss.odd_moments(law, 2, 1.0), 5, 0.31, 0.47)
+@pytest.mark.parametrize(
+    ("distribution", "largest"), [("constant", 0.6106), ("skew", 0.5022), ("gaussian", 0.0), ("sparse", 0.0)]
+)
+def test_the_largest_gradient_off_the_diagonal(distribution, largest):
+    pair = diagonal_loss.off_diagonal_gradient(diagonal_loss.odd_moments(distribution, 2, 1.0), 5, 0.31, 0.47)
     assert max(map(abs, pair)) == pytest.approx(largest, abs=5e-5)
 
 
@@ -186,46 +188,46 @@ def test_the_targets_part_of_the_gradient_off_the_diagonal():
     assert diagonal_loss.off_diagonal_gradient(odd, 5, 0.0, 1.0)[0] == pytest.approx(-11 / 6, rel=1e-14)
 
 
-@pytest.mark.parametrize("law", ["constant", "skew"])
-def test_the_gradient_off_the_diagonal_is_that_of_the_average(law):
+@pytest.mark.parametrize("distribution", ["constant", "skew"])
+def test_the_gradient_off_the_diagonal_is_that_of_the_average(distribution):
     step, a, b = 1e-5, 0.3, 0.6
 
     def loss(in_key, in_value):
         key_query, value = a * np.eye(3), b * np.eye(3)
         key_query[0, 2] += in_key
         value[0, 2] += in_value
-        return phases.loss(*phases.live_blocks(value, key_query), law, 4, 0.9)
+        return phases.loss(*phases.live_blocks(value, key_query), distribution, 4, 0.9)
 
-    expected = diagonal_loss.off_diagonal_gradient(diagonal_loss.odd_moments(law, 3, 0.9), 4, a, b)
+    expected = diagonal_loss.off_diagonal_gradient(diagonal_loss.odd_moments(distribution, 3, 0.9), 4, a, b)
     differences = [(loss(step, 0) - loss(-step, 0)) / (2 * step), (loss(0, step) - loss(0, -step)) / (2 * step)]
     assert differences == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("law", "error"),
+    ("distribution", "error"),
     [("gaussian", 2.081109527), ("rademacher", 0.6220200331), ("complex_gaussian", 1.81483303), ("sparse", 0.0)],
 )
-def test_the_squared_error_at_a_position(law, error):
-    constants = zheng2024.constants(law, 5, 1.0)
+def test_the_squared_error_at_a_position(distribution, error):
+    constants = zheng2024.constants(distribution, 5, 1.0)
     product = zheng2024.limit_product(constants, 100)
     assert recovery.squared_error(constants, 5, product, 30) == pytest.approx(error, abs=2e-9)
 
 
-@pytest.mark.parametrize(("law", "ratio", "error"), [("gaussian", 1 / 5, 2 / 5), ("complex_gaussian", 1 / 3, 1 / 3)])
-def test_long_sequences_of_gaussian_starts(law, ratio, error):
-    constants = zheng2024.constants(law, 3, 0.7)
+@pytest.mark.parametrize(("distribution", "ratio", "error"), [("gaussian", 1 / 5, 2 / 5), ("complex_gaussian", 1 / 3, 1 / 3)])
+def test_long_sequences_of_gaussian_starts(distribution, ratio, error):
+    constants = zheng2024.constants(distribution, 3, 0.7)
     product = recovery.long_training_product(constants)
-    assert recovery.mean_ratio(law, product, 0.7) == pytest.approx(ratio, rel=1e-13)
+    assert recovery.mean_ratio(distribution, product, 0.7) == pytest.approx(ratio, rel=1e-13)
     assert recovery.limiting_relative_error(constants) == pytest.approx(error, rel=1e-13)
     assert recovery.squared_error(constants, 3, product, np.inf) == pytest.approx(3 * constants.m2 * error, rel=1e-13)
 
 
 @pytest.mark.parametrize(
-    ("law", "recovered"), [("sparse", True), ("rademacher", True), ("constant", True), ("gaussian", False)]
+    ("distribution", "recovered"), [("sparse", True), ("rademacher", True), ("constant", True), ("gaussian", False)]
 )
-def test_recovery_is_equality_of_cauchy_schwarz(law, recovered, rng):
-    constants = zheng2024.constants(law, 3, 0.7)
-    starts = phases.draw_starts(law, 3, 0.7, 100, rng)
+def test_recovery_is_equality_of_cauchy_schwarz(distribution, recovered, rng):
+    constants = zheng2024.constants(distribution, 3, 0.7)
+    starts = phases.draw_starts(distribution, 3, 0.7, 100, rng)
     assert recovery.is_recovered(starts, constants) is recovered
     assert (recovery.limiting_relative_error(constants) < 1e-12) is recovered
 

@@ -8,7 +8,7 @@ from icl_lab.theory.regression.covariate_shift import risk_per_coordinate
 
 
 def test_known_values():
-    # d = 20, N = 40: shrinkage 40/145 and 40/61, worked out by hand from the moments of the exponential law.
+    # d = 20, N = 40: shrinkage 40/145 and 40/61, worked out by hand from the moments of the exponential distribution.
     random, fixed = 40 / 145, 40 / 61
     np.testing.assert_allclose(risk_per_coordinate("random", "random", 1.0, 20, 40, 40), 1 - 2 * random, rtol=1e-12)
     np.testing.assert_allclose(risk_per_coordinate("fixed", "fixed", 1.0, 20, 40, 40), 1 - fixed, rtol=1e-12)
@@ -34,6 +34,6 @@ def test_a_simulation_agrees(rng):
     assert abs(errors.mean() - expected) < 4 * errors.std() / np.sqrt(len(errors))
 
 
-def test_an_unknown_law_is_refused():
+def test_an_unknown_distribution_is_refused():
     with pytest.raises(InvalidValueError, match="'uniform'"):
         risk_per_coordinate("uniform", "fixed", 1.0, 2, 3, 3)

@@ -9,7 +9,7 @@ from icl_lab.theory.regression import exact_loss
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 TASK_COVARIANCE = np.array([[1.0, 0.3, 0.0], [0.3, 1.5, -0.2], [0.0, -0.2, 0.7]])
-LAW = (COVARIANCE, TASK_COVARIANCE, 0.25, 5)
+DISTRIBUTION = (COVARIANCE, TASK_COVARIANCE, 0.25, 5)
 
 # A sum of about 1e5 products of up to ten Gaussian nodes.
 QUADRATURE = 1e-11
@@ -63,23 +63,23 @@ def test_the_risk_agrees_with_brute_force_quadrature(query_in_sum, rho, rng):
 
 @pytest.mark.parametrize(("query_in_sum", "expected"), [(True, 3.09641985), (False, 3.06700585)])
 def test_reference_numbers_of_one_head(query_in_sum, expected):
-    assert exact_loss.risk(*FIRST, *LAW, query_in_sum=query_in_sum) == pytest.approx(expected, abs=1e-10)
+    assert exact_loss.risk(*FIRST, *DISTRIBUTION, query_in_sum=query_in_sum) == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize(("query_in_sum", "expected"), [(True, 3.3244305625), (False, 3.1612935625)])
 def test_reference_numbers_of_two_heads(query_in_sum, expected):
     w_pv, w_kq = (np.stack(pair) for pair in zip(FIRST, SECOND, strict=True))
-    assert exact_loss.risk(w_pv, w_kq, *LAW, query_in_sum=query_in_sum) == pytest.approx(expected, abs=1e-10)
+    assert exact_loss.risk(w_pv, w_kq, *DISTRIBUTION, query_in_sum=query_in_sum) == pytest.approx(expected, abs=1e-10)
 
 
 def test_a_head_split_in_two_is_the_same_head():
     w_pv, w_kq = FIRST
-    split = exact_loss.risk(np.stack([0.3 * w_pv, 0.7 * w_pv]), np.stack([w_kq, w_kq]), *LAW, query_in_sum=True)
-    assert split == pytest.approx(exact_loss.risk(w_pv, w_kq, *LAW, query_in_sum=True), rel=1e-13)
+    split = exact_loss.risk(np.stack([0.3 * w_pv, 0.7 * w_pv]), np.stack([w_kq, w_kq]), *DISTRIBUTION, query_in_sum=True)
+    assert split == pytest.approx(exact_loss.risk(w_pv, w_kq, *DISTRIBUTION, query_in_sum=True), rel=1e-13)
 
 
 def test_reference_gradient():
-    w_pv, w_kq = exact_loss.risk_gradient(*FIRST, *LAW, query_in_sum=True)
+    w_pv, w_kq = exact_loss.risk_gradient(*FIRST, *DISTRIBUTION, query_in_sum=True)
     half_w_pv, half_w_kq = w_pv / 2, w_kq / 2
     # The step is 1 and the risk of order 10, so rounding stays below 1e-13.
     assert half_w_pv[-1] == pytest.approx([1.681725, -0.21709, 0.0193625, 1.361432], abs=1e-10)

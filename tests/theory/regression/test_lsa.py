@@ -13,7 +13,7 @@ from icl_lab.theory.regression import exact_loss, lsa
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 TASK_COVARIANCE = np.array([[1.0, 0.3, 0.0], [0.3, 1.5, -0.2], [0.0, -0.2, 0.7]])
-LAW = (COVARIANCE, TASK_COVARIANCE, 0.25, 5)
+DISTRIBUTION = (COVARIANCE, TASK_COVARIANCE, 0.25, 5)
 
 ROUNDING = 1e-13
 PRINTED = 1e-9  # ten printed digits
@@ -34,20 +34,20 @@ def test_an_infinite_context_needs_the_inverse_covariance_and_has_no_risk():
 
 
 def test_reference_numbers():
-    best = lsa.optimal_preconditioner(*LAW)
+    best = lsa.optimal_preconditioner(*DISTRIBUTION)
     assert best[np.triu_indices(3)] == pytest.approx(
         [0.3071645722, 0.0303613261, 0.0058763857, 0.5617681392, -0.0525610053, 0.5543430312], abs=PRINTED
     )
-    assert lsa.minimum_risk(*LAW) == pytest.approx(1.6347336795, abs=PRINTED)
-    at = {m: lsa.risk(best, *LAW[:3], m) for m in (1, 5, 20, math.inf)}
+    assert lsa.minimum_risk(*DISTRIBUTION) == pytest.approx(1.6347336795, abs=PRINTED)
+    at = {m: lsa.risk(best, *DISTRIBUTION[:3], m) for m in (1, 5, 20, math.inf)}
     assert list(at.values()) == pytest.approx([5.2335376836, 1.6347336795, 0.9599579287, 0.7350326785], abs=PRINTED)
 
 
 def test_no_other_preconditioner_does_better(rng):
-    best, least = lsa.optimal_preconditioner(*LAW), lsa.minimum_risk(*LAW)
-    assert lsa.risk(best, *LAW) == pytest.approx(least, rel=ROUNDING)
+    best, least = lsa.optimal_preconditioner(*DISTRIBUTION), lsa.minimum_risk(*DISTRIBUTION)
+    assert lsa.risk(best, *DISTRIBUTION) == pytest.approx(least, rel=ROUNDING)
     found = scipy.optimize.minimize(
-        lambda flat: lsa.risk(flat.reshape(3, 3), *LAW), rng.normal(size=9), method="BFGS", options={"gtol": 1e-9}
+        lambda flat: lsa.risk(flat.reshape(3, 3), *DISTRIBUTION), rng.normal(size=9), method="BFGS", options={"gtol": 1e-9}
     )
     # The solver differentiates numerically: gradients to about 1e-8.
     assert found.fun == pytest.approx(least, rel=1e-10)
@@ -57,7 +57,7 @@ def test_no_other_preconditioner_does_better(rng):
 @pytest.mark.parametrize("query_in_sum", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_no_weights_of_the_whole_layer_do_better(query_in_sum, rng):
     # All 6 + 3 entries that matter at d = 2, through the reference that knows nothing of bilinear predictors.
-    law = (np.array([[1.5, 0.3], [0.3, 0.5]]), np.array([[0.6, 0.2], [0.2, 1.0]]), 0.2, 6)
+    distribution = (np.array([[1.5, 0.3], [0.3, 0.5]]), np.array([[0.6, 0.2], [0.2, 1.0]]), 0.2, 6)
 
     def weights(flat):
         w_pv, w_kq = np.zeros((3, 3)), np.zeros((3, 3))
@@ -65,24 +65,24 @@ def test_no_weights_of_the_whole_layer_do_better(query_in_sum, rng):
         return w_pv, w_kq
 
     def loss(flat):
-        return exact_loss.risk(*weights(flat), *law, query_in_sum=query_in_sum)
+        return exact_loss.risk(*weights(flat), *distribution, query_in_sum=query_in_sum)
 
     def slope(flat):
-        w_pv, w_kq = exact_loss.risk_gradient(*weights(flat), *law, query_in_sum=query_in_sum)
+        w_pv, w_kq = exact_loss.risk_gradient(*weights(flat), *distribution, query_in_sum=query_in_sum)
         return np.concatenate([w_pv[-1], w_kq[:, :2].ravel()])
 
     runs = [scipy.optimize.minimize(loss, 0.5 * rng.normal(size=9), jac=slope, method="BFGS") for _ in range(6)]
     best = min(runs, key=lambda run: run.fun)
-    assert best.fun == pytest.approx(lsa.minimum_risk(*law), rel=1e-9)
+    assert best.fun == pytest.approx(lsa.minimum_risk(*distribution), rel=1e-9)
     w_pv, w_kq = weights(best.x)
-    np.testing.assert_allclose(w_pv[-1, 2] * w_kq[:2, :2].T, lsa.optimal_preconditioner(*law), atol=1e-4)
+    np.testing.assert_allclose(w_pv[-1, 2] * w_kq[:2, :2].T, lsa.optimal_preconditioner(*distribution), atol=1e-4)
 
 
 def test_the_optimum_is_that_of_the_whole_layer():
     task = LinearRegression(3, 5, COVARIANCE, TASK_COVARIANCE, noise_std=0.5)
     best = lsa.optimum(task)
     for query_in_sum in (True, False):
-        risk = exact_loss.risk(best.w_pv, best.w_kq, *LAW, query_in_sum=query_in_sum)
+        risk = exact_loss.risk(best.w_pv, best.w_kq, *DISTRIBUTION, query_in_sum=query_in_sum)
         assert risk == pytest.approx(best.risk, rel=1e-12)
     assert best.w_pv[-1, -1] == pytest.approx(0.9226452036, abs=PRINTED)
     assert np.linalg.norm(best.w_kq) == pytest.approx(best.w_pv[-1, -1], rel=ROUNDING)
@@ -126,7 +126,7 @@ def test_the_risk_under_every_shift_is_that_of_simulated_prompts(rng):
 
 def test_the_risk_falls_like_one_over_the_context_length():
     lengths = np.array([1e4, 1e5, 1e6])
-    risks = np.array([lsa.minimum_risk(*LAW[:3], n) for n in lengths])
+    risks = np.array([lsa.minimum_risk(*DISTRIBUTION[:3], n) for n in lengths])
     # N times the risk tends to (d + 1) tr(Lambda Omega) + d s2, up to O(1/N).
     constant = 4 * np.trace(COVARIANCE @ TASK_COVARIANCE) + 3 * 0.25
     gaps = np.abs(lengths * risks / constant - 1)
@@ -134,7 +134,7 @@ def test_the_risk_falls_like_one_over_the_context_length():
     np.testing.assert_allclose(np.diff(np.log10(gaps)), -1, atol=0.01)
 
 
-def test_laws_without_a_closed_form_are_refused():
+def test_distributions_without_a_closed_form_are_refused():
     with pytest.raises(UnsupportedProblemError, match="Uniform"):
         lsa.optimum(LinearRegression(3, 5, covariates=Uniform(3, 1.0)))
 

@@ -40,10 +40,10 @@ def test_the_optimum_is_the_general_one_at_the_inverse_task_covariance(rng):
     assert ours.risk == pytest.approx(lab.risk, rel=1e-11)
     assert "Theorem 2" in ours.source
     # Its weights belong to a layer that sums.
-    law = (covariance, inverse, 0.36, 7)
-    summed = exact_loss.risk(ours.w_pv, ours.w_kq, *law, query_in_sum=False, rho=1.0)
+    distribution = (covariance, inverse, 0.36, 7)
+    summed = exact_loss.risk(ours.w_pv, ours.w_kq, *distribution, query_in_sum=False, rho=1.0)
     assert summed == pytest.approx(ours.risk, rel=1e-11)
-    averaged = exact_loss.risk(ours.w_pv, ours.w_kq, *law, query_in_sum=False)
+    averaged = exact_loss.risk(ours.w_pv, ours.w_kq, *distribution, query_in_sum=False)
     assert averaged > 1.1 * ours.risk
 
 

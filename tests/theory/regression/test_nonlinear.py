@@ -44,12 +44,12 @@ def test_linear_labels_of_one_task_agree_with_the_shifted_risk(rng):
     assert nonlinear.bilinear_risk(step, lam, w, spread, 0.0, 5) == pytest.approx(expected, rel=1e-13)
 
 
-def test_the_law_of_rectified_labels(rng):
+def test_the_distribution_of_rectified_labels(rng):
     lam, w = np.array([[1.2, 0.3], [0.3, 0.7]]), np.array([0.5, -2.0])
     x = rng.standard_normal((400_000, 2)) @ np.linalg.cholesky(lam).T
     y = np.maximum(x @ w, 0.0)
     noisy = y + 0.5 * rng.standard_normal(len(y))
-    best, spread, error = nonlinear.rectified_law(lam, w, 0.25)
+    best, spread, error = nonlinear.rectified_distribution(lam, w, 0.25)
     np.testing.assert_allclose(np.cov((x * noisy[:, None]).T), spread, rtol=0.03)
     assert np.mean((x @ best - y) ** 2) == pytest.approx(error, rel=0.02)
     np.testing.assert_allclose(np.mean(x * y[:, None], axis=0), lam @ best, rtol=0.02, atol=0.01)

@@ -76,8 +76,8 @@ def test_both_velocities_are_the_mean_slope_of_the_layer(moments, weights):
 def test_one_covariance_is_the_fixed_case(weights):
     u, inner = weights
     matrix = np.diag([2.0, 1.0, 0.5])
-    law = np.diagonal(matrix)[:, None], np.ones((3, 1))
-    moments = random_covariance.diagonal_moments(*law, LENGTH)
+    distribution = np.diagonal(matrix)[:, None], np.ones((3, 1))
+    moments = random_covariance.diagonal_moments(*distribution, LENGTH)
     np.testing.assert_allclose(
         random_covariance.preconditioner(moments), np.linalg.inv(zhang2023.gamma(matrix, LENGTH)), atol=1e-13
     )
@@ -87,7 +87,7 @@ def test_one_covariance_is_the_fixed_case(weights):
         structured.minimum_reduced_loss(matrix, LENGTH), rel=1e-12
     )
     # Both bounds with the constants of a fixed covariance, which the general ones only bound from below.
-    bound = random_covariance.scale_lower_bound(0.1, *law, LENGTH, THETA)
+    bound = random_covariance.scale_lower_bound(0.1, *distribution, LENGTH, THETA)
     assert 0 < bound <= zhang2023.scale_lower_bound(0.1, matrix, LENGTH, THETA)
 
 

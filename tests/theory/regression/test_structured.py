@@ -35,11 +35,11 @@ def test_the_prediction_is_the_sum_over_tokens(rng):
 def test_the_quadratic_form_is_the_prediction(rng, dim, length, negative):
     inputs, task, query = rng.normal(size=(length, dim)), rng.normal(size=dim), rng.normal(size=dim)
     labels = inputs @ task
-    live = rng.normal(size=(dim + 1, dim + 1))
+    active = rng.normal(size=(dim + 1, dim + 1))
     w_pv, w_kq = np.zeros((2, dim + 1, dim + 1))
-    w_pv[-1], w_kq[:, :dim] = live[:, -1], live[:, :dim]
+    w_pv[-1], w_kq[:, :dim] = active[:, -1], active[:, :dim]
     form = structured.quadratic_form(inputs, labels, query)
-    vec = live.ravel(order="F")
+    vec = active.ravel(order="F")
     assert vec @ form @ vec == pytest.approx(structured.prediction(w_pv, w_kq, inputs, labels, query), rel=1e-12)
     values = np.linalg.eigvalsh(form)
     np.testing.assert_allclose(structured.quadratic_form_eigenvalues(inputs, labels, query), values, atol=1e-12)

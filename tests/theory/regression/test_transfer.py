@@ -1,4 +1,4 @@
-"""Errors on other laws of prompts, against reference numbers, quadrature of the labels' moments, and each other."""
+"""Errors on other distributions of prompts, against reference numbers, quadrature of the labels' moments, and each other."""
 
 import math
 
@@ -39,19 +39,19 @@ def general(rng):
 
 @pytest.mark.parametrize("label", transfer.LABELS)
 def test_reference_errors(label):
-    law = transfer.single_index_law(label, VECTOR, COVARIANCE)
-    assert transfer.error(COVARIANCE, LENGTH, TEST_LENGTH, law) == pytest.approx(REFERENCE[label], rel=2e-9)
+    distribution = transfer.single_index_distribution(label, VECTOR, COVARIANCE)
+    assert transfer.error(COVARIANCE, LENGTH, TEST_LENGTH, distribution) == pytest.approx(REFERENCE[label], rel=2e-9)
 
 
 def test_reference_error_with_noise():
-    law = transfer.single_index_law("linear", VECTOR, COVARIANCE, 0.5)
-    assert transfer.error(COVARIANCE, LENGTH, TEST_LENGTH, law) == pytest.approx(2.4477986365, abs=PRINTED)
+    distribution = transfer.single_index_distribution("linear", VECTOR, COVARIANCE, 0.5)
+    assert transfer.error(COVARIANCE, LENGTH, TEST_LENGTH, distribution) == pytest.approx(2.4477986365, abs=PRINTED)
 
 
 @pytest.mark.parametrize("label", transfer.LABELS)
 def test_the_moments_of_a_label_by_quadrature(label, general):
     # x = root z with the first coordinate of z along the index; nodes on each side of the kink at zero.
-    law = transfer.single_index_law(label, VECTOR, general, 0.3)
+    distribution = transfer.single_index_distribution(label, VECTOR, general, 0.3)
     points, weights = np.polynomial.legendre.leggauss(120)
     z = np.concatenate([6 * points - 6, 6 * points + 6])
     density = np.tile(weights, 2) * 6 * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
@@ -61,33 +61,35 @@ def test_the_moments_of_a_label_by_quadrature(label, general):
     product = image * np.sum(density * y * z)
     rest = general - np.outer(image, image)
     second = np.sum(density * y**2) * rest + np.outer(image, image) * np.sum(density * (y * z) ** 2) + 0.3 * general
-    np.testing.assert_allclose(law.slope, np.linalg.solve(general, product), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(law.product_covariance, second - np.outer(product, product), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(distribution.slope, np.linalg.solve(general, product), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(distribution.product_covariance, second - np.outer(product, product), rtol=1e-9, atol=1e-9)
     error = np.sum(density * y**2) - product @ np.linalg.solve(general, product) + 0.3
-    assert law.minimum == pytest.approx(error, rel=1e-9)
+    assert distribution.minimum == pytest.approx(error, rel=1e-9)
 
 
 @pytest.mark.parametrize("label", transfer.LABELS)
 def test_the_three_terms_are_the_risk_of_the_trained_bilinear_predictor(label, general):
-    law = transfer.single_index_law(label, VECTOR, general, 0.2)
+    distribution = transfer.single_index_distribution(label, VECTOR, general, 0.2)
     step = np.linalg.inv(zhang2023.gamma(general, LENGTH))
     for length in (1, 6, math.inf):
-        expected = nonlinear.bilinear_risk(step, general, law.slope, law.product_covariance, law.minimum, length)
-        assert transfer.error(general, LENGTH, length, law) == pytest.approx(expected, rel=1e-11)
+        expected = nonlinear.bilinear_risk(
+            step, general, distribution.slope, distribution.product_covariance, distribution.minimum, length
+        )
+        assert transfer.error(general, LENGTH, length, distribution) == pytest.approx(expected, rel=1e-11)
 
 
 def test_linear_labels_are_a_fixed_task(general):
-    law = transfer.single_index_law("linear", VECTOR, general)
+    distribution = transfer.single_index_distribution("linear", VECTOR, general)
     step = np.linalg.inv(zhang2023.gamma(general, LENGTH))
     expected = lsa.risk(step, general, np.outer(VECTOR, VECTOR), 0.0, TEST_LENGTH)
-    assert transfer.error(general, LENGTH, TEST_LENGTH, law) == pytest.approx(expected, rel=1e-11)
+    assert transfer.error(general, LENGTH, TEST_LENGTH, distribution) == pytest.approx(expected, rel=1e-11)
 
 
-def test_a_law_without_an_index_is_refused():
+def test_a_distribution_without_an_index_is_refused():
     with pytest.raises(InvalidValueError, match="must not be zero"):
-        transfer.single_index_law("linear", np.zeros(3), COVARIANCE)
+        transfer.single_index_distribution("linear", np.zeros(3), COVARIANCE)
     with pytest.raises(InvalidValueError, match="one of linear, relu"):
-        transfer.single_index_law("cosine", VECTOR, COVARIANCE)
+        transfer.single_index_distribution("cosine", VECTOR, COVARIANCE)
 
 
 def test_the_sample_size_bounds_the_risk(general):

@@ -54,11 +54,11 @@ def test_the_optimum_is_the_general_one_without_noise(general):
 
 def test_the_limit_is_a_stationary_point_of_the_whole_layer(general):
     covariance, _ = general
-    law = (covariance, np.eye(3), 0.0, LENGTH)
+    distribution = (covariance, np.eye(3), 0.0, LENGTH)
     w_pv, w_kq = zhang2023.limit(covariance, LENGTH)
-    slopes = exact_loss.risk_gradient(w_pv, w_kq, *law, query_in_sum=True)
+    slopes = exact_loss.risk_gradient(w_pv, w_kq, *distribution, query_in_sum=True)
     # Differences of unit step: rounding of the risk at weights of order one.
-    scale = exact_loss.risk(w_pv + 1, w_kq + 1, *law, query_in_sum=True)
+    scale = exact_loss.risk(w_pv + 1, w_kq + 1, *distribution, query_in_sum=True)
     assert max(np.max(np.abs(slope)) for slope in slopes) < 1e-13 * scale
 
 
@@ -131,13 +131,13 @@ def test_the_flow_respects_its_bounds(general):
     times = np.linspace(0, 5, 12)
     u, inner = zhang2023.reduced_flow(scale, covariance, LENGTH, theta, times)
     assert np.all(u >= zhang2023.scale_lower_bound(scale, covariance, LENGTH, theta))
-    law = (covariance, np.eye(3), 0.0, LENGTH)
+    distribution = (covariance, np.eye(3), 0.0, LENGTH)
     gaps, squares = [], []
     for value, matrix in zip(u, inner, strict=True):
         w_pv, w_kq = np.zeros((2, 4, 4))
         w_pv[-1, -1], w_kq[:3, :3] = value, matrix
-        gaps.append((exact_loss.risk(w_pv, w_kq, *law, query_in_sum=True) - lsa.minimum_risk(*law)) / 2)
-        slopes = exact_loss.risk_gradient(w_pv, w_kq, *law, query_in_sum=True)
+        gaps.append((exact_loss.risk(w_pv, w_kq, *distribution, query_in_sum=True) - lsa.minimum_risk(*distribution)) / 2)
+        slopes = exact_loss.risk_gradient(w_pv, w_kq, *distribution, query_in_sum=True)
         squares.append(sum(np.sum((slope / 2) ** 2) for slope in slopes))
     gaps, squares = np.array(gaps), np.array(squares)
     resolved = gaps > 1e-9  # below, the ratio is rounding noise

@@ -28,7 +28,7 @@ def test_errors_of_other_coefficients():
     np.testing.assert_allclose(rollout.plugin_mse(RHO, np.zeros(3), SIGMA, 2), 0.8903508772, rtol=0, atol=1e-9)
 
 
-def test_simulated_series_have_the_law():
+def test_simulated_series_have_the_distribution():
     series = rollout.simulated_series(RHO, SIGMA, 12, 50_000, seed=1)
     mean, error = mean_and_error(series[:, -1] ** 2)
     assert abs(mean - 0.8903508772) < 4 * error

@@ -106,7 +106,7 @@ def test_the_time_reversed_filter_is_stationary(rho):
 
 
 def test_innovation_moments_give_gaps_by_enumeration():
-    # Two innovations in the context, one before it: x = e_1 psi .. with a law on three points.
+    # Two innovations in the context, one before it: x = e_1 psi .. with a distribution on three points.
     values, quadrature_weights = np.array([-np.sqrt(2.0), 0.0, np.sqrt(2.0)]), np.array([0.25, 0.5, 0.25])
     fourth, sixth = quadrature_weights @ values**4, quadrature_weights @ values**6
     rho, length, lags = 0.3, 2, 7
@@ -119,16 +119,16 @@ def test_innovation_moments_give_gaps_by_enumeration():
     assert np.isclose(total, zhou2025.innovation_gap([rho], 1.0, length, fourth, sixth), rtol=1e-7)
 
 
-def test_moments_of_the_laws():
+def test_moments_of_the_distributions():
     nodes, weights = np.polynomial.legendre.leggauss(400)
     x, weights = 22.5 * (nodes + 1), 22.5 * weights
     densities = {
         "gaussian": np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi),
         "laplace": np.exp(-np.sqrt(2) * x) / np.sqrt(2),
     }
-    for law, density in densities.items():
+    for distribution, density in densities.items():
         moments_ = [2 * weights @ (x**power * density) for power in (2, 4, 6)]
-        np.testing.assert_allclose(moments_, [1.0, *zhou2025.innovation_moments(law)], rtol=1e-8)
+        np.testing.assert_allclose(moments_, [1.0, *zhou2025.innovation_moments(distribution)], rtol=1e-8)
     assert zhou2025.innovation_moments("uniform") == (3**2 / 5, 3**3 / 7)
     assert zhou2025.innovation_moments("rademacher") == (1.0, 1.0)
 
