@@ -59,8 +59,8 @@ class _Constants:
 
 @claim("zhang2023.asm3.3", FlowSetting, Source(PAPER, "Assumption 3.3"))
 def start_is_balanced(setting: FlowSetting) -> list[Check]:
-    """The start W_PV = sigma e e^T, W_KQ = sigma diag(Theta Theta^T, 0), || Theta Theta^T ||_F = 1, is balanced, and sigma stays
-    below sqrt(2 / (||Gamma|| sqrt(d))).
+    """The start W_PV = sigma e e^T, W_KQ = sigma diag(Theta Theta^T, 0), || Theta Theta^T ||_F = 1, is balanced, and sigma
+    stays below sqrt(2 / (||Gamma|| sqrt(d))).
 
     The start that training uses is made from three times Theta, which it has to scale back; Gamma is read off gradients of the
     exact loss, and nothing is trained. A start that is not scaled to norm one, or a bound with another Gamma, would make it

@@ -166,5 +166,5 @@ def random_bounds(setting: RandomFlowSetting) -> list[Check]:
         converged(flow),
         check.exact("imbalance_abs", imbalance, 0.0, DRIFT_TOLERANCE * np.max(u**2)),
         check.at_least("smallest_u", np.min(u), lower),
-        *pl_checks(path, objective.risk(flow.limit) / 2, mu, RESOLVED * path.losses[0]),
+        *pl_checks(path, objective.risk(flow.limit) / 2, mu, RESOLVED * float(path.losses[0])),
     ]

@@ -44,7 +44,7 @@ class ExponentialSetting(RegressionSetting):
     d = 4
     N: int = integer(10, 1, "context length", "of training")
     M: int = integer(10, 1, "test context length")
-    c: float = number(1.0, positive=True, meaning="mean of the test eigenvalues")
+    c: float = number(1.0, positive=True, meaning="scale of the test inputs", detail=": the mean of their eigenvalues")
     samples: int = integer(400_000, 1_000, "number of draws", "of prompts")
     seed: int = integer(0, 0, "random seed", "of the prompts")
 

@@ -17,6 +17,7 @@ from icl_lab.claims.settings.regression import RegressionSetting, SpectralSettin
 from icl_lab.core import prng
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal
+from icl_lab.core.typing import Array
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks import FiniteDiagonal
@@ -43,7 +44,12 @@ class TrainedSetting(SpectralSetting):
 class StartSetting(RegressionSetting):
     """The start of Assumption 3.3, and the same one where covariances are random."""
 
-    sigma: float = number(0.1, positive=True, meaning="initial scale", detail=", bounded by the theorem")
+    sigma: float = number(
+        0.1,
+        positive=True,
+        meaning="initial scale",
+        detail="; sigma^2 ||Gamma|| sqrt(d) < 2, and as Theorem 4.5 bounds it where covariances are random",
+    )
     theta: str = choice("identity", ("identity", "random"), "matrix Theta of the start")
     seed: int = integer(0, 0, "random seed", "of the start")
 
@@ -69,7 +75,7 @@ class FlowSetting(TrainedSetting, StartSetting):
     """Training from the structured start."""
 
     @property
-    def bounds(self) -> tuple[float, Float[np.ndarray, "d d"], int, Float[np.ndarray, "d d"]]:
+    def bounds(self) -> tuple[float, Float[Array, "d d"], int, Float[Array, "d d"]]:
         """(sigma, Lambda, N, Theta Theta^T), the arguments of the theory's bounds."""
         return self.sigma, self.covariance, self.N, self.product
 

@@ -195,7 +195,7 @@ def _answers(weights: LSAWeights, inputs: np.ndarray, labels: np.ndarray, querie
 class CovariateShiftSetting(QueryShiftSetting):
     """Tests with scaled inputs, with inputs of another covariance, and with other queries."""
 
-    c: float = number(2.0, positive=True, meaning="factor of the inputs", detail="of the test")
+    c: float = number(2.0, positive=True, meaning="scale of the test inputs", detail=": a factor of all of them")
     Lam_test: list[float] | None = spectrum("eigenvalues of the test covariance", "; null: 1/2, 3/2, 3 and so on")
 
     @property
