@@ -110,7 +110,7 @@ def risk_at_other_lengths(setting: TransferSetting) -> list[Check]:
     N, M, matrix = setting.N, setting.M, setting.covariance
     flow, trace = trained(setting.task()), np.trace(matrix)
 
-    def risk(name: str, length: int, limit: float, tolerance: float) -> Check:
+    def risk(name: str, length: int, limit: int | float, tolerance: float) -> Check:
         expected = theory.zhang2023.risk(matrix, N, limit)
         return check.exact(f"risk_at_{name}", risk_on(flow.limit, prompts(matrix, length)), expected, tolerance, terms=trace)
 
