@@ -225,39 +225,32 @@ def mean_square_step(dim: int, context_length: int, kurtosis: float) -> float:
 
 
 def mean_step_norms(
-    distribution: str, dim: int, context_length: int, scale: float, step_size: float, samples: int, seed: int
+    inputs: Float[Array, "S N d"], queries: Float[Array, "S d"], tasks: Float[Array, "S d"], step_size: float
 ) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
-    r"""Sampled E|dW x_q| and E|dW| of one step from zero: the distances of a model that answers 0 from that step.
+    r"""E|dW x_q| and E|dW| of one step from zero, the distances of a model that answers 0 from that step, on a sample.
 
     Given the context and the query dW x_q is normal in w, which leaves
-    :math:`E|\Delta W x_q| = \eta \sqrt{2/\pi}\, E|S x_q|` to sample, with w ~ N(0, I).
+    :math:`E|\Delta W x_q| = \eta \sqrt{2/\pi}\, E|S x_q|` to average.
 
     Args:
-      distribution: "gaussian" or "uniform", of an input coordinate.
-      dim: d.
-      context_length: N.
-      scale: standard deviation if gaussian, half-width if uniform.
+      inputs: (S, N, d), the inputs of S contexts.
+      queries: (S, d), their queries.
+      tasks: (S, d), task vectors w drawn from N(0, I).
       step_size: eta.
-      samples: contexts.
-      seed: of the contexts.
 
     Returns:
       Both means and their standard errors, (2,) each.
 
     Source: as `mean_square_step`; the norms have no closed form.
     """
-    generator = np.random.default_rng(seed)
-    shape = (samples, context_length + 1, dim)
-    points = scale * (generator.standard_normal(shape) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, shape))
-    inputs, query, task = points[:, :-1], points[:, -1], generator.standard_normal((samples, dim))
 
     def moved(vectors: Array) -> Array:
         """|S v| for each context."""
         scores = np.einsum("sni,si->sn", inputs, vectors)
-        return np.linalg.norm(np.einsum("sn,sni->si", scores, inputs), axis=1) / context_length
+        return np.linalg.norm(np.einsum("sn,sni->si", scores, inputs), axis=1) / inputs.shape[1]
 
-    norms = step_size * np.stack([np.sqrt(2 / np.pi) * moved(query), moved(task)])
-    return np.mean(norms, axis=1), np.std(norms, axis=1, ddof=1) / np.sqrt(samples)
+    norms = step_size * np.stack([np.sqrt(2 / np.pi) * moved(queries), moved(tasks)])
+    return np.mean(norms, axis=1), np.std(norms, axis=1, ddof=1) / np.sqrt(len(inputs))
 
 
 def limit_scale(value_square: float, key_square: float, dim: int, rate: float) -> float:

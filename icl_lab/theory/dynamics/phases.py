@@ -121,6 +121,22 @@ def predictions(
     return np.stack(answers, axis=1)
 
 
+def half_squared_errors(
+    w_pv: Inexact[Array, "d D"], w_kq: Inexact[Array, "D D"], states: Inexact[Array, "B T d"]
+) -> Float[Array, "B"]:
+    """Half the squared error of each sequence, summed over the predictions at t = 2 .. T - 1.
+
+    Args:
+      w_pv: (d, 2d).
+      w_kq: (2d, 2d).
+      states: (B, T, d), x_1 .. x_T.
+
+    Returns:
+      (B,).
+    """
+    return np.sum(np.abs(predictions(w_pv, w_kq, states) - states[:, 2:]) ** 2, axis=(1, 2)) / 2
+
+
 def loss(
     w_pv: Inexact[Array, "d D"],
     w_kq: Inexact[Array, "D D"],
@@ -140,53 +156,5 @@ def loss(
 
     Source: icl_lab; the setting of arXiv 2405.16845.
     """
-    total = 0.0
-    for states, weights in sequences(distribution, len(w_pv), length, scale, angles):
-        errors = predictions(w_pv, w_kq, states) - states[:, 2:]
-        total += float(np.sum(weights[:, None, None] * np.abs(errors) ** 2)) / 2
-    return total
-
-
-def live_blocks(
-    value: Inexact[Array, "d d"], key_query: Inexact[Array, "d d"]
-) -> tuple[Inexact[Array, "d D"], Inexact[Array, "D D"]]:
-    """The matrices of `loss` whose only non-zero blocks are P (the first of W_PV) and K (row x_{t-1}, column x_t)."""
-    dim = len(value)
-    return np.pad(value, ((0, 0), (0, dim))), np.pad(key_query, ((dim, 0), (0, dim)))
-
-
-def sampled_loss(
-    w_pv: Inexact[Array, "d D"],
-    w_kq: Inexact[Array, "D D"],
-    distribution: str,
-    length: int,
-    scale: float,
-    samples: int,
-    seed: int,
-) -> tuple[float, float]:
-    """`loss` by Monte Carlo, where an exact average would take too many sequences; the mean and its standard error.
-
-    Args:
-      w_pv, w_kq, distribution, length, scale: as in `loss`.
-      samples: sequences, with random phases and start vectors drawn from the nodes of `start_nodes`.
-      seed: of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    dim = len(w_pv)
-    values = []
-    for first in range(0, samples, CHUNK):
-        size = min(CHUNK, samples - first)
-        start = draw_starts(distribution, dim, scale, size, rng)
-        turns = np.exp(1j * rng.uniform(0, 2 * np.pi, (size, 1, dim)) * np.arange(length)[None, :, None])
-        states = start[:, None, :] * turns
-        values.append(np.sum(np.abs(predictions(w_pv, w_kq, states) - states[:, 2:]) ** 2, axis=(1, 2)) / 2)
-    drawn = np.concatenate(values)
-    return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / np.sqrt(samples))
-
-
-def draw_starts(distribution: str, dim: int, scale: float, samples: int, rng: np.random.Generator) -> Inexact[Array, "B d"]:
-    """Random start vectors with the moments of the distribution up to order 6; args as in `sampled_loss`."""
-    if distribution == "sparse":
-        return scale * np.eye(dim)[rng.integers(dim, size=samples)]
-    nodes, weights = coordinate_nodes(distribution)
-    return scale * rng.choice(nodes, size=(samples, dim), p=weights)
+    batches = sequences(distribution, len(w_pv), length, scale, angles)
+    return sum(float(weights @ half_squared_errors(w_pv, w_kq, states)) for states, weights in batches)
