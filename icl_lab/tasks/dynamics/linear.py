@@ -28,7 +28,7 @@ class TransitionDistribution(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """One W."""
+        """One transition matrix W."""
 
     def check_dim(self, dim: int) -> None:
         """Raise `InvalidValueError` if the distribution has no matrices of size `dim`."""
@@ -41,7 +41,7 @@ class DiagonalUnitary(TransitionDistribution):
     """
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """One complex W."""
+        """One complex transition matrix W."""
         angles = _angles(key, dim)
         return jnp.diag(jax.lax.complex(jnp.cos(angles), jnp.sin(angles)))
 
@@ -50,7 +50,7 @@ class HaarOrthogonal(TransitionDistribution):
     """W Haar-distributed on O(d), determinants +1 and -1 alike."""
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """One W."""
+        """One transition matrix W."""
         return haar_orthogonal(key, dim)
 
 
@@ -60,7 +60,7 @@ class RotationBlocks(TransitionDistribution):
     haar_basis: bool = eqx.field(static=True, default=False)
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """One W."""
+        """One transition matrix W."""
         angles = _angles(stream(key, "angles"), dim // 2)
         cosine = jnp.kron(jnp.diag(jnp.cos(angles)), jnp.eye(2))
         sine = jnp.kron(jnp.diag(jnp.sin(angles)), jnp.array([[0.0, -1.0], [1.0, 0.0]]))
@@ -70,7 +70,7 @@ class RotationBlocks(TransitionDistribution):
         return basis @ (cosine + sine) @ basis.T
 
     def check_dim(self, dim: int) -> None:
-        """Blocks are 2 x 2."""
+        """Raise `InvalidValueError` for an odd dimension: blocks are 2 x 2."""
         if dim % 2:
             raise InvalidValueError(f"`dim` must be even for `RotationBlocks`, whose blocks are 2 x 2; got {dim}.")
 
