@@ -46,7 +46,15 @@ class Rule(NamedTuple):
 
     @staticmethod
     def exact(distribution: str, dim: int, context_length: int, scale: float, degree: int) -> Rule:
-        """The rule that integrates polynomials up to a degree; arguments as `gram_moments.spectral_rule`."""
+        """The rule that integrates polynomials of the Gram matrix up to a degree exactly.
+
+        Args:
+          distribution: "gaussian" or "uniform", of an input coordinate.
+          dim: d.
+          context_length: N.
+          scale: standard deviation of a normal coordinate, half-width of a uniform one.
+          degree: largest degree that is integrated exactly.
+        """
         nodes, weights = gram_moments.spectral_rule(distribution, dim, context_length, degree, scale)
         variance = scale**2 * float(gram_moments.unit_moment(distribution, 2))
         return Rule(nodes, weights, context_length, variance)
@@ -78,7 +86,13 @@ class Descent(NamedTuple):
 
 
 def loss(rule: Rule, step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"]) -> float:
-    """Half loss on a rule, whose error operator is rho_K of `descent_variants.gdpp_polynomials`."""
+    """The half loss of K steps of gradient descent with curvature correction (GD++) on a rule.
+
+    Args:
+      rule: exact to the degree of rho_K^2, see `descent_variants.gdpp_polynomials`.
+      step_sizes: (K,), eta.
+      curvatures: (K,), gamma; zeros for plain gradient descent.
+    """
     _, errors = gdpp_polynomials(rule.nodes, step_sizes, curvatures, rule.context_length)
     return float(rule.variance / 2 * rule.weights @ errors**2)
 
@@ -90,7 +104,7 @@ def loss_from_moments(
     context_length: int,
     variance: float,
 ) -> float:
-    """The same half loss in rational arithmetic, from the coefficients of rho^2.
+    """The half loss of `loss` in rational arithmetic, from the coefficients of the polynomial rho^2.
 
     Args:
       moments: m_0 .. m_(3^K - 1) at least.
@@ -140,7 +154,10 @@ def best_steps(distribution: str, dim: int, context_length: int, scale: float, s
     it is the orthogonal polynomial of degree K of s dmu. So N / eta are the K Gauss nodes of s dmu.
 
     Args:
-      distribution, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
+      distribution: "gaussian" or "uniform", of an input coordinate.
+      dim: d.
+      context_length: N.
+      scale: standard deviation of a normal coordinate, half-width of a uniform one.
       steps: K.
 
     Source: the theory of kernel polynomials; derived for the lab.
@@ -176,7 +193,14 @@ def best_corrected(rule: Rule, steps: int, tied: bool, starts: int) -> Descent:
 
 
 def polish(rule: Rule, steps: int, tied: bool, point: Float[Array, "p"]) -> Descent:
-    """The stationary point of the loss next to scale-free coefficients (eta sig2, .., gamma N sig2, ..)."""
+    """The stationary point of the loss next to given coefficients, by Newton's method.
+
+    Args:
+      rule: exact to degree 3^K - 1.
+      steps: K >= 2.
+      tied: whether all layers share eta and gamma.
+      point: eta sig2 of each layer (one if tied), then gamma N sig2 of each layer but the last (one if tied).
+    """
     solved = scipy.optimize.root(lambda x: _value_and_slope(x, rule, steps, tied)[1], point, tol=1e-14)
     etas, gammas = _coefficients(solved.x, rule, steps, tied)
     return Descent(etas, gammas, loss(rule, etas, gammas))

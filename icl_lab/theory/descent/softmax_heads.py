@@ -71,14 +71,27 @@ def centred_loss(step_size: float, dim: int, context_length: int, variance: floa
 
 
 def centred_step_size(dim: int, context_length: int, variance: float, kurtosis: float) -> float:
-    r"""The step size that minimises `centred_loss`, :math:`\eta_c = N / (\sigma^2 D)`, with its arguments."""
+    r"""The step size that minimises `centred_loss`, :math:`\eta_c = N / (\sigma^2 D)`.
+
+    Args:
+      dim: d.
+      context_length: N.
+      variance: sig2 of one input coordinate.
+      kurtosis: kap of one input coordinate.
+    """
     return context_length / (variance * spread(dim, context_length, kurtosis))
 
 
 def centred_optimum(dim: int, context_length: int, variance: float, kurtosis: float) -> float:
-    r"""The smallest `centred_loss`, :math:`L_c = \tfrac12 \sigma^2 d\,(1 - (N-1)/D)`, with its arguments.
+    r"""The smallest `centred_loss`, :math:`L_c = \tfrac12 \sigma^2 d\,(1 - (N-1)/D)`.
 
     For Gaussian inputs it is (N+d+1)/(N+d) times that of plain gradient descent.
+
+    Args:
+      dim: d.
+      context_length: N.
+      variance: sig2 of one input coordinate.
+      kurtosis: kap of one input coordinate.
     """
     return variance * dim / 2 * (1 - (context_length - 1) / spread(dim, context_length, kurtosis))
 

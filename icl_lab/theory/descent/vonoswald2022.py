@@ -39,7 +39,7 @@ def gradient_step(
 def descent_iterates(
     initial: Float[Array, "k d"], inputs: Float[Array, "N d"], labels: Float[Array, "N k"], step_sizes: Float[Array, "K"]
 ) -> Float[Array, "K+1 k d"]:
-    """The weights W_0, .., W_K of K explicit steps, see `gradient_step`.
+    """The weights W_0, .., W_K of K explicit steps of gradient descent, each a `gradient_step`.
 
     Args:
       initial: (k, d), W_0.
@@ -131,7 +131,7 @@ def attended_query_shift(
     Returns:
       (M, k).
 
-    Source: as `attended_query_slots`: the query's own value is W_0 x_q - (-W_0 x_q).
+    Source: derived for the lab: the value of the query token is W_0 x_q - (-W_0 x_q).
     """
     return step_size / context_length * np.outer(inputs @ query, 2 * initial @ query)
 
@@ -197,11 +197,19 @@ def optimal_step_size(
     noise_variance: float = 0.0,
     task_variance: float = 1.0,
 ) -> float:
-    r"""The step size that minimises `one_step_loss`, with its arguments.
+    r"""The step size that minimises `one_step_loss`.
 
     .. math:: \eta^* = N / \left(\sigma^2 \left(N + d + \kappa - 2 + \tau^2 / (\omega^2\sigma^2)\right)\right)
 
-    Source: as `one_step_loss`.
+    Args:
+      dim: d.
+      context_length: N >= 1.
+      variance: sig2 of one input coordinate.
+      kurtosis: kap = E x^4 / sig2^2 >= 1 of one input coordinate.
+      noise_variance: of the context labels.
+      task_variance: of one coordinate of w.
+
+    Source: the line search of von Oswald et al. (arXiv 2212.07677), solved for the lab.
     """
     noise = noise_variance / (task_variance * variance)
     return context_length / (variance * (context_length + dim + kurtosis - 2 + noise))
@@ -241,7 +249,7 @@ def mean_step_norms(
     Returns:
       Both means and their standard errors, (2,) each.
 
-    Source: as `mean_square_step`; the norms have no closed form.
+    Source: behind the sensitivities of von Oswald et al. (arXiv 2212.07677) before training; the norms have no closed form.
     """
 
     def moved(vectors: Array) -> Array:

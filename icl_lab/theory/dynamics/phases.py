@@ -22,8 +22,10 @@ CHUNK = 2**15
 
 
 def coordinate_nodes(distribution: str) -> tuple[Inexact[Array, "M"], Float[Array, "M"]]:
-    """Nodes and weights with the moments of one coordinate of unit scale up to order 6, for distributions of independent
-    coordinates.
+    """Nodes and weights with the moments, up to order 6, of one coordinate of unit scale.
+
+    Args:
+      distribution: one with independent coordinates: all of `zheng2024.DISTRIBUTIONS` but "sparse".
 
     Raises:
       InvalidValueError: another distribution.
@@ -41,7 +43,9 @@ def coordinate_nodes(distribution: str) -> tuple[Inexact[Array, "M"], Float[Arra
         return np.ones(1), np.ones(1)
     if distribution == "skew":
         return np.array([2.0, -1.0]), np.array([1.0, 2.0]) / 3
-    raise InvalidValueError(f"`distribution` must have independent coordinates and be known; got {distribution!r}.")
+    raise InvalidValueError(
+        f"`distribution` must be one with independent coordinates, not {distribution!r}, for which no nodes are known."
+    )
 
 
 def start_nodes(distribution: str, dim: int, scale: float) -> tuple[Inexact[Array, "M d"], Float[Array, "M"]]:
@@ -51,9 +55,12 @@ def start_nodes(distribution: str, dim: int, scale: float) -> tuple[Inexact[Arra
     sign's, the first coordinate is kept positive.
 
     Args:
-      distribution: its name.
+      distribution: one of `zheng2024.DISTRIBUTIONS`.
       dim: d.
-      scale: of the distribution.
+      scale: standard deviation of a coordinate, or the size of a non-zero one.
+
+    Returns:
+      Start vectors (M, d) and their weights (M,), which sum to 1.
     """
     if distribution == "sparse":
         return scale * np.eye(dim), np.full(dim, 1 / dim)
@@ -81,9 +88,11 @@ def sequences(
     """Chunks of sequences x_1 .. x_T and their weights, which sum to one over all chunks.
 
     Args:
-      distribution, dim, scale: of x_1.
-      length: T.
-      angles: N for each phase; `angle_count(length)` if omitted.
+      distribution: of x_1, one of `zheng2024.DISTRIBUTIONS`.
+      dim: d.
+      length: T >= 3.
+      scale: standard deviation of a coordinate of x_1, or the size of a non-zero one.
+      angles: how many angles replace each phase; `angle_count(length)` by default.
     """
     count = angle_count(length) if angles is None else angles
     points, weights = start_nodes(distribution, dim, scale)
@@ -150,9 +159,10 @@ def loss(
     Args:
       w_pv: (d, 2d), from the attended token (x_i, x_{i-1}) to the answer.
       w_kq: (2d, 2d).
-      distribution, scale: of x_1.
-      length: T.
-      angles: as in `sequences`.
+      distribution: of x_1, one of `zheng2024.DISTRIBUTIONS`.
+      length: T >= 3.
+      scale: standard deviation of a coordinate of x_1, or the size of a non-zero one.
+      angles: how many angles replace each phase; `angle_count(length)` by default.
 
     Source: icl_lab; the setting of arXiv 2405.16845.
     """

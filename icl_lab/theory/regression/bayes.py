@@ -134,6 +134,13 @@ def isotropic_ridge_risk(dim: int, context_length: int, noise_variance: float, p
     .. math:: E \sum_i \frac{\omega \lambda^2 + s_2 s_i}{(s_i + \lambda)^2}
 
     A penalty of 0 is minimum-norm least squares, which needs |N - d| >= 2 or s2 = 0 to have a mean.
+
+    Args:
+      dim: d.
+      context_length: N.
+      noise_variance: s2 >= 0.
+      penalty: lambda >= 0, added to the unnormalised Gram matrix.
+      signal: omega > 0.
     """
 
     def bias_and_variance(s):
@@ -199,6 +206,11 @@ def ols_risk(dim: int, context_length: int, noise_variance: float) -> float:
     """Excess risk s2 d / (N - d - 1) of least squares with N >= d, for every Lambda, Omega and even every fixed w.
 
     Infinite for N = d and d + 1 unless s2 = 0, where it is 0.
+
+    Args:
+      dim: d.
+      context_length: N >= d.
+      noise_variance: s2 >= 0.
 
     Raises:
       InvalidValueError: fewer examples than dimensions; see `minimum_norm_risk`.

@@ -136,16 +136,16 @@ class BestLayer:
 
 @runtime_checkable
 class LayerMoments(Protocol):
-    """What `best_layer` reads of the moments of a distribution of series, attributes as in `FeatureMoments`."""
+    """What `best_layer` reads of the moments of a series, or of their average over a distribution of series."""
 
     @property
     def gram(self) -> Float[Array, "F F"]:
-        """(F, F)."""
+        """(F, F), E[phi phi^T]."""
         ...
 
     @property
     def cross(self) -> Float[Array, "F"]:
-        """(F,)."""
+        """(F,), E[phi y]."""
         ...
 
     @property

@@ -123,8 +123,9 @@ def random_feature_moments(
     Args:
       order: p, 1 or 2.
       length: N.
-      bound, nodes: as in `coefficient_rule`.
+      bound: in (0, 1), the largest modulus of an eigenvalue of the companion matrix.
       noise_variance: sigma^2.
+      nodes: of the quadrature, an axis; None for so many that the error is rounding.
 
     Returns:
       Moments without leading axis.

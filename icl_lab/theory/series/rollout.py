@@ -32,8 +32,13 @@ def bayes_second_moment(coefficients: Float[Array, "p"], noise_std: float, steps
 
 
 def bayes_mse(coefficients: Float[Array, "p"], noise_std: float, steps: int) -> Float[Array, "steps"]:
-    r"""Mean squared errors :math:`\sigma^2\sum_{j<k}\psi_j^2` of the best rollout, increasing to gamma_0; see
-    `bayes_second_moment`."""
+    r"""Mean squared errors :math:`\sigma^2\sum_{j<k}\psi_j^2` of the best rollout at k = 1 .. steps, increasing to gamma_0.
+
+    Args:
+      coefficients: (p,), rho_1 .. rho_p.
+      noise_std: sigma > 0.
+      steps: number of horizons.
+    """
     return noise_std**2 * np.cumsum(impulse_response(coefficients, np.zeros(0), steps) ** 2)
 
 
@@ -135,7 +140,7 @@ def collapse_ratio(
       step: k >= 1, the step at which the rollouts are compared; see `lsa_rollout`.
 
     Returns:
-      The ratio and its standard error, as `ratio_of_medians` gives them.
+      The ratio and its standard error, from the spread over parts of the sample.
     """
     order = len(coefficients)
     context_length = series.shape[1] - order
@@ -145,8 +150,16 @@ def collapse_ratio(
 
 
 def ratio_of_medians(first: Float[Array, "B"], second: Float[Array, "B"], groups: int = 20) -> tuple[float, float]:
-    """median|first| / median|second|, and its standard error from the spread over parts of the sample; overflows count as
-    infinite."""
+    """The ratio median|first| / median|second| of two samples; what has overflowed counts as infinite.
+
+    Args:
+      first: (B,).
+      second: (B,).
+      groups: parts that the sample is divided into.
+
+    Returns:
+      The ratio, and its standard error from the spread of the parts' ratios.
+    """
     first, second = (np.nan_to_num(np.abs(x), nan=np.inf, posinf=np.inf) for x in (first, second))
     parts = [
         np.median(a) / np.median(b) for a, b in zip(np.array_split(first, groups), np.array_split(second, groups), strict=True)
@@ -176,7 +189,15 @@ def one_layer_gap(coefficients: Float[Array, "p"], context_length: int) -> float
 
 
 def one_layer_size(coefficients: Float[Array, "p"], noise_std: float, context_length: int) -> float:
-    r"""|pi| |Q| of that layer, :math:`\frac{N}{N+4}\,|r|^2\,|w|/\sigma^2`: what training has to grow to on a small series."""
+    r"""|pi| |Q| of the layer of `one_layer_gap`, :math:`\frac{N}{N+4}\,|r|^2\,|w|/\sigma^2`.
+
+    Training on a small series has to grow to that.
+
+    Args:
+      coefficients: (p,), rho_1 .. rho_p.
+      noise_std: sigma > 0.
+      context_length: N.
+    """
     square = float(np.sum(np.asarray(coefficients) ** 2))
     return context_length / (context_length + 4) * (1 + square) * np.sqrt(square) / noise_std**2
 

@@ -64,7 +64,7 @@ def finite_gap(
     noise: Iterable[Float[Array, "B N"]],
     nodes: int = 24,
 ) -> tuple[float, float]:
-    r"""N times the excess risk of that head at finite N, with the columns' innovations taken as independent of the query.
+    r"""N times the excess risk of the head of `scaled_gap` at finite N, innovations taken as independent of the query.
 
     .. math:: N\,E_m E_\epsilon\Big[C\,\frac{\sum_i e^{\lambda\epsilon_i}\epsilon_i}{\sum_i e^{\lambda\epsilon_i}} - m\Big]^2,
               \qquad m = w\cdot h \sim N(0, V),\ \lambda = m/(\sigma^2 C)
@@ -102,9 +102,13 @@ def finite_gap(
 def saturation(scale: float, explained: float) -> float:
     r"""The logarithm of the context length beyond which `scaled_gap` is the gap: 16 a / (1 - 2a), a = v / C^2.
 
-    Queries of z standard deviations have weights whose variance is e^{a z^2} times the mean's; those up to four standard
-    deviations of the distribution that the average gives weight to, 1 - 2a times the prior precision, must be resolved by N
-    columns.
+    The weights of a query z standard deviations from 0 have a mean square that is e^{a z^2} times their squared mean. So in the
+    average over queries z counts as if it were Gaussian of precision 1 - 2a, and N columns must resolve z up to four standard
+    deviations of that.
+
+    Args:
+      scale: C.
+      explained: v = V / sigma^2.
     """
     share = explained / scale**2
     return 16 * share / (1 - 2 * share) if 2 * share < 1 else np.inf
