@@ -29,7 +29,7 @@ from icl_lab.models import LinearSelfAttention, LSAWeights, SelfAttention, Separ
 
 
 def invariants(weights: Weights, model: SelfAttention | None = None) -> dict[str, np.ndarray]:
-    """The quantities that gradient flow conserves, by name; see the module for names and shapes.
+    """The quantities that gradient flow conserves, under the names and in the shapes of the table above.
 
     Args:
       weights: one layer's weights, or a tuple of layers (then names start with "layer 0 ", ...).

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from icl_lab.tasks.prompt import Prompt, Task
 CHUNK = 20_000
 BATCH = 2_500
 """Keys of a chunk that are held in memory at once."""
+NUMBERS = 2**20
+"""Of numpy's draws that are held in memory at once."""
 
 
 def simulate(statistic: Callable[[Key], Array], key: Key, samples: int) -> np.ndarray:
@@ -47,3 +50,19 @@ def simulated_risk(predictor: Callable[[Prompt], Array], task: Task, key: Key, s
         return jnp.sum((predictor(prompt) - prompt.target) ** 2)
 
     return mean_with_error(simulate(squared_error, key, samples))
+
+
+def normal_batches(samples: int, *shape: int, seed: int) -> Iterator[np.ndarray]:
+    """Independent standard normal arrays from numpy, for expectations that have no closed form: streams apart from JAX's.
+
+    Args:
+      samples: how many arrays, at least 1.
+      shape: of each.
+      seed: of the generator.
+
+    Yields:
+      Batches (B, *shape) that are `samples` arrays in all.
+    """
+    generator, most = np.random.default_rng(seed), max(1, NUMBERS // math.prod(shape))
+    for start in range(0, samples, most):
+        yield generator.standard_normal((min(most, samples - start), *shape))

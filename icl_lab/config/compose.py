@@ -162,7 +162,8 @@ def put(config: DictConfig, override: Override) -> None:
     """Put a value of the command line into a composed configuration, in its place.
 
     Raises:
-      InvalidValueError, OmegaConfBaseException: as `merge`.
+      InvalidValueError: a truth value that is neither true nor false.
+      OmegaConfBaseException: an unknown key, or a value of the wrong type.
     """
     key, value = override.key_or_group, override.value()
     group, _, rest = key.partition(".")

@@ -110,7 +110,7 @@ class NonlinearRegression(GaussianInputs):
 
 @dataclass
 class Autoregressive(Task):
-    """One AR(p) distribution with fixed coefficients."""
+    """AR(p) series with the same coefficients in every prompt."""
 
     coefficients: list[float]
 

@@ -1,4 +1,4 @@
-"""Small symmetric linear algebra used by task distributions: checks, square roots, condition numbers, random rotations."""
+"""Linear algebra of small symmetric matrices: checks, square roots, condition numbers, random rotations."""
 
 from __future__ import annotations
 

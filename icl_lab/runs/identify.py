@@ -85,7 +85,8 @@ def find(folder: Path, prompts: int, seed: int) -> analysis.Identification:
       seed: of the prompts.
 
     Raises:
-      InvalidValueError: as `load`, too few prompts, or no seed.
+      InvalidValueError: no folder of a finished run, too few prompts, or no seed.
+      DamagedRunError: a file of the run that cannot be read.
       NonFiniteError: a model whose training diverged.
     """
     check_seed(seed, "--seed")

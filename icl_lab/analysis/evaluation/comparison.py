@@ -66,7 +66,14 @@ def best_linear_steps(task: Task, key: Key, prompts: int) -> tuple[float, Float[
 
 
 def predictors(task: Task, step_size: float, preconditioner: Array, penalty: float | None) -> dict[str, Predictor]:
-    """The estimators of the comparison by the name they have in tables and files."""
+    """The estimators that a trained model is compared with, by the names they have in tables and files.
+
+    Args:
+      task: distribution of the prompts.
+      step_size: eta of the gradient step.
+      preconditioner: (d, d), of the preconditioned gradient step.
+      penalty: of ridge regression; None for `bayes_penalty`.
+    """
     chosen = {
         "gradient_descent": estimators.named("gradient_descent", step_size=np.asarray(step_size)),
         "preconditioned_gradient_descent": estimators.named("preconditioned_gradient_descent", preconditioner=preconditioner),

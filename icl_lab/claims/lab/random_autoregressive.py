@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from icl_lab import estimators, models, objectives, theory, training
 from icl_lab.claims import check, convergence
@@ -18,6 +19,7 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
+from icl_lab.core.typing import Array
 from icl_lab.estimators import named
 from icl_lab.models import LSAWeights
 from icl_lab.objectives import Features, MomentLoss, Moments
@@ -201,6 +203,37 @@ def _infinite_context(bound: float, sigma: float) -> MomentLoss:
     )
 
 
+def simulated_ridge_excess(
+    bound: float, length: int, noise_variance: float, penalties: Float[Array, "q"], samples: int, seed: int
+) -> tuple[Float[Array, "q"], Float[Array, "q"]]:
+    r"""Excess of in-context ridge sum x y / (sum x^2 + lambda) on AR(1) series with rho ~ U(-R, R), by simulation in numpy.
+
+    Args:
+      bound: R.
+      length: N.
+      noise_variance: sigma^2.
+      penalties: lambda, 0 for least squares.
+      samples: series.
+      seed: of the generator.
+
+    Returns:
+      Means and their standard errors, (q,) each.
+    """
+    generator, errors = np.random.default_rng(seed), []
+    for start in range(0, samples, 50_000):
+        count = min(50_000, samples - start)
+        rho = generator.uniform(-bound, bound, count)
+        value = generator.standard_normal(count) * np.sqrt(noise_variance / (1 - rho**2))
+        square, product = np.zeros(count), np.zeros(count)
+        for _ in range(length):
+            following = rho * value + np.sqrt(noise_variance) * generator.standard_normal(count)
+            square, product, value = square + value**2, product + value * following, following
+        fitted = product[:, None] / (square[:, None] + np.asarray(penalties)[None, :])
+        errors.append(((fitted - rho[:, None]) * value[:, None]) ** 2)
+    drawn = np.concatenate(errors)
+    return np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
+
+
 PENALTIES = (1.0, 3.0, 6.0)
 
 
@@ -213,7 +246,7 @@ def _in_context_rivals(bound: float, N: int, sigma: float, layer: float, samples
     best = np.asarray(prompts.latent * prompts.query)[:, 0]
     rivals = {"least_squares": estimators.ols} | {f"ridge_{lam:g}": named("ridge", penalty=lam * variance) for lam in PENALTIES}
     penalties = variance * np.array([0.0, *PENALTIES])
-    expected, errors = theory.random_autoregressive.simulated_ridge_excess(bound, N, variance, penalties, 4 * samples, seed)
+    expected, errors = simulated_ridge_excess(bound, N, variance, penalties, 4 * samples, seed)
     checks = []
     for i, (name, estimator) in enumerate(rivals.items()):
         if i == 0 and N < 5:

@@ -14,7 +14,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source, flag, integer, number, spectrum
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
-from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.claims.simulation import mean_with_error, normal_batches, simulate
 from icl_lab.core import prng
 from icl_lab.core.linalg import psd_root
 from icl_lab.models import LSAWeights, initializers
@@ -139,7 +139,7 @@ def bayes(d, N, s2, Lam, Om, rotate, penalty, samples, seed) -> list[Check]:
     plain = LinearRegression(dim=d, context_length=N, noise_std=np.sqrt(s2))
     inverse = np.linalg.inv(tasks)
     mean, error = _ridge_risk(task, s2 * (inverse + inverse.T) / 2, prng.stream(key, "bayes"), samples)
-    expected, uncertainty = theory.bayes.risk(inputs, tasks, s2, N, samples, seed)
+    expected, uncertainty = theory.bayes.risk(inputs, tasks, s2, N, normal_batches(samples, N, d, seed=seed))
     other, other_error = _ridge_risk(plain, penalty, prng.stream(key, "ridge"), samples)
     layer = objectives.population(task, MODEL).risk(_trained(task).limit)
     return [

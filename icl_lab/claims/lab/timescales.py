@@ -221,7 +221,7 @@ def slow_mode(N, s2, Lam, rotate, sigma, low, high, seed) -> list[Check]:
     slow = np.linalg.eigh(problem[0])[1][:, 0]
     limit = slow @ theory.lsa.optimal_preconditioner(*problem) @ slow
     start = initializers.zhang(2, sigma)
-    distribution = theory.timecourse.slow_mode_time(large, small, s2, N, low, high)
+    expected = theory.timecourse.slow_mode_time(large, small, s2, N, low, high)
 
     def share(weights: LSAWeights) -> float:
         return float(_u(weights) * (slow @ weights.w_kq[:2, :2] @ slow) / limit)
@@ -231,4 +231,4 @@ def slow_mode(N, s2, Lam, rotate, sigma, low, high, seed) -> list[Check]:
     path = Integrator(exact(task), start)(
         start, end, [lambda w: share(w) - low, lambda w: share(w) - high], method="LSODA", rtol=1e-9, stop=True
     )
-    return [check.exact("time_between_shares", path.crossings[1][0] - path.crossings[0][0], distribution, 0.01)]
+    return [check.exact("time_between_shares", path.crossings[1][0] - path.crossings[0][0], expected, 0.01)]

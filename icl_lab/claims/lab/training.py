@@ -54,7 +54,7 @@ def _validate_escape(sigma, starts, **sizes) -> None:
         "N": integer(8, 1, "context length"),
         "Lam": spectrum("eigenvalues of the input covariance; null: 2 down to 1/2"),
         "sigma": number(
-            1e-20, positive=True, meaning="larger initial scale, the other is its square; the distribution is asymptotic"
+            1e-20, positive=True, meaning="larger initial scale, the other is its square; the formula is asymptotic"
         ),
         "starts": integer(3, 1, "random starts, each at both scales"),
     },

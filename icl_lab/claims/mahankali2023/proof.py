@@ -16,7 +16,7 @@ from icl_lab.claims.claim import Source, flag, integer, number, spectrum
 from icl_lab.claims.mahankali2023.linear import MODEL, PAPER
 from icl_lab.claims.registry import claim
 from icl_lab.claims.settings.regression import check_spectrum, covariance
-from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.claims.simulation import mean_with_error, normal_batches, simulate
 from icl_lab.core import compiled, prng
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.prompt import Prompt
@@ -131,7 +131,8 @@ def loss_is_bayes_plus_distance(d, N, s2, Lam, Om, rotate, scale, samples, seed)
         return jnp.stack(squares)
 
     drawn = simulate(paired, prng.stream(key, "prompts"), samples)
-    expected, uncertainty = theory.bayes.risk(task.covariance, task.task_covariance, s2, N, samples, seed)
+    contexts = normal_batches(samples, N, d, seed=seed)
+    expected, uncertainty = theory.bayes.risk(task.covariance, task.task_covariance, s2, N, contexts)
     checks = []
     for i in range(2):
         mean, error = mean_with_error(drawn[:, i])

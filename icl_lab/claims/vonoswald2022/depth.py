@@ -16,7 +16,16 @@ from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, covariates, input_moments, layers, query_weights, slope_on_rule
+from icl_lab.claims.vonoswald2022.settings import (
+    DISTRIBUTION,
+    covariates,
+    draw_inputs,
+    input_moments,
+    layers,
+    query_weights,
+    sampled_rule,
+    slope_on_rule,
+)
 from icl_lab.claims.vonoswald2022.steps import SAMPLING
 from icl_lab.core.errors import AssumptionError
 from icl_lab.tasks.prompt import Prompt
@@ -189,7 +198,7 @@ def _polynomial_losses(
     descent: Descent, distribution: str, d: int, N: int, sigma: float, samples: int, seed: int
 ) -> np.ndarray:
     """Half losses (sig2/2) sum_a rho(s_a)^2 w_a^2 of tasks w at eigenvalues of sampled contexts, (samples,)."""
-    rule = Rule.sampled(distribution, d, N, sigma, samples, seed + 1)
+    rule = sampled_rule(distribution, d, N, sigma, samples, seed + 1)
     tasks = np.random.default_rng(seed + 2).standard_normal((samples, d))
     with np.errstate(over="ignore"):
         _, errors = theory.descent_variants.gdpp_polynomials(rule.nodes, descent.step_sizes, descent.curvatures, N)
@@ -242,7 +251,7 @@ def repeated_layer(d, N, distribution, sigma, T, lam, many, samples, seed) -> li
         return jnp.stack([variance / 2 * jnp.sum((prompt.latent - found) ** 2), largest])
 
     drawn = simulate(outcome, jax.random.key(seed), samples)
-    others = Rule.sampled(distribution, d, N, sigma, samples, seed + 1).nodes.reshape(samples, d).max(axis=1)
+    others = sampled_rule(distribution, d, N, sigma, samples, seed + 1).nodes.reshape(samples, d).max(axis=1)
     diverging, reference = (float(np.mean(eta / N * s > 2)) for s in (drawn[:, 1], others))
     error = np.sqrt((diverging + reference + 2 / samples) / samples)
     stack = Descent(np.full(many, eta), np.zeros(many), np.nan)
@@ -276,7 +285,10 @@ def alignment_of_two_optima(d, N, distribution, sigma, samples, seed) -> list[Ch
         return jnp.stack([cosine, jnp.linalg.norm(u - v), jnp.abs((u - v) @ prompt.query)])
 
     drawn = simulate(metrics, jax.random.key(seed), samples)
-    others = theory.descent_steps.sampled_alignment(plain, corrected, distribution, d, N, sigma, samples, seed + 1)
+    generator = np.random.default_rng(seed + 1)
+    inputs = draw_inputs(distribution, sigma, (samples, N + 1, d), generator)
+    tasks = generator.standard_normal((samples, d))
+    others = theory.descent_steps.alignment(plain, corrected, inputs[:, :-1], inputs[:, -1], tasks)
     checks = []
     for i, name in enumerate(("cosine", "model_difference", "prediction_difference")):
         (mean, error), (expected, uncertainty) = mean_with_error(drawn[:, i]), mean_with_error(np.asarray(others[:, i]))

@@ -15,7 +15,15 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.depth import LOSS_TOLERANCE, SCALAR_TOLERANCE, SIZES, descend
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, MODEL, covariates, input_moments, layers, slope_on_rule
+from icl_lab.claims.vonoswald2022.settings import (
+    DISTRIBUTION,
+    MODEL,
+    covariates,
+    input_moments,
+    layers,
+    sampled_rule,
+    slope_on_rule,
+)
 from icl_lab.core import compiled
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.descent.descent_steps import Rule
@@ -145,7 +153,7 @@ def five_layers(d, N, distribution, sigma, K, samples, starts, seed) -> list[Che
     # From nearby, but not from there.
     found_plain = descend(drawn, K, True, 0.9 * scale[:1] * plain.step_sizes[:1])
     found = descend(drawn, K, True, 0.95 * scale * np.array([corrected.step_sizes[0], corrected.curvatures[0]]))
-    fresh = Rule.sampled(distribution, d, N, sigma, samples, seed + 1)
+    fresh = sampled_rule(distribution, d, N, sigma, samples, seed + 1)
     held_out, shared_held_out = (
         np.median(theory.descent_variants.gdpp_polynomials(fresh.nodes, one.step_sizes, one.curvatures, N)[1] ** 2)
         for one in (found, found_plain)

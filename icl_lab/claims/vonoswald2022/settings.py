@@ -38,6 +38,19 @@ def input_moments(distribution: str, sigma: float) -> tuple[float, float]:
     return (sigma**2, 3.0) if distribution == "gaussian" else (sigma**2 / 3, 9 / 5)
 
 
+def draw_inputs(distribution: str, sigma: float, shape: tuple[int, ...], generator: int | np.random.Generator) -> np.ndarray:
+    """Inputs of a shape from numpy, for what has no closed form: streams apart from those of the prompts."""
+    generator = np.random.default_rng(generator)
+    unit = generator.standard_normal(shape) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, shape)
+    return sigma * unit
+
+
+def sampled_rule(distribution: str, d: int, N: int, sigma: float, samples: int, seed: int) -> Rule:
+    """The eigenvalues of the Gram matrices of contexts from `draw_inputs`."""
+    inputs = draw_inputs(distribution, sigma, (samples, N, d), seed)
+    return Rule.of_contexts(inputs, input_moments(distribution, sigma)[0])
+
+
 def layers(step_sizes: Array, curvatures: Array, dim: int, context_length: int) -> tuple[LSAWeights, ...]:
     """The layers of `constructions.gd_plus_plus` as a function of traced coefficients, in which each layer is linear.
 

@@ -18,7 +18,7 @@ from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, covariates, input_moments
+from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, covariates, draw_inputs, input_moments
 from icl_lab.claims.vonoswald2022.settings import MODEL as LINEAR
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
@@ -152,9 +152,10 @@ def scalar_softmax_heads(d, N, distribution, sigma, samples, seed) -> list[Check
     two = fit(np.array([[0.0], [0.0]]), both)
     # Start the free pair off the symmetric one.
     free = fit(two + np.array([[0.3, -0.3], [0.1, -0.1]]), both)
+    inputs = draw_inputs(distribution, sigma, (REFERENCE, N + 1, d), seed)
     checks, values = [], {}
     for name, point, signs in (("one_head", one, both[:1]), ("two_heads", two, both)):
-        best = theory.softmax_heads.best_heads(distribution, d, N, sigma, len(signs) == 2, REFERENCE, seed)
+        best = theory.softmax_heads.best_heads(inputs[:, :-1], inputs[:, -1], variance, kurtosis, len(signs) == 2)
         values[name] = np.asarray(losses(jnp.asarray(point), signs))
         loss, error = mean_with_error(values[name])
         checks.append(check.sampled(f"loss_of_{name}", loss, best.loss, float(np.hypot(error, best.standard_error))))

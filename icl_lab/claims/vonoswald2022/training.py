@@ -13,7 +13,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source, integer, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, MODEL, covariates, input_moments, one_step
+from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, MODEL, covariates, draw_inputs, input_moments, one_step
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, initializers
@@ -137,7 +137,10 @@ def alignment_with_a_step(d, N, distribution, sigma, steps, batch, starts, sampl
     untrained = compared(jax.tree.map(lambda w: 0 * w[0], begin))
     square, _ = analysis.sample_mean(eqx.Partial(_square_step, step), task, prng.stream(key, "measure"), samples)
     mean_square = theory.vonoswald2022.mean_square_step(d, N, kurtosis)
-    norms, errors = theory.vonoswald2022.mean_step_norms(distribution, d, N, sigma, eta, CONTEXTS, seed)
+    generator = np.random.default_rng(seed)
+    inputs = draw_inputs(distribution, sigma, (CONTEXTS, N + 1, d), generator)
+    tasks = generator.standard_normal((CONTEXTS, d))
+    norms, errors = theory.vonoswald2022.mean_step_norms(inputs[:, :-1], inputs[:, -1], tasks, eta)
     distances = [untrained.mean_prediction_distance, untrained.sensitivity_distance]
     spread = [float(one.standard_error) for one in distances]
     checks = [

@@ -15,7 +15,7 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source, integer, number, vector
 from icl_lab.claims.registry import claim
-from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.claims.simulation import mean_with_error, normal_batches, simulate
 from icl_lab.claims.zhou2025.rollout import LSA, PAPER, validate
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import InvalidValueError
@@ -277,7 +277,8 @@ def variance_of_a_softmax_head(rho, sigma, C, N, samples, seed) -> list[Check]:
         return N * (SOFTMAX(head, prompt)[0] - best @ prompt.query) ** 2
 
     mean, error = mean_with_error(simulate(scaled_gap, prng.stream(jax.random.key(seed), "series"), samples))
-    at_length, uncertainty = theory.softmax_series.finite_gap(coefficients, sigma, C, N, samples // 4, seed)
+    noise = normal_batches(samples // 4, N, seed=seed)
+    at_length, uncertainty = theory.softmax_series.finite_gap(coefficients, sigma, C, noise)
     explained = float(task.autocovariances(1)[0]) - sigma**2
     allowed = SOFTMAX_CORRECTION / N + check.SIGMAS * math.hypot(error, uncertainty) / at_length
     checks = [check.exact("scaled_gap", mean, at_length, allowed)]

@@ -165,7 +165,10 @@ def rollout_of_the_layer(rho, sigma, N, K, k, samples, seed) -> list[Check]:
 
     best = analysis.rollout(linear_forecaster, coefficients[::-1].copy(), series[:, -order - 1 :], order, k)
     ratio, error = theory.rollout.ratio_of_medians(layer[:, k - 1], best[:, -1])
-    expected, uncertainty = theory.rollout.collapse_ratio(coefficients, sigma, N, k, 10 * samples, seed + 1)
+    generator = np.random.default_rng(seed + 1)
+    start, noise = (generator.standard_normal((10 * samples, length)) for length in (order, N))
+    others = theory.rollout.stationary_series(coefficients, sigma, start, noise)
+    expected, uncertainty = theory.rollout.collapse_ratio(coefficients, sigma, others, k)
     return [
         check.exact("one_path", layer[tame][0], recursion[tame][0], LAYER_TOLERANCE),
         check.exact("largest_distance_from_the_recursion_abs", np.max(distance), 0.0, LAYER_TOLERANCE),

@@ -73,7 +73,7 @@ def late_rates(*problem) -> LateRates:
     (d_i, c_i, l_i are the eigenvalues of D, C, Lambda).
 
     Args:
-      problem: covariance, task_covariance, noise_variance, context_length.
+      problem: covariance (d, d), task_covariance (d, d), noise_variance and context_length, in this order.
 
     Raises:
       AssumptionError: Lambda and Omega do not commute.
@@ -120,10 +120,11 @@ def descent(
     Each step changes kappa by exactly h^2 (g_u^2 - ||G_U||_F^2), since u g_u = <U, G_U> wherever the loss depends on u U only.
 
     Args:
-      u, inner: the start.
+      u: corner of W_PV at the start.
+      inner: (d, d), U at the start.
       step: h.
       steps: how many.
-      problem: covariance, task_covariance, noise_variance, context_length.
+      problem: covariance (d, d), task_covariance (d, d), noise_variance and context_length, in this order.
 
     Returns:
       u and U at the end, and kappa at the end *as the start's plus the sum of the changes*.

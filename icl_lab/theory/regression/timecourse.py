@@ -42,9 +42,10 @@ def flow(
     """(u, U) at increasing times >= 0, by integrating `structured.general_velocity` (DOP853, relative accuracy about 1e-11).
 
     Args:
-      u, inner: the start, of any balance.
+      u: corner of W_PV at the start.
+      inner: (d, d), U at the start; the two need not be balanced.
       times: (S,).
-      problem: covariance, task_covariance, noise_variance, context_length.
+      problem: covariance (d, d), task_covariance (d, d), noise_variance and context_length, in this order.
     """
     start = np.concatenate([[u], inner.ravel()])
     solution = scipy.integrate.solve_ivp(
@@ -112,7 +113,19 @@ def logistic_half_time(
 def logistic_loss(
     z: Float[Array, "S"], dim: int, scale: float, task_scale: float, noise_variance: float, context_length: int
 ) -> Float[Array, "S"]:
-    r"""Half the risk along the isotropic flow, (lambda/2)(d omega - 2 sqrt(d) omega lambda z + c z^2)."""
+    r"""Half the risk along the isotropic flow, (lambda/2)(d omega - 2 sqrt(d) omega lambda z + c z^2).
+
+    Args:
+      z: (S,), u^2, from `logistic`.
+      dim: d.
+      scale: lambda, Lambda = lambda I.
+      task_scale: omega, Omega = omega I.
+      noise_variance: s2.
+      context_length: N.
+
+    Returns:
+      (S,).
+    """
     curvature = isotropic_curvature(dim, scale, task_scale, noise_variance, context_length)
     return scale / 2 * (dim * task_scale - 2 * np.sqrt(dim) * task_scale * scale * z + curvature * z**2)
 
@@ -148,7 +161,7 @@ def plateau_time(sigma: float, theta: Float[Array, "d d"], fraction: float, *pro
       sigma: initial scale.
       theta: (d, d), Theta Theta^T of unit Frobenius norm.
       fraction: between 0 and 1.
-      problem: covariance, task_covariance, noise_variance, context_length.
+      problem: covariance (d, d), task_covariance (d, d), noise_variance and context_length, in this order.
     """
     drive = signal(problem[0], problem[1])
     norm = float(np.linalg.norm(drive))
@@ -169,7 +182,10 @@ def plateau_time(sigma: float, theta: Float[Array, "d d"], fraction: float, *pro
 def drop_value(*problem) -> float:
     r"""u at the end of the drop if weights moved along D only: (||D||_F^3 / <D, C D Lambda>)^{1/2}.
 
-    A larger u is reached in the tail, mode by mode. Args as `flow`.
+    A larger u is reached in the tail, mode by mode.
+
+    Args:
+      problem: covariance (d, d), task_covariance (d, d), noise_variance and context_length, in this order.
     """
     drive = signal(problem[0], problem[1])
     return float(np.sqrt(np.linalg.norm(drive) ** 3 / np.sum(drive * (lsa.response_moment(*problem) @ drive @ problem[0]))))
@@ -260,7 +276,7 @@ def frozen_value(times: Float[Array, "S"], u: float, inner: Float[Array, "d d"],
       times: (S,).
       u: the fixed corner of W_PV, not 0.
       inner: (d, d), U(0).
-      problem: covariance, task_covariance, noise_variance, context_length; nothing has to commute.
+      problem: covariance (d, d), task_covariance (d, d), noise_variance and context_length; nothing has to commute.
 
     Raises:
       AssumptionError: u = 0, where nothing moves.
