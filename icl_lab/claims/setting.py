@@ -213,6 +213,6 @@ class Setting:
             return {}
         return {one.name: one.metadata["parameter"] for one in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
 
-    def values(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The value of every parameter, as JSON types."""
         return {name: getattr(self, name) for name in self.parameters()}
