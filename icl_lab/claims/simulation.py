@@ -42,6 +42,12 @@ def mean_with_error(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
+def ratio_with_error(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
+    """The ratio of two means over the same draws, and its standard error, that of its linearisation (delta method)."""
+    ratio, mean = np.mean(numerator) / np.mean(denominator), np.mean(denominator)
+    return float(ratio), mean_with_error(numerator - ratio * denominator)[1] / float(mean)
+
+
 def simulated_risk(predictor: Callable[[Prompt], Array], task: Task, key: Key, samples: int) -> tuple[float, float]:
     """Mean squared error of a predictor over fresh prompts, and its standard error."""
 

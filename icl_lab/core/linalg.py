@@ -58,6 +58,12 @@ def psd_root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
     return (vectors * jnp.sqrt(jnp.clip(values, 0.0, None))[None, :]) @ vectors.T
 
 
+def inverse_covariance(matrix: Float[Array, "d d"]) -> Float[np.ndarray, "d d"]:
+    """The inverse of a symmetric positive definite matrix, symmetric to the last bit."""
+    inverse = np.linalg.inv(matrix)
+    return (inverse + inverse.T) / 2
+
+
 def condition_number(matrix: Float[Array, "d d"]) -> float:
     """Largest over smallest eigenvalue of a symmetric positive definite matrix."""
     values = np.linalg.eigvalsh(np.asarray(matrix, dtype=np.float64))
