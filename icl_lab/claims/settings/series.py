@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -14,7 +16,7 @@ from icl_lab.tasks.series.autoregressive import Autoregressive, check_stationary
 class SeriesSetting(Setting):
     """x_t = rho_1 x_{t-1} + .. + rho_p x_{t-p} + innovation, seen through windows of p lags."""
 
-    rho: list[float] | None = vector((0.5, -0.3), "autoregressive coefficients", ", nearest lag first")
+    rho: Sequence[float] | None = vector((0.5, -0.3), "autoregressive coefficients", ", nearest lag first")
     sigma: float = number(1.0, positive=True, meaning="standard deviation of the innovations")
 
     def validate(self) -> None:
@@ -25,6 +27,16 @@ class SeriesSetting(Setting):
     def coefficients(self) -> Float[Array, "p"]:
         """rho as an array, empty for null."""
         return np.asarray(self.rho or (), dtype=np.float64)
+
+    @property
+    def best_weights(self) -> Float[Array, "p"]:
+        """w, those of the best prediction from a window, oldest lag first."""
+        return self.coefficients[::-1].copy()
+
+    @property
+    def explained_variance(self) -> float:
+        """V, the variance of the best prediction."""
+        return float(self.task(1).autocovariances(1)[0]) - self.sigma**2
 
     @property
     def order(self) -> int:
