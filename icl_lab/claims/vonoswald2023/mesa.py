@@ -97,9 +97,10 @@ def mesa_layer(setting: MesaLayer) -> list[Check]:
 
 
 def _above_one(value) -> float:
-    if number(2.0).convert(value) <= 1:
+    converted = number(2.0).metadata["parameter"].convert(value)
+    if converted <= 1:
         raise ValueError
-    return float(value)
+    return converted
 
 
 class SeveralLayers(Setting):
