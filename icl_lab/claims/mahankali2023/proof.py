@@ -108,7 +108,9 @@ def loss_is_bayes_plus_distance(setting: SimulatedLayers) -> list[Check]:
         return jnp.stack(squares)
 
     drawn = simulate(paired, setting.stream("prompts"), setting.samples)
-    expected, uncertainty = theory.bayes.risk(*problem_of(task), normal_batches(setting.samples, setting.N, setting.d, seed=setting.seed))
+    expected, uncertainty = theory.bayes.risk(
+        *problem_of(task), normal_batches(setting.samples, setting.N, setting.d, seed=setting.seed)
+    )
     checks = []
     for i in range(2):
         mean, error = mean_with_error(drawn[:, i])
