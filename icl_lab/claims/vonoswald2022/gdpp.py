@@ -149,9 +149,9 @@ def curvature_shrinks_the_spectrum(setting: Spectrum) -> list[Check]:
     root and the gamma that balances both ends are read off a layer in one dimension and its derivative. A map without its
     cubic term, or a peak in another place, would make it fail.
     """
-    d, N = setting.d, setting.N
+    d, N, covariates = setting.d, setting.N, setting.covariates
     keys = jax.random.split(jax.random.key(setting.seed), setting.samples)
-    inputs = np.asarray(compiled.jit(jax.vmap(lambda key: setting.covariates.sample(key, N)))(keys))
+    inputs = np.asarray(compiled.jit(jax.vmap(lambda key: covariates.sample(key, N)))(keys))
 
     @compiled.jit
     def moved(layer, inputs):

@@ -1,24 +1,18 @@
-"""Settings of the claims on layers that take gradient steps, and such layers as functions of their coefficients."""
+"""Settings of the claims on layers that take gradient steps: the task of a layer, one prompt of it, or draws of many."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from icl_lab import models, theory
-from icl_lab.claims import check
-from icl_lab.claims.check import Check
 from icl_lab.claims.setting import choice, integer, number
 from icl_lab.claims.settings.regression import RegressionSetting
-from icl_lab.claims.simulation import CHUNK, mean_with_error
-from icl_lab.core import compiled, prng
-from icl_lab.core.typing import Array, Key
-from icl_lab.models import LSAWeights, constructions
+from icl_lab.core import prng
+from icl_lab.core.typing import Array
 from icl_lab.tasks.distributions.covariates import Gaussian, Uniform
 from icl_lab.tasks.prompt import Prompt, check_prompt_fits
 from icl_lab.tasks.regression.linear import LinearRegression
@@ -153,81 +147,3 @@ class LayersSetting(StepSetting):
     """Several steps, a layer for each."""
 
     K: int = integer(5, 1, "number of layers", ", one step each")
-
-
-def layers(step_sizes: Array, curvatures: Array, dim: int, context_length: int) -> tuple[LSAWeights, ...]:
-    """The layers of `constructions.gd_plus_plus` as a function of traced coefficients, in which each layer is linear.
-
-    Args:
-      step_sizes: (K,), eta.
-      curvatures: (K,), gamma.
-      dim: d.
-      context_length: N, by which eta is divided.
-    """
-    step, bend = (
-        constructions.gd_plus_plus(UNNORMALISED, dim, context_length, np.array([eta]), np.array([gamma]))
-        for eta, gamma in ((1.0, 0.0), (0.0, 1.0))
-    )
-    assert isinstance(step, LSAWeights)
-    assert isinstance(bend, LSAWeights)
-    return tuple(
-        LSAWeights(step_sizes[k] * step.w_pv + curvatures[k] * bend.w_pv, jnp.asarray(step.w_kq))
-        for k in range(step_sizes.shape[0])
-    )
-
-
-def one_step(eta: float, dim: int, context_length: int) -> tuple[LSAWeights, ...]:
-    """One layer that is one step of gradient descent."""
-    weights = constructions.gradient_descent(UNNORMALISED, dim, context_length, eta)
-    assert isinstance(weights, LSAWeights)
-    return (weights,)
-
-
-def query_weights(weights: Sequence[LSAWeights], prompt: Prompt) -> Array:
-    """The vector v (d,) of a prompt's answer v.x_q, which is linear in the query."""
-    return jax.grad(lambda query: UNNORMALISED(tuple(weights), Prompt(prompt.inputs, prompt.labels, query, prompt.target))[0])(
-        prompt.query
-    )
-
-
-@compiled.jit
-def loss_on_rule(step_sizes: Array, curvatures: Array, rule: Rule) -> Array:
-    """Half loss of the layers themselves on a rule: a context of the one example sqrt(s) has the Gram matrix s."""
-    weights = layers(step_sizes / rule.context_length, curvatures, 1, 1)
-
-    def answer(root):
-        return UNNORMALISED(weights, Prompt(root[None, None], root[None, None], jnp.ones(1), jnp.ones(1)))[0]
-
-    errors = 1 - jax.vmap(answer)(jnp.sqrt(jnp.asarray(rule.nodes)))
-    return rule.variance / 2 * jnp.sum(jnp.asarray(rule.weights) * errors**2)
-
-
-# Slopes by both kinds of coefficients.
-slope_on_rule = compiled.jit(jax.value_and_grad(loss_on_rule, argnums=(0, 1)))
-
-
-@compiled.jit
-def _half_losses(weights: Sequence[LSAWeights], task: LinearRegression, metric: Array, keys: Key) -> Array:
-    def half_loss(one):
-        prompt = task.sample(one)
-        missed = prompt.latent - query_weights(weights, prompt)
-        return missed @ metric @ missed / 2
-
-    return jax.vmap(half_loss)(keys)
-
-
-def simulated_loss(name: str, weights: Sequence[LSAWeights], setting: SimulatedSetting, expected: float) -> Check:
-    """The check of a model's half loss on the setting's prompts, averaged over the query given the rest."""
-    samples, task = setting.samples, setting.task()
-    chunks = np.array_split(np.asarray(range(samples)), -(-samples // CHUNK))
-    keys = [jax.random.split(jax.random.fold_in(jax.random.key(setting.seed), int(chunk[0])), CHUNK) for chunk in chunks]
-    # Everything but the sizes is an argument, so that settings of the same sizes share one compilation.
-    stack, task, metric = jax.tree.map(jnp.asarray, (tuple(weights), task, task.covariance))
-    losses = [np.asarray(_half_losses(stack, task, metric, one))[: len(chunk)] for one, chunk in zip(keys, chunks, strict=True)]
-    return mean_check(name, np.concatenate(losses), expected)
-
-
-def mean_check(name: str, values: Float[np.ndarray, "S"], expected: float) -> Check:
-    """The check of the mean of independent draws."""
-    mean, error = mean_with_error(values)
-    return check.sampled(name, mean, expected, error)
