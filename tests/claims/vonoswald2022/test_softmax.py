@@ -12,7 +12,7 @@ pytestmark = pytest.mark.claims
 
 CENTRED = {"d": 3, "N": 4, "samples": 20_000, "seed": 1}
 HEADS = {"d": 3, "N": 4, "distribution": "gaussian", "sigma": 0.7, "samples": 4_000, "seed": 2}
-SINE = {"N": 3, "distribution": "published", "sigma": 2.0, "samples": 50_000, "seed": 3}
+SINE = {"N": 3, "waves": "published", "sigma": 2.0, "samples": 50_000, "seed": 3}
 
 
 def failed(id, settings):
@@ -25,7 +25,7 @@ def test_centred_descent(distribution):
 
 
 @pytest.mark.parametrize(
-    "settings", [SINE, SINE | {"distribution": "independent"}, {"N": 1, "a": [1.0, 2.0], "rho": [0.0, 1.0]}]
+    "settings", [SINE, SINE | {"waves": "independent"}, {"N": 1, "a": [1.0, 2.0], "rho": [0.0, 1.0]}]
 )
 def test_sine_waves(settings):
     assert failed("vonoswald2022.sine.refs", settings) == set()
