@@ -35,6 +35,13 @@ class LayerSetting(AnisotropicSetting):
         return float(self.N) if self.normaliser == "context_length" else 1.0
 
 
+class RiskSetting(AnisotropicSetting):
+    """Simulated risks."""
+
+    d = 5
+    samples: int = integer(100_000, 10_000, "number of draws", "of prompts")
+
+
 class FlowSetting(GeneralSetting):
     """A gradient flow of the exact loss."""
 
