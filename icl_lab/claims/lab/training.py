@@ -269,8 +269,8 @@ def one_head_of_full_rank(setting: FullRankHead) -> list[Check]:
     """One head with separate key and query of full rank, started balanced, ends at u = (tr B*)^(1/3) and K^T K = B* / u.
 
     The exact loss's own gradient, as a function of value, key and query, is followed from u = sigma and K = Q =
-    sigma / sqrt d times the common eigenvectors, first beside the d + 1 equations and then to rest. Another power of tr B*, such
-    as 1/2, or a K^T K of another direction, would make it fail.
+    sigma / sqrt d times the common eigenvectors, first beside the d + 1 equations and then to rest. Another power of tr B*,
+    such as 1/2, or a K^T K of another direction, would make it fail.
     """
     d, sigma = setting.d, setting.sigma
     basis = theory.stability.common_basis(setting.covariance, setting.task_covariance)
