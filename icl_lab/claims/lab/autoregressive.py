@@ -205,13 +205,14 @@ def least_squares_in_context(setting: InContext) -> list[Check]:
     return checks
 
 
-class ConjugateSetting(InnovationsSetting):
+class ConjugateSetting(Setting):
     """Gaussian entries of W, and Gaussian coefficients of a series."""
 
     d: int = integer(1, 1, "dimension", "of the states, and order of the AR series")
     T: int = integer(6, 2, "states of a sequence", ", so T - 1 observations of W")
-    sigma = 0.7
+    sigma: float = number(0.7, positive=True, meaning="standard deviation of the noise")
     tau: float = number(0.8, positive=True, meaning="standard deviation of an entry of W")
+    seed: int = integer(0, 0, "random seed", "of W, coefficients and sequences")
 
 
 @claim(
