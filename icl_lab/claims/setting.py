@@ -160,11 +160,24 @@ def optional(field: Any) -> Any:
     return custom(None, accepts, lambda value: None if value is None else convert(value), one.symbol, one.detail)
 
 
+def restricted(field: Any, accepts: str, condition: Callable[[Any], bool]) -> Any:
+    """The same parameter, accepting only those of its values for which a condition holds; `accepts` says both in words."""
+    one: Parameter = field.metadata["parameter"]
+
+    def convert(value: Any) -> Any:
+        value = one.convert(value)
+        if not condition(value):
+            raise ValueError
+        return value
+
+    return custom(one.default, accepts, convert, one.symbol, one.detail)
+
+
 @dataclass_transform(
     kw_only_default=True,
     frozen_default=True,
     eq_default=False,
-    field_specifiers=(custom, integer, number, flag, choice, spectrum, vector, table, optional),
+    field_specifiers=(custom, integer, number, flag, choice, spectrum, vector, table, optional, restricted),
 )
 class Setting:
     """The parameters of a claim; a claim without any takes this class itself.

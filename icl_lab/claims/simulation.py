@@ -48,14 +48,19 @@ def ratio_with_error(numerator: np.ndarray, denominator: np.ndarray) -> tuple[fl
     return float(ratio), mean_with_error(numerator - ratio * denominator)[1] / float(mean)
 
 
-def simulated_risk(predictor: Callable[[Prompt], Array], task: Task, key: Key, samples: int) -> tuple[float, float]:
-    """Mean squared error of a predictor over fresh prompts, and its standard error."""
+def squared_errors(predictor: Callable[[Prompt], Array], task: Task, key: Key, samples: int) -> np.ndarray:
+    """Squared errors of a predictor on fresh prompts, (samples,), each summed over the outputs."""
 
     def squared_error(one):
         prompt = task.sample(one)
         return jnp.sum((predictor(prompt) - prompt.target) ** 2)
 
-    return mean_with_error(simulate(squared_error, key, samples))
+    return simulate(squared_error, key, samples)
+
+
+def simulated_risk(predictor: Callable[[Prompt], Array], task: Task, key: Key, samples: int) -> tuple[float, float]:
+    """Mean squared error of a predictor over fresh prompts, and its standard error."""
+    return mean_with_error(squared_errors(predictor, task, key, samples))
 
 
 def normal_batches(samples: int, *shape: int, seed: int) -> Iterator[np.ndarray]:

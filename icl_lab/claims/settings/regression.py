@@ -6,8 +6,9 @@ inputs, and with both and a spectrum of the tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array
 from icl_lab.tasks.regression.linear import LinearRegression
+
+T = TypeVar("T")
 
 
 class RegressionSetting(Setting):
@@ -52,6 +55,20 @@ class RegressionSetting(Setting):
             task_covariance=self.task_covariance,
             noise_std=np.sqrt(self.noise_variance),
         )
+
+    def evaluate(self, formula: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """A closed form at this problem.
+
+        Args:
+          formula: a function whose positional arguments end in Lambda (d, d), Omega (d, d), s2 and N.
+          arguments: those before them.
+          options: its keyword arguments.
+        """
+        return formula(*arguments, *self._problem, **options)
+
+    @cached_property
+    def _problem(self) -> tuple[Float[Array, "d d"], Float[Array, "d d"], float, int]:
+        return self.covariance, self.task_covariance, self.noise_variance, self.N
 
 
 class NoisySetting(RegressionSetting):
