@@ -22,7 +22,6 @@ from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
-from icl_lab.models.token_maps import MLP, Embedding
 from icl_lab.models.weights import LSAWeights, SeparateWeights
 from icl_lab.tasks.prompt import check_count
 
@@ -142,43 +141,6 @@ def separate_gaussian(
         "w_q": (rank, token_dim),
     }
     return SeparateWeights(**{name: scale * _normal(stream(key, name), (*lead, *shape)) for name, shape in shapes.items()})
-
-
-def embedding(key: Key, dim: int, width: int) -> Embedding:
-    """A token-wise linear map with independent N(0, 1/D) entries, which keeps the size of tokens of independent entries.
-
-    Args:
-      key: random key.
-      dim: D, width of a token before.
-      width: E, width after.
-
-    Raises:
-      InvalidValueError: a width below 1.
-    """
-    check_count(dim, "dim", 1, "It is the width of a token.")
-    check_count(width, "width", 1, "It is the width of a token after the map.")
-    return Embedding(_normal(stream(key, "embedding"), (width, dim)) / np.sqrt(dim))
-
-
-def mlp(key: Key, width: int, hidden: int) -> MLP:
-    """A token-wise network with independent entries of variance one over the number of inputs, and no offsets.
-
-    Args:
-      key: random key.
-      width: D, width of a token.
-      hidden: h, hidden units.
-
-    Raises:
-      InvalidValueError: a width below 1.
-    """
-    check_count(width, "width", 1, "It is the width of a token.")
-    check_count(hidden, "hidden", 1, "It is the number of hidden units.")
-    return MLP(
-        w_in=_normal(stream(key, "w_in"), (hidden, width)) / np.sqrt(width),
-        b_in=np.zeros(hidden),
-        w_out=_normal(stream(key, "w_out"), (width, hidden)) / np.sqrt(hidden),
-        b_out=np.zeros(width),
-    )
 
 
 def balanced(weights: LSAWeights, rank: int | None = None, value_rank: int | None = None) -> SeparateWeights:

@@ -11,8 +11,8 @@ from icl_lab.claims.claim import Source, number
 from icl_lab.claims.registry import claim
 from icl_lab.claims.vonoswald2022.propositions import ROUNDING, SEED, STEP, instance, layers_parameter
 from icl_lab.core.typing import Array
-from icl_lab.models import mapped_layers
-from icl_lab.models.mapped_layers import MappedLayer
+from icl_lab.models import MappedWeights
+from icl_lab.models.constructions import memory as memory_layers
 from icl_lab.tasks.prompt import Prompt
 
 PAPER = "icl_lab, extending arXiv 2212.07677"
@@ -30,7 +30,7 @@ PAPER = "icl_lab, extending arXiv 2212.07677"
 def layers_with_weight_decay(d, k, N, eta, distribution, sigma, lam, K, seed) -> list[Check]:
     prompt, _ = instance(d, k, N, distribution, sigma, seed)
     weights = theory.descent_variants.ridge_descent(prompt.inputs, prompt.labels, eta, lam, K)
-    layer = mapped_layers.ridge(d, k, N, eta, lam)
+    layer = memory_layers.ridge(d, k, N, eta, lam)
     return _checks(prompt, layer, prompt.labels, K, weights)
 
 
@@ -43,15 +43,15 @@ def layers_with_weight_decay(d, k, N, eta, distribution, sigma, lam, K, seed) ->
 def layers_with_momentum(d, k, N, eta, distribution, sigma, mu, K, seed) -> list[Check]:
     prompt, _ = instance(d, k, N, distribution, sigma, seed)
     weights = theory.descent_variants.heavy_ball(prompt.inputs, prompt.labels, eta, mu, K)
-    layer = mapped_layers.momentum(d, k, N, eta, mu)
+    layer = memory_layers.momentum(d, k, N, eta, mu)
     return _checks(prompt, layer, np.zeros_like(prompt.labels), K, weights)
 
 
-def _checks(prompt: Prompt, layer: MappedLayer, memory: Array, K: int, weights: Array) -> list[Check]:
+def _checks(prompt: Prompt, layer: MappedWeights, memory: Array, K: int, weights: Array) -> list[Check]:
     """Inputs, residuals and answer of K equal layers against the weights W_K of the algorithm."""
     (count, dim), label_dim = prompt.inputs.shape, prompt.labels.shape[1]
-    tokens = mapped_layers.memory_tokens(prompt, memory)
-    after = np.asarray(mapped_layers.apply((layer,) * K, tokens))
+    tokens = memory_layers.memory_tokens(prompt, memory)
+    after = np.asarray(memory_layers.MODEL.apply((layer,) * K, tokens))
     return [
         check.exact("input_slots", after[:, :dim], np.vstack([prompt.inputs, prompt.query[None]]), ROUNDING),
         check.exact("residuals", after[:count, -label_dim:], prompt.labels - prompt.inputs @ weights.T, ROUNDING),
