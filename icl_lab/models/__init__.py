@@ -12,6 +12,9 @@ from icl_lab.models.linear_attention import LinearLayer as LinearLayer
 from icl_lab.models.linear_attention import LinearSelfAttention as LinearSelfAttention
 from icl_lab.models.mapped_layer import MappedLayer as MappedLayer
 from icl_lab.models.mapped_layer import MappedWeights as MappedWeights
+from icl_lab.models.mixer_layer import GateMap as GateMap
+from icl_lab.models.mixer_layer import MixerLayer as MixerLayer
+from icl_lab.models.mixer_layer import MixerWeights as MixerWeights
 from icl_lab.models.softmax_attention import SoftmaxLayer as SoftmaxLayer
 from icl_lab.models.softmax_attention import SoftmaxSelfAttention as SoftmaxSelfAttention
 from icl_lab.models.token_maps import MLP as MLP

@@ -87,7 +87,7 @@ def test_a_stack_copies_with_one_kind_of_layer_and_steps_with_another(rng):
     mixed = Layered((SoftmaxLayer(inverse_temperature=20.0), step), embedding="positioned")
     np.testing.assert_allclose(mixed(weights, prompt), expected, **ROUNDING)
     np.testing.assert_allclose(mixed.apply(weights, mixed.tokens(prompt))[-1, -1:], expected, **ROUNDING)
-    with pytest.raises(InvalidValueError, match="one entry for each of the 2 layers.*got 1"):
+    with pytest.raises(InvalidValueError, match=r"one entry for each of the 2 layers.*got 1"):
         mixed(weights[:1], prompt)
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from icl_lab.claims import registry, verify
 from icl_lab.core.errors import AssumptionError
-from icl_lab.models.constructions import memory
 from icl_lab.models.constructions import copying as copying_layers
+from icl_lab.models.constructions import memory
 from icl_lab.theory.descent import copying, descent_variants, vonoswald2022
 from tests.claims.claim_runs import failed_checks, run_claim
 
