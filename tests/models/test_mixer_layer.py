@@ -9,19 +9,19 @@ import pytest
 
 from icl_lab import mixers
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.models import GateMap, Layered, LearnerModule, LSAWeights, MixerLayer, MixerWeights
+from icl_lab.models import GateMap, Layered, LearnerModule, LinearSelfAttention, LSAWeights, MixerLayer, MixerWeights
 from icl_lab.models.mixer_layer import in_range, raw_value
 from tests.models.attention_reference import random_prompt, shapes_in
 
-N, DIM, LABELS = 7, 3, 2
+N, DIM, LABELS = 4, 3, 2
 WIDTH = DIM + LABELS
 every_mixer = pytest.mark.parametrize("name", mixers.MIXERS)
 
 
-def draw(name, data_dependent=True, heads=2, seed=0, **sizes):
+def draw(name, data_dependent=True, heads=2, seed=0, width=WIDTH, **sizes):
     sizes = {"key_width": 4, "value_width": 3} | sizes
     return MixerWeights.init(
-        jax.random.key(seed), WIDTH, mixers.named(name), 0.4, heads=heads, data_dependent=data_dependent, **sizes
+        jax.random.key(seed), width, mixers.named(name), 0.4, heads=heads, data_dependent=data_dependent, **sizes
     )
 
 
@@ -47,8 +47,7 @@ def written_out(mixer, weights, tokens, query_in_sum):
     return update
 
 
-@pytest.mark.parametrize("query_in_sum", [False, True])
-@pytest.mark.parametrize("data_dependent", [False, True])
+@pytest.mark.parametrize(("data_dependent", "query_in_sum"), [(False, True), (True, False)])
 @every_mixer
 def test_every_token_reads_what_is_written_up_to_it(rng, name, data_dependent, query_in_sum):
     mixer, weights = mixers.named(name), draw(name, data_dependent)
@@ -144,7 +143,7 @@ def test_weights_that_do_not_fit_are_named():
     refusals = [
         ("layer 0 must be `MixerWeights`, as the layer is one round gla; got LSAWeights", LSAWeights(np.eye(5), np.eye(5))),
         (r"`gates` of layer 0 must be \['log_decay'\], those of gla; got \['write_strength'\]", draw("deltanet")),
-        (r"`w_q` of layer 0 must be \(2, 4, 5\).*got shape \(2, 3, 5\)", dataclasses.replace(good, w_q=good.w_q[:, :3])),
+        (r"`w_q` of layer 0 must be \(2, 4, 5\).*got shape \(2, 4, 6\)", draw("gla", width=WIDTH + 1)),
         (
             r"`gates.log_decay.bias` of layer 0 must be \(2, 4\).*got shape \(2,\)",
             dataclasses.replace(good, gates={"log_decay": GateMap(np.zeros(2))}),
@@ -154,8 +153,6 @@ def test_weights_that_do_not_fit_are_named():
         with pytest.raises(InvalidValueError, match=words):
             model(weights, prompt)
     with pytest.raises(InvalidValueError, match="the weights of layer 0 must be `LSAWeights`"):
-        from icl_lab.models import LinearSelfAttention
-
         LinearSelfAttention()(good, prompt)
 
 
