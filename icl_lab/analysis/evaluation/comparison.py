@@ -12,7 +12,7 @@ from icl_lab.analysis import Predictor
 from icl_lab.core import compiled
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.core.typing import Array, Key
-from icl_lab.models import LinearSelfAttention, SelfAttention
+from icl_lab.models import Learner, LinearSelfAttention
 from icl_lab.tasks.prompt import Task
 from icl_lab.theory import Optimum
 
@@ -21,7 +21,7 @@ DEFAULT_PENALTY = 1.0
 """Ridge penalty where the task has no Bayes penalty (no noise, or no Gaussian task vector)."""
 
 
-def closed_form(task: Task, model: SelfAttention) -> Optimum | None:
+def closed_form(task: Task, model: Learner) -> Optimum | None:
     """The theorem that says what one linear layer becomes on this task, or None where the lab knows none.
 
     The first that applies of Mahankali et al. (plain sum, inverse covariance), Zhang et al. (noiseless, task covariance

@@ -24,9 +24,7 @@ def test_centred_descent(distribution):
     assert failed("vonoswald2022.softmax.centred", CENTRED | {"distribution": distribution}) == set()
 
 
-@pytest.mark.parametrize(
-    "settings", [SINE, SINE | {"waves": "independent"}, {"N": 1, "a": [1.0, 2.0], "rho": [0.0, 1.0]}]
-)
+@pytest.mark.parametrize("settings", [SINE, SINE | {"waves": "independent"}, {"N": 1, "a": [1.0, 2.0], "rho": [0.0, 1.0]}])
 def test_sine_waves(settings):
     assert failed("vonoswald2022.sine.refs", settings) == set()
 
