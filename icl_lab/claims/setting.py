@@ -173,12 +173,7 @@ def restricted(field: Any, accepts: str, condition: Callable[[Any], bool]) -> An
     return custom(one.default, accepts, convert, one.symbol, one.detail)
 
 
-@dataclass_transform(
-    kw_only_default=True,
-    frozen_default=True,
-    eq_default=False,
-    field_specifiers=(custom, integer, number, flag, choice, spectrum, vector, table, optional, restricted),
-)
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False)
 class Setting:
     """The parameters of a claim; a claim without any takes this class itself.
 
