@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def _length(value):
 class FirstOrder(RandomSeries):
     """Series of order 1, also seen in full."""
 
-    N: int | str = custom(20, "an integer >= 1 or inf", _length, "context length", ", in windows, or inf")
+    N: Any = custom(20, "an integer >= 1 or inf", _length, "context length", ", in windows, or inf")
     starts: int = integer(8, 1, "number of starts", ", random")
     samples: int = integer(100_000, 0, "number of draws", "of series; 0: no simulation")
 

@@ -17,7 +17,7 @@ from icl_lab.claims.claim import Source
 from icl_lab.claims.lab.settings import AnisotropicSetting, RiskSetting
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import Setting, integer, number, spectrum
-from icl_lab.claims.settings.regression import NoisySetting, check_spectrum, covariance
+from icl_lab.claims.settings.regression import GeneralSetting, NoisySetting, check_spectrum, covariance
 from icl_lab.claims.simulation import mean_with_error, normal_batches, simulate, simulated_risk
 from icl_lab.core import prng
 from icl_lab.core.linalg import psd_root
@@ -35,10 +35,10 @@ SPARE_FOR_PLAIN_SAMPLING = 6
 SHORTEST_LIMIT = 100
 
 
-def _step(preconditioner: np.ndarray) -> LSAWeights:
+def _step(preconditioner: Float[Array, "d d"]) -> LSAWeights:
     """The structured weights of yhat = x_q^T B (1/M) sum_i y_i x_i."""
     dim = len(preconditioner)
-    return LSAWeights(np.diag(np.append(np.zeros(dim), 1.0)), np.pad(preconditioner.T, ((0, 1), (0, 1))))
+    return LSAWeights(np.diag(np.append(np.zeros(dim), 1.0)), np.pad(np.asarray(preconditioner).T, ((0, 1), (0, 1))))
 
 
 class ShiftSetting(RiskSetting):
@@ -109,23 +109,20 @@ def risk_under_shift(setting: ShiftSetting) -> list[Check]:
     return [*checks, check.sampled("risk_rectified_labels", mean, expected, error)]
 
 
-class BayesSetting(RiskSetting):
+class BayesSetting(GeneralSetting):
     """Isotropic inputs and tasks, unless spectra are given."""
 
+    d = 5
     N = 8
     s2: float = number(0.25, positive=True, meaning="variance of the label noise")
     Lam: list[float] | None = spectrum("eigenvalues of the input covariance", "; null: all 1")
-    Om: list[float] | None = spectrum("eigenvalues of the task covariance", "; null: all 1")
-    rotate = False
     penalty: float = number(1.0, positive=True, meaning="penalty of the other ridge predictor", detail=", for Lam = Om = I")
+    samples: int = integer(100_000, 10_000, "number of draws", "of prompts")
+    seed: int = integer(0, 0, "random seed", "of bases and prompts")
 
     @property
     def covariance(self) -> Float[Array, "d d"]:
         return covariance(self.Lam or [1.0] * self.d, self.d, self.rotate, self.seed, self.inputs_basis)
-
-    @property
-    def task_covariance(self) -> Float[Array, "d d"]:
-        return covariance(self.Om or [1.0] * self.d, self.d, self.rotate, self.seed, self.tasks_basis)
 
 
 @claim(
@@ -167,7 +164,7 @@ def bayes(setting: BayesSetting) -> list[Check]:
     ]
 
 
-def _bayes_penalty(setting: AnisotropicSetting) -> Float[Array, "d d"]:
+def _bayes_penalty(setting: GeneralSetting) -> Float[Array, "d d"]:
     """The penalty s2 Om^{-1} with which ridge is the Bayes predictor."""
     inverse = np.linalg.inv(setting.task_covariance)
     return setting.s2 * (inverse + inverse.T) / 2
@@ -253,11 +250,7 @@ class LongContexts(AnisotropicSetting):
         return dataclasses.replace(self, N=length).task()
 
 
-@claim(
-    "lab.one-over-N",
-    LongContexts,
-    Source("icl_lab", "large-N limits of lab.global-min, lab.bayes and lab.ols", "extended"),
-)
+@claim("lab.one-over-N", LongContexts, Source("icl_lab", "large-N limits of lab.global-min, lab.bayes and lab.ols", "extended"))
 def one_over_n(setting: LongContexts) -> list[Check]:
     """N times the excess risk tends to (d + 1) tr(Lam Om) + d s2 for the layer, to d s2 for Bayes and least squares.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +33,6 @@ EARLY = 3
 """Positions, in units of d, at which ridge is compared with a gradient step."""
 DOUBLINGS = 20
 """Infinite sequences stand for those of 2^20 states, whose time averages are off by some 1e-6."""
-
-
-def even_dimension(default: int) -> Any:
-    """The dimension of block rotations."""
-    dimension = integer(default, 2, "dimension", "of the states, two for each rotation angle")
-    return restricted(dimension, "an even integer >= 2", lambda value: value % 2 == 0)
 
 
 def one_step_layer(dim: int, product: float) -> PairedWeights:
@@ -102,7 +95,11 @@ def _permanent(cov: np.ndarray, left, right):
 class RotationSetting(Setting):
     """Sequences of block rotations by random angles."""
 
-    d: int = even_dimension(4)
+    d: int = restricted(
+        integer(4, 2, "dimension", "of the states, two for each rotation angle"),
+        "an even integer >= 2",
+        lambda value: value % 2 == 0,
+    )
     T: int = integer(20, 3, "states of a sequence", "; the loss sums positions 2 .. T - 1")
     sigma: float = number(0.0, 0.0, "standard deviation of the noise")
     samples: int = integer(100_000, 0, "number of draws", "of sequences; 0: no simulation")
@@ -145,22 +142,29 @@ def one_step_on_rotations(setting: RotationSetting) -> list[Check]:
     return [*checks, check.sampled("risk_at_the_last_position", mean, expected, error)]
 
 
-class HaarSetting(Setting):
+class HaarSequences(Setting):
     """Noise-free sequences of a Haar-random W."""
 
-    d: int = integer(4, 1, "dimension", "of the states")
-    group: str = choice("O", ("O", "SO"), "group of W")
-    samples: int = integer(30_000, 1_000, "number of draws", "of W and x_1")
+    d: int = integer(5, 1, "dimension", "of the states")
+    samples: int = integer(40_000, 1_000, "number of draws", "of sequences")
     seed: int = integer(0, 0, "random seed", "of the sequences")
+
+
+class HaarAverages(HaarSequences):
+    """Time averages of infinite sequences."""
+
+    d = 4
+    group: str = choice("O", ("O", "SO"), "group of W")
+    samples = 30_000
 
 
 @claim(
     "lab.haar-gd1-limit",
-    HaarSetting,
+    HaarAverages,
     Source(PAPER, "time averages in the eigenbasis of W", "extended"),
     extra_settings=({"group": "SO"}, {"d": 3, "group": "SO"}),
 )
-def one_step_on_haar(setting: HaarSetting) -> list[Check]:
+def one_step_on_haar(setting: HaarAverages) -> list[Check]:
     """In the noise-free limit of long sequences E x^T S x / t and E||S x||^2 / t^2 are 2d + 1 and 6d + 9 for Haar W on O(d),
     and 2d and 6d on SO(d) with d even, where no eigenvalue has to be +-1; the best step follows.
 
@@ -199,20 +203,12 @@ def one_step_on_haar(setting: HaarSetting) -> list[Check]:
     ]
 
 
-class MinimumNorm(Setting):
-    """Noise-free sequences as long as the dimension."""
-
-    d: int = integer(5, 1, "dimension", "of the states")
-    samples: int = integer(40_000, 1_000, "number of draws", "of sequences")
-    seed: int = integer(0, 0, "random seed", "of the sequences")
-
-
 @claim(
     "lab.haar-minnorm",
-    MinimumNorm,
+    HaarSequences,
     Source(PAPER, "what W does to the complement of the seen states is Haar on it", "extended"),
 )
-def minimum_norm(setting: MinimumNorm) -> list[Check]:
+def minimum_norm(setting: HaarSequences) -> list[Check]:
     """On noise-free sequences with Haar W on O(d), minimum-norm least squares at position t has the risk max(d - t + 1, 0) of
     Bayes for x_1 ~ N(0, I).
 
@@ -237,14 +233,13 @@ def minimum_norm(setting: MinimumNorm) -> list[Check]:
     return [*checks, check.exact(f"risk_at_t_{d + 1}_abs", np.mean(errors[d]), expected, INTERPOLATION_TOLERANCE)]
 
 
-class LongRotations(Setting):
+class LongRotations(RotationSetting):
     """Noisy rotations, seen for long."""
 
-    d: int = even_dimension(2)
+    d = 2
     T: int = integer(800, 20, "states of a sequence", ", all seen, so T - 1 pairs; the next is predicted")
     sigma: float = number(1.0, positive=True, meaning="standard deviation of the noise", detail="; T sigma^2 should exceed 100")
     samples: int = integer(20_000, 1_000, "number of draws", "of sequences")
-    seed: int = integer(0, 0, "random seed", "of the sequences")
 
 
 @claim(

@@ -52,8 +52,7 @@ class PlateauSetting(FlowSetting):
             raise AssumptionError(
                 f"`fraction` must be between 0 and 1; got {self.fraction:g}. u does not reach more than its limit."
             )
-        share = self.level / self.evaluate(theory.timecourse.drop_value)
-        if share > LARGEST_SHARE_OF_DROP:
+        if (share := self.level / self.evaluate(theory.timecourse.drop_value)) > LARGEST_SHARE_OF_DROP:
             raise AssumptionError(
                 f"u reaches `fraction` = {self.fraction:g} of its limit in the tail after the drop, at {share:.3g} times what "
                 f"the drop takes it to; take at most {self.fraction / share * LARGEST_SHARE_OF_DROP:.3g}."
@@ -233,7 +232,7 @@ class TwoModes(Setting):
 
     def regression(self) -> CommutingSetting:
         """The problem in two dimensions."""
-        return CommutingSetting(d=2, N=self.N, s2=self.s2, Lam=self.spectrum, rotate=self.rotate, seed=self.seed)
+        return CommutingSetting(d=2, N=self.N, s2=self.s2, Lam=self.spectrum, Om=None, rotate=self.rotate, seed=self.seed)
 
 
 @claim("lab.slow-mode", TwoModes, Source("icl_lab", "elimination of the settled mode", "extended"))
@@ -253,7 +252,8 @@ def slow_mode(setting: TwoModes) -> list[Check]:
         return float(_u(weights) * (slow @ weights.w_kq[:2, :2] @ slow) / limit)
 
     def time_between(low: float, high: float) -> float:
-        return theory.timecourse.slow_mode_time(*setting.spectrum, setting.s2, setting.N, low, high)
+        large, small = setting.spectrum
+        return theory.timecourse.slow_mode_time(large, small, setting.s2, setting.N, low, high)
 
     drop = regression.evaluate(theory.timecourse.plateau_time, sigma, np.eye(2) / np.sqrt(2), 0.5)
     end = max(drop, 0.0) + 3 * time_between(0.0, high)

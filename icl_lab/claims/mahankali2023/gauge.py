@@ -22,7 +22,7 @@ from icl_lab.claims.mahankali2023.settings import (
 )
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
-from icl_lab.claims.settings.flow_paths import problem_of
+from icl_lab.claims.settings.regression import problem_of
 from icl_lab.claims.simulation import simulated_risk
 from icl_lab.core.typing import Array, Key
 from icl_lab.models import LSAWeights, SeparateWeights, initializers

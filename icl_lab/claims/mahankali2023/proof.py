@@ -25,7 +25,8 @@ from icl_lab.claims.mahankali2023.settings import (
 )
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
-from icl_lab.claims.settings.flow_paths import problem_of, structured
+from icl_lab.claims.settings.flow_paths import structured
+from icl_lab.claims.settings.regression import problem_of
 from icl_lab.claims.simulation import mean_with_error, normal_batches, simulate
 from icl_lab.core import compiled
 from icl_lab.models import LSAWeights, initializers
@@ -108,9 +109,8 @@ def loss_is_bayes_plus_distance(setting: SimulatedLayers) -> list[Check]:
         return jnp.stack(squares)
 
     drawn = simulate(paired, setting.stream("prompts"), setting.samples)
-    expected, uncertainty = theory.bayes.risk(
-        *problem_of(task), normal_batches(setting.samples, setting.N, setting.d, seed=setting.seed)
-    )
+    contexts = normal_batches(setting.samples, setting.N, setting.d, seed=setting.seed)
+    expected, uncertainty = setting.evaluate(theory.bayes.risk, contexts=contexts)
     checks = []
     for i in range(2):
         mean, error = mean_with_error(drawn[:, i])

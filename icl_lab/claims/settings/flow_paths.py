@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from icl_lab import models, objectives
 from icl_lab.core import compiled
-from icl_lab.core.typing import Key, Weights
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.weights import LSAWeights
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Task

@@ -21,6 +21,7 @@ from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array
 from icl_lab.tasks.regression.linear import LinearRegression
+from icl_lab.theory.regression import lsa
 
 T = TypeVar("T")
 
@@ -115,6 +116,11 @@ class GeneralSetting(SpectralSetting, NoisySetting):
     @property
     def task_covariance(self) -> Float[Array, "d d"]:
         return covariance([1.0] * self.d if self.Om is None else self.Om, self.d, self.rotate, self.seed, self.tasks_basis)
+
+
+def problem_of(task: LinearRegression) -> tuple[Float[Array, "d d"], Float[Array, "d d"], float, int]:
+    """(Lambda, Omega, s2, N) of a task that is no setting's own, in the order of the closed forms' arguments."""
+    return (*lsa.gaussian_parameters(task), task.context_length)
 
 
 def check_spectrum(values: Sequence[float] | None, dim: int, name: str) -> None:

@@ -1,6 +1,6 @@
 r"""Gradient flow and gradient descent near rest: the saddle at zero, the balanced optimum, the drift of finite steps.
 
-Notation and the clock are those of `theory.timecourse`; losses are half the mean squared
+Notation, the "problem" (Lambda, Omega, s2, N) and the clock are those of `theory.timecourse`; losses are half the mean squared
 error, so that Hessians are those of L = MSE / 2. All results are the lab's own.
 """
 
@@ -62,12 +62,7 @@ def common_basis(covariance: Float[Array, "d d"], task_covariance: Float[Array, 
     return np.linalg.eigh(mixture)[1]
 
 
-def late_rates(
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> LateRates:
+def late_rates(*problem) -> LateRates:
     r"""The Hessian's eigenvalues at the balanced optimum u^2 = ||U||_F^2 of commuting Lambda and Omega.
 
     Off-diagonal entries U_ij decouple, with rate u^2 c_i l_j. The diagonal ones form with u an arrow matrix of diagonal
@@ -78,22 +73,16 @@ def late_rates(
     (d_i, c_i, l_i are the eigenvalues of D, C, Lambda).
 
     Args:
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega.
-      noise_variance: s2.
-      context_length: N.
+      problem: covariance, task_covariance, noise_variance, context_length.
 
     Raises:
       AssumptionError: Lambda and Omega do not commute.
     """
+    covariance, task_covariance = problem[0], problem[1]
     basis = common_basis(covariance, task_covariance)
     drive, moment, values = (
         np.diag(basis.T @ matrix @ basis)
-        for matrix in (
-            timecourse.signal(covariance, task_covariance),
-            lsa.response_moment(covariance, task_covariance, noise_variance, context_length),
-            covariance,
-        )
+        for matrix in (timecourse.signal(covariance, task_covariance), lsa.response_moment(*problem), covariance)
     )
     product = drive / (moment * values)
     scale = np.sqrt(np.linalg.norm(product))
@@ -124,14 +113,7 @@ def escape_exponent(covariance: Float[Array, "d d"], task_covariance: Float[Arra
 
 
 def descent(
-    u: float,
-    inner: Float[Array, "d d"],
-    step: float,
-    steps: int,
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
+    u: float, inner: Float[Array, "d d"], step: float, steps: int, *problem
 ) -> tuple[float, Float[Array, "d d"], float]:
     r"""Gradient descent on (u, U), and the drift of the imbalance kappa = u^2 - ||U||_F^2 that it adds up.
 
@@ -142,17 +124,14 @@ def descent(
       inner: (d, d), U at the start.
       step: h.
       steps: how many.
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega.
-      noise_variance: s2.
-      context_length: N.
+      problem: covariance, task_covariance, noise_variance, context_length.
 
     Returns:
       u and U at the end, and kappa at the end *as the start's plus the sum of the changes*.
     """
     kappa = u**2 - np.sum(inner**2)
     for _ in range(steps):
-        du, slope = structured.general_velocity(u, inner, covariance, task_covariance, noise_variance, context_length)
+        du, slope = structured.general_velocity(u, inner, *problem)
         kappa += step**2 * (du**2 - np.sum(slope**2))
         u, inner = u + step * du, inner + step * slope
     return u, inner, float(kappa)

@@ -6,7 +6,8 @@ variance of a label, gradient flow of *half* the mean squared error is
 
     dU/dt = u D - u^2 C U Lambda,        du/dt = <U, D> - u <U, C U Lambda>.
 
-That half sets the clock. Starts are balanced, u(0) = sigma = ||U(0)||_F, where nothing else is said.
+That half sets the clock. A "problem" below is the four numbers (Lambda, Omega, s2, N), in this order. Starts are balanced,
+u(0) = sigma = ||U(0)||_F, where nothing else is said.
 
 Source: arXiv 2306.09927, Lemma 5.2, is Omega = I, s2 = 0; arXiv 2501.16265, equation (10), the isotropic noiseless time course.
 The rest is the lab's own.
@@ -36,13 +37,7 @@ def signal(covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"]
 
 
 def flow(
-    u: float,
-    inner: Float[Array, "d d"],
-    times: Float[Array, "S"],
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
+    u: float, inner: Float[Array, "d d"], times: Float[Array, "S"], *problem
 ) -> tuple[Float[Array, "S"], Float[Array, "S d d"]]:
     """(u, U) at increasing times >= 0, by integrating `structured.general_velocity` (DOP853, relative accuracy about 1e-11).
 
@@ -50,14 +45,11 @@ def flow(
       u: corner of W_PV at the start.
       inner: (d, d), U at the start; the two need not be balanced.
       times: (S,).
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega.
-      noise_variance: s2.
-      context_length: N.
+      problem: covariance, task_covariance, noise_variance, context_length.
     """
     start = np.concatenate([[u], inner.ravel()])
     solution = scipy.integrate.solve_ivp(
-        _velocity_of_vectors(covariance, task_covariance, noise_variance, context_length),
+        _flat_velocity(len(inner), *problem),
         (0.0, float(times[-1])),
         start,
         method="DOP853",
@@ -158,15 +150,7 @@ def linear_phase(
     return sigma * ((1 + cosine) / 2 * grown + (1 - cosine) / 2 / grown)
 
 
-def plateau_time(
-    sigma: float,
-    theta: Float[Array, "d d"],
-    fraction: float,
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> float:
+def plateau_time(sigma: float, theta: Float[Array, "d d"], fraction: float, *problem) -> float:
     r"""The time at which u reaches a fraction of its limit ||B*||_F^{1/2}, up to terms of order sigma.
 
     .. math:: T = \frac{\ln(1/\sigma) - \ln\frac{1+\cos\vartheta}{2}}{\|D\|_F} + T_0
@@ -177,16 +161,11 @@ def plateau_time(
       sigma: initial scale.
       theta: (d, d), Theta Theta^T of unit Frobenius norm.
       fraction: between 0 and 1.
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega.
-      noise_variance: s2.
-      context_length: N.
+      problem: covariance, task_covariance, noise_variance, context_length.
     """
-    drive = signal(covariance, task_covariance)
+    drive = signal(problem[0], problem[1])
     norm = float(np.linalg.norm(drive))
-    level = fraction * np.sqrt(
-        np.linalg.norm(lsa.optimal_preconditioner(covariance, task_covariance, noise_variance, context_length))
-    )
+    level = fraction * np.sqrt(np.linalg.norm(lsa.optimal_preconditioner(*problem)))
 
     def above(_: float, state: np.ndarray) -> float:
         return state[0] - level
@@ -194,37 +173,19 @@ def plateau_time(
     above.terminal = True  # pyright: ignore[reportFunctionMemberAccess]
     start = NEAR_SADDLE * np.concatenate([[1.0], drive.ravel() / norm])
     solution = scipy.integrate.solve_ivp(
-        _velocity_of_vectors(covariance, task_covariance, noise_variance, context_length),
-        (0.0, np.inf),
-        start,
-        "DOP853",
-        events=above,
-        rtol=RTOL,
-        atol=RTOL * NEAR_SADDLE,
+        _flat_velocity(len(drive), *problem), (0.0, np.inf), start, "DOP853", events=above, rtol=RTOL, atol=RTOL * NEAR_SADDLE
     )
     offset = float(solution.t_events[0][0]) - np.log(1 / NEAR_SADDLE) / norm
     return float((np.log(1 / sigma) - np.log((1 + np.sum(theta * drive) / norm) / 2)) / norm + offset)
 
 
-def drop_value(
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> float:
+def drop_value(*problem) -> float:
     r"""u at the end of the drop if weights moved along D only: (||D||_F^3 / <D, C D Lambda>)^{1/2}.
 
-    A larger u is reached in the tail, mode by mode.
-
-    Args:
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega.
-      noise_variance: s2.
-      context_length: N.
+    A larger u is reached in the tail, mode by mode. Args as `flow`.
     """
-    drive = signal(covariance, task_covariance)
-    moment = lsa.response_moment(covariance, task_covariance, noise_variance, context_length)
-    return float(np.sqrt(np.linalg.norm(drive) ** 3 / np.sum(drive * (moment @ drive @ covariance))))
+    drive = signal(problem[0], problem[1])
+    return float(np.sqrt(np.linalg.norm(drive) ** 3 / np.sum(drive * (lsa.response_moment(*problem) @ drive @ problem[0]))))
 
 
 def overshoot(
@@ -245,9 +206,9 @@ def overshoot(
     Returns:
       (d,) max_t u k_i over its limit, 1 for a mode that never exceeds it, and (d,) first times at 90 % of the limit.
     """
+    problem = (np.diag(spectrum), np.eye(len(spectrum)), noise_variance, context_length)
     drive = spectrum**2
-    moment = lsa.response_moment(np.diag(spectrum), np.eye(len(spectrum)), noise_variance, context_length)
-    pull = np.diag(moment) * spectrum
+    pull = np.diag(lsa.response_moment(*problem)) * spectrum
     limit = drive / pull
 
     def rates(_: float, state: np.ndarray) -> np.ndarray:
@@ -302,15 +263,7 @@ def slow_mode_time(large: float, small: float, noise_variance: float, context_le
     return float(scipy.integrate.quad(slowness, low * limit, high * limit, epsabs=0, epsrel=1e-12)[0])
 
 
-def frozen_value(
-    times: Float[Array, "S"],
-    u: float,
-    inner: Float[Array, "d d"],
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> Float[Array, "S d d"]:
+def frozen_value(times: Float[Array, "S"], u: float, inner: Float[Array, "d d"], *problem) -> Float[Array, "S d d"]:
     r"""U along the flow of W_KQ alone, u held fixed: a linear equation.
 
     .. math:: U(t) = \frac{B^*}{u} + Q\left[e^{-u^2 c_i l_j t}\circ Q^\top\!\left(U(0) - \frac{B^*}{u}\right)\!P\right]P^\top,
@@ -320,31 +273,25 @@ def frozen_value(
       times: (S,).
       u: the fixed corner of W_PV, not 0.
       inner: (d, d), U(0).
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega; need not commute with Lambda.
-      noise_variance: s2.
-      context_length: N.
+      problem: covariance, task_covariance, noise_variance, context_length; nothing has to commute.
 
     Raises:
       AssumptionError: u = 0, where nothing moves.
     """
     if u == 0:
         raise AssumptionError("`u` must not be 0: a layer whose value is zero gives W_KQ no gradient.")
-    c, left = np.linalg.eigh(lsa.response_moment(covariance, task_covariance, noise_variance, context_length))
-    values, right = np.linalg.eigh(covariance)
-    limit = lsa.optimal_preconditioner(covariance, task_covariance, noise_variance, context_length) / u
+    c, left = np.linalg.eigh(lsa.response_moment(*problem))
+    values, right = np.linalg.eigh(problem[0])
+    limit = lsa.optimal_preconditioner(*problem) / u
     decay = np.exp(-(u**2) * np.multiply.outer(np.asarray(times), np.outer(c, values)))
     return limit + left @ (decay * (left.T @ (inner - limit) @ right)) @ right.T
 
 
-def _velocity_of_vectors(
-    covariance, task_covariance, noise_variance, context_length
-) -> Callable[[float, np.ndarray], np.ndarray]:
+def _flat_velocity(dim: int, *problem) -> Callable[[float, np.ndarray], np.ndarray]:
     """`structured.general_velocity` of a state (u, U) that is one vector, as scipy wants it."""
 
     def rates(_: float, state: np.ndarray) -> np.ndarray:
-        inner = state[1:].reshape(covariance.shape)
-        du, slope = structured.general_velocity(state[0], inner, covariance, task_covariance, noise_variance, context_length)
-        return np.concatenate([[du], slope.ravel()])
+        du, inner = structured.general_velocity(state[0], state[1:].reshape(dim, dim), *problem)
+        return np.concatenate([[du], inner.ravel()])
 
     return rates
