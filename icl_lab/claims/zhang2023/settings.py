@@ -103,7 +103,7 @@ class FixedTaskSetting(TransferSetting):
 
     @property
     def one_task(self) -> Float[np.ndarray, "d d"]:
-        """w w^T, the second moment of a task that is w or -w."""
+        """w w^T, the covariance of tasks z w with z ~ N(0, 1); the risk is quadratic in the task, so its mean is that of w."""
         return np.outer(self.vector, self.vector)
 
     def validate(self) -> None:

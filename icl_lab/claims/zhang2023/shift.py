@@ -70,8 +70,8 @@ def task_shift(setting: TaskShiftSetting) -> list[Check]:
     and noises.
 
     The layer is trained by gradient flow on the exact loss with tasks N(0, I), from the theorem's start at half its largest
-    scale; its exact risk is taken on the tasks of the test, and its forward pass on simulated noisy prompts of w. An error that
-    does not grow ninefold for 3 w, or a closed form with the tasks of training, would make it fail.
+    scale; its exact risk is taken on the tasks of the test, and its forward pass answers simulated noisy prompts of tasks z w,
+    z ~ N(0, 1). An error that does not grow ninefold for 3 w, or a closed form with the tasks of training, would make it fail.
     """
     matrix, M, s2, one_task = setting.covariance, setting.M, setting.s2, setting.one_task
     flow, step = trained(setting.task()), _preconditioner(setting)
