@@ -89,7 +89,7 @@ def _moved(key: Key, weights: LSAWeights) -> SeparateWeights:
     return SeparateWeights(w_p=w_pv @ values, w_v=np.linalg.inv(values), w_k=keys, w_q=np.linalg.inv(keys).T @ w_kq)
 
 
-def _stationary(name: str, objective: Objective, weights: SeparateWeights, minimum: float) -> list[Check]:
+def _stationary(name: str, objective, weights: SeparateWeights, minimum: float) -> list[Check]:
     loss, slope = loss_and_norm(objective, weights)
     scale = objective.task.context_length**2 * float(objective.task.label_variance)
     return [
