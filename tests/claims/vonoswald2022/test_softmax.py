@@ -6,7 +6,7 @@ import pytest
 from icl_lab.claims import verify
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.descent import sine_regression, softmax_heads
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed
 
 pytestmark = pytest.mark.claims
 
@@ -15,18 +15,12 @@ HEADS = {"d": 3, "N": 4, "distribution": "gaussian", "sigma": 0.7, "samples": 4_
 SINE = {"N": 3, "waves": "published", "sigma": 2.0, "samples": 50_000, "seed": 3}
 
 
-def failed(id, settings):
-    return failed_checks(run_claim(id, settings))
-
-
 @pytest.mark.parametrize("distribution", ["gaussian", "uniform"])
 def test_centred_descent(distribution):
     assert failed("vonoswald2022.softmax.centred", CENTRED | {"distribution": distribution}) == set()
 
 
-@pytest.mark.parametrize(
-    "settings", [SINE, SINE | {"waves": "independent"}, {"N": 1, "a": [1.0, 2.0], "rho": [0.0, 1.0]}]
-)
+@pytest.mark.parametrize("settings", [SINE, SINE | {"waves": "independent"}, {"N": 1, "a": [1.0, 2.0], "rho": [0.0, 1.0]}])
 def test_sine_waves(settings):
     assert failed("vonoswald2022.sine.refs", settings) == set()
 
