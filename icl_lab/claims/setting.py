@@ -160,12 +160,20 @@ def optional(field: Any) -> Any:
     return custom(None, accepts, lambda value: None if value is None else convert(value), one.symbol, one.detail)
 
 
-@dataclass_transform(
-    kw_only_default=True,
-    frozen_default=True,
-    eq_default=False,
-    field_specifiers=(custom, integer, number, flag, choice, spectrum, vector, table, optional),
-)
+def restricted(field: Any, accepts: str, condition: Callable[[Any], bool]) -> Any:
+    """The same parameter, accepting only those of its values for which a condition holds; `accepts` says both in words."""
+    one: Parameter = field.metadata["parameter"]
+
+    def convert(value: Any) -> Any:
+        value = one.convert(value)
+        if not condition(value):
+            raise ValueError
+        return value
+
+    return custom(one.default, accepts, convert, one.symbol, one.detail)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False)
 class Setting:
     """The parameters of a claim; a claim without any takes this class itself.
 
@@ -213,6 +221,6 @@ class Setting:
             return {}
         return {one.name: one.metadata["parameter"] for one in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
 
-    def values(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The value of every parameter, as JSON types."""
         return {name: getattr(self, name) for name in self.parameters()}

@@ -111,7 +111,7 @@ def run_claim(one: Claim, setting: Setting) -> Entry:
         try:
             with phase(one.id):
                 checks = [check.to_json() for check in one.run(setting)]
-                if setting.values() == one.resolve().values():
+                if setting.to_json() == one.resolve().to_json():
                     checks += [check.to_json() for extra in one.extra_settings for check in _at(one, extra)]
             if not checks:
                 reason = "the claim made no check, which proves nothing"
@@ -155,7 +155,7 @@ def _entry(one: Claim, setting: Setting, checks: list[Entry], seconds: float, ve
         "statement": one.statement,
         "source": one.source.item,
         "status": one.source.status,
-        "parameters": setting.values(),
+        "parameters": setting.to_json(),
         "checks": checks,
         "passed": verdict == PASSED,
         "verdict": verdict,

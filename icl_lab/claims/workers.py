@@ -51,7 +51,7 @@ class _Worker:
         self.task, self.taken, self.since = task, self.taken + 1, time.monotonic()
         one, setting = task
         with contextlib.suppress(OSError):  # it has just died, as its line is about to say
-            self.line.send((one.run.__module__, one.run.__qualname__, one.id, setting.values()))
+            self.line.send((one.run.__module__, one.run.__qualname__, one.id, setting.to_json()))
 
     def end(self) -> None:
         self.process.kill()
@@ -134,7 +134,7 @@ def _may_be_sent(task: Task) -> bool:
     if one.run.__module__ in (None, "__main__", "__mp_main__", "builtins"):
         return False
     try:
-        pickle.dumps(setting.values())
+        pickle.dumps(setting.to_json())
     except (pickle.PicklingError, TypeError, AttributeError):
         return False
     return True

@@ -91,5 +91,14 @@ def penalty_matrix(penalty: Penalty, dim: int, dtype: np.dtype) -> Inexact[Array
 
 
 def ridge(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:
-    """The prediction W x_q of ridge regression, the penalty added to X^* X; see `ridge_weights`."""
+    """The prediction W x_q of ridge regression on the examples of one prompt.
+
+    Args:
+      prompt: one prompt with N examples.
+      penalty: Lambda, a number lambda > 0 (for lambda I) or a positive definite matrix (d, d); added to the *unnormalised*
+        X^* X.
+
+    Returns:
+      (k,). Errors and source are those of `ridge_weights`, which returns W.
+    """
     return predict(ridge_weights(prompt, penalty), prompt)

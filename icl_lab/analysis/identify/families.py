@@ -99,7 +99,7 @@ class Features(eqx.Module):
 
 @compiled.jit
 def features(prompts: Prompt) -> Features:
-    """The decomposition of a batch of prompts."""
+    """The decomposition of M prompts, stacked along their first axis, that all fits share."""
 
     def one(prompt: Prompt) -> Features:
         inputs, labels, query = examples(prompt)
@@ -119,7 +119,14 @@ def features(prompts: Prompt) -> Features:
 
 
 def descents(data: Features, answers: Inexact[Array, "M k"], length: int, most: int) -> list[Fit]:
-    """Gradient descent of 1 .. `most` equal steps, the best step size of each."""
+    """Gradient descent of 1 .. `most` equal steps, each with its best step size.
+
+    Args:
+      data: the decomposed prompts, from `features`.
+      answers: (M, k), the model's answers to them.
+      length: N.
+      most: largest number of steps.
+    """
     unit, found = _eigenvalue(data), []
     for steps in range(1, most + 1):
         taken = np.arange(most) < steps
@@ -133,7 +140,14 @@ def descents(data: Features, answers: Inexact[Array, "M k"], length: int, most: 
 
 
 def layered_descents(data: Features, answers: Inexact[Array, "M k"], length: int, most: int) -> list[Fit]:
-    """GD++ of 2 .. `most` layers, the best step sizes and curvatures of each; the last curvature has no effect and is 0."""
+    """GD++ of 2 .. `most` layers, each with its best step sizes and curvatures; the last curvature has no effect and is 0.
+
+    Args:
+      data: the decomposed prompts, from `features`.
+      answers: (M, k), the model's answers to them.
+      length: N.
+      most: largest number of layers.
+    """
     unit, found = _eigenvalue(data), []
     ramp = np.linspace(0.0, 1.0, most)
     for layers in range(2, most + 1):
@@ -150,7 +164,12 @@ def layered_descents(data: Features, answers: Inexact[Array, "M k"], length: int
 
 
 def ridge(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
-    """Ridge regression at the best penalty."""
+    """Ridge regression at its best penalty.
+
+    Args:
+      data: the decomposed prompts, from `features`.
+      answers: (M, k), the model's answers to them.
+    """
     unit = _eigenvalue(data)
     (logarithm,), squares = _fit(_ridge, np.log(PENALTIES), unit, data, answers, 1, _FEW)
     low, high = np.log(PENALTIES[[0, -1], 0])
@@ -165,7 +184,13 @@ def ridge(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
 
 
 def smoother(data: Features, answers: Inexact[Array, "M k"], kernel: str) -> Fit:
-    """A kernel smoother with the best bandwidth and scale."""
+    """A kernel smoother with its best bandwidth and scale.
+
+    Args:
+      data: the decomposed prompts, from `features`.
+      answers: (M, k), the model's answers to them.
+      kernel: one of `estimators.KERNELS`.
+    """
     scores = data.scores["exponential" if kernel == "odd" else kernel]
     against = np.asarray(float(kernel == "odd"))
     spread = np.sqrt(np.mean(np.var(scores, axis=1)))
@@ -182,7 +207,12 @@ def smoother(data: Features, answers: Inexact[Array, "M k"], kernel: str) -> Fit
 
 
 def preconditioned(data: Features, answers: Inexact[Array, "M k"]) -> Candidate:
-    """One step of preconditioned gradient descent, its matrix by linear least squares: the answer is linear in it."""
+    """One step of preconditioned gradient descent; its matrix, in which the answer is linear, by least squares.
+
+    Args:
+      data: the decomposed prompts, from `features`.
+      answers: (M, k), the model's answers to them.
+    """
     matrix = np.asarray(_preconditioner(data.moments, data.queries, answers))
     sizes = np.linalg.svd(matrix, compute_uv=False)
     words = f"singular values {_number(sizes[0])} to {_number(sizes[-1])}"

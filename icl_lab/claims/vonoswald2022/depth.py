@@ -276,9 +276,10 @@ def alignment_of_two_optima(setting: TwoOptima) -> list[Check]:
         return jnp.stack([cosine, jnp.linalg.norm(u - v), jnp.abs((u - v) @ prompt.query)])
 
     drawn = simulate(metrics, jax.random.key(setting.seed), setting.samples)
-    others = theory.descent_steps.sampled_alignment(
-        plain, corrected, setting.distribution, d, N, setting.sigma, setting.samples, setting.seed + 1
-    )
+    generator = np.random.default_rng(setting.seed + 1)
+    inputs = setting.draw_inputs(setting.samples, N + 1, generator)
+    tasks = generator.standard_normal((setting.samples, d))
+    others = theory.descent_steps.alignment(plain, corrected, inputs[:, :-1], inputs[:, -1], tasks)
     checks = []
     for i, name in enumerate(("cosine", "model_difference", "prediction_difference")):
         (mean, error), (expected, uncertainty) = mean_with_error(drawn[:, i]), mean_with_error(np.asarray(others[:, i]))

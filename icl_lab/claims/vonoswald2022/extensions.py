@@ -12,8 +12,8 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import number
 from icl_lab.claims.vonoswald2022.settings import ROUNDING, LayersSetting
 from icl_lab.core.typing import Array
-from icl_lab.models import mapped_layers
-from icl_lab.models.mapped_layers import MappedLayer
+from icl_lab.models import MappedWeights
+from icl_lab.models.constructions import memory as memory_layers
 from icl_lab.tasks.prompt import Prompt
 
 SOURCE = Source("icl_lab, extending arXiv 2212.07677", "left to future work by von Oswald et al.", "extended")
@@ -35,7 +35,7 @@ def layers_with_weight_decay(setting: WeightDecay) -> list[Check]:
     d, k, N, eta, lam, K = setting.d, setting.k, setting.N, setting.eta, setting.lam, setting.K
     prompt, _ = setting.instance()
     weights = theory.descent_variants.ridge_descent(prompt.inputs, prompt.labels, eta, lam, K)
-    return _checks(prompt, mapped_layers.ridge(d, k, N, eta, lam), prompt.labels, K, weights)
+    return _checks(prompt, memory_layers.ridge(d, k, N, eta, lam), prompt.labels, K, weights)
 
 
 class Momentum(LayersSetting):
@@ -54,14 +54,14 @@ def layers_with_momentum(setting: Momentum) -> list[Check]:
     d, k, N, eta, mu, K = setting.d, setting.k, setting.N, setting.eta, setting.mu, setting.K
     prompt, _ = setting.instance()
     weights = theory.descent_variants.heavy_ball(prompt.inputs, prompt.labels, eta, mu, K)
-    return _checks(prompt, mapped_layers.momentum(d, k, N, eta, mu), np.zeros_like(prompt.labels), K, weights)
+    return _checks(prompt, memory_layers.momentum(d, k, N, eta, mu), np.zeros_like(prompt.labels), K, weights)
 
 
-def _checks(prompt: Prompt, layer: MappedLayer, memory: Array, K: int, weights: Array) -> list[Check]:
+def _checks(prompt: Prompt, layer: MappedWeights, memory: Array, K: int, weights: Array) -> list[Check]:
     """Inputs, residuals and answer of K equal layers against the weights W_K of the algorithm."""
     (count, dim), label_dim = prompt.inputs.shape, prompt.labels.shape[1]
-    tokens = mapped_layers.memory_tokens(prompt, memory)
-    after = np.asarray(mapped_layers.apply((layer,) * K, tokens))
+    tokens = memory_layers.memory_tokens(prompt, memory)
+    after = np.asarray(memory_layers.MODEL.apply((layer,) * K, tokens))
     return [
         check.exact("input_slots", after[:, :dim], np.vstack([prompt.inputs, prompt.query[None]]), ROUNDING),
         check.exact("residuals", after[:count, -label_dim:], prompt.labels - prompt.inputs @ weights.T, ROUNDING),

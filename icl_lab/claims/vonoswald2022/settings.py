@@ -82,6 +82,12 @@ class LayerSetting(RegressionSetting):
             noise_std=np.sqrt(self.noise_variance),
         )
 
+    def draw_inputs(self, count: int, length: int, generator: int | np.random.Generator) -> Float[np.ndarray, "count length d"]:
+        """Inputs from numpy, for what has no closed form: streams apart from those of the prompts."""
+        generator, shape = np.random.default_rng(generator), (count, length, self.d)
+        unit = generator.standard_normal(shape) if self.distribution == "gaussian" else generator.uniform(-1.0, 1.0, shape)
+        return self.sigma * unit
+
     def rule(self, degree: int) -> Rule:
         """The rule that integrates polynomials up to a degree over the Gram matrix's spectrum."""
         return Rule.exact(self.distribution, self.d, self.N, self.sigma, degree)
@@ -100,7 +106,7 @@ class SimulatedLayer(LayerSetting, SimulatedSetting):
 
     def other_rule(self) -> Rule:
         """The eigenvalues of as many other contexts."""
-        return Rule.sampled(self.distribution, self.d, self.N, self.sigma, self.samples, self.seed + 1)
+        return Rule.of_contexts(self.draw_inputs(self.samples, self.N, self.seed + 1), self.variance)
 
 
 class PromptSetting(LayerSetting):

@@ -165,11 +165,10 @@ def scalar_softmax_heads(setting: SoftmaxHeads) -> list[Check]:
     two = fit(np.array([[0.0], [0.0]]), both)
     # Start the free pair off the symmetric one.
     free = fit(two + np.array([[0.3, -0.3], [0.1, -0.1]]), both)
+    inputs = setting.draw_inputs(REFERENCE, N + 1, setting.seed)
     checks, values = [], {}
     for name, point, signs in (("one_head", one, both[:1]), ("two_heads", two, both)):
-        best = theory.softmax_heads.best_heads(
-            setting.distribution, d, N, setting.sigma, len(signs) == 2, REFERENCE, setting.seed
-        )
+        best = theory.softmax_heads.best_heads(inputs[:, :-1], inputs[:, -1], variance, kurtosis, len(signs) == 2)
         values[name] = np.asarray(losses(jnp.asarray(point), signs))
         loss, error = mean_with_error(values[name])
         checks.append(check.sampled(f"loss_of_{name}", loss, best.loss, float(np.hypot(error, best.standard_error))))

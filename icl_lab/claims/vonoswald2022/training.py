@@ -156,7 +156,10 @@ def alignment_with_a_step(setting: Alignment) -> list[Check]:
     untrained = compared(jax.tree.map(lambda w: 0 * w[0], begin))
     square, _ = analysis.sample_mean(eqx.Partial(_square_step, step), task, prng.stream(key, "measure"), samples)
     mean_square = theory.vonoswald2022.mean_square_step(d, N, kurtosis)
-    norms, errors = theory.vonoswald2022.mean_step_norms(setting.distribution, d, N, setting.sigma, eta, CONTEXTS, setting.seed)
+    generator = np.random.default_rng(setting.seed)
+    inputs = setting.draw_inputs(CONTEXTS, N + 1, generator)
+    tasks = generator.standard_normal((CONTEXTS, d))
+    norms, errors = theory.vonoswald2022.mean_step_norms(inputs[:, :-1], inputs[:, -1], tasks, eta)
     distances = [untrained.mean_prediction_distance, untrained.sensitivity_distance]
     spread = [float(one.standard_error) for one in distances]
     checks = [

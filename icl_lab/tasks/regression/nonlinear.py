@@ -99,7 +99,7 @@ class SingleIndex(Response):
 
     @property
     def odd_symmetric(self) -> bool:
-        """By the random sign, or by an odd link, since every direction distribution is symmetric."""
+        """By the random sign, or by an odd link, since u and -u have the same distribution."""
         return self.random_sign or self.link.odd
 
     def sample(self, key: Key, dim: int) -> PyTree:

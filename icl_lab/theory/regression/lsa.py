@@ -130,7 +130,17 @@ def minimum_risk(
     noise_variance: float,
     context_length: int | float,
 ) -> float:
-    r"""Smallest excess risk of the layer, tr(Lambda Omega) - tr(Lambda B* Lambda Omega), tested as trained."""
+    r"""Smallest excess risk of the layer, tr(Lambda Omega) - tr(Lambda B* Lambda Omega), on prompts like those of training.
+
+    Args:
+      covariance: (d, d), Lambda, positive definite.
+      task_covariance: (d, d), Omega, positive semidefinite and not zero.
+      noise_variance: s2 >= 0.
+      context_length: N >= 1, `math.inf` allowed.
+
+    Returns:
+      E(yhat - w.x_q)^2 at the optimum.
+    """
     best = optimal_preconditioner(covariance, task_covariance, noise_variance, context_length)
     return float(np.trace(covariance @ task_covariance) - np.trace(covariance @ best @ covariance @ task_covariance))
 
@@ -159,7 +169,7 @@ def optimum(task: LinearRegression) -> Optimum:
     Raises:
       UnsupportedProblemError: the inputs are not Gaussian with one fixed covariance.
 
-    Source: the lab's own; see the module docstring for the papers it contains.
+    Source: the lab's own; it contains Theorem 4.1 of arXiv 2306.09927 and Theorems 1 and 2 of arXiv 2307.03576.
     """
     covariance, task_covariance, noise_variance = gaussian_parameters(task)
     parameters = (covariance, task_covariance, noise_variance, task.context_length)

@@ -39,7 +39,7 @@ def test_a_limit_that_is_plain_descent_is_caught(monkeypatch):
 @pytest.mark.slow
 def test_a_second_head_of_the_same_sign_is_caught(monkeypatch):
     right = softmax_heads.best_heads
-    monkeypatch.setattr(softmax_heads, "best_heads", lambda *args: right(*args[:4], False, *args[5:]))
+    monkeypatch.setattr(softmax_heads, "best_heads", lambda *args: right(*args[:4], False))
     wrong = failed("vonoswald2022.softmax.heads", HEADS)
     assert "loss_of_two_heads" in wrong
     assert not {"loss_of_one_head", "loss_of_descent"} & wrong
