@@ -182,6 +182,9 @@ class Setting:
       AssumptionError: whatever else `validate` refuses.
     """
 
+    # Arguments get the annotated types only in `__post_init__`: jaxtyping must not check those of `__init__`.
+    __no_type_check__ = True
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         inherited = {

@@ -6,17 +6,13 @@ import pytest
 from icl_lab.claims import verify
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.descent import sine_regression, softmax_heads
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed
 
 pytestmark = pytest.mark.claims
 
 CENTRED = {"d": 3, "N": 4, "samples": 20_000, "seed": 1}
 HEADS = {"d": 3, "N": 4, "distribution": "gaussian", "sigma": 0.7, "samples": 4_000, "seed": 2}
 SINE = {"N": 3, "waves": "published", "sigma": 2.0, "samples": 50_000, "seed": 3}
-
-
-def failed(id, settings):
-    return failed_checks(run_claim(id, settings))
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "uniform"])
