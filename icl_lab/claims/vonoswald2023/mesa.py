@@ -117,9 +117,7 @@ class SeveralLayers(Setting):
 
 
 @claim(
-    "vonoswald2023.multilayer",
-    SeveralLayers,
-    Source(PAPER, "the layers as matrix powers; Richardson and Chebyshev iteration"),
+    "vonoswald2023.multilayer", SeveralLayers, Source(PAPER, "the layers as matrix powers; Richardson and Chebyshev iteration")
 )
 def several_layers(setting: SeveralLayers) -> list[Check]:
     """L residual layers that see the whole context are L gradient steps; behind a causal mask they are not, but layers that

@@ -24,6 +24,7 @@ from icl_lab.claims.zheng2024.settings import (
     EveryStart,
     PhaseSetting,
     StartSetting,
+    each,
 )
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
@@ -37,12 +38,6 @@ SEQUENCES = 3
 ROUNDING_TOLERANCE = 1e-20
 
 
-def trained(setting: PhaseSetting) -> PairedWeights:
-    """The limit of gradient flow from (0.5, 1.5), real."""
-    start = PairedWeights(1.5 * np.eye(setting.d), 0.5 * np.eye(setting.d))
-    return convergence.to_limit(setting.loss(), start, **TO_THE_LIMIT).limit
-
-
 class OneStep(StartSetting):
     """Short sequences, and a position of test sequences."""
 
@@ -50,6 +45,12 @@ class OneStep(StartSetting):
     T = 12
     t: int = integer(9, 2, "position", "at which the layer predicts")
     seed: int = integer(0, 0, "random seed", "of the test sequences")
+
+
+def trained(setting: PhaseSetting) -> PairedWeights:
+    """The limit of gradient flow from (0.5, 1.5), real."""
+    start = PairedWeights(1.5 * np.eye(setting.d), 0.5 * np.eye(setting.d))
+    return convergence.to_limit(setting.loss(), start, **TO_THE_LIMIT).limit
 
 
 @claim(
@@ -116,7 +117,7 @@ def error_at_a_position(setting: ErrorSetting) -> list[Check]:
     wrong moment of x_1, such as kappa3 with one coordinate too many, or t in place of t - 1 would make it fail.
     """
     checks, d, t = [], setting.d, setting.t
-    for one in setting.each():
+    for one in each(setting):
         product = one.limit_product if one.s is None else one.s
         expected = theory.recovery.squared_error(one.constants, d, product, t)
         measured = one.error_at(t).risk(one.identities(1.0, product))

@@ -150,9 +150,7 @@ class RandomStarts(PhaseSetting):
 
 
 @claim(
-    "zheng2024.random-init",
-    RandomStarts,
-    Source(PAPER, "experiment in Section 5; the exact statement: icl_lab", "extended"),
+    "zheng2024.random-init", RandomStarts, Source(PAPER, "experiment in Section 5; the exact statement: icl_lab", "extended")
 )
 def random_starts(setting: RandomStarts) -> list[Check]:
     """From complex Gaussian starts of P and K, all other blocks zero, the flow for Gaussian x_1 ends in the global minimum, P K

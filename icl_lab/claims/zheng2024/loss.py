@@ -18,7 +18,7 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import Setting, choice, integer, number
 from icl_lab.claims.simulation import mean_with_error
 from icl_lab.claims.zheng2024.flow import blocks
-from icl_lab.claims.zheng2024.settings import EXACT_TOLERANCE, INACTIVE_TOLERANCE, MODEL, PAPER, AnyStart, EveryStart
+from icl_lab.claims.zheng2024.settings import EXACT_TOLERANCE, INACTIVE_TOLERANCE, MODEL, PAPER, AnyStart, EveryStart, each
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array, Key
@@ -187,7 +187,7 @@ def gram_of_the_active_blocks(setting: SampledEach) -> list[Check]:
     out, a wrong moment, or a missing conjugate would make it fail.
     """
     checks = []
-    for one in setting.each():
+    for one in each(setting):
         weights = gaussian_pair(prng.stream(jax.random.key(one.seed), one.distribution), one.d, one.scale)
         checks.append(brute_force(one.distribution, one.loss().risk(weights) / 2, weights.merged(), one))
     return checks
@@ -202,7 +202,7 @@ def gram_of_all_blocks(setting: SampledEach) -> list[Check]:
     moment counted wrongly in any block, or a missing conjugate, would make it fail.
     """
     checks = []
-    for one in setting.each():
+    for one in each(setting):
         key, name = prng.stream(jax.random.key(one.seed), one.distribution), one.distribution
         weights, pair = gaussian_layer(key, one.d, one.scale), gaussian_pair(key, one.d, one.scale)
         objective = one.loss(active=False)
@@ -231,7 +231,7 @@ def blocks_that_never_move(setting: RealStarts) -> list[Check]:
     the phase, or sequences without all five turns, would make it fail.
     """
     checks = []
-    for one in setting.each():
+    for one in each(setting):
         name, key = one.distribution, prng.stream(jax.random.key(one.seed), one.distribution)
         pair = gaussian_pair(prng.stream(key, "weights"), one.d, one.scale)
         real = PairedWeights(np.real(pair.value) + 0j, np.real(pair.key_query) + 0j)
@@ -278,11 +278,7 @@ class OffDiagonal(Multiples, EveryStart):
             raise InvalidValueError(f"`d` must be at least 2; got {self.d}. One coordinate has nothing off the diagonal.")
 
 
-@claim(
-    "zheng2024.offdiag",
-    OffDiagonal,
-    Source(PAPER, "proof of Theorem 4.1 for sufficiency; the closed form: icl_lab"),
-)
+@claim("zheng2024.offdiag", OffDiagonal, Source(PAPER, "proof of Theorem 4.1 for sufficiency; the closed form: icl_lab"))
 def off_diagonal_gradient(setting: OffDiagonal) -> list[Check]:
     """At a I, b I the off-diagonal gradient of P and K vanishes under Assumption 4.1; for other distributions it is a closed
     form in odd moments, and a mean of zero is not enough.
@@ -293,7 +289,7 @@ def off_diagonal_gradient(setting: OffDiagonal) -> list[Check]:
     """
     checks, a, b = [], setting.a, setting.b
     off = ~np.eye(setting.d, dtype=bool)
-    for one in setting.each():
+    for one in each(setting):
         d, T, name = one.d, one.T, one.distribution
         gradient = jax.grad(one.loss())
         odd = theory.diagonal_loss.odd_moments(name, d, one.scale)

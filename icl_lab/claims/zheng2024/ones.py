@@ -49,9 +49,7 @@ class MaskedSetting(InitialScales, AnyStart):
 
 
 @claim(
-    "zheng2024.masked",
-    MaskedSetting,
-    Source(PAPER, "the training with masked off-diagonal gradients beyond Assumption 4.1"),
+    "zheng2024.masked", MaskedSetting, Source(PAPER, "the training with masked off-diagonal gradients beyond Assumption 4.1")
 )
 def diagonal_mask(setting: MaskedSetting) -> list[Check]:
     """If only the diagonals of P and K are trained, the limit is that of Theorem 4.1 for every start distribution, whether

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -171,10 +171,14 @@ class EveryStart(AnyStart):
     distributions: ClassVar[tuple[str, ...]] = DISTRIBUTIONS
     distribution: str = choice("all", ("all", *distributions), "distribution of x_1")
 
-    def each(self) -> list[Self]:
-        """One setting for each distribution."""
-        names = self.distributions if self.distribution == "all" else (self.distribution,)
-        return [dataclasses.replace(self, distribution=name) for name in names]
+
+Each = TypeVar("Each", bound=EveryStart)
+
+
+def each(setting: Each) -> list[Each]:
+    """The same setting at each of its distributions of x_1."""
+    names = setting.distributions if setting.distribution == "all" else (setting.distribution,)
+    return [dataclasses.replace(setting, distribution=name) for name in names]
 
 
 class InitialScales(Setting):

@@ -22,9 +22,9 @@ from icl_lab.models import initializers
 class NoGainSetting(StartsSetting, MixedSetting):
     """A series with a moving average, unless told otherwise."""
 
-    theta = (0.0, 0.9)
     N: int = integer(10, 2, "context length", ", in windows")
     samples: int = integer(100_000, 10_000, "number of draws", "of series, of an AR(p)")
+    theta = (0.0, 0.9)
 
 
 @claim(

@@ -114,11 +114,7 @@ class TrainedDepth(Setting):
         check_coefficients(np.asarray(self.rho or ()))
 
 
-@claim(
-    "zhou2025.trained-depth",
-    TrainedDepth,
-    Source(PAPER, "depth experiments; the two orders are icl_lab's", "extended"),
-)
+@claim("zhou2025.trained-depth", TrainedDepth, Source(PAPER, "depth experiments; the two orders are icl_lab's", "extended"))
 def trained_layers_beat_one(setting: TrainedDepth) -> list[Check]:
     """Two or more layers trained from random weights get below the best single layer, 2V/(N+4), and closer to the two-layer
     construction by hand, 12 V/N^2, than to that.

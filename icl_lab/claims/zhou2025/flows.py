@@ -13,19 +13,16 @@ from icl_lab.core import prng
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.series.autoregressive import Autoregressive
 
-# The flow stops at this estimated weight error.
-WEIGHT_TOLERANCE = 1e-7
-# That leaves errors of a gap well below this.
-GAP_TOLERANCE = 1e-7
+# The flow stops at the first, which leaves errors of a gap well below the second.
+WEIGHT_TOLERANCE, GAP_TOLERANCE = 1e-7, 1e-7
 # A risk is that close to the minimum, in units of the noise, only at the minimum.
 RISK_TOLERANCE = 1e-7
-# Standard deviation of the starting weights, for series of unit variance: small, but no long plateau.
 START_SCALE = 0.1
-# A start that takes longer has found a valley of another stationary point.
+"""Standard deviation of the starting weights, for series of unit variance: small, but no long plateau."""
 MAX_STEPS = 20_000
-# "Best of at least eight starts": with that many, more are drawn until one is at the minimum.
-ENOUGH_STARTS = 8
-ROUNDS = 6
+"""A start that takes longer has found a valley of another stationary point."""
+ENOUGH_STARTS, ROUNDS = 8, 6
+""""Best of at least eight starts": with that many, more are drawn, for a few rounds, until one is at the minimum."""
 
 
 class StartsSetting(Setting):

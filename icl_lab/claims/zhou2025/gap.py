@@ -24,11 +24,9 @@ from icl_lab.tasks.series.autoregressive import Autoregressive, RandomAutoregres
 from icl_lab.tasks.series.gaussian import toeplitz
 
 # Sums of a few hundred float64 products.
-IDENTITY_TOLERANCE = 1e-12
-MOMENT_TOLERANCE = 1e-10
+IDENTITY_TOLERANCE, MOMENT_TOLERANCE = 1e-12, 1e-10
 # A gap is the small difference of two variances, and the Gram of the features is nearly singular.
-GAP_TOLERANCE = 1e-8
-RATE_TOLERANCE = 1e-8
+GAP_TOLERANCE, RATE_TOLERANCE = 1e-8, 1e-8
 # N gap / V differs from its limit by at most this share of 1/N.
 RATE_CONSTANT = 16.0
 
