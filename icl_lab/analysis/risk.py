@@ -78,6 +78,17 @@ def sampled_risks(task: Task, predictors: Mapping[str, Predictor], key: Key, pro
 
     Raises:
       InvalidValueError: no predictors, too few prompts, or a prediction of another shape than the target.
+
+    Examples:
+      >>> import jax
+      >>> from icl_lab import analysis, estimators, tasks
+      >>> task = tasks.LinearRegression(dim=2, context_length=8)
+      >>> predictors = {"ols": estimators.named("ols"), "zero": estimators.named("zero")}
+      >>> risks = analysis.sampled_risks(task, predictors, jax.random.key(0), prompts=4096)
+      >>> abs(risks["zero"].mean - 2.0) < 4 * risks["zero"].standard_error
+      True
+      >>> float(risks["ols"].mean) < 1e-9
+      True
     """
     if not predictors:
         raise InvalidValueError("`predictors` must hold at least one predictor; got none.")

@@ -173,6 +173,17 @@ def compare(
     Raises:
       UnsupportedProblemError: softmax attention, several layers or loops, or tokens other than (x, y).
       InvalidValueError: a dimension that differs from the optimum's, or a missing `context_length`.
+
+    Examples:
+      The weights of a theorem, with another scale in each matrix, are the same layer:
+
+      >>> from icl_lab import analysis, models, tasks, theory
+      >>> best = theory.lsa.optimum(tasks.LinearRegression(dim=2, context_length=8))
+      >>> comparison = analysis.compare(models.LSAWeights(2 * best.w_pv, best.w_kq / 2), best)
+      >>> comparison.passed
+      True
+      >>> analysis.compare(models.LSAWeights(2 * best.w_pv, best.w_kq), best)["preconditioner"].error
+      1.0
     """
     model = _single_layer(weights, LinearSelfAttention() if model is None else model)
     preconditioner = effective_preconditioner(weights, model, context_length)

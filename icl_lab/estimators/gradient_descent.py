@@ -111,6 +111,17 @@ def gradient_descent(
 
     Returns:
       (k,). Errors and source are those of `gradient_descent_weights`, which returns W.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import estimators
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> print(estimators.gradient_descent(prompt, step_size=0.1).round(2))
+      [4.67]
+      >>> print(estimators.gradient_descent(prompt, step_size=0.1, steps=10).round(2))
+      [9.98]
     """
     return predict(gradient_descent_weights(prompt, step_size, steps, initial), prompt)
 

@@ -44,6 +44,15 @@ def ols(prompt: Prompt) -> Inexact[Array, "k"]:
 
     Raises:
       NonFiniteError: a NaN or an infinity in the prompt.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import estimators
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> print(estimators.ols(prompt).round(3))
+      [10.]
     """
     return predict(ols_weights(prompt), prompt)
 

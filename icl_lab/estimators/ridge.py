@@ -100,5 +100,14 @@ def ridge(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:
 
     Returns:
       (k,). Errors and source are those of `ridge_weights`, which returns W.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import estimators
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> print(estimators.ridge(prompt, penalty=1.0).round(3))  # 5 * 28 / (14 + 1)
+      [9.333]
     """
     return predict(ridge_weights(prompt, penalty), prompt)

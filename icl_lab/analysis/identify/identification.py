@@ -181,6 +181,14 @@ def identify(
     Raises:
       InvalidValueError: counts or thresholds outside their range, or answers of another shape than the labels.
       NonFiniteError: answers that are NaN or infinite.
+
+    Examples:
+      >>> from icl_lab import analysis, estimators, tasks
+      >>> task = tasks.LinearRegression(dim=2, context_length=8)
+      >>> step = estimators.named("gradient_descent", step_size=0.5)
+      >>> found = analysis.identify(step, task, prompts=1024, steps=2, layers=2)
+      >>> found.verdict, found.identified.words
+      ('gradient descent', '1 step of 0.5')
     """
     key = jax.random.key(0) if key is None else key
     check_count(prompts, "prompts", 2, "A standard error needs two prompts at least.")

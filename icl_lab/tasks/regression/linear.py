@@ -35,6 +35,19 @@ class LinearRegression(Task):
     Raises:
       InvalidValueError: a size below 1, a shape that does not fit dim, negative noise, or covariates given twice.
       NotPositiveDefiniteError: Λ not symmetric positive definite, or Ω not symmetric positive semidefinite.
+
+    Examples:
+      >>> import jax
+      >>> from icl_lab import tasks
+      >>> task = tasks.LinearRegression(dim=2, context_length=8, covariance=[2.0, 0.5], noise_std=0.1)
+      >>> task.covariance
+      array([[2. , 0. ],
+             [0. , 0.5]])
+      >>> float(task.signal_variance)
+      2.5
+      >>> prompt = task.sample(jax.random.key(0))
+      >>> prompt.inputs.shape, prompt.labels.shape, prompt.query.shape
+      ((8, 2), (8, 1), (2,))
     """
 
     dim: int = eqx.field(static=True)

@@ -66,6 +66,15 @@ def limit(
       InvalidValueError: `context_length` below 1.
 
     Source: arXiv 2306.09927, Theorem 4.1.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import theory
+      >>> w_pv, w_kq = theory.zhang2023.limit(np.eye(2), context_length=8)
+      >>> w_kq.round(3)
+      array([[0.717, 0.   , 0.   ],
+             [0.   , 0.717, 0.   ],
+             [0.   , 0.   , 0.   ]])
     """
     return balanced_weights(_inverse(gamma(covariance, context_length)))
 
