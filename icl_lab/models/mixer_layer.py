@@ -15,6 +15,7 @@ A gate is constant or linear in the token before it is brought into its range by
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -185,7 +186,7 @@ class MixerLayer(Layer):
     def _written(self, tokens: Array) -> Array:
         return tokens if self.query_in_sum else tokens[:-1]
 
-    def _gates(self, own: MixerWeights, tokens: Array) -> dict[str, Array]:
+    def _gates(self, own: MixerWeights, tokens: Array) -> dict[str, Any]:
         """The gates of one head at some tokens, in their ranges; one number, or (K,), for all tokens if they are constant."""
         values = {}
         for gate in self.mixer.description.gates:
