@@ -38,14 +38,7 @@ def _least_squares(task: LinearRegression, key, samples: int) -> tuple[float, fl
     if noise == 0 or abs(N - d) >= SPARE_FOR_PLAIN_SAMPLING:
         return _weighted_risk(task, key, samples, weighted=False)
     if d <= N:
-        shorter = LinearRegression(
-            dim=d,
-            context_length=N - 2,
-            covariance=task.covariance,
-            task_covariance=task.task_covariance,
-            noise_std=task.noise_std,
-        )
-        return _weighted_risk(shorter, key, samples, weighted=True)
+        return _weighted_risk(task.with_context_length(N - 2), key, samples, weighted=True)
     clean = LinearRegression(dim=d, context_length=N, covariance=task.covariance, task_covariance=task.task_covariance)
     narrower = LinearRegression(
         dim=d - 2,

@@ -233,13 +233,13 @@ def off_diagonals_cancel(d, N, distribution, sigma, beta, starts, steps, seed) -
     fresh = objectives.StreamedLoss.build(task, SOFTMAX, prng.stream(key, "held out"), BATCH, BATCH)
     # The rate falls to 0, and is the same share of both matrices only because Adam's steps are: W_PV moves little.
     adam = optax.adam(optax.cosine_decay_schedule(temperature / 20, steps))
-    ends = training.descend_all(fresh, begin, adam, steps, key=prng.stream(key, "prompts"))
+    ends = training.descents(fresh, begin, adam, steps, key=prng.stream(key, "prompts"))
 
     def off_diagonal(weights: LSAWeights) -> np.ndarray:
         """(S, 2, d, d), the parts eta_h W_KQ,h without their diagonals."""
         return np.asarray(weights.w_pv[..., -1, -1, None, None] * weights.w_kq[..., :d, :d] * (1 - np.eye(d)))
 
-    before, after = off_diagonal(begin), off_diagonal(ends.weights)
+    before, after = off_diagonal(begin), off_diagonal(ends.limits)
     in_sum = [np.linalg.norm(one.sum(axis=1), axis=(1, 2)) for one in (before, after)]
     in_parts = np.sqrt(np.sum(after**2, axis=(1, 2, 3)))
     # What is left when both heads have given up half of the sum.
@@ -285,13 +285,13 @@ def layer_norm_costs(d, N, distribution, sigma, alpha, starts, steps, seed) -> l
         model = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, layer_norm=normed)
         tasks = [LinearRegression(d, N, covariates=covariates(distribution, d, scale)) for scale in (sigma, alpha * sigma)]
         objective = objectives.StreamedLoss.build(tasks[0], model, key, BATCH, BATCH)
-        ends = training.descend_all(objective, begin, optimiser, steps, key=prng.stream(key, "prompts"))
+        ends = training.descents(objective, begin, optimiser, steps, key=prng.stream(key, "prompts"))
         held_out = [objectives.StreamedLoss.build(task, model, prng.stream(key, "test"), HELD_OUT) for task in tasks]
-        losses[normed], wide[normed] = (np.array([one.risk(ends[i]) / 2 for i in range(starts)]) for one in held_out)
+        losses[normed], wide[normed] = (np.array([one.risk(ends.limit(i)) / 2 for i in range(starts)]) for one in held_out)
         cosines[normed] = np.array(
             [
                 analysis.compare_functions(
-                    tasks[0], eqx.Partial(model, ends[i]), step, prng.stream(key, "test"), 1024
+                    tasks[0], eqx.Partial(model, ends.limit(i)), step, prng.stream(key, "test"), 1024
                 ).cosine.mean
                 for i in range(starts)
             ]
