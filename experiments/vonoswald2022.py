@@ -138,13 +138,11 @@ def two_layers(config: DictConfig, folder: Path) -> None:
         corrected = optimum.loss
         begin = tuple(starts(config, settings, settings.starts, f"layer {i}") for i in range(1 if tied else 2))
         fresh = objectives.StreamedLoss.build(task, model, key, settings.batch, settings.batch)
-        runs = training.descend_all(
-            fresh, begin, optimiser(settings), settings.steps, key=prng.stream(key, name), progress=True
-        )
+        runs = training.descents(fresh, begin, optimiser(settings), settings.steps, key=prng.stream(key, name), progress=True)
         test = objectives.StreamedLoss.build(
             task, model, prng.stream(key, "test"), 25 * config.test_prompts, config.test_prompts
         )
-        ends = [jax.tree.map(np.float64, runs[i]) for i in range(settings.starts)]
+        ends = [jax.tree.map(np.float64, runs.limit(i)) for i in range(settings.starts)]
         losses = np.array([test.risk(one) / 2 for one in ends])
         best = int(np.argmin(losses))
         # The best GD++ on the same prompts, whose luck it shares.
@@ -152,7 +150,7 @@ def two_layers(config: DictConfig, folder: Path) -> None:
         constructed = objectives.StreamedLoss(task, MODEL, test.seed_key, test.batch, test.chunk).risk(built) / 2
         error = test.standard_error(ends[best]) / 2
         window = max(1, settings.steps // 60)
-        smooth = runs.losses[:, : settings.steps // window * window].reshape(settings.starts, -1, window).mean(axis=2)
+        smooth = runs.batch_losses[:, : settings.steps // window * window].reshape(settings.starts, -1, window).mean(axis=2)
         middles = window * (np.arange(smooth.shape[1]) + 0.5)
         for i, line in enumerate(smooth):
             axes.plot(middles, line, color="C0", alpha=1.0 if i == best else 0.3, label="trained" if i == best else None)
@@ -349,8 +347,8 @@ def fixed_tasks(config: DictConfig, folder: Path) -> None:
     for size in track(settings.sizes, "fixed tasks"):
         key = prng.stream(jax.random.key(config.seed), f"fixed {size}")
         sampled = objectives.SampledLoss.build(task, MODEL, key, size)
-        found = training.descend_all(sampled, jax.tree.map(np.float64, begin), adam, settings.steps)
-        rows.append((sampled.risk(found[0]) / 2, exact.risk(found[0].merged()) / 2))
+        found = training.descents(sampled, jax.tree.map(np.float64, begin), adam, settings.steps)
+        rows.append((sampled.risk(found.limit(0)) / 2, exact.risk(found.limit(0).merged()) / 2))
     train, test = np.array(rows).T
     figure = Figure(figsize=(5.6, 4.0), layout="constrained")
     axes = figure.subplots()

@@ -58,7 +58,7 @@ def fit(model, series: PublishedSeries, length: int, unit: float, epochs: int, p
     trained = train_on_windows(
         model, start, train, held_out, order, length, ADAM, key=prng.stream(key, "shuffles"), epochs=epochs, patience=patience
     )
-    return trained.weights, held_out
+    return trained.limit, held_out
 
 
 def context_scaling(config: DictConfig, folder: Path) -> None:

@@ -362,7 +362,7 @@ with report.house_style():
         shares = []
         for length in shown:
             windows = (factor * train, factor * held_out, ORDER, length)
-            fitted = train_on_windows(LSA, start, *windows, optimiser, **settings).weights
+            fitted = train_on_windows(LSA, start, *windows, optimiser, **settings).limit
             exact = objectives.series_loss(tasks.Autoregressive(data.coefficients, length, factor * SIGMA), LSA)
             shares.append((exact.risk(jax.tree.map(np.float64, fitted)) - (factor * SIGMA) ** 2) / (factor**2 * signal))
         axes.plot(shown, shares, "o", color=f"C{colour}", label=name)

@@ -11,7 +11,7 @@ from icl_lab.config.choice import Group
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.estimators.ridge import check_penalty
 from icl_lab.tasks.prompt import Task, check_count, check_prompt_fits
-from icl_lab.training.coordinates import check_flow
+from icl_lab.training.solver import check_flow
 
 LARGEST_COUNT = 2**31 - 1
 """Steps and prompts are numbered by 32 bits, of keys and of arrays."""

@@ -58,6 +58,16 @@ def to_numpy(tree: T) -> T:
     return jax.tree.map(leaf, tree)
 
 
+def to_double(tree: T) -> T:
+    """`tree` with every array as numpy in double precision, complex where it is."""
+
+    def leaf(x):
+        array = np.asarray(x)
+        return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+
+    return jax.tree.map(leaf, tree)
+
+
 def in_float64(function: Callable[P, T]) -> Callable[P, T]:
     """Decorator: run `function` inside `float64()` and hand its result out as numpy."""
 

@@ -149,7 +149,7 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
     # Three programs instead of one for every number of models.
     models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
     estimators = comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"])
-    distribution, measured_at = build.build_task({**first.config["task"], "context_length": lengths[-1]}), lengths
+    distribution, measured_at = first.task.with_context_length(lengths[-1]), lengths
     short = condensed(distribution, lengths) if _reads_gram_matrices(first) else None
     if short is not None:
         models = [short.predictors({"model": model})["model"] for model in models]

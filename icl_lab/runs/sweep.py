@@ -28,8 +28,7 @@ from icl_lab.report import console as present
 from icl_lab.runs import execute, provenance, records, store
 from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten
-from icl_lab.training import TrainingResult
-from icl_lab.training.batch import gradient_flow_each
+from icl_lab.training import TrainingResult, gradient_flow_each
 
 PREPARED_BYTES = 2**30
 """Memory for the objectives of the points that are prepared at a time."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array, Key
 
@@ -69,6 +69,24 @@ class Task(eqx.Module):
     @abc.abstractmethod
     def sample(self, key: Key) -> Prompt:
         """One prompt."""
+
+    def with_context_length(self, length: int) -> Task:
+        """The same distribution of prompts, with another number of examples.
+
+        Args:
+          length: the number of examples N, at least 1.
+
+        Returns:
+          The task at that length. At its own length it draws the prompts that this one draws.
+
+        Raises:
+          InvalidValueError: a length that the task does not have.
+          UnsupportedProblemError: a task whose kind does not say what it is at other lengths.
+        """
+        raise UnsupportedProblemError(
+            f"`{type(self).__name__}` exists at its own context length {self.context_length} only; it has no method "
+            f"`with_context_length` that says what it is at {length}."
+        )
 
     def sample_batch(self, key: Key, count: int) -> Prompt:
         """`count` independent prompts, stacked along a new first axis; the first prompts do not depend on `count`.

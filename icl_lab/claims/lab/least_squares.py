@@ -41,7 +41,7 @@ def _least_squares(task: LinearRegression, key, samples: int) -> tuple[float, fl
     if noise == 0 or abs(N - d) >= SPARE_FOR_PLAIN_SAMPLING:
         return _weighted_risk(task, key, samples, weighted=False)
     if d <= N:
-        return _weighted_risk(LinearRegression(d, N - 2, inputs, tasks, noise), key, samples, weighted=True)
+        return _weighted_risk(task.with_context_length(N - 2), key, samples, weighted=True)
     narrower = LinearRegression(d - 2, N, np.asarray(inputs)[:-2, :-2], np.zeros((d - 2, d - 2)), noise)
     bias, first = _weighted_risk(LinearRegression(d, N, inputs, tasks), key, samples, weighted=False)
     variance, second = _weighted_risk(narrower, prng.stream(key, "noise part"), samples, weighted=True)

@@ -255,13 +255,13 @@ def off_diagonals_cancel(setting: Cancellation) -> list[Check]:
     fresh = objectives.StreamedLoss.build(setting.task(), SOFTMAX, prng.stream(key, "held out"), BATCH, BATCH)
     # The rate falls to 0, and is the same share of both matrices only because Adam's steps are: W_PV moves little.
     adam = optax.adam(optax.cosine_decay_schedule(temperature / 20, steps))
-    ends = training.descend_all(fresh, begin, adam, steps, key=prng.stream(key, "prompts"))
+    ends = training.descents(fresh, begin, adam, steps, key=prng.stream(key, "prompts"))
 
     def off_diagonal(weights: LSAWeights) -> np.ndarray:
         """(S, 2, d, d), the parts eta_h W_KQ,h without their diagonals."""
         return np.asarray(weights.w_pv[..., -1, -1, None, None] * weights.w_kq[..., :d, :d] * (1 - np.eye(d)))
 
-    before, after = off_diagonal(begin), off_diagonal(ends.weights)
+    before, after = off_diagonal(begin), off_diagonal(ends.limits)
     in_sum = [np.linalg.norm(one.sum(axis=1), axis=(1, 2)) for one in (before, after)]
     in_parts = np.sqrt(np.sum(after**2, axis=(1, 2, 3)))
     # What is left when both heads have given up half of the sum.

@@ -198,8 +198,8 @@ def alignment_with_a_step(setting: Alignment) -> list[Check]:
     fresh = objectives.StreamedLoss.build(task, UNNORMALISED, prng.stream(key, "fixed"), batch, batch)
     single = jax.tree.map(lambda w: np.asarray(w, np.float32), begin)
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    ends = training.descend_all(fresh, single, adam, steps, key=prng.stream(key, "training"))
-    trained = [jax.tree.map(lambda w: np.asarray(w, np.float64), ends[i]) for i in range(starts)]
+    ends = training.descents(fresh, single, adam, steps, key=prng.stream(key, "training"))
+    trained = [jax.tree.map(lambda w: np.asarray(w, np.float64), ends.limit(i)) for i in range(starts)]
     cosines = [float(compared(weights).cosine.mean) for weights in trained]
     losses = [exact_loss.risk(weights) / 2 for weights in trained]
     return [

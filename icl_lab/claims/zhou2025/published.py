@@ -141,7 +141,7 @@ def published_training_stops_short(setting: PublishedTraining) -> list[Check]:
             batch=512,
             epochs=epochs,
             patience=patience,
-        ).weights
+        ).limit
         error = windows_mse(LSA, trained, scale * held_out, p, N) / scale**2 - windows_mse(LSA, closed, held_out, p, N)
         return error / sigma**2, scale**2 * _size(trained)
 

@@ -105,6 +105,9 @@ class LinearDynamics(Task):
         check_nonnegative(self.noise_std, "noise_std")
         self.transition.check_dim(self.dim)
 
+    def with_context_length(self, length: int) -> LinearDynamics:
+        return LinearDynamics(self.dim, length, self.transition, self.start, self.noise_std)
+
     def sample(self, key: Key) -> Prompt:
         """One prompt; its latent is W (d, d)."""
         check_prompt_fits(self.context_length, self.dim)

@@ -80,6 +80,15 @@ class LinearRegression(Task):
         check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
         check_nonnegative(self.noise_std, "noise_std")
 
+    def with_context_length(self, length: int) -> LinearRegression:
+        return LinearRegression(
+            self.dim,
+            length,
+            task_covariance=self.task_covariance,
+            noise_std=self.noise_std,
+            covariates=self.covariates,
+        )
+
     @property
     def covariance(self) -> Float[Array, "d d"]:
         """(d, d) Λ = E[x x^T]."""

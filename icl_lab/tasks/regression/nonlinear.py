@@ -256,6 +256,9 @@ class NonlinearRegression(Task):
         check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
         check_nonnegative(self.noise_std, "noise_std")
 
+    def with_context_length(self, length: int) -> NonlinearRegression:
+        return NonlinearRegression(self.dim, length, self.response, noise_std=self.noise_std, covariates=self.covariates)
+
     @property
     def covariance(self) -> Float[Array, "d d"]:
         """(d, d) covariance of the inputs."""
