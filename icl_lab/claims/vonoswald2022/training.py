@@ -245,7 +245,7 @@ def layer_norm_costs(setting: LayerNorm) -> list[Check]:
     for normed in (False, True):
         model = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, layer_norm=normed)
         objective = objectives.StreamedLoss.build(tasks[0], model, key, BATCH, BATCH)
-        ends = training.descend_all(objective, begin, optimiser, steps, key=prng.stream(key, "prompts"))
+        ends = training.descents(objective, begin, optimiser, steps, key=prng.stream(key, "prompts"))
         held_out = [objectives.StreamedLoss.build(task, model, prng.stream(key, "test"), HELD_OUT) for task in tasks]
         losses[normed], wide[normed] = (np.array([one.risk(ends[i]) / 2 for i in range(starts)]) for one in held_out)
         cosines[normed] = np.array(
