@@ -138,13 +138,11 @@ def two_layers(config: DictConfig, folder: Path) -> None:
         corrected = optimum.loss
         begin = tuple(starts(config, settings, settings.starts, f"layer {i}") for i in range(1 if tied else 2))
         fresh = objectives.StreamedLoss.build(task, model, key, settings.batch, settings.batch)
-        runs = training.descend_all(
-            fresh, begin, optimiser(settings), settings.steps, key=prng.stream(key, name), progress=True
-        )
+        runs = training.descents(fresh, begin, optimiser(settings), settings.steps, key=prng.stream(key, name), progress=True)
         test = objectives.StreamedLoss.build(
             task, model, prng.stream(key, "test"), 25 * config.test_prompts, config.test_prompts
         )
-        ends = [jax.tree.map(np.float64, runs[i]) for i in range(settings.starts)]
+        ends = [jax.tree.map(np.float64, runs.limit(i)) for i in range(settings.starts)]
         losses = np.array([test.risk(one) / 2 for one in ends])
         best = int(np.argmin(losses))
         # The best GD++ on the same prompts, whose luck it shares.
@@ -152,7 +150,7 @@ def two_layers(config: DictConfig, folder: Path) -> None:
         constructed = objectives.StreamedLoss(task, MODEL, test.seed_key, test.batch, test.chunk).risk(built) / 2
         error = test.standard_error(ends[best]) / 2
         window = max(1, settings.steps // 60)
-        smooth = runs.losses[:, : settings.steps // window * window].reshape(settings.starts, -1, window).mean(axis=2)
+        smooth = runs.batch_losses[:, : settings.steps // window * window].reshape(settings.starts, -1, window).mean(axis=2)
         middles = window * (np.arange(smooth.shape[1]) + 0.5)
         for i, line in enumerate(smooth):
             axes.plot(middles, line, color="C0", alpha=1.0 if i == best else 0.3, label="trained" if i == best else None)
@@ -268,12 +266,18 @@ def _rollout_losses(weights: Weights, task: tasks.LinearRegression, damping, key
     return task.covariance[0, 0] * jax.vmap(one)(keys)
 
 
+def sampled_rule(config: DictConfig, length: int, contexts: int) -> Rule:
+    """The eigenvalues of X^T X in sampled contexts of uniform inputs."""
+    unit = np.random.default_rng(config.seed).uniform(-1.0, 1.0, (contexts, length, config.dim))
+    return Rule.of_contexts(config.half_width * unit, config.half_width**2 / 3)
+
+
 def repeated(config: DictConfig, weights: Weights, folder: Path) -> None:
     """Figures 1 and 10: the trained layer repeated, damped by lambda; medians beside those of (1 - lambda eta s/N)^T."""
     sizes, (eta, _) = config.rollout, best_step(config)
     task = jax.tree.map(jnp.asarray, task_of(config))
     keys = jax.random.split(prng.stream(jax.random.key(config.seed), "rollout"), sizes.tasks)
-    rule = Rule.sampled("uniform", config.dim, config.context_length, config.half_width, sizes.tasks, config.seed)
+    rule = sampled_rule(config, config.context_length, sizes.tasks)
     nodes = rule.nodes.reshape(sizes.tasks, config.dim)
     vectors = np.random.default_rng(config.seed).standard_normal(nodes.shape)
     times = np.arange(1, sizes.times + 1)
@@ -307,7 +311,7 @@ def spectra(config: DictConfig, folder: Path) -> None:
     for axes, length in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
         exact = Rule.exact("uniform", config.dim, length, config.half_width, 8)
         gamma = float(theory.descent_steps.best_corrected(exact, 2, True, 16).curvatures[0])
-        nodes = Rule.sampled("uniform", config.dim, length, config.half_width, config.spectra.tasks, config.seed).nodes
+        nodes = sampled_rule(config, length, config.spectra.tasks).nodes
         after = theory.descent_variants.gdpp_eigenvalue(nodes, gamma)
         bins = np.linspace(0, np.quantile(nodes, 0.999), 60)
         for values, label in ((nodes, "before"), (after, "after")):
@@ -343,8 +347,8 @@ def fixed_tasks(config: DictConfig, folder: Path) -> None:
     for size in track(settings.sizes, "fixed tasks"):
         key = prng.stream(jax.random.key(config.seed), f"fixed {size}")
         sampled = objectives.SampledLoss.build(task, MODEL, key, size)
-        found = training.descend_all(sampled, jax.tree.map(np.float64, begin), adam, settings.steps)
-        rows.append((sampled.risk(found[0]) / 2, exact.risk(found[0].merged()) / 2))
+        found = training.descents(sampled, jax.tree.map(np.float64, begin), adam, settings.steps)
+        rows.append((sampled.risk(found.limit(0)) / 2, exact.risk(found.limit(0).merged()) / 2))
     train, test = np.array(rows).T
     figure = Figure(figsize=(5.6, 4.0), layout="constrained")
     axes = figure.subplots()

@@ -58,7 +58,7 @@ def fit(model, series: PublishedSeries, length: int, unit: float, epochs: int, p
     trained = train_on_windows(
         model, start, train, held_out, order, length, ADAM, key=prng.stream(key, "shuffles"), epochs=epochs, patience=patience
     )
-    return trained.weights, held_out
+    return trained.limit, held_out
 
 
 def context_scaling(config: DictConfig, folder: Path) -> None:
@@ -151,7 +151,9 @@ def rollouts(config: DictConfig, folder: Path) -> None:
     series = published_series(sizes.order, config.seeds[0], unit, config.series_length)
     rho, steps = series.coefficients, np.arange(1, sizes.steps + 1)
     weights, _ = fit(LINEAR, series, sizes.length, unit, 3 * config.scaling.epochs, 5 * PATIENCE, config.seed)
-    observed = theory.rollout.simulated_series(rho, 1.0, sizes.length + sizes.order, sizes.series, config.seed)
+    generator = np.random.default_rng(config.seed)
+    start, noise = (generator.standard_normal((sizes.series, count)) for count in (sizes.order, sizes.length))
+    observed = theory.rollout.stationary_series(rho, 1.0, start, noise)
     layer = analysis.rollout(LINEAR, weights, observed, sizes.order, sizes.steps)
     predicted = theory.rollout.lsa_rollout(observed, rho, 1.0, sizes.length / (sizes.length + 4), sizes.steps)
     companion = tasks.companion(rho)

@@ -244,7 +244,8 @@ with report.house_style():
     figure, panels = plt.subplots(1, 4, figsize=(9, 2.6), layout="constrained")
     for axes, (length, optimum) in zip(panels, optima.items(), strict=True):
         gamma = float(optimum.curvatures[0])
-        before = theory.descent_steps.Rule.sampled("uniform", D, length, WIDTH, 2000, 0).nodes
+        inputs = WIDTH * np.random.default_rng(0).uniform(-1.0, 1.0, (2000, length, D))
+        before = theory.descent_steps.Rule.of_contexts(inputs, WIDTH**2 / 3).nodes
         after = theory.descent_variants.gdpp_eigenvalue(before, gamma)
         bins = np.linspace(0, np.quantile(before, 0.999), 50)
         for values, label in ((before, "before"), (after, "after")):
@@ -270,9 +271,9 @@ plain, corrected = theory.descent_steps.best_shared_step(rule, 2), theory.descen
 stream = objectives.StreamedLoss.build(small, looped, key, 512, 512)
 begin = jax.tree.map(np.float32, initializers.gaussian(jax.random.key(5), 6, 0.05, 4))
 schedule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 2048)))
-runs = training.descend_all(stream, begin, schedule, 2048, key=jax.random.key(6))
+runs = training.descents(stream, begin, schedule, 2048, key=jax.random.key(6))
 test = objectives.StreamedLoss.build(small, looped, jax.random.key(7), 100_000, 4000)
-ends = [jax.tree.map(np.float64, runs[i]) for i in range(4)]
+ends = [jax.tree.map(np.float64, runs.limit(i)) for i in range(4)]
 tested = np.array([test.risk(one) / 2 for one in ends])
 best = int(np.argmin(tested))
 assert tested[best] < 0.9 * plain.loss
@@ -285,7 +286,7 @@ rows = [
 display(report.Table(("two layers, d = N = 5", "half loss on 100 000 fresh prompts", "exact half loss"), rows))
 with report.house_style():
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    for i, line in enumerate(runs.losses.reshape(4, -1, 32).mean(axis=2)):
+    for i, line in enumerate(runs.batch_losses.reshape(4, -1, 32).mean(axis=2)):
         axes.plot(16 + 32 * np.arange(len(line)), line, color="C0", alpha=1.0 if i == best else 0.3)
     axes.axhline(plain.loss, color="C1", linestyle="--", label="two equal GD steps")
     axes.axhline(corrected.loss, color="black", linestyle="--", label="GD++")

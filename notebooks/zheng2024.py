@@ -215,7 +215,7 @@ with report.house_style():
     for axes, (distribution, (rate, steps)), top in zip(row, CURVES.items(), (0.36, 1.45, 1.3), strict=True):
         loss, optimiser = sampled_loss(distribution), optax.sgd(rate)
         subsets = [dataclasses.replace(loss, moments=jax.tree.map(lambda m, k=k: m[k], loss.groups)) for k in range(5)]
-        ends = [training.descend_all(subset, starts, optimiser, steps).weights for subset in subsets]
+        ends = [training.descents(subset, starts, optimiser, steps).limits for subset in subsets]
         ends = np.array([np.einsum("sjj->s", end.value * end.key_query).real / DIM for end in ends])
         errors = np.std(ends, axis=0, ddof=1) / np.sqrt(len(ends))
         for index, (init, error) in enumerate(zip(INITS, errors, strict=True)):

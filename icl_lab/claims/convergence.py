@@ -15,8 +15,7 @@ from typing import Any
 from icl_lab import training
 from icl_lab.core.typing import Weights
 from icl_lab.objectives import Objective
-from icl_lab.training import TrainingResult, Verdict
-from icl_lab.training.ensemble import Ensemble
+from icl_lab.training import Ensemble, TrainingResult
 
 _UNFINISHED: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("unfinished", default=None)
 
@@ -35,17 +34,17 @@ def watched() -> Iterator[list[str]]:
 def to_limit(objective: Objective, weights: Weights, **settings: Any) -> TrainingResult:
     """`training.gradient_flow`, whose limit the claim rests on."""
     flow = training.gradient_flow(objective, weights, **settings)
-    _note(flow.verdict, flow.reason)
+    _note(flow)
     return flow
 
 
 def rest_on(ensemble: Ensemble, *starts: int) -> None:
     """Say that a claim rests on the limits of these starts."""
     for start in starts:
-        _note(ensemble.verdicts[start], ensemble.reasons[start])
+        _note(ensemble.results[start])
 
 
-def _note(verdict: Verdict, reason: str) -> None:
+def _note(flow: TrainingResult) -> None:
     unfinished = _UNFINISHED.get()
-    if verdict is not Verdict.CONVERGED and unfinished is not None:
-        unfinished.append(f"A gradient flow ended as {verdict.value.upper()}: {reason}")
+    if not flow.converged and unfinished is not None:
+        unfinished.append(f"A gradient flow ended as {flow.verdict.value.upper()}: {flow.reason}")

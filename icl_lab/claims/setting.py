@@ -160,12 +160,20 @@ def optional(field: Any) -> Any:
     return custom(None, accepts, lambda value: None if value is None else convert(value), one.symbol, one.detail)
 
 
-@dataclass_transform(
-    kw_only_default=True,
-    frozen_default=True,
-    eq_default=False,
-    field_specifiers=(custom, integer, number, flag, choice, spectrum, vector, table, optional),
-)
+def restricted(field: Any, accepts: str, condition: Callable[[Any], bool]) -> Any:
+    """The same parameter, accepting only those of its values for which a condition holds; `accepts` says both in words."""
+    one: Parameter = field.metadata["parameter"]
+
+    def convert(value: Any) -> Any:
+        value = one.convert(value)
+        if not condition(value):
+            raise ValueError
+        return value
+
+    return custom(one.default, accepts, convert, one.symbol, one.detail)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False)
 class Setting:
     """The parameters of a claim; a claim without any takes this class itself.
 
@@ -173,6 +181,9 @@ class Setting:
       InvalidValueError: a value of the wrong type or out of range, by name, with what is accepted.
       AssumptionError: whatever else `validate` refuses.
     """
+
+    # Arguments get the annotated types only in `__post_init__`: jaxtyping must not check those of `__init__`.
+    __no_type_check__ = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

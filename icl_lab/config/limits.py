@@ -11,7 +11,7 @@ from icl_lab.config.choice import Group
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.estimators.ridge import check_penalty
 from icl_lab.tasks.prompt import Task, check_count, check_prompt_fits
-from icl_lab.training.coordinates import check_flow
+from icl_lab.training.solver import check_flow
 
 LARGEST_COUNT = 2**31 - 1
 """Steps and prompts are numbered by 32 bits, of keys and of arrays."""
@@ -19,7 +19,7 @@ LARGEST_SIZE = 2**14
 """Matrices of this size are held whole, two gigabytes each in float64."""
 _SIZES = {
     "task": {"dim": 1, "order": 1, "degree": 0, "width": 1},
-    "model": {"layers": 1, "loops": 1, "heads": 1},
+    "model": {"layers": 1, "loops": 1, "heads": 1, "key_width": 1, "value_width": 1},
 }
 
 

@@ -101,7 +101,28 @@ def gradient_descent(
     steps: int | None = None,
     initial: Inexact[Array, "k d"] | None = None,
 ) -> Inexact[Array, "k"]:
-    """The prediction W x_q after some steps of gradient descent; see `gradient_descent_weights`."""
+    """The prediction W x_q after some steps of gradient descent on the examples of one prompt.
+
+    Args:
+      prompt: one prompt with N examples.
+      step_size: eta, one number for all steps or one for each, (steps,); multiplies the *mean* gradient.
+      steps: number of steps >= 0; by default the number of step sizes, which is 1 for a scalar.
+      initial: W_0 (k, d); zeros by default.
+
+    Returns:
+      (k,). Errors and source are those of `gradient_descent_weights`, which returns W.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import estimators
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> print(estimators.gradient_descent(prompt, step_size=0.1).round(2))
+      [4.67]
+      >>> print(estimators.gradient_descent(prompt, step_size=0.1, steps=10).round(2))
+      [9.98]
+    """
     return predict(gradient_descent_weights(prompt, step_size, steps, initial), prompt)
 
 
@@ -164,5 +185,15 @@ def gd_plus_plus(
     curvatures: Float[Array, "layers"],
     initial: Inexact[Array, "k d"] | None = None,
 ) -> Inexact[Array, "k"]:
-    """The prediction of GD++, minus the query's label slot after the last layer; see `gd_plus_plus_weights`."""
+    """The prediction of GD++ for one prompt: minus the label slot of the query after the last layer.
+
+    Args:
+      prompt: one prompt with N examples.
+      step_sizes: (layers,), eta of each layer, for the *mean* gradient.
+      curvatures: (layers,), gamma of each layer, for the *unnormalised* Gram matrix.
+      initial: W_0 (k, d), the same in every layer; zeros by default.
+
+    Returns:
+      (k,). The algorithm, its errors and source are those of `gd_plus_plus_weights`.
+    """
     return predict(gd_plus_plus_weights(prompt, step_sizes, curvatures, initial), prompt)

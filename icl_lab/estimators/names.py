@@ -51,9 +51,13 @@ def named(name: str, **parameters: Any) -> Callable:
     Raises:
       InvalidValueError: an unknown name, an unknown parameter, or a missing one.
 
-    Example:
-      >>> named("ridge", penalty=0.5)  # doctest: +ELLIPSIS
-      Partial(...)
+    Examples:
+      >>> import jax
+      >>> from icl_lab import estimators, tasks
+      >>> step = estimators.named("gradient_descent", step_size=0.5)
+      >>> prompts = tasks.LinearRegression(dim=2, context_length=8).sample_batch(jax.random.key(0), 3)
+      >>> jax.vmap(step)(prompts).shape
+      (3, 1)
     """
     if name not in ESTIMATORS:
         raise InvalidValueError(f"No estimator is called {name!r}; choose one of {', '.join(sorted(ESTIMATORS))}.")

@@ -75,5 +75,12 @@ def preconditioned_gradient_descent(
     steps: int | None = None,
     initial: Inexact[Array, "k d"] | None = None,
 ) -> Inexact[Array, "k"]:
-    """The prediction W x_q of preconditioned gradient descent; see `preconditioned_gradient_descent_weights`."""
+    """The prediction W x_q (k,) after some steps of preconditioned gradient descent on the examples of a prompt.
+
+    Args:
+      prompt: one prompt with N examples.
+      preconditioner: P, (d, d) for all steps or (steps, d, d), one for each; multiplies the *mean* gradient.
+      steps: number of steps >= 0; by default the number of preconditioners, which is 1 for a single matrix.
+      initial: W_0 (k, d); zeros by default.
+    """
     return predict(preconditioned_gradient_descent_weights(prompt, preconditioner, steps, initial), prompt)

@@ -25,7 +25,7 @@ from icl_lab.tasks.prompt import Prompt, check_count
 def refined_query(
     prompt: Prompt, step_size: float | Float[Array, "*steps"], steps: int | None = None, penalty: float | Float[Array, ""] = 0.0
 ) -> Inexact[Array, "d"]:
-    r"""The query after some steps, with constant steps :math:`[I - (I - \eta(S + \lambda))^K](S + \lambda)^{-1} x_q`.
+    r"""The query after K steps; with constant steps it is :math:`[I - (I - \eta(S + \lambda))^K](S + \lambda)^{-1} x_q`.
 
     Args:
       prompt: one prompt with N examples.
@@ -65,7 +65,14 @@ def refined_query(
 def query_refinement(
     prompt: Prompt, step_size: float | Float[Array, "*steps"], steps: int | None = None, penalty: float | Float[Array, ""] = 0.0
 ) -> Inexact[Array, "k"]:
-    """The read-out sum_i y_i x_i^* q of the refined query, ridge regression in the limit; see `refined_query`."""
+    """The prediction sum_i y_i x_i^* q (k,) of the refined query q, which tends to that of ridge regression.
+
+    Args:
+      prompt: one prompt with N examples.
+      step_size: eta, one number for all steps or one for each, (steps,); acts on the *unnormalised* S.
+      steps: K >= 0; by default the number of step sizes, which is 1 for a scalar.
+      penalty: lambda >= 0.
+    """
     inputs, labels, _ = examples(prompt)
     return (inputs.conj() @ refined_query(prompt, step_size, steps, penalty)) @ labels
 

@@ -65,7 +65,7 @@ def yule_walker_weights(prompt: Prompt) -> Inexact[Array, "1 p"]:
 
 
 def yule_walker(prompt: Prompt) -> Inexact[Array, "1"]:
-    """The next value by the Yule-Walker coefficients of the prompt's series; see `yule_walker_weights`."""
+    """The next value (1,) of the prompt's scalar series, predicted with the coefficients of `yule_walker_weights`."""
     return predict(yule_walker_weights(prompt), prompt)
 
 

@@ -73,9 +73,17 @@ def predictor(name: str, **parameters: Any) -> Predictor:
       InvalidValueError: an unknown name or parameter, a gate that is missing or out of range.
       NonFiniteError: a NaN or an infinity in a gate.
 
-    Example:
-      >>> predictor("deltanet", write_strength=0.1, scale=1.0)  # doctest: +ELLIPSIS
-      Predictor(...)
+    Examples:
+      The delta rule is online gradient descent:
+
+      >>> import numpy as np
+      >>> from icl_lab import estimators, mixers
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> delta_rule = mixers.predictor("deltanet", write_strength=0.1, scale=1.0)
+      >>> print(delta_rule(prompt).round(2), estimators.online_sgd(prompt, step_size=0.1).round(2))
+      [9.46] [9.46]
     """
     own = {key: value for key, value in parameters.items() if name in MIXERS and key in fields(name)}
     mixer = named(name, **own)

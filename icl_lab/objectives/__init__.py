@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 
@@ -28,6 +30,14 @@ from icl_lab.objectives.sampled import SampledLoss as SampledLoss
 from icl_lab.objectives.streamed import StreamedLoss as StreamedLoss
 from icl_lab.tasks.prompt import Task
 
+EXACT: tuple[Callable[[Task, eqx.Module], Objective | None], ...] = (
+    RegressionLoss.try_build,
+    independent.try_build,
+    phases.try_build,
+    series.try_build,
+)
+"""The exact losses of one layer; the first that is known for a task and a model is taken."""
+
 
 def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: int = 100_000, layers: int = 1) -> Objective:
     """The best available loss of a model on a task: exact if known, else from sampled moments, else on streamed prompts.
@@ -40,14 +50,10 @@ def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: i
       layers: number of layers of the weights; more than one is no polynomial.
     """
     key = jax.random.key(0) if key is None else key
-    if layers == 1 and RegressionLoss.supports(task, model):
-        return RegressionLoss.build(task, model)
-    if layers == 1 and independent.supports(task, model):
-        return independent_loss(task, model)  # pyright: ignore[reportArgumentType]
-    if layers == 1 and phases.supports(task, model):
-        return phase_loss(task, model, lengths=[task.context_length])  # pyright: ignore[reportArgumentType]
-    if layers == 1 and series.supports(task, model):
-        return series_loss(task, model)  # pyright: ignore[reportArgumentType]
-    if layers == 1 and isinstance(model, LinearSelfAttention) and model.is_single_pass:
-        return SampledLoss.build(task, model, key, prompts)
+    if layers == 1:
+        for try_build in EXACT:
+            if (loss := try_build(task, model)) is not None:
+                return loss
+        if isinstance(model, LinearSelfAttention) and model.is_single_pass:
+            return SampledLoss.build(task, model, key, prompts)
     return StreamedLoss.build(task, model, key)

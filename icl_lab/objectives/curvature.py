@@ -2,10 +2,13 @@
 point, and the extreme eigenvalues that tell a minimum from a saddle.
 
 Three routes, by size and structure: dense Hessian and `eigh` up to `DENSE_LIMIT` unknowns, the arrow form for
-`StructuredLoss` at any size, conjugate gradients and Lanczos-type iterations on Hessian-vector products elsewhere.
+losses with a `relaxation` at any size, conjugate gradients and Lanczos-type iterations on Hessian-vector products elsewhere.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,9 +19,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int
 
 from icl_lab.core import compiled
-from icl_lab.core.typing import Array, Key, Weights
+from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.arrow import arrow_from_products
-from icl_lab.objectives.exact.regression import StructuredLoss
 from icl_lab.objectives.objective import Objective
 
 DENSE_LIMIT = 400
@@ -53,9 +55,11 @@ class Curvature(eqx.Module):
 
 
 @compiled.jit
-def loss_and_norm(objective: Objective, weights: Weights, key: Key | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The half loss and the Euclidean norm of its gradient."""
-    loss, gradient = jax.value_and_grad(objective)(weights, key)
+def loss_and_norm(
+    objective: Callable[..., Float[Array, ""]], weights: Weights, batch: Any = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The half loss and the Euclidean norm of its gradient, of an objective (`batch` is its key) or any loss of a batch."""
+    loss, gradient = jax.value_and_grad(objective)(weights, batch)
     return loss, jnp.sqrt(sum(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(gradient)))
 
 
@@ -81,7 +85,7 @@ def curvature(objective: Objective, weights: Weights, graded: bool = False) -> C
         return jax.jvp(slope, (flat,), (v,))[1]
 
     unresolved = jnp.zeros((), int)
-    if isinstance(objective, StructuredLoss):
+    if objective.relaxation is not None:
         arrow = arrow_from_products(product, flat)  # pyright: ignore[reportArgumentType]
         step = arrow.solve_singular(-gradient)
         smallest, largest = arrow.extreme_eigenvalues()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab.core import compiled
+from icl_lab.core import compiled, precision
 from icl_lab.core.linalg import SINGULAR
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.tasks.prompt import Task
@@ -37,13 +39,38 @@ class Objective(eqx.Module):
     def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
         """The half loss at `weights`. Only streamed prompts use `key`; without it they use one fixed set of prompts."""
 
-    @abc.abstractmethod
     def risk(self, weights: Weights) -> float:
         """E |yhat - target|^2 at `weights`, in float64."""
+        with precision.float64():
+            return 2.0 * float(_value(self, precision.to_double(weights)))
 
-    @abc.abstractmethod
     def standard_error(self, weights: Weights) -> float:
         """Standard error of `risk(weights)` from sampling the prompts; 0.0 where the loss is exact."""
+        return 0.0
+
+    def coordinates(self, weights: Weights) -> tuple[Objective, Weights, Callable[[Weights], Weights]]:
+        """The problem in real unknowns, in which gradient flow takes the same path.
+
+        Args:
+          weights: where the flow starts, real or complex.
+
+        Returns:
+          The objective of the unknowns, their values at `weights`, and the map back to weights. Real weights are their own
+          unknowns, complex ones have their real and imaginary parts: dz/dt = -(dL/dRe z + i dL/dIm z), without the conjugate
+          that JAX's gradient of a complex argument carries.
+        """
+        if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(weights)):
+            return self, weights, unchanged
+        pair = jax.tree.map(lambda w: w.real.copy(), weights), jax.tree.map(lambda w: w.imag.copy(), weights)
+        return RealifiedObjective(self.task, self.model, self), pair, join
+
+    @property
+    def relaxation(self) -> tuple[Float[Array, "*S d d"], Float[Array, "*S d d"]] | None:
+        """The matrices (D, A) of a loss 1/2 (c - 2 u <V, D> + u^2 <A, V^2>) of a number u and a matrix V; None for any other.
+
+        Such a loss has a flow that is elementwise in V, so that each entry relaxes by itself, and an arrow matrix as Hessian.
+        """
+        return None
 
     @property
     def rate_spread(self) -> float:
@@ -72,6 +99,49 @@ class Objective(eqx.Module):
         Weights of equal coefficients make one function, so that the kernel of the derivative holds the symmetries of the loss.
         """
         return None
+
+
+class RealifiedObjective(Objective):
+    """An objective of complex weights as a function of their (real part, imaginary part) trees."""
+
+    task: Task
+    model: eqx.Module
+    complex_objective: Objective
+
+    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
+        return self.complex_objective(join(weights), key)
+
+    def risk(self, weights: Weights) -> float:
+        return self.complex_objective.risk(join(weights))
+
+    def standard_error(self, weights: Weights) -> float:
+        return self.complex_objective.standard_error(join(weights))
+
+    @property
+    def rate_spread(self) -> float:
+        return self.complex_objective.rate_spread
+
+    @property
+    def graded(self) -> bool:
+        return self.complex_objective.graded
+
+    def coefficients(self, weights: Weights) -> Inexact[Array, "..."] | None:
+        return self.complex_objective.coefficients(join(weights))
+
+
+def join(pair: tuple[Weights, Weights]) -> Weights:
+    """The complex tree of a (real part, imaginary part) pair."""
+    return jax.tree.map(lambda real, imaginary: jax.lax.complex(jnp.asarray(real), jnp.asarray(imaginary)), *pair)
+
+
+def unchanged(weights: Weights) -> Weights:
+    """The weights themselves."""
+    return weights
+
+
+@compiled.jit
+def _value(objective: Objective, weights: Weights) -> Float[Array, ""]:
+    return objective(weights)
 
 
 def second_moment_spread(vectors: Inexact[Array, "*count D"]) -> float:

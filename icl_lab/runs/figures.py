@@ -106,7 +106,7 @@ def _invariants(result: Simulation, path: Path) -> None:
     report.invariant_drift(figure.subplots(), trajectory.times, drifts, _clock(result))
     caption = (
         "Quantities that gradient flow conserves exactly: the drift is the integrator's error and should stay near its "
-        "tolerance. Discrete training has no such distribution, and its drift shows the size of its steps."
+        "tolerance. Discrete training has no such conservation law, and its drift shows the size of its steps."
     )
     report.save(figure, path, caption, {"time": trajectory.times, **drifts})
 

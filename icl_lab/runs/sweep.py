@@ -28,8 +28,7 @@ from icl_lab.report import console as present
 from icl_lab.runs import execute, provenance, records, store
 from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten
-from icl_lab.training import TrainingResult
-from icl_lab.training.batch import gradient_flow_each
+from icl_lab.training import TrainingResult, gradient_flow_each
 
 PREPARED_BYTES = 2**30
 """Memory for the objectives of the points that are prepared at a time."""
@@ -38,7 +37,7 @@ FLOW_SETTINGS = ("weight_tolerance", "solver", "max_steps")
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A point of a sweep, and how it on_finished: `status` as in status.json, and the exception if it raised."""
+    """A point of a sweep, and how it ended: `status` as in status.json, and the exception if it raised."""
 
     config: dict[str, Any]
     folder: Path
@@ -96,7 +95,7 @@ PreparedRuns = list[tuple[Point, Problem]]
 
 
 def _prepared(points: list[Point], on_finished: OnFinished) -> Iterator[PreparedRuns]:
-    """The points as problems, as many at a time as memory allows; those that describe none have on_finished."""
+    """The points as problems, as many at a time as memory allows; those that describe none have ended."""
     held: PreparedRuns = []
     used = 0
     # Neighbours share what they have in common: an objective of sampled moments is drawn once.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
-from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array, Key
 
@@ -31,6 +31,21 @@ class Prompt(eqx.Module):
       target: (k,) the answer the loss compares with: the *noiseless* response for regression tasks (query noise adds
         a constant to every risk and variance to every estimate), the actual next value for sequences.
       latent: the task parameter that generated the prompt (task vector, AR coefficients, W, ...).
+
+    Examples:
+      A prompt written out by hand, with labels y = 2 x:
+
+      >>> import numpy as np
+      >>> from icl_lab.tasks import Prompt
+      >>> prompt = Prompt(
+      ...     inputs=np.array([[1.0], [2.0], [3.0]]),
+      ...     labels=np.array([[2.0], [4.0], [6.0]]),
+      ...     query=np.array([5.0]),
+      ...     target=np.array([10.0]),
+      ...     latent=np.array([2.0]),
+      ... )
+      >>> prompt.inputs.shape, prompt.query.shape
+      ((3, 1), (1,))
     """
 
     inputs: Inexact[Array, "N d"]
@@ -55,8 +70,35 @@ class Task(eqx.Module):
     def sample(self, key: Key) -> Prompt:
         """One prompt."""
 
+    def with_context_length(self, length: int) -> Task:
+        """The same distribution of prompts, with another number of examples.
+
+        Args:
+          length: the number of examples N, at least 1.
+
+        Returns:
+          The task at that length. At its own length it draws the prompts that this one draws.
+
+        Raises:
+          InvalidValueError: a length that the task does not have.
+          UnsupportedProblemError: a task whose kind does not say what it is at other lengths.
+        """
+        raise UnsupportedProblemError(
+            f"`{type(self).__name__}` exists at its own context length {self.context_length} only; it has no method "
+            f"`with_context_length` that says what it is at {length}."
+        )
+
     def sample_batch(self, key: Key, count: int) -> Prompt:
-        """`count` independent prompts, stacked along a new first axis; the first prompts do not depend on `count`."""
+        """`count` independent prompts, stacked along a new first axis; the first prompts do not depend on `count`.
+
+        Examples:
+          >>> import jax
+          >>> from icl_lab import tasks
+          >>> task = tasks.LinearRegression(dim=2, context_length=8)
+          >>> prompts = task.sample_batch(jax.random.key(0), 100)
+          >>> prompts.inputs.shape, prompts.labels.shape, prompts.query.shape
+          ((100, 8, 2), (100, 8, 1), (100, 2))
+        """
         return jax.vmap(self.sample)(jax.random.split(key, count))
 
 

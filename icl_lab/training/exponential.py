@@ -1,10 +1,10 @@
 r"""The structured flow at any spread of rates: each entry of W_KQ solved in closed form over a step, with one scalar unknown.
 
-On the clock ds = u^2 dt the structured flow (`objectives.StructuredLoss`) reads
+On the clock ds = u^2 dt the flow of a loss with a `relaxation` (D, A), such as `objectives.StructuredLoss`, reads
 
     dV/ds = p D - A V,      p = 1/u,      u^2 = kappa + ||V||_F^2
 
-with D the signal, A > 0 the curvature of an entry and kappa the conserved imbalance. With p linear over a step, p_0 to p_1, an
+with D the signal, A > 0 the rate of an entry and kappa the conserved imbalance. With p linear over a step, p_0 to p_1, an
 entry is exp(-Ah) V_0 + D h [(phi_1 - phi_2) p_0 + phi_2 p_1] at z = A h, an average of positive terms, and p_1 is the root of a
 quartic. No rate limits the step, and no difference of large numbers is formed: an implicit method evaluates u D - u^2 A V, and
 the rounding of that, times a step, exceeds any tolerance once the rates lie far apart.
@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from icl_lab.core.typing import Array
-from icl_lab.objectives.exact.regression import StructuredLoss, StructuredWeights
+from icl_lab.core.typing import Array, Weights
+from icl_lab.objectives.exact.regression import StructuredWeights
+from icl_lab.objectives.objective import Objective
 
 NEWTON_STEPS = 16
 LARGEST_GROWTH = 4.0
@@ -55,15 +56,19 @@ class _Loop(NamedTuple):
     path: Float[Array, "S d d"]
 
 
-def applies(objective: StructuredLoss, state: StructuredWeights) -> bool:
-    """Whether the method is defined along the whole flow: u must not vanish, which |u| >= ||V||_F at the start ensures, and
-    every entry must relax."""
+def applies(objective: Objective, state: Weights) -> bool:
+    """Whether the method is defined along the whole flow: the loss must have a `relaxation`, u must not vanish, which
+    |u| >= ||V||_F at the start ensures, and every entry must relax."""
+    if objective.relaxation is None:
+        return False
+    _, rates = objective.relaxation
     balance = float(state.value) ** 2 - float((state.key_query**2).sum())
-    return bool(float(state.value) != 0 and balance >= -1e-9 * float(state.value) ** 2 and (objective.curvature > 0).all())
+    return bool(float(state.value) != 0 and balance >= -1e-9 * float(state.value) ** 2 and (rates > 0).all())
 
 
 def advance(
-    objective: StructuredLoss,
+    signal: Float[Array, "d d"],
+    rates: Float[Array, "d d"],
     state: StructuredWeights,
     start: Float[Array, ""],
     step: Float[Array, ""],
@@ -74,7 +79,7 @@ def advance(
     """The flow from time `start` on, until every entry has relaxed or `max_steps` steps were tried; traceable.
 
     Args:
-      objective: the structured loss.
+      signal, rates: the `relaxation` of the loss.
       state: where the flow starts; see `applies`.
       start: flow time there, on the clock of dW/dt = -grad L.
       step: length of the first step, on the same clock.
@@ -83,7 +88,7 @@ def advance(
       keep_path: whether to return the points in between.
     """
     sign = jnp.sign(state.value)
-    signal, rates = sign * jnp.asarray(objective.signal), jnp.asarray(objective.curvature)
+    signal, rates = sign * jnp.asarray(signal), jnp.asarray(rates)
     kappa = state.value**2 - jnp.sum(state.key_query**2)
     slowest = jnp.min(rates)
 

@@ -8,21 +8,25 @@ scope: nothing here is compared with theory beyond two digits.
 from __future__ import annotations
 
 import dataclasses
+import time as clock
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from icl_lab.core import compiled
+from icl_lab.core import compiled, precision
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
-from icl_lab.core.typing import Array, Key
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.decoder import Decoder
 from icl_lab.tasks.prompt import check_count
 from icl_lab.tasks.regression.linear import LinearRegression
+from icl_lab.training.descent import last_batches, step_numbers, updates
 from icl_lab.training.progress import progress_reporter
+from icl_lab.training.result import TrainingResult
 
 CHUNK = 50
 """Steps between two progress reports."""
@@ -58,8 +62,8 @@ def train_decoder(
     learning_rate: float = 1e-3,
     curriculum: Curriculum | None = None,
     progress: bool = False,
-) -> Float[np.ndarray, "steps"]:
-    """Train `decoder` in place with Adam on fresh prompts; the loss at each step, over the coordinates in use.
+) -> TrainingResult:
+    """Train `decoder` in place with Adam on fresh prompts.
 
     Args:
       decoder: positions for at least N + 1 examples.
@@ -71,6 +75,9 @@ def train_decoder(
       curriculum: None shows all coordinates and examples from the start.
       progress: show on stderr how far it is, once it takes more than a few seconds.
 
+    Returns:
+      The result: the state of the decoder at both ends, and the loss of each step over the coordinates and examples in use.
+
     Raises:
       InvalidValueError: a size below 1, or a decoder of another dimension or with too few positions.
       NonFiniteError: the loss stopped being finite; says at which step.
@@ -79,22 +86,23 @@ def train_decoder(
     check_count(batch, "batch", 1, "A step needs prompts.")
     _check_fit(decoder, task)
     curriculum = curriculum or Curriculum(first_dim=task.dim, first_examples=task.context_length + 1)
+    started = clock.perf_counter()
     graph, weights = nnx.split(decoder)
-    optimiser = optax.adam(learning_rate)
-    state, losses = (weights, optimiser.init(weights)), []
+    optimiser, loss = optax.adam(learning_rate), PrefixLoss(task, curriculum, key, graph, batch)
+    state, losses, done = (weights, optimiser.init(weights)), [], 0
     with progress_reporter(progress, "decoder", steps) as report:
-        for done in range(0, steps, CHUNK):
-            size = min(CHUNK, steps - done)
-            state, chunk = _chunk(graph, optimiser, task, curriculum, state, key, jnp.asarray(done), size, batch)
-            losses.append(np.asarray(chunk))
-            if not np.isfinite(losses[-1]).all():
-                at = done + int(np.argmin(np.isfinite(losses[-1])))
+        for chunk in updates(loss, optimiser, state, step_numbers(0, steps, CHUNK)):
+            if not np.isfinite(chunk.losses).all():
+                at = done + int(np.argmin(np.isfinite(chunk.losses)))
                 raise NonFiniteError(
                     f"the loss became non-finite at step {at}; use a smaller learning rate than {learning_rate:g}."
                 )
-            report(float(done + size), done + size, float(losses[-1][-1]), float("nan"))
+            state, done = chunk.state, done + len(chunk.losses)
+            losses.append(chunk.losses)
+            report(float(done), done, float(chunk.losses[-1]), float("nan"))
     nnx.update(decoder, state[0])
-    return np.concatenate(losses)
+    ends = precision.to_numpy((weights, state[0]))
+    return last_batches(*ends, np.concatenate(losses), clock.perf_counter() - started)
 
 
 def prefix_risk(
@@ -144,31 +152,28 @@ def _sequence(task: LinearRegression, key: Key, mask: Bool[Array, "d"] | None = 
     return inputs.astype(jnp.float32), labels.astype(jnp.float32), responses.astype(jnp.float32)
 
 
-@compiled.jit
-def _chunk(graph, optimiser, task, curriculum, state, key, first, size: int, batch: int):
-    def loss(weights, step_key, step):
-        decoder = nnx.merge(graph, weights)
-        count = task.context_length + 1
+class PrefixLoss(eqx.Module):
+    """The loss of a decoder's state at a step, on fresh prompts over the coordinates and examples that the curriculum shows."""
+
+    task: LinearRegression
+    curriculum: Curriculum = eqx.field(static=True)
+    key: Key
+    graph: nnx.GraphDef = eqx.field(static=True)
+    batch: int = eqx.field(static=True)
+
+    def __call__(self, weights: Weights, step: Int[Array, ""]) -> Float[Array, ""]:
+        decoder, curriculum = nnx.merge(self.graph, weights), self.curriculum
+        count = self.task.context_length + 1
         stage = step // curriculum.every
-        mask = jnp.arange(task.dim) < curriculum.first_dim + stage
+        mask = jnp.arange(self.task.dim) < curriculum.first_dim + stage
         shown = (jnp.arange(count) < curriculum.first_examples + curriculum.more_examples * stage).astype(jnp.float32)
 
         def error(one):
-            inputs, labels, _ = _sequence(task, one, mask)
+            inputs, labels, _ = _sequence(self.task, one, mask)
             return (decoder(inputs, labels) - labels) ** 2
 
-        errors = jnp.mean(jax.vmap(error)(jax.random.split(step_key, batch)), axis=0)
-        return jnp.sum(errors * shown) / jnp.sum(shown)
-
-    def update(state, step):
-        weights, moments = state
-        value, gradient = jax.value_and_grad(loss)(weights, jax.random.fold_in(key, step), step)
-        # Adam multiplies floats by integer step counts, which a caller may have forbidden as an implicit promotion.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, moments = optimiser.update(gradient, moments, weights)
-            return (optax.apply_updates(weights, updates), moments), value
-
-    return jax.lax.scan(update, state, first + jnp.arange(size))
+        keys = jax.random.split(jax.random.fold_in(self.key, step), self.batch)
+        return jnp.sum(jnp.mean(jax.vmap(error)(keys), axis=0) * shown) / jnp.sum(shown)
 
 
 @compiled.jit

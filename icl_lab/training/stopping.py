@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import enum
 import math
+from typing import Any
 
 import equinox as eqx
 
 FALLEN_SHARE = 1e-3
 """Share of the starting loss by which the loss must have fallen before a rest point may be called a limit."""
+END = 1e15
+"""Flow time at which a flow that still rests at its start is given up."""
 LONG = 1000
 """Solver steps after which a flow may be given up for its pace."""
 BEYOND = 10.0
@@ -32,7 +35,7 @@ class Verdict(enum.Enum):
 
 
 class Evidence(eqx.Module):
-    """What the verdict is drawn from, at the point where integration stopped.
+    """What the verdict is drawn from, at the point where training stopped; NaN where it was not measured.
 
     Attributes:
       loss, initial_loss: half losses.
@@ -49,9 +52,9 @@ class Evidence(eqx.Module):
     initial_loss: float
     gradient_norm: float
     weight_norm: float
-    estimated_weight_error: float
-    smallest_curvature: float
-    largest_curvature: float
+    estimated_weight_error: float = float("nan")
+    smallest_curvature: float = float("nan")
+    largest_curvature: float = float("nan")
     relaxation_rate: float = float("nan")
     unresolved: int = 0
     input_rounding: float = 0.0
@@ -116,6 +119,13 @@ def given_up(why: str | None, evidence: Evidence, doubts: int) -> tuple[int, str
     return doubts, why if doubts >= (1 if evidence.unresolved else DOUBTS) else None
 
 
+def why_spent(steps: int, max_steps: int, stalled: bool) -> str:
+    """The clause that says what ended a flow that has not arrived."""
+    if stalled:
+        return "the solver cannot make a step"
+    return f"the budget of {max_steps} steps is spent" if steps >= max_steps else f"the flow time {END:g} was reached"
+
+
 def judge(evidence: Evidence, weight_tolerance: float, why_stopped: str) -> tuple[Verdict, str]:
     """The verdict and its reason in one sentence.
 
@@ -158,3 +168,20 @@ def judge(evidence: Evidence, weight_tolerance: float, why_stopped: str) -> tupl
 
 def _finite(x: float) -> bool:
     return x == x and abs(x) != float("inf")
+
+
+def next_stop(
+    evidence: Evidence, time: float, tolerance: float, not_before: float, weight_tolerance: float
+) -> tuple[float, float]:
+    """Gradient tolerance and earliest time of the next stop, after a rest that was not good enough."""
+    if evidence.negative_curvature:
+        # Growing from rounding to order one along the escaping direction takes ln(1e16) / |curvature|.
+        return tolerance, time + 40.0 / abs(evidence.smallest_curvature)
+    share = weight_tolerance / max(evidence.estimated_weight_error, 1e-300)
+    # Gauge directions inflate the first estimates; one big cut would ask for less than the solver's gradient floor.
+    return min(tolerance, evidence.gradient_norm) * min(0.3, max(0.3 * share, 1e-2)), not_before
+
+
+def first_stop(initial_loss: Any) -> tuple[Any, Any]:
+    """Gradient tolerance of the first stop and the loss above which no stop counts; for one loss or an array of them."""
+    return 1e-4 * abs(initial_loss), initial_loss - FALLEN_SHARE * abs(initial_loss)

@@ -7,6 +7,8 @@ window that does not grow with N. Other models read the windows themselves.
 
 from __future__ import annotations
 
+import time as clock
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -14,32 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from icl_lab.core import compiled, precision
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.attention import SelfAttention
 from icl_lab.models.linear_attention import LinearSelfAttention
+from icl_lab.objectives.curvature import norm
 from icl_lab.objectives.exact.series import hankel_features
 from icl_lab.tasks.prompt import check_count
 from icl_lab.tasks.series.forecasting import forecast_prompt
-
-
-class WindowTraining(eqx.Module):
-    """The outcome of `train_on_windows`.
-
-    Attributes:
-      weights: those of the epoch of smallest validation loss.
-      train_losses: (epochs,) mean of the batches' losses, each before its update.
-      validation_losses: (epochs,) mean squared error after each epoch.
-      epochs: how many were made.
-    """
-
-    weights: Weights
-    train_losses: Float[Array, "E"]
-    validation_losses: Float[Array, "E"]
-    epochs: int = eqx.field(static=True)
+from icl_lab.training.descent import descended, updates
+from icl_lab.training.result import TrainingResult, Trajectory
+from icl_lab.training.stopping import Evidence
 
 
 def train_on_windows(
@@ -56,7 +46,7 @@ def train_on_windows(
     epochs: int = 100,
     patience: int = 8,
     dtype: Any = np.float32,
-) -> WindowTraining:
+) -> TrainingResult:
     """The weights with the smallest validation loss among those after each epoch.
 
     Every epoch shuffles the windows; those that do not fill a last batch are left out of it. Multiply both series by one number
@@ -76,40 +66,49 @@ def train_on_windows(
       patience: epochs without a new smallest validation loss after which training stops.
       dtype: of weights and data.
 
+    Returns:
+      The result, whose limit is those weights. Its trajectory has a point after each epoch, with the mean squared error on the
+      validation series as its loss; the time is counted in updates.
+
     Raises:
       InvalidValueError: counts below 1, or a series shorter than a batch (one window, for validation).
     """
     for name, value in (("batch", batch), ("epochs", epochs), ("patience", patience)):
         check_count(value, name, 1, "Training makes at least one update.")
+    started = clock.perf_counter()
     with precision.float64():
-        examples = _examples(model, weights, train_series, order, context_length, dtype)
-        held_out = _examples(model, weights, validation_series, order, context_length, dtype)
-        if len(examples[1]) < batch:
-            raise InvalidValueError(f"`batch` = {batch} is larger than the number of training windows, {len(examples[1])}.")
+        train = WindowLoss.of(model, weights, train_series, order, context_length, dtype)
+        held_out = WindowLoss.of(model, weights, validation_series, order, context_length, dtype)
+        if train.count < batch:
+            raise InvalidValueError(f"`batch` = {batch} is larger than the number of training windows, {train.count}.")
         weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), weights)
-        state, best = (weights, optimiser.init(weights)), weights
-        train_losses, validation_losses = [], []
-        best_epoch = 0
-        for epoch in range(epochs):
-            state, train_loss, loss = _epoch(
-                model, optimiser, state, jax.random.fold_in(key, epoch), examples, held_out, order, batch
-            )
-            train_losses.append(float(train_loss))
-            validation_losses.append(float(loss))
-            if validation_losses[-1] <= min(validation_losses):
-                best, best_epoch = state[0], epoch
-            elif epoch - best_epoch >= patience:
+        batch_losses, points, errors, best = [], [], [], 0
+        why = None
+        for chunk in updates(train, optimiser, (weights, optimiser.init(weights)), _shuffles(key, train.count, batch, epochs)):
+            points.append(precision.to_numpy(chunk.state[0]))
+            batch_losses.append(chunk.losses)
+            errors.append(float(_mse(held_out, chunk.state[0])))
+            if errors[-1] <= min(errors):
+                best = len(errors) - 1
+            elif len(errors) - 1 - best >= patience:
+                why = f"the validation loss has not fallen for {patience} epochs"
                 break
-        return precision.to_numpy(
-            WindowTraining(best, np.array(train_losses), np.array(validation_losses), len(validation_losses))
+        losses = np.concatenate(batch_losses)
+        trajectory = Trajectory(
+            times=float(train.count // batch) * np.arange(1, len(points) + 1),
+            weights=jax.tree.map(lambda *leaves: np.stack(leaves), *points),
+            losses=np.array(errors),
+            gradient_norms=np.full(len(errors), np.nan),
         )
+        evidence = Evidence(errors[best], float(losses[0]), float("nan"), norm(points[best]))
+        return descended(points[best], trajectory, losses, evidence, len(losses), clock.perf_counter() - started, why=why)
 
 
 def windows_mse(model: SelfAttention, weights: Weights, series: Float[Array, "T"], order: int, context_length: int) -> float:
     """The mean squared error on all windows of a series, in float64; arguments as `train_on_windows`."""
     with precision.float64():
-        examples = _examples(model, weights, series, order, context_length, np.float64)
-        return float(_mse(model, jax.tree.map(lambda w: jnp.asarray(w, np.float64), weights), examples, order))
+        held_out = WindowLoss.of(model, weights, series, order, context_length, np.float64)
+        return float(_mse(held_out, precision.to_double(weights)))
 
 
 def window_features(series: Float[Array, "T"], order: int, context_length: int) -> Float[np.ndarray, "B F"]:
@@ -128,46 +127,56 @@ def _reads_features(model: SelfAttention, weights: Weights) -> bool:
     return isinstance(model, LinearSelfAttention) and layers == 1 and model.is_single_pass and not model.query_in_sum
 
 
-def _examples(model, weights, series, order: int, context_length: int, dtype) -> tuple[Array, Array]:
-    """What the model reads of each window (B, .), and the targets (B,)."""
-    length = context_length + order
-    check_count(len(series), "length of the series", length + 1, "A window needs N + p values and the next one.")
-    series = np.asarray(series, dtype=np.float64)
-    if _reads_features(model, weights):
-        inputs = window_features(series, order, context_length) / (model.normaliser_at(context_length + 1) / context_length)
-    else:
-        inputs = np.lib.stride_tricks.sliding_window_view(series[:-1], length)
-    return jnp.asarray(inputs, dtype), jnp.asarray(series[length:], dtype)
+class WindowLoss(eqx.Module):
+    """The mean squared error of a model on some of the windows of a series.
+
+    Attributes:
+      inputs: (B, .) what the model reads of each window: features, or the window itself.
+      targets: (B,) the values that follow.
+    """
+
+    model: SelfAttention
+    inputs: Float[Array, "B F"]
+    targets: Float[Array, "B"]
+    order: int = eqx.field(static=True)
+
+    @staticmethod
+    def of(model: SelfAttention, weights: Weights, series: Array, order: int, context_length: int, dtype: Any) -> WindowLoss:
+        """The loss on the windows of `series`, read as weights of the form of `weights` read them."""
+        length = context_length + order
+        check_count(len(series), "length of the series", length + 1, "A window needs N + p values and the next one.")
+        series = np.asarray(series, dtype=np.float64)
+        if _reads_features(model, weights):
+            rho = model.normaliser_at(context_length + 1)  # pyright: ignore[reportAttributeAccessIssue]
+            inputs = window_features(series, order, context_length) / (rho / context_length)
+        else:
+            inputs = np.lib.stride_tricks.sliding_window_view(series[:-1], length)
+        return WindowLoss(model, jnp.asarray(inputs, dtype), jnp.asarray(series[length:], dtype), order)
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return len(self.targets)
+
+    def __call__(self, weights: Weights, rows: Int[Array, "b"] | None = None) -> Float[Array, ""]:
+        """The error on the windows `rows`, or on all."""
+        inputs, targets = (self.inputs, self.targets) if rows is None else (self.inputs[rows], self.targets[rows])
+        if _reads_features(self.model, weights):
+            layer = weights[0] if isinstance(weights, tuple) else weights
+            predictions = self.model.readout_sign * (inputs @ hankel_features(self.order).coefficients(layer)[0])
+        else:
+            predictions = jax.vmap(lambda values: self.model(weights, forecast_prompt(values, self.order))[0])(inputs)
+        return jnp.mean((predictions - targets) ** 2)
 
 
-def _squared_error(model, weights, inputs, targets, order: int):
-    if _reads_features(model, weights):
-        layer = weights[0] if isinstance(weights, tuple) else weights
-        predictions = model.readout_sign * (inputs @ hankel_features(order).coefficients(layer)[0])
-    else:
-        predictions = jax.vmap(lambda values: model(weights, forecast_prompt(values, order))[0])(inputs)
-    return jnp.mean((predictions - targets) ** 2)
+def _shuffles(key: Key, count: int, batch: int, epochs: int) -> Iterator[Int[Array, "n b"]]:
+    """For each epoch the rows of its batches: all of `count` in an order of its own, those that fill no batch left out."""
+    whole = count // batch
+    for epoch in range(epochs):
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), count)
+        yield order[: whole * batch].reshape(whole, batch)
 
 
 @compiled.jit
-def _mse(model, weights, examples, order: int):
-    inputs, targets = examples
-    return _squared_error(model, weights, inputs, targets, order)
-
-
-@compiled.jit
-def _epoch(model, optimiser, state, key: Key, examples, held_out, order: int, batch: int):
-    """One pass over shuffled batches; the new state, the mean training loss, and the validation loss."""
-    inputs, targets = examples
-    count = targets.shape[0] // batch
-    chosen = jax.random.permutation(key, targets.shape[0])[: count * batch].reshape(count, batch)
-
-    def update(state, rows):
-        weights, moments = state
-        loss, gradient = jax.value_and_grad(lambda w: _squared_error(model, w, inputs[rows], targets[rows], order))(weights)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, moments = optimiser.update(gradient, moments, weights)
-        return (optax.apply_updates(weights, updates), moments), loss
-
-    state, losses = jax.lax.scan(update, state, chosen)
-    return state, jnp.mean(losses), _mse(model, state[0], held_out, order)
+def _mse(loss: WindowLoss, weights: Weights) -> Float[Array, ""]:
+    return loss(weights)

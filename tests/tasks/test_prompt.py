@@ -5,12 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError
+from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.tasks import (
     Autoregressive,
     DiagonalUnitary,
     ExponentialDiagonal,
     FiniteDiagonal,
+    GaussianSeries,
     HaarOrthogonal,
     LinearDynamics,
     LinearRegression,
@@ -18,11 +19,13 @@ from icl_lab.tasks import (
     Prompt,
     RandomAutoregressive,
     ReLUNetwork,
+    Rescaled,
     RotatedSpectrum,
+    SineRegression,
     Uniform,
     check_finite,
 )
-from icl_lab.tasks.prompt import add_noise, check_count, check_nonnegative
+from icl_lab.tasks.prompt import Task, add_noise, check_count, check_nonnegative
 
 TASKS = {
     "gaussian": LinearRegression(2, 3, [[2.0, 0.5], [0.5, 1.0]], noise_std=0.5),
@@ -117,3 +120,34 @@ def test_counts_and_scales_are_checked_by_name():
         check_nonnegative(np.array([1.0, 2.0]), "noise_std")
     check_count(np.int64(2), "heads", 2, "Reason.")
     check_nonnegative(np.float64(0.0), "noise_std")
+
+
+@pytest.mark.parametrize("name", [*TASKS, "sine", "rescaled"])
+def test_another_length_is_the_same_task_but_for_its_length(name, key):
+    others = {"sine": SineRegression(3, 2.0, "code", noise_std=0.1), "rescaled": Rescaled(TASKS["gaussian"], 2.0, 0.5)}
+    task = (TASKS | others)[name]
+    there = task.with_context_length(5)
+    assert there.sample(key).inputs.shape == (5, task.dim)
+    for own, back in zip(jax.tree.leaves(task), jax.tree.leaves(there.with_context_length(3)), strict=True):
+        np.testing.assert_array_equal(own, back)
+    jax.tree.map(np.testing.assert_array_equal, task.sample(key), there.with_context_length(3).sample(key))
+    with pytest.raises(InvalidValueError, match="`context_length` must be an integer >= 1"):
+        task.with_context_length(0)
+
+
+def test_a_length_that_a_task_does_not_have_is_refused(key):
+    series = GaussianSeries([1.0, 0.5, 0.25, 0.125, 0.0625], 1)
+    assert series.with_context_length(2).sample(key).inputs.shape == (2, 1)
+    with pytest.raises(InvalidValueError, match="between 1 and 3"):
+        series.with_context_length(4)
+
+    class Fixed(Task):
+        dim: int = 1
+        label_dim: int = 1
+        context_length: int = 2
+
+        def sample(self, key):
+            raise NotImplementedError
+
+    with pytest.raises(UnsupportedProblemError, match="exists at its own context length 2 only"):
+        Fixed().with_context_length(3)

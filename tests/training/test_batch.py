@@ -8,7 +8,6 @@ from icl_lab import objectives, training
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import LinearSelfAttention, initializers
 from icl_lab.tasks import LinearRegression
-from icl_lab.training.batch import gradient_flow_each
 
 
 def test_each_problem_ends_as_it_would_alone_and_a_broken_one_disturbs_none():
@@ -17,7 +16,7 @@ def test_each_problem_ends_as_it_would_alone_and_a_broken_one_disturbs_none():
     ]
     broken = jax.tree.map(lambda w: w * np.nan, initializers.zhang(2, 0.1))
     problems = [(losses[0], initializers.zhang(2, 0.1)), (losses[0], broken), (losses[1], initializers.zhang(2, 0.3))]
-    results = dict(gradient_flow_each(problems))
+    results = dict(training.gradient_flow_each(problems))
     assert sorted(results) == [0, 1, 2]
     assert isinstance(results[1], NonFiniteError)
     for i in (0, 2):
@@ -33,4 +32,4 @@ def test_each_problem_ends_as_it_would_alone_and_a_broken_one_disturbs_none():
 
 def test_unknown_solver_is_refused():
     with pytest.raises(InvalidValueError, match="euler"):
-        list(gradient_flow_each([], solver="euler"))
+        list(training.gradient_flow_each([], solver="euler"))

@@ -1,7 +1,5 @@
 """The flow against known limits, trajectories, conserved quantities; its verdicts; its failures."""
 
-import importlib
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from icl_lab.models import LinearSelfAttention, LSAWeights, SeparateWeights
 from icl_lab.models.initializers import zhang
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks import LinearRegression
-from icl_lab.training import Verdict
+from icl_lab.training import Verdict, driver
 
 SPECTRUM = np.array([2.0, 1.0, 0.5])
 GAMMA_INVERSE = np.array([1 / 2.55, 1 / 1.45, 1 / 0.90])
@@ -170,17 +168,16 @@ def test_a_flow_cut_and_resumed_from_its_checkpoint_ends_at_the_same_limit(loss,
     whole = training.gradient_flow(loss, zhang(3, 0.1))
     with monkeypatch.context() as patch:
         # Killed in its second segment: the checkpoint of the first is on disk.
-        module = importlib.import_module("icl_lab.training.gradient_flow")
-        patch.setattr(module, "SEGMENT_BYTES", 1)
+        patch.setattr(driver, "SEGMENT_BYTES", 1)
         calls = []
 
-        def killed(*args, original=module._Flow.segment):
+        def killed(*args, original=driver.Flows._advance, **settings):
             if len(calls) == 2:
                 raise KeyboardInterrupt
             calls.append(1)
-            return original(*args)
+            return original(*args, **settings)
 
-        patch.setattr(module._Flow, "segment", killed)
+        patch.setattr(driver.Flows, "_advance", killed)
         with pytest.raises(KeyboardInterrupt):
             training.gradient_flow(loss, zhang(3, 0.1), checkpoint=path)
     assert path.exists()

@@ -12,7 +12,6 @@ from icl_lab.core import precision
 from icl_lab.models import initializers
 from icl_lab.objectives import MomentLoss, RegressionLoss
 from icl_lab.tasks.distributions import spectra
-from icl_lab.training.batch import gradient_flow_each
 from icl_lab.training.stopping import Evidence, Verdict, given_up, judge, why_hopeless
 
 CONTRADICTED = 1e-4
@@ -117,7 +116,7 @@ def false_verdicts(kind: Kind, count: int, seed: int) -> tuple[list[str], int]:
     rng = np.random.default_rng(seed)
     problems = [draw(kind, rng) for _ in range(count)]
     wrong, converged = [], 0
-    for index, result in gradient_flow_each(problems, max_steps=20_000 if kind.start == "zhang" else 4000):
+    for index, result in training.gradient_flow_each(problems, max_steps=20_000 if kind.start == "zhang" else 4000):
         if not result.converged:
             continue
         converged += 1

@@ -20,7 +20,9 @@ RHO = np.array([0.5, -0.3])
 
 @pytest.fixture
 def series():
-    (values,) = rollout.simulated_series(RHO, 1.0, 400, 1, seed=0)
+    generator = np.random.default_rng(0)
+    start, noise = (generator.standard_normal((1, count)) for count in (2, 398))
+    (values,) = rollout.stationary_series(RHO, 1.0, start, noise)
     return values
 
 
@@ -68,34 +70,35 @@ def test_an_epoch_is_adam_on_shuffled_batches(key, series):
         with jax.numpy_dtype_promotion("standard"):
             updates, state = adam.update(gradient, state)
         weights = optax.apply_updates(weights, updates)
-    np.testing.assert_allclose(trained.weights.w_kq, weights.w_kq, rtol=1e-9)
-    assert trained.train_losses[0] == pytest.approx(float(np.mean(losses)), rel=1e-10)
-    assert trained.validation_losses[0] == pytest.approx(windows_mse(LSA, weights, series[60:90], 2, 7), rel=1e-10)
+    np.testing.assert_allclose(trained.limit.w_kq, weights.w_kq, rtol=1e-9)
+    assert float(np.mean(trained.batch_losses)) == pytest.approx(float(np.mean(losses)), rel=1e-10)
+    assert trained.trajectory.losses[0] == pytest.approx(windows_mse(LSA, weights, series[60:90], 2, 7), rel=1e-10)
 
 
 def test_one_layer_alone_or_in_a_tuple_trains_alike(key, series):
     start, adam = initializers.gaussian(key, 3, 0.1), optax.adam(1e-2)
     settings = {"key": key, "batch": 50, "epochs": 3}
     alone = train_on_windows(LSA, start, series, series[:90], 2, 7, adam, **settings)
-    (layer,) = train_on_windows(LSA, (start,), series, series[:90], 2, 7, adam, **settings).weights
+    (layer,) = train_on_windows(LSA, (start,), series, series[:90], 2, 7, adam, **settings).limit
     assert layer.w_kq.dtype == np.float32
-    np.testing.assert_allclose(layer.w_kq, alone.weights.w_kq, rtol=1e-5)
+    np.testing.assert_allclose(layer.w_kq, alone.limit.w_kq, rtol=1e-5)
 
 
 def test_two_layers_train(key, series):
     start = tuple(initializers.gaussian(jax.random.fold_in(key, i), 3, 0.3) for i in range(2))
     trained = train_on_windows(LSA, start, series, series[:90], 2, 7, optax.adam(1e-2), key=key, batch=50, epochs=10)
-    assert trained.epochs == 10
-    assert trained.train_losses[-1] < trained.train_losses[0]
+    assert len(trained.trajectory.times) == 10
+    first, *_, last = trained.batch_losses.reshape(10, -1).mean(axis=1)
+    assert last < first
 
 
 def test_training_stops_when_validation_no_longer_falls_and_keeps_the_best(key, series):
     start, sgd = initializers.gaussian(key, 3, 0.1), optax.sgd(-1e-2)  # uphill
     trained = train_on_windows(LSA, start, series, series[:90], 2, 7, sgd, key=key, batch=50, epochs=20, patience=3)
-    assert trained.epochs == 1 + 3
-    best = windows_mse(LSA, trained.weights, series[:90], 2, 7)
-    assert best == pytest.approx(trained.validation_losses.min(), rel=1e-4)
-    assert trained.validation_losses[0] == trained.validation_losses.min()
+    assert len(trained.trajectory.times) == 1 + 3
+    best = windows_mse(LSA, trained.limit, series[:90], 2, 7)
+    assert best == pytest.approx(trained.trajectory.losses.min(), rel=1e-4)
+    assert trained.trajectory.losses[0] == trained.trajectory.losses.min()
 
 
 def test_too_few_windows_are_refused(key, series):

@@ -1,4 +1,4 @@
-"""What the claims about time courses share: regression problems, losses in other coordinates, and paths with event times.
+"""What the claims about time courses share: structured weights, losses in other coordinates, and paths with event times.
 
 `training.gradient_flow` gives weights at asked times; where a claim is about *when* something happens, an `Integrator` follows
 the gradient of the same objective with scipy, which locates events.
@@ -17,18 +17,13 @@ import scipy.integrate
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
-from icl_lab import models, objectives, theory
+from icl_lab import models, objectives
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.weights import LSAWeights
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression
-
-
-def problem_of(task: LinearRegression) -> tuple[Array, Array, float, int]:
-    """(Lambda, Omega, s2, N), the arguments of theory."""
-    return (*theory.lsa.gaussian_parameters(task), task.context_length)
 
 
 def exact(task: LinearRegression) -> Objective:

@@ -12,7 +12,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import choice, integer, number
-from icl_lab.claims.settings.flow_paths import problem_of
+from icl_lab.claims.settings.regression import problem_of
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.zhang2023.measurements import (
     INFINITE,

@@ -14,8 +14,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import number, spectrum, table
-from icl_lab.claims.settings.flow_paths import problem_of
-from icl_lab.claims.settings.regression import check_spectrum, covariance
+from icl_lab.claims.settings.regression import check_spectrum, covariance, problem_of
 from icl_lab.claims.simulation import mean_with_error, simulate, simulated_risk
 from icl_lab.claims.zhang2023.measurements import (
     INFINITE,

@@ -53,13 +53,12 @@ def merged(setting: MergedHeads) -> list[Check]:
     forms. A head that takes no part, or a rest point elsewhere, would make it fail.
     """
     d, N, H, seed, sigma, matrix = setting.d, setting.N, setting.H, setting.seed, setting.sigma, setting.covariance
-    problem = (matrix, np.eye(d), 0.0, N)
     values, inner = sigma * _normal(seed, "values", H), sigma * _normal(seed, "inner", H, d, d)
     start = _merged_heads(values, inner)
     integrate = Integrator(exact(setting.task()), start)
     # Small heads grow in parallel, so that the times are those of one head.
-    plateau = np.log(1 + 1 / sigma) / np.linalg.norm(theory.timecourse.signal(*problem[:2]))
-    end = 3 * plateau + SETTLED / theory.stability.late_rates(*problem).slowest
+    plateau = np.log(1 + 1 / sigma) / np.linalg.norm(theory.timecourse.signal(matrix, setting.task_covariance))
+    end = 3 * plateau + SETTLED / setting.evaluate(theory.stability.late_rates).slowest
     limit = integrate(start, end, rtol=1e-13).at(end)
     ends, inner_ends = limit.w_pv[:, -1, -1], limit.w_kq[:, :d, :d]
     optimum = np.linalg.inv(theory.zhang2023.gamma(matrix, N))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab.core import compiled, precision
+from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.objectives.objective import Objective
@@ -58,18 +58,6 @@ class CubatureLoss(Objective):
         batches = zip(self.prompts, self.quadrature_weights, strict=True)
         losses = [jnp.asarray(mass) @ jax.vmap(squared_error)(prompts) for prompts, mass in batches]
         return 0.5 * jnp.sum(jnp.stack(losses))
-
-    def risk(self, weights: Weights) -> float:
-        with precision.float64():
-            return 2.0 * float(_value(self, jax.tree.map(jnp.asarray, weights)))
-
-    def standard_error(self, weights: Weights) -> float:
-        return 0.0
-
-
-@compiled.jit
-def _value(objective: CubatureLoss, weights: Weights) -> Float[Array, ""]:
-    return objective(weights)
 
 
 def rotation_cubature(task: LinearDynamics, model: eqx.Module, lengths: tuple[int, ...] | None = None) -> CubatureLoss:

@@ -12,6 +12,7 @@ of the Gaussian w and noise.
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -20,8 +21,10 @@ from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
+from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.sampled import MEMORY_LIMIT
 from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, Sphere, Uniform
+from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression
 
 
@@ -44,7 +47,7 @@ class IndependentLoss(MomentLoss):
         return 0.5 * (variance + jnp.sum(theta * (pairs @ theta @ queries - 2 * cross.reshape(theta.shape))))
 
 
-def supports(task: object, model: object) -> bool:
+def _supports(task: object, model: object) -> bool:
     """Whether `independent_loss` exists for a task and a model."""
     return (
         isinstance(task, LinearRegression)
@@ -55,6 +58,11 @@ def supports(task: object, model: object) -> bool:
         and not model.causal
         and model.is_single_pass
     )
+
+
+def try_build(task: Task, model: eqx.Module) -> Objective | None:
+    """`independent_loss`, or None for a task or model whose loss is not known."""
+    return independent_loss(task, model) if _supports(task, model) else None  # pyright: ignore[reportArgumentType]
 
 
 def independent_loss(task: LinearRegression, model: LinearSelfAttention) -> IndependentLoss:
@@ -68,7 +76,7 @@ def independent_loss(task: LinearRegression, model: LinearSelfAttention) -> Inde
       UnsupportedProblemError: another task or model.
       MemoryBudgetError: too many features.
     """
-    if not supports(task, model):
+    if not _supports(task, model):
         raise UnsupportedProblemError(
             "the loss of independent inputs needs `LinearRegression` with Gaussian, uniform or spherical covariates and one "
             "non-causal linear layer on merged tokens with query_in_sum=False; got "

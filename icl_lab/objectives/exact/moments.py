@@ -37,9 +37,7 @@ def _short(task: Task) -> Task:
     """The task with a context of a few examples where they are independent: its active features are the same, at no memory."""
     if not isinstance(task, LinearRegression) or task.context_length <= EXAMPLES:
         return task
-    return LinearRegression(
-        task.dim, EXAMPLES, task_covariance=task.task_covariance, noise_std=task.noise_std, covariates=task.covariates
-    )
+    return task.with_context_length(EXAMPLES)
 
 
 class Features(eqx.Module):
@@ -159,11 +157,9 @@ class MomentLoss(Objective):
         return 0.5 * jax.tree.map(jnp.asarray, self.moments).risk(self.coefficients(weights))
 
     def risk(self, weights: Weights) -> float:
+        # A compiled program for every context length would cost more than it saves.
         with precision.float64():
             return 2.0 * float(self(jax.tree.map(jnp.asarray, weights)))
-
-    def standard_error(self, weights: Weights) -> float:
-        return 0.0
 
     @property
     def graded(self) -> bool:

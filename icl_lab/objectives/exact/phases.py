@@ -18,6 +18,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -25,10 +26,11 @@ from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.core.typing import Array
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
+from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.sampled import MEMORY_LIMIT
 from icl_lab.tasks.distributions.starts import StartDistribution
 from icl_lab.tasks.dynamics.linear import DiagonalUnitary, LinearDynamics
-from icl_lab.tasks.prompt import check_count
+from icl_lab.tasks.prompt import Task, check_count
 
 ACTIVE = ((0, 1, 0),)
 """Lags of the key's two slots and of the query in the features of the two active blocks: x_i x_{i-1}^* x_t."""
@@ -37,7 +39,7 @@ ALL = tuple(itertools.product((0, 1), repeat=3))
 CHUNK = 2**20
 
 
-def supports(task: object, model: object) -> bool:
+def _supports(task: object, model: object) -> bool:
     """Whether `phase_loss` exists for a task and a model."""
     return (
         isinstance(task, LinearDynamics)
@@ -47,6 +49,11 @@ def supports(task: object, model: object) -> bool:
         and model.is_single_pass
         and model.embedding == "paired"
     )
+
+
+def try_build(task: Task, model: eqx.Module) -> Objective | None:
+    """`phase_loss` at the length of the task alone, or None for a task or model whose loss is not known."""
+    return phase_loss(task, model, lengths=[task.context_length]) if _supports(task, model) else None  # pyright: ignore[reportArgumentType]
 
 
 def phase_loss(
@@ -66,7 +73,7 @@ def phase_loss(
       InvalidValueError: a length below 1.
       MemoryBudgetError: too many features.
     """
-    if not supports(task, model):
+    if not _supports(task, model):
         raise UnsupportedProblemError(
             "the exact phase loss needs noiseless `LinearDynamics` with `DiagonalUnitary` transitions and one linear attention "
             f'layer on "paired" tokens; got {type(task).__name__} and {model}. Use `objectives.SampledLoss`.'

@@ -11,13 +11,14 @@ Here tau = tr(Lambda Omega) + s2 is the variance of a label, s2 that of its nois
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab.core import compiled, precision
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
@@ -129,16 +130,20 @@ class RegressionLoss(Objective):
     probabilities: Float[Array, "S"]
 
     @staticmethod
-    def supports(task: Task, model: eqx.Module) -> bool:
-        """Whether the loss of this pair is known exactly."""
-        return (
-            isinstance(task, LinearRegression)
-            and isinstance(task.covariates, Gaussian | FiniteDiagonal)
-            and isinstance(model, LinearSelfAttention)
-            and model.embedding == "merged"
-            and not model.causal
-            and model.is_single_pass
-        )
+    def try_build(task: Task, model: eqx.Module) -> RegressionLoss | None:
+        """The exact loss, or None for a task or model whose loss is not known."""
+        if not (isinstance(task, LinearRegression) and isinstance(task.covariates, Gaussian | FiniteDiagonal)):
+            return None
+        if not (isinstance(model, LinearSelfAttention) and model.embedding == "merged"):
+            return None
+        if model.causal or not model.is_single_pass:
+            return None
+        if isinstance(task.covariates, FiniteDiagonal):
+            spectra, probabilities = task.covariates.support()
+            covariances = np.asarray(spectra)[:, :, None] * np.eye(task.dim)
+        else:
+            covariances, probabilities = task.covariance[None], np.ones(1)
+        return RegressionLoss(task, model, covariances, probabilities)
 
     @staticmethod
     def build(task: Task, model: eqx.Module) -> RegressionLoss:
@@ -148,20 +153,14 @@ class RegressionLoss(Objective):
           UnsupportedProblemError: not Gaussian linear regression with a fixed or finitely supported covariance, or not one
             non-causal layer on merged tokens.
         """
-        if not RegressionLoss.supports(task, model):
+        loss = RegressionLoss.try_build(task, model)
+        if loss is None:
             raise UnsupportedProblemError(
                 f"no exact loss is known for {type(model).__name__} on {type(task).__name__} in this configuration; it needs "
                 "Gaussian linear regression with a fixed or finitely supported covariance and one non-causal linear layer on "
                 "merged tokens. Use `objectives.population`, which falls back to sampling."
             )
-        assert isinstance(task, LinearRegression)
-        assert isinstance(model, LinearSelfAttention)
-        if isinstance(task.covariates, FiniteDiagonal):
-            spectra, probabilities = task.covariates.support()
-            covariances = np.asarray(spectra)[:, :, None] * np.eye(task.dim)
-        else:
-            covariances, probabilities = task.covariance[None], np.ones(1)
-        return RegressionLoss(task, model, covariances, probabilities)
+        return loss
 
     @property
     def normaliser(self) -> float:
@@ -200,12 +199,13 @@ class RegressionLoss(Objective):
         # The attention Gram is symmetric.
         return product + jnp.swapaxes(product, 0, 1)
 
-    def risk(self, weights: Weights) -> float:
-        with precision.float64():
-            return 2.0 * float(_evaluate(self, jax.tree.map(lambda w: np.asarray(w, np.float64), weights)))
-
-    def standard_error(self, weights: Weights) -> float:
-        return 0.0
+    def coordinates(self, weights: Weights) -> tuple[Objective, Weights, Callable[[Weights], Weights]]:
+        """On the invariant subspace p1 = k2 = 0 those of `StructuredLoss`, in which the flow is elementwise."""
+        restricted = StructuredLoss.restrict(self, weights)
+        if restricted is None:
+            return super().coordinates(weights)
+        structured, start = restricted
+        return structured, start, structured.embed
 
     @property
     def graded(self) -> bool:
@@ -223,11 +223,6 @@ class RegressionLoss(Objective):
             self.task.context_length,
         )
         return float(np.linalg.cond(covariance) * np.linalg.cond(second))
-
-
-@compiled.jit
-def _evaluate(objective: RegressionLoss, weights: Weights) -> Float[Array, ""]:
-    return objective(weights)
 
 
 def covariance_of_mean(
@@ -292,9 +287,9 @@ class StructuredLoss(Objective):
     rounding: Float[Array, ""]
 
     @staticmethod
-    def restrict(objective: Objective, weights: Weights) -> tuple[StructuredLoss, StructuredWeights] | None:
+    def restrict(objective: RegressionLoss, weights: Weights) -> tuple[StructuredLoss, StructuredWeights] | None:
         """The structured form of an exact loss and of weights, or None where the weights are not in the subspace."""
-        if not isinstance(objective, RegressionLoss) or objective.covariances.shape[0] != 1:
+        if objective.covariances.shape[0] != 1:
             return None
         # With a head axis the flow is that of all weights, which a claim about the subspace itself is about.
         if not isinstance(weights, LSAWeights) or weights.w_pv.ndim != 2:
@@ -339,12 +334,9 @@ class StructuredLoss(Objective):
         u, v = weights.value, weights.key_query
         return 0.5 * (self.offset - 2 * u * jnp.sum(v * self.signal) + u**2 * jnp.sum(self.curvature * v**2))
 
-    def risk(self, weights: StructuredWeights) -> float:
-        with precision.float64():
-            return 2.0 * float(self(weights))
-
-    def standard_error(self, weights: StructuredWeights) -> float:
-        return 0.0
+    @property
+    def relaxation(self) -> tuple[Float[Array, "*S d d"], Float[Array, "*S d d"]]:
+        return self.signal, self.curvature
 
     @property
     def rate_spread(self) -> float:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Float
@@ -28,6 +29,8 @@ from icl_lab.core import precision
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
+from icl_lab.objectives.objective import Objective
+from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.series.autoregressive import Autoregressive, RandomAutoregressive, autocovariances, coefficients_from_partial
 from icl_lab.tasks.series.gaussian import GaussianSeries
 
@@ -36,7 +39,7 @@ LARGEST_QUADRATURE = 20_000
 QUADRATURE_CHUNK = 128
 
 
-def supports(task: object, model: object) -> bool:
+def _supports(task: object, model: object) -> bool:
     """Whether `series_loss` exists for a task and a model."""
     known = isinstance(task, Autoregressive | GaussianSeries)
     if isinstance(task, RandomAutoregressive):
@@ -44,6 +47,11 @@ def supports(task: object, model: object) -> bool:
     if not (known and isinstance(model, LinearSelfAttention)):
         return False
     return model.is_single_pass and model.embedding == "hankel" and not model.query_in_sum
+
+
+def try_build(task: Task, model: eqx.Module) -> Objective | None:
+    """`series_loss`, or None for a task or model whose loss is not known."""
+    return series_loss(task, model) if _supports(task, model) else None  # pyright: ignore[reportArgumentType]
 
 
 def series_loss(
@@ -61,7 +69,7 @@ def series_loss(
     Raises:
       UnsupportedProblemError: another task or model, or a quadrature that would be too large.
     """
-    if not supports(task, model):
+    if not _supports(task, model):
         raise UnsupportedProblemError(
             "the exact series loss needs an AR or Gaussian series (random coefficients: order 1 or 2, `bound` well below 1) "
             'and one linear attention layer on "hankel" tokens with the query out of the sum; got '

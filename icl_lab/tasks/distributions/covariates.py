@@ -269,8 +269,7 @@ class RotatedSpectrum(CovariateDistribution):
 
 
 def covariates_for(dim: int, covariance: Any, covariates: CovariateDistribution | None) -> CovariateDistribution:
-    """The distribution a regression task is given: `covariates` itself, or the Gaussian distribution of `covariance` (None:
-    standard).
+    """The inputs of a regression task: `covariates` if given, else Gaussian of the given covariance (None: the identity).
 
     Raises:
       InvalidValueError: both given, or a distribution of another dimension.

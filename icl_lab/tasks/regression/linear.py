@@ -35,6 +35,19 @@ class LinearRegression(Task):
     Raises:
       InvalidValueError: a size below 1, a shape that does not fit dim, negative noise, or covariates given twice.
       NotPositiveDefiniteError: Λ not symmetric positive definite, or Ω not symmetric positive semidefinite.
+
+    Examples:
+      >>> import jax
+      >>> from icl_lab import tasks
+      >>> task = tasks.LinearRegression(dim=2, context_length=8, covariance=[2.0, 0.5], noise_std=0.1)
+      >>> task.covariance
+      array([[2. , 0. ],
+             [0. , 0.5]])
+      >>> float(task.signal_variance)
+      2.5
+      >>> prompt = task.sample(jax.random.key(0))
+      >>> prompt.inputs.shape, prompt.labels.shape, prompt.query.shape
+      ((8, 2), (8, 1), (2,))
     """
 
     dim: int = eqx.field(static=True)
@@ -66,6 +79,15 @@ class LinearRegression(Task):
     def __check_init__(self):
         check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
         check_nonnegative(self.noise_std, "noise_std")
+
+    def with_context_length(self, length: int) -> LinearRegression:
+        return LinearRegression(
+            self.dim,
+            length,
+            task_covariance=self.task_covariance,
+            noise_std=self.noise_std,
+            covariates=self.covariates,
+        )
 
     @property
     def covariance(self) -> Float[Array, "d d"]:

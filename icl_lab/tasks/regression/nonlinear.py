@@ -99,7 +99,7 @@ class SingleIndex(Response):
 
     @property
     def odd_symmetric(self) -> bool:
-        """By the random sign, or by an odd link, since every direction distribution is symmetric."""
+        """By the random sign, or by an odd link, since u and -u have the same distribution."""
         return self.random_sign or self.link.odd
 
     def sample(self, key: Key, dim: int) -> PyTree:
@@ -255,6 +255,9 @@ class NonlinearRegression(Task):
     def __check_init__(self):
         check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
         check_nonnegative(self.noise_std, "noise_std")
+
+    def with_context_length(self, length: int) -> NonlinearRegression:
+        return NonlinearRegression(self.dim, length, self.response, noise_std=self.noise_std, covariates=self.covariates)
 
     @property
     def covariance(self) -> Float[Array, "d d"]:

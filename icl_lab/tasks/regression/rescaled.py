@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from jaxtyping import Float
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array, Key
-from icl_lab.tasks.prompt import Prompt, Task, as_default_float, as_float64, check_count
+from icl_lab.tasks.prompt import Prompt, Task, as_default_float, as_float64
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.tasks.regression.nonlinear import NonlinearRegression
 
@@ -60,9 +58,8 @@ class Rescaled(Task):
                 f"inputs are known; got {type(task).__name__}."
             )
         length = task.context_length if context_length is None else context_length
-        check_count(length, "context_length", 1, "A prompt shows at least one example.")
         self.dim, self.label_dim, self.context_length = task.dim, task.label_dim, length
-        self.task = _of_length(task, length)
+        self.task = task.with_context_length(length)
         self.input_scale, self.task_scale = as_float64(input_scale), as_float64(task_scale)
 
     def __check_init__(self):
@@ -70,6 +67,9 @@ class Rescaled(Task):
             value = getattr(self, name)
             if not is_traced(value) and not np.all(np.isfinite(np.asarray(value))):
                 raise InvalidValueError(f"`{name}` must be a finite number; got {np.asarray(value).tolist()!r}.")
+
+    def with_context_length(self, length: int) -> Rescaled:
+        return Rescaled(self.task, self.input_scale, self.task_scale, length)
 
     def sample(self, key: Key) -> Prompt:
         """One prompt; its latent is that of the task, a linear task's vector times beta."""
@@ -90,10 +90,3 @@ class Rescaled(Task):
         if isinstance(self.task, LinearRegression):
             return (inputs @ prompt.latent)[:, None]
         return jax.vmap(self.task.response, in_axes=(None, 0))(prompt.latent, inputs)[:, None]
-
-
-def _of_length(task: LinearRegression | NonlinearRegression, length: int) -> LinearRegression | NonlinearRegression:
-    """The task with another number of examples, which nothing else of it depends on."""
-    other = copy.copy(task)
-    object.__setattr__(other, "context_length", length)
-    return other

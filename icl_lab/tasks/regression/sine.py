@@ -77,7 +77,7 @@ class SineRegression(Task):
     def __init__(
         self,
         context_length: int,
-        half_width: float = 5.0,
+        half_width: float | Float[Array, ""] = 5.0,
         distribution: str = "text",
         amplitude: Sequence[float] | Float[Array, "2"] | None = None,
         phase: Sequence[float] | Float[Array, "2"] | None = None,
@@ -96,6 +96,9 @@ class SineRegression(Task):
     def __check_init__(self):
         check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
         check_nonnegative(self.noise_std, "noise_std")
+
+    def with_context_length(self, length: int) -> SineRegression:
+        return SineRegression(length, self.covariates.half_width, self.distribution, self.amplitude, self.phase, self.noise_std)
 
     @property
     def covariance(self) -> Float[Array, "1 1"]:

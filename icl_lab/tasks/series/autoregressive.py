@@ -62,6 +62,9 @@ class Autoregressive(Task):
         _check_innovation(self.noise_std)
         check_stationary(self.coefficients)
 
+    def with_context_length(self, length: int) -> Autoregressive:
+        return Autoregressive(self.coefficients, length, self.noise_std)
+
     @property
     def covariance(self) -> Float[np.ndarray, "p p"]:
         """Γ_p = [γ_|i-j|], the covariance of a lag window."""
@@ -115,6 +118,9 @@ class RandomAutoregressive(Task):
                 "`bound` must be a number in (0, 1], the bound on the moduli of the companion matrix's eigenvalues; "
                 f"got {np.asarray(self.bound).tolist()!r}."
             )
+
+    def with_context_length(self, length: int) -> RandomAutoregressive:
+        return RandomAutoregressive(self.dim, length, self.noise_std, self.bound)
 
     def sample_coefficients(self, key: Key) -> Float[Array, "p"]:
         """One draw of ρ_1 .. ρ_p."""

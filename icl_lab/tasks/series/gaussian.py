@@ -52,6 +52,14 @@ class GaussianSeries(Task):
         if not is_traced(self.autocovariance):
             check_covariance(toeplitz(np.asarray(self.autocovariance)), "autocovariance")
 
+    def with_context_length(self, length: int) -> GaussianSeries:
+        if not 1 <= length <= self.context_length:
+            raise InvalidValueError(
+                f"`length` must be between 1 and {self.context_length}, since the series is known by its autocovariances up to "
+                f"lag {self.context_length + self.dim}; got {length!r}."
+            )
+        return GaussianSeries(self.autocovariance[: length + self.dim + 1], self.dim)
+
     def sample(self, key: Key) -> Prompt:
         """One prompt; its latent is the autocovariance."""
         gamma = as_default_float(self.autocovariance)
