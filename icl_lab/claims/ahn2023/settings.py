@@ -68,7 +68,7 @@ def spectral_loss(d: int, N: int, degree: int, answer: Callable) -> CubatureLoss
 
 
 def degree_of(L: int, moving: bool) -> int:
-    """The degree in the inputs of what the squared error of L layers needs."""
+    """The degree of the squared error of L layers in the Gram matrix of the inputs."""
     return 3**L - 1 if moving else 2 * L
 
 
@@ -98,7 +98,7 @@ class Layers(Seeded):
     L: int = integer(2, 1, "number of layers")
 
     all_entries: ClassVar[bool] = True
-    """Whether the claim needs the exact loss over all entries of A, whose prompts are limited in number."""
+    """Whether the claim needs the exact loss at any matrices A, whose prompts are limited in number."""
 
     def validate(self) -> None:
         super().validate()
@@ -109,7 +109,7 @@ class Layers(Seeded):
 
     @property
     def moving_search(self) -> bool:
-        """Whether moving layers are searched over all entries in less than minutes."""
+        """Whether moving layers are searched over all entries in seconds."""
         return self._prompts(moving=True) <= LARGEST_SEARCH
 
     def _prompts(self, moving: bool) -> int:
