@@ -247,11 +247,11 @@ def layer_norm_costs(setting: LayerNorm) -> list[Check]:
         objective = objectives.StreamedLoss.build(tasks[0], model, key, BATCH, BATCH)
         ends = training.descents(objective, begin, optimiser, steps, key=prng.stream(key, "prompts"))
         held_out = [objectives.StreamedLoss.build(task, model, prng.stream(key, "test"), HELD_OUT) for task in tasks]
-        losses[normed], wide[normed] = (np.array([one.risk(ends[i]) / 2 for i in range(starts)]) for one in held_out)
+        losses[normed], wide[normed] = (np.array([one.risk(ends.limit(i)) / 2 for i in range(starts)]) for one in held_out)
         cosines[normed] = np.array(
             [
                 analysis.compare_functions(
-                    tasks[0], eqx.Partial(model, ends[i]), step, prng.stream(key, "test"), 1024
+                    tasks[0], eqx.Partial(model, ends.limit(i)), step, prng.stream(key, "test"), 1024
                 ).cosine.mean
                 for i in range(starts)
             ]
