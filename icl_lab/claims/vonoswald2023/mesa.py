@@ -10,7 +10,7 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, custom, integer, number
+from icl_lab.claims.setting import Setting, integer, number, restricted
 from icl_lab.claims.settings.dynamics import NoisyDynamicsSetting
 from icl_lab.core import compiled, prng
 from icl_lab.models import LSAWeights, PairedWeights, constructions
@@ -96,13 +96,6 @@ def mesa_layer(setting: MesaLayer) -> list[Check]:
     ]
 
 
-def _above_one(value) -> float:
-    converted = number(2.0).metadata["parameter"].convert(value)
-    if converted <= 1:
-        raise ValueError
-    return converted
-
-
 class SeveralLayers(Setting):
     """Random examples for residual layers and for layers that refine the query."""
 
@@ -112,7 +105,9 @@ class SeveralLayers(Setting):
     eta: float = number(0.05, positive=True, meaning="step size", detail="of a residual layer, on the summed loss")
     K: int = integer(5, 1, "number of steps", "that refine the query")
     lam: float = number(0.3, positive=True, meaning="penalty", detail=", added to the unnormalised Gram matrix")
-    kappa: float = custom(10.0, "a number > 1", _above_one, "condition number", "of S + lam in the rates")
+    kappa: float = restricted(
+        number(10.0, meaning="condition number", detail="of S + lam in the rates"), "a number > 1", lambda value: value > 1
+    )
     seed: int = integer(0, 0, "random seed", "of the examples")
 
 

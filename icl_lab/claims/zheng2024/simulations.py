@@ -54,7 +54,7 @@ def simulated_curves(setting: Experiments) -> list[Check]:
     for (name, scale), (step_size, steps) in SIMULATIONS.items():
         if setting.distribution not in ("all", name):
             continue
-        one = AnyStart(d=setting.d, T=setting.T, distribution=name, sigma=scale, c=None)
+        one = AnyStart(d=setting.d, T=setting.T, distribution=name, sigma=scale)
         objective = one.loss()
         measured = np.asarray(_descents(objective, jnp.asarray(INITS), jnp.asarray(step_size), LONGEST_DESCENT))[:, : steps + 1]
         expected = np.array([_expected_curve(one, start, step_size, steps) for start in INITS])
