@@ -11,6 +11,8 @@ steepest ascent in real and imaginary parts, hence the conjugate of x.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,28 @@ def check_finite_values(value: float | Array, name: str) -> None:
         raise InvalidValueError(f"`{name}` must be finite; got {np.asarray(value)}.")
 
 
+def sizes_of_steps(step_size: float | Float[Array, "*steps"], steps: int | None, dtype: Any) -> Inexact[Array, "K"]:
+    """The size of each of K steps.
+
+    Args:
+      step_size: one number for all steps or one for each, (steps,).
+      steps: K >= 0; None for the number of step sizes, which is 1 for a scalar.
+      dtype: of the result.
+
+    Raises:
+      InvalidValueError: step sizes that are not finite or do not fit `steps`.
+    """
+    check_finite_values(step_size, "step_size")
+    sizes = jnp.asarray(step_size, dtype)
+    if sizes.ndim > 1 or (sizes.ndim == 1 and steps not in (None, sizes.shape[0])):
+        raise InvalidValueError(f"`step_size` must be a number or one per step ({steps}); got shape {sizes.shape}.")
+    if sizes.ndim == 1:
+        return sizes
+    steps = 1 if steps is None else steps
+    check_count(steps, "steps", 0, "It is how often the step is taken.")
+    return jnp.full((steps,), sizes)
+
+
 def gradient_descent_weights(
     prompt: Prompt,
     step_size: float | Float[Array, "*steps"],
@@ -80,14 +104,7 @@ def gradient_descent_weights(
     Source: von Oswald et al., arXiv 2212.07677, Section 2, with a mean in place of their sum.
     """
     inputs, labels, _ = examples(prompt)
-    check_finite_values(step_size, "step_size")
-    sizes = jnp.asarray(step_size, inputs.dtype)
-    if sizes.ndim > 1 or (sizes.ndim == 1 and steps not in (None, sizes.shape[0])):
-        raise InvalidValueError(f"`step_size` must be a number or one per step ({steps}); got shape {sizes.shape}.")
-    if sizes.ndim == 0:
-        steps = 1 if steps is None else steps
-        check_count(steps, "steps", 0, "It is the number of gradient steps.")
-        sizes = jnp.full((steps,), sizes)
+    sizes = sizes_of_steps(step_size, steps, inputs.dtype)
 
     def step(weights, size):
         return weights - size * mean_gradient(weights, inputs, labels), None

@@ -18,7 +18,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples
-from icl_lab.estimators.gradient_descent import check_finite_values
+from icl_lab.estimators.gradient_descent import sizes_of_steps
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
@@ -44,16 +44,9 @@ def refined_query(
     Source: the mesa layer it approximates, von Oswald et al. (arXiv 2309.05858); the iteration is Richardson's.
     """
     inputs, _, query = examples(prompt)
-    check_finite_values(step_size, "step_size")
     if not is_traced(penalty) and not (np.isfinite(penalty) and penalty >= 0):
         raise InvalidValueError(f"`penalty` must be a finite number >= 0; got {penalty!r}.")
-    sizes = jnp.asarray(step_size, inputs.dtype)
-    if sizes.ndim > 1 or (sizes.ndim == 1 and steps not in (None, sizes.shape[0])):
-        raise InvalidValueError(f"`step_size` must be a number or one per step ({steps}); got shape {sizes.shape}.")
-    if sizes.ndim == 0:
-        steps = 1 if steps is None else steps
-        check_count(steps, "steps", 0, "It is the number of refinements.")
-        sizes = jnp.full((steps,), sizes)
+    sizes = sizes_of_steps(step_size, steps, inputs.dtype)
     shift = jnp.asarray(penalty, inputs.dtype)
 
     def refine(q, size):

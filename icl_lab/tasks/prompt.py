@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.core.linalg import is_traced
+from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 
 LARGEST_PROMPT = 2**27
@@ -158,3 +159,19 @@ def add_noise(key: Key, values: Inexact[Array, "*shape"], noise_std: Any) -> Ine
     if is_traced(noise_std):
         return jax.lax.cond(noise_std == 0, lambda: values, noisy)
     return values if float(noise_std) == 0.0 else noisy()
+
+
+def regression_prompt(
+    key: Key, inputs: Float[Array, "M d"], responses: Float[Array, "M k"], noise_std: Any, latent: Any
+) -> Prompt:
+    """The prompt of a regression task: the last input is the query, its noiseless response the target.
+
+    Args:
+      key: of the prompt; the noise has a stream of its own.
+      inputs: (N + 1, d), the query last.
+      responses: (N + 1, k), without noise.
+      noise_std: standard deviation of the noise that is added to the N labels.
+      latent: the task parameter that the responses come from.
+    """
+    labels = add_noise(stream(key, "noise"), responses[:-1], noise_std)
+    return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=responses[-1], latent=latent)
