@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.names import estimator
 from icl_lab.estimators.ridge import Penalty, check_penalty, penalty_matrix
 from icl_lab.tasks.prompt import Prompt
 
@@ -33,6 +34,7 @@ def ols_weights(prompt: Prompt) -> Inexact[Array, "k d"]:
     return jnp.linalg.lstsq(inputs, labels)[0].T
 
 
+@estimator
 def ols(prompt: Prompt) -> Inexact[Array, "k"]:
     """The prediction W x_q of least squares, of minimum norm when N < d; see `ols_weights`."""
     return predict(ols_weights(prompt), prompt)
@@ -84,6 +86,7 @@ def recursive_least_squares_weights(prompt: Prompt, penalty: Penalty) -> Inexact
     return recursive_least_squares_path(prompt, penalty)[-1]
 
 
+@estimator
 def recursive_least_squares(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:
     """The prediction W x_q of recursive least squares, equal to ridge; see `recursive_least_squares_weights`."""
     return predict(recursive_least_squares_weights(prompt, penalty), prompt)
