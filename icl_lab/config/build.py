@@ -45,9 +45,9 @@ def build_weights(trainer: Group, model_group: Group, task: Task, model: models.
     mixed = model_group["kind"] == "mixer"
     if build is not _gaussian_start and (mixed or layers > 1 or heads is not None or width != task.dim + 1):
         raise InvalidValueError(
-            f"trainer.init={trainer['init']} is the start of one layer of attention of one head on tokens of width d + 1; got "
-            f"model.kind={model_group['kind']}, layers={layers}, heads={heads} and width {width} at d = {task.dim}. Use "
-            "trainer.init=gaussian."
+            f"trainer.init={trainer['init']} is the start of one layer of one head of attention on tokens of width d + 1; got "
+            f"model.kind={model_group['kind']}, layers={layers}, heads={heads} and width {width} at d = {task.dim}. "
+            "Use trainer.init=gaussian."
         )
     scale = float(trainer["init_scale"])
     keys = [jax.random.fold_in(stream(key, "init"), layer) for layer in range(layers)]

@@ -22,6 +22,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
@@ -112,6 +113,7 @@ def gradient_descent_weights(
     return jax.lax.scan(step, starting_weights(initial, inputs, labels), sizes)[0]
 
 
+@estimator
 def gradient_descent(
     prompt: Prompt,
     step_size: float | Float[Array, "*steps"],
@@ -196,6 +198,7 @@ def gd_plus_plus_weights(
     return jax.lax.scan(layer, (inputs, labels, identity, start), (sizes, gammas))[0][3]
 
 
+@estimator
 def gd_plus_plus(
     prompt: Prompt,
     step_sizes: Float[Array, "layers"],

@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.names import estimator
 from icl_lab.estimators.ridge import Penalty, check_penalty, penalty_matrix
 from icl_lab.tasks.prompt import Prompt
 
@@ -33,6 +34,7 @@ def ols_weights(prompt: Prompt) -> Inexact[Array, "k d"]:
     return jnp.linalg.lstsq(inputs, labels)[0].T
 
 
+@estimator
 def ols(prompt: Prompt) -> Inexact[Array, "k"]:
     """The prediction W x_q of ordinary least squares on the examples of one prompt, of minimum norm where N < d.
 
@@ -109,6 +111,7 @@ def recursive_least_squares_weights(prompt: Prompt, penalty: Penalty) -> Inexact
     return recursive_least_squares_path(prompt, penalty)[-1]
 
 
+@estimator
 def recursive_least_squares(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:
     """The prediction W x_q (k,) of recursive least squares, which is that of ridge regression up to rounding.
 

@@ -17,6 +17,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
 from icl_lab.estimators.gradient_descent import check_finite_values, starting_weights
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt
 
 
@@ -81,6 +82,7 @@ def online_sgd_weights(
     return online_sgd_path(prompt, step_size, normalised, initial)[-1]
 
 
+@estimator
 def online_sgd(
     prompt: Prompt,
     step_size: float | Float[Array, "*N"],

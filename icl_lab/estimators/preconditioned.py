@@ -17,6 +17,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
 from icl_lab.estimators.gradient_descent import check_finite_values, mean_gradient, starting_weights
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
@@ -69,6 +70,7 @@ def preconditioned_gradient_descent_weights(
     return jax.lax.scan(lambda weights, _: step(weights, matrices), start, length=steps)[0]
 
 
+@estimator
 def preconditioned_gradient_descent(
     prompt: Prompt,
     preconditioner: Float[Array, "*steps d d"],

@@ -19,6 +19,7 @@ from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples
 from icl_lab.estimators.gradient_descent import sizes_of_steps
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
@@ -55,6 +56,7 @@ def refined_query(
     return jax.lax.scan(refine, jnp.zeros_like(query), sizes)[0]
 
 
+@estimator
 def query_refinement(
     prompt: Prompt, step_size: float | Float[Array, "*steps"], steps: int | None = None, penalty: float | Float[Array, ""] = 0.0
 ) -> Inexact[Array, "k"]:

@@ -16,6 +16,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import check_covariance, is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt
 
 Penalty = float | Float[Array, ""] | Float[Array, "d d"]
@@ -90,6 +91,7 @@ def penalty_matrix(penalty: Penalty, dim: int, dtype: np.dtype) -> Inexact[Array
     return value * jnp.eye(dim, dtype=dtype) if value.ndim == 0 else value
 
 
+@estimator
 def ridge(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:
     """The prediction W x_q of ridge regression on the examples of one prompt.
 

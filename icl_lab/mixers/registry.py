@@ -49,12 +49,18 @@ def named(name: str, **parameters: Any) -> Mixer:
       **parameters: its fields; `scale` is one of every mixer.
 
     Raises:
-      InvalidValueError: an unknown name or parameter, or a parameter out of range.
+      InvalidValueError: an unknown name or parameter, or a parameter of another type or out of range.
     """
     if name not in MIXERS:
         raise InvalidValueError(f"No mixer is called {name!r}; choose one of {', '.join(sorted(MIXERS))}.")
     if unknown := parameters.keys() - fields(name):
         raise InvalidValueError(f"`{name}` takes the parameters {sorted(fields(name))}; got {sorted(unknown)}.")
+    for field in dataclasses.fields(MIXERS[name]):
+        value = parameters.get(field.name, field.default)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise InvalidValueError(f"`{field.name}` of {name} must be true or false; got {value!r}.")
+        if not isinstance(field.default, bool) and isinstance(value, str | bool | list | dict):
+            raise InvalidValueError(f"`{field.name}` of {name} must be a number; got {value!r}.")
     return MIXERS[name](**parameters)
 
 
