@@ -28,7 +28,7 @@ LARGEST_ROUNDING = 1e-9
 BRANCH_EXIT = 0.05
 
 
-def rank_one_branch(problem: Problem) -> tuple[Float[Array, "d+1 d+1"], Float[Array, "d+1 d+1"], float]:
+def rank_one_branch(problem: Problem) -> tuple[Float[Array, "D D"], Float[Array, "D D"], float]:
     r"""The best weights with p2 = 0 and K1 = 0, a stationary point of the whole loss.
 
     .. math:: k_2 p_1^\top = \Lambda^{-1/2} s_1 u v^\top C_N^{-1/2}, \quad L = \tfrac12(\operatorname{tr}\Lambda\Omega - s_1^2)
