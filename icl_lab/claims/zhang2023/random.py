@@ -157,7 +157,7 @@ def random_bounds(setting: RandomFlowSetting) -> list[Check]:
     """
     d, objective = setting.d, setting.objective
     lower = theory.random_covariance.scale_lower_bound(*setting.bounds)
-    mu = theory.random_covariance.pl_constant(*setting.bounds)
+    mu = theory.random_covariance.pl_constant(setting.moments, lower)
     flow = convergence.to_limit(objective, setting.start, weight_tolerance=WEIGHT_TOLERANCE, solver="tsit5", rtol=1e-12)
     path = flow.trajectory
     u, inner = path.weights.w_pv[:, -1, -1], path.weights.w_kq[:, :d, :d]

@@ -200,31 +200,18 @@ def scale_lower_bound(
     return float(np.sqrt(scale**2 / (2 * root * largest) * (2 * overlap - root * scale**2 * size)))
 
 
-def pl_constant(
-    scale: float,
-    values: Float[Array, "d m"],
-    probabilities: Float[Array, "d m"],
-    context_length: int,
-    theta: Float[Array, "d d"],
-) -> float:
-    r"""A constant mu with |grad L|^2 >= mu (L - min L) along the flow.
+def pl_constant(moments: DiagonalMoments, lower_bound: float) -> float:
+    r"""A constant mu with |grad L|^2 >= mu (L - min L) wherever u is above a bound, as it is along the flow.
 
-    .. math:: \mu = 2 \min(\gamma_i, \zeta_{ij})\, u_{lb}^2, \qquad u_{lb} \text{ the } \texttt{scale\_lower\_bound}
+    .. math:: \mu = 2 \min(\gamma_i, \zeta_{ij})\, u_{lb}^2
 
     Args:
-      scale: sigma > 0.
-      values: (d, m), the values of lambda_i in row i.
-      probabilities: (d, m), their probabilities.
-      context_length: N.
-      theta: (d, d), Theta Theta^T of unit Frobenius norm.
-
-    Raises:
-      AssumptionError: the start violates the assumption of Theorem 4.5, see `check_initialisation`.
+      moments: of the distribution, from `diagonal_moments`.
+      lower_bound: u_lb, the `scale_lower_bound`.
 
     Source: arXiv 2306.09927, Lemma C.8; its proof gives twice the constant that is stated.
     """
-    moments = diagonal_moments(values, probabilities, context_length)
-    return float(2 * np.min(moments.zeta) * scale_lower_bound(scale, values, probabilities, context_length, theta) ** 2)
+    return float(2 * np.min(moments.zeta) * lower_bound**2)
 
 
 def _start_constants(values, probabilities, context_length, theta) -> tuple[float, float]:

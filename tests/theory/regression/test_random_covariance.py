@@ -96,7 +96,7 @@ def test_one_covariance_is_the_fixed_case(weights):
 def test_the_bounds_hold_along_the_flow(moments):
     scale = 0.3
     lower = random_covariance.scale_lower_bound(scale, VALUES, PROBABILITIES, LENGTH, THETA)
-    mu = random_covariance.pl_constant(scale, VALUES, PROBABILITIES, LENGTH, THETA)
+    mu = random_covariance.pl_constant(moments, lower)
     u, inner = scale, scale * THETA
     for _ in range(4000):
         du, d_inner = random_covariance.diagonal_velocity(u, inner, moments)
