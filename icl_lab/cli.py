@@ -200,7 +200,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 def _try_json(path: str | None) -> None:
     """Raise `InvalidValueError`, before anything runs, if `--json` cannot be written there."""
     if path not in (None, "-"):
-        from icl_lab.runs import outputs
+        from icl_lab.report import outputs
 
         outputs.try_file(path, "--json")
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from icl_lab.core.errors import DamagedRunError, InvalidValueError
 from icl_lab.core.progress import each
 from icl_lab.report import console as present
-from icl_lab.report import page, results
-from icl_lab.runs import outputs, records, table
+from icl_lab.report import outputs, page, results
+from icl_lab.runs import records, table
 
 LARGEST_PAGE = 5_000_000
 """Bytes of a page; figures are left out from the last run on until it is no larger."""

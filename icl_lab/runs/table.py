@@ -19,8 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from icl_lab.core.errors import DamagedRunError, InvalidValueError, UnsupportedProblemError
+from icl_lab.report import outputs
 from icl_lab.report.console import wide_console
-from icl_lab.runs import outputs, records, store
+from icl_lab.runs import records, store
 
 Row = dict[str, Any]
 

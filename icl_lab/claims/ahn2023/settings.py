@@ -109,8 +109,7 @@ def validate_moving(d, L, Sig, **_) -> None:
 
 def spectral_loss(d: int, N: int, degree: int, answer) -> CubatureLoss:
     """The half loss of layers that are multiples of the identity in whitened inputs, on prompts of one dimension."""
-    nodes, quadrature_weights = theory.gram_moments.gauss_rule(wishart.path_moments(d, N, degree + 1))
-    return wishart.spectral_cubature(d, N, nodes, quadrature_weights, answer)
+    return wishart.spectral_cubature(d, N, answer, degree)
 
 
 def best_multiples(d: int, N: int, L: int, seed: int) -> Ends:
