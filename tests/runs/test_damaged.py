@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from icl_lab import cli
 from icl_lab.core.errors import DamagedRunError, InvalidValueError
-from icl_lab.report import run_figures
+from icl_lab.report import run_figures, run_table
 from icl_lab.runs import execute, identify, records, store, sweep, table
 
 FILES = ("status.json", "metrics.json", "config.yaml", "weights.npz")
@@ -76,7 +76,7 @@ def test_damaged_run_is_a_row_that_says_so(runs, tmp_path):
     (folder / "status.json").write_text("{}")
     rows = {row["hash"]: row for row in table.collect(tmp_path / "runs")}
     assert rows["other"]["status"] == "done"
-    assert rows[folder.name]["status"] == table.DAMAGED
+    assert rows[folder.name]["status"] == run_table.DAMAGED
     assert "lacks status" in rows[folder.name]["error"]
 
 
