@@ -63,8 +63,7 @@ def shared_answer(L: int, weights: dict, prompt: Prompt) -> Array:
 
 def spectral_loss(d: int, N: int, degree: int, answer: Callable) -> CubatureLoss:
     """The half loss of layers that are multiples of the identity in whitened inputs, on prompts of one dimension."""
-    nodes, quadrature_weights = theory.gram_moments.gauss_rule(wishart.path_moments(d, N, degree + 1))
-    return wishart.spectral_cubature(d, N, nodes, quadrature_weights, answer)
+    return wishart.spectral_cubature(d, N, answer, degree)
 
 
 def degree_of(L: int, moving: bool) -> int:
