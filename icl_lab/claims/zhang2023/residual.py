@@ -64,9 +64,9 @@ def residual_error(setting: ExponentialSetting) -> list[Check]:
     """Trained on exponential covariances the layer becomes N/(3N+d+5) I, and its error per coordinate tends to
     c (2c^2/3 - 4c/3 + 1) instead of 0.
 
-    One Newton step on the exact loss from u = 1, U = 0 finds the layer, where the gradient has to vanish (no flow is run); a
-    second layer comes from gradient flow on the identity. Both are tested exactly at several M and c, and the first by
-    simulation. A preconditioner that tends to I/2 in place of I/3, or a risk that tends to 0, would make it fail.
+    One Newton step on the exact loss from u = 1, U = 0 finds the layer, where the gradient has to vanish (no flow is run); its
+    risk is exact at several M and c, and simulated. A second layer, from gradient flow on the identity, is tested beside it.
+    A preconditioner that tends to I/2 in place of I/3, or a risk that tends to 0, would make it fail.
     """
     d, N, M, c, eye = setting.d, setting.N, setting.M, setting.c, np.eye(setting.d)
     exponential = setting.exponential
