@@ -54,7 +54,7 @@ def transformers_under_covariate_shift(setting: DecoderSetting) -> list[Check]:
 
     Two softmax decoders are trained with Adam from random weights, on inputs N(0, I) and on random exponential covariances, and
     tested on fresh prompts beside the linear layer's closed form. A decoder that did not learn, or one trained on the identity
-    that did as well at c = 9 as the other, would make it fail.
+    that did better than the other at c = 9, would make it fail.
     """
     d, N, longest, seed = setting.d, setting.N, setting.N + setting.extra, setting.seed
     tests = [("fixed", 1.0), *(("random", scale) for scale in SCALES)]

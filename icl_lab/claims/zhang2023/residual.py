@@ -15,19 +15,8 @@ from icl_lab.claims.setting import integer, number, spectrum, table
 from icl_lab.claims.settings.flow_paths import structured
 from icl_lab.claims.settings.regression import NoisySetting, RegressionSetting, check_spectrum, covariance
 from icl_lab.claims.simulation import simulate, simulated_risk
-from icl_lab.claims.zhang2023.measurements import (
-    INFINITE,
-    INFINITE_TOLERANCE,
-    INFINITE_TRAINING,
-    LIMIT_TOLERANCE,
-    gradient,
-    minimiser,
-    no_gradient,
-    prompts,
-    risk_on,
-    trained,
-)
-from icl_lab.claims.zhang2023.settings import MODEL, PAPER, RandomSetting
+from icl_lab.claims.zhang2023.measurements import LIMIT_TOLERANCE, gradient, minimiser, no_gradient, prompts, risk_on, trained
+from icl_lab.claims.zhang2023.settings import INFINITE, INFINITE_TOLERANCE, INFINITE_TRAINING, MODEL, PAPER, RandomSetting
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.objectives import RegressionLoss
@@ -75,9 +64,9 @@ def residual_error(setting: ExponentialSetting) -> list[Check]:
     """Trained on exponential covariances the layer becomes N/(3N+d+5) I, and its error per coordinate tends to
     c (2c^2/3 - 4c/3 + 1) instead of 0.
 
-    One Newton step on the exact loss from u = 1, U = 0 finds the layer, where the gradient has to vanish (no flow is run); a
-    second layer comes from gradient flow on the identity. Both are tested exactly at several M and c, and the first by
-    simulation. A preconditioner that tends to I/2 in place of I/3, or a risk that tends to 0, would make it fail.
+    One Newton step on the exact loss from u = 1, U = 0 finds the layer, where the gradient has to vanish (no flow is run); its
+    risk is exact at several M and c, and simulated. A second layer, from gradient flow on the identity, is tested beside it.
+    A preconditioner that tends to I/2 in place of I/3, or a risk that tends to 0, would make it fail.
     """
     d, N, M, c, eye = setting.d, setting.N, setting.M, setting.c, np.eye(setting.d)
     exponential = setting.exponential
@@ -110,10 +99,7 @@ def residual_error(setting: ExponentialSetting) -> list[Check]:
         check.exact("fixed_preconditioner", fixed.w_pv[-1, -1] * fixed.w_kq[:d, :d], best_fixed * eye, LIMIT_TOLERANCE),
         check.exact("fixed_risk", exponential(M, c).risk(fixed), risk(best_fixed, d, M, c), LIMIT_TOLERANCE),
         check.exact(
-            "fixed_risk_on_identity",
-            risk_on(fixed, prompts(eye, M)),
-            theory.transfer.isotropic_risk(d, N, M),
-            LIMIT_TOLERANCE,
+            "fixed_risk_on_identity", risk_on(fixed, prompts(eye, M)), theory.transfer.isotropic_risk(d, N, M), LIMIT_TOLERANCE
         ),
         check.exact("limits_per_coordinate_c_1_4_9", limits, expected_limits, INFINITE_TOLERANCE),
         check.exact("limit_per_coordinate_on_identity", limit_on_identity, (1 - third) ** 2, INFINITE_TOLERANCE),

@@ -14,17 +14,17 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import choice, integer, number
 from icl_lab.claims.settings.regression import problem_of
 from icl_lab.claims.simulation import mean_with_error, simulate
-from icl_lab.claims.zhang2023.measurements import (
+from icl_lab.claims.zhang2023.measurements import RISK_TOLERANCE, converged, prompts, risk_on, trained
+from icl_lab.claims.zhang2023.settings import (
     INFINITE,
     INFINITE_TOLERANCE,
     INFINITE_TRAINING,
-    RISK_TOLERANCE,
-    converged,
-    prompts,
-    risk_on,
-    trained,
+    MODEL,
+    PAPER,
+    FixedTaskSetting,
+    TrainedSetting,
+    TransferSetting,
 )
-from icl_lab.claims.zhang2023.settings import MODEL, PAPER, FixedTaskSetting, TrainedSetting, TransferSetting
 from icl_lab.core import prng
 from icl_lab.core.errors import AssumptionError
 from icl_lab.tasks import Gaussian, Link, Monomial, ReLU, Sign
@@ -94,11 +94,7 @@ def error_on_any_labels(setting: LabelSetting) -> list[Check]:
     return checks
 
 
-@claim(
-    "zhang2023.thm4.2-linear",
-    TransferSetting,
-    Source(PAPER, "Theorem 4.2, averaged over the task vector", "extended"),
-)
+@claim("zhang2023.thm4.2-linear", TransferSetting, Source(PAPER, "Theorem 4.2, averaged over the task vector", "extended"))
 def risk_at_other_lengths(setting: TransferSetting) -> list[Check]:
     """On linear tasks w ~ N(0, I) the error after M examples is (tr(Lam) t2 + t3)/M +
     (t3 + 2 tr(Lam) t2 + tr(Lam)^2 t1)/N^2, t_k = tr(Gamma^{-2} Lam^k).

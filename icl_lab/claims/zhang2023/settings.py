@@ -26,6 +26,10 @@ from icl_lab.tasks.regression.linear import LinearRegression
 PAPER = "Zhang, Frei, Bartlett 2023, arXiv 2306.09927"
 MODEL = models.LinearSelfAttention()
 LARGEST_SUPPORT = 2**14
+# Lengths that stand for infinity; what they leave is of their inverse.
+INFINITE = 10**16
+INFINITE_TRAINING = 10**10
+INFINITE_TOLERANCE = 1e-8
 
 
 class TrainedSetting(SpectralSetting):

@@ -16,17 +16,8 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import number, spectrum, table
 from icl_lab.claims.settings.regression import check_spectrum, covariance, problem_of
 from icl_lab.claims.simulation import mean_with_error, simulate, simulated_risk
-from icl_lab.claims.zhang2023.measurements import (
-    INFINITE,
-    INFINITE_TOLERANCE,
-    INFINITE_TRAINING,
-    RISK_TOLERANCE,
-    converged,
-    prompts,
-    risk_on,
-    trained,
-)
-from icl_lab.claims.zhang2023.settings import MODEL, PAPER, FixedTaskSetting
+from icl_lab.claims.zhang2023.measurements import RISK_TOLERANCE, converged, prompts, risk_on, trained
+from icl_lab.claims.zhang2023.settings import INFINITE, INFINITE_TOLERANCE, INFINITE_TRAINING, MODEL, PAPER, FixedTaskSetting
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import check_covariance, psd_root
