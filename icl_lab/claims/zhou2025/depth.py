@@ -32,6 +32,15 @@ DEPTH_CHUNK = 1_000
 SHOWN = 5
 
 
+class MonotoneSetting(SeriesSetting):
+    """Random layers, and one more that writes nothing."""
+
+    N: int = integer(20, 1, "context length", ", in windows")
+    L: int = integer(2, 1, "number of layers", "before one is added")
+    samples: int = integer(20_000, 1_000, "number of draws", "of series")
+    seed: int = integer(0, 0, "random seed", "of weights and series")
+
+
 def _without_value(key, width: int, scale: float) -> LSAWeights:
     """A layer of random keys and queries that writes nothing."""
     return LSAWeights(w_pv=np.zeros((width, width)), w_kq=initializers.gaussian(key, width, scale).w_kq)
@@ -54,15 +63,6 @@ def _predict(weights, prompts) -> np.ndarray:
 @compiled.jit
 def _risk_gradient(weights, prompts):
     return jax.grad(lambda w: jnp.mean((_answers(w, prompts) - prompts.target[:, 0]) ** 2))(jax.tree.map(jnp.asarray, weights))
-
-
-class MonotoneSetting(SeriesSetting):
-    """Random layers, and one more that writes nothing."""
-
-    N: int = integer(20, 1, "context length", ", in windows")
-    L: int = integer(2, 1, "number of layers", "before one is added")
-    samples: int = integer(20_000, 1_000, "number of draws", "of series")
-    seed: int = integer(0, 0, "random seed", "of weights and series")
 
 
 @claim("zhou2025.monotone", MonotoneSetting, Source(PAPER, "monotone improvement with depth, and the bound for AR(p)"))
