@@ -76,6 +76,14 @@ def gradient_flow(
     Raises:
       InvalidValueError: a solver, tolerance or number of steps that is none, or times that do not increase from 0 on.
       NonFiniteError: initial weights, or a loss at them, that are NaN or infinite.
+
+    Examples:
+      >>> from icl_lab import models, objectives, tasks, training
+      >>> task = tasks.LinearRegression(dim=2, context_length=8)
+      >>> loss = objectives.population(task, models.LinearSelfAttention())
+      >>> path = training.gradient_flow(loss, models.initializers.zhang(dim=2, scale=0.1))
+      >>> print(path.verdict, path.limit.w_kq.shape)
+      Verdict.CONVERGED (3, 3)
     """
     check_flow(solver, weight_tolerance, max_steps)
     times = _checked_times(times)
