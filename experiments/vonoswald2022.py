@@ -266,12 +266,18 @@ def _rollout_losses(weights: Weights, task: tasks.LinearRegression, damping, key
     return task.covariance[0, 0] * jax.vmap(one)(keys)
 
 
+def sampled_rule(config: DictConfig, length: int, contexts: int) -> Rule:
+    """The eigenvalues of X^T X in sampled contexts of uniform inputs."""
+    unit = np.random.default_rng(config.seed).uniform(-1.0, 1.0, (contexts, length, config.dim))
+    return Rule.of_contexts(config.half_width * unit, config.half_width**2 / 3)
+
+
 def repeated(config: DictConfig, weights: Weights, folder: Path) -> None:
     """Figures 1 and 10: the trained layer repeated, damped by lambda; medians beside those of (1 - lambda eta s/N)^T."""
     sizes, (eta, _) = config.rollout, best_step(config)
     task = jax.tree.map(jnp.asarray, task_of(config))
     keys = jax.random.split(prng.stream(jax.random.key(config.seed), "rollout"), sizes.tasks)
-    rule = Rule.sampled("uniform", config.dim, config.context_length, config.half_width, sizes.tasks, config.seed)
+    rule = sampled_rule(config, config.context_length, sizes.tasks)
     nodes = rule.nodes.reshape(sizes.tasks, config.dim)
     vectors = np.random.default_rng(config.seed).standard_normal(nodes.shape)
     times = np.arange(1, sizes.times + 1)
@@ -305,7 +311,7 @@ def spectra(config: DictConfig, folder: Path) -> None:
     for axes, length in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
         exact = Rule.exact("uniform", config.dim, length, config.half_width, 8)
         gamma = float(theory.descent_steps.best_corrected(exact, 2, True, 16).curvatures[0])
-        nodes = Rule.sampled("uniform", config.dim, length, config.half_width, config.spectra.tasks, config.seed).nodes
+        nodes = sampled_rule(config, length, config.spectra.tasks).nodes
         after = theory.descent_variants.gdpp_eigenvalue(nodes, gamma)
         bins = np.linspace(0, np.quantile(nodes, 0.999), 60)
         for values, label in ((nodes, "before"), (after, "after")):

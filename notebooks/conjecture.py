@@ -25,8 +25,9 @@ import numpy as np
 
 from icl_lab import analysis, models, objectives, report, tasks, training
 from icl_lab.claims import check, verify
-from icl_lab.claims.claim import Source, integer
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import Setting, integer
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 
@@ -101,7 +102,8 @@ print(np.round(step, 3))
 # ## Conjecture 1: nothing changes
 #
 # Since $\mathbb E\, r^2 = 1$, the covariance of the inputs is the same as before, so the step should be the same, $\eta =
-# N/(N+d+1)$. A *claim* is a function of its parameters that returns checks. Here it trains on several independent samples, so
+# N/(N+d+1)$. A *claim* is a function of a setting that returns checks; its docstring is the statement, and
+# how it is measured. Here it trains on several independent samples, so
 # that the mean step has a standard error; a sampled check passes within four of them.
 
 
@@ -117,17 +119,21 @@ def trained_steps(d, N, samples, prompts):
     return np.mean(each), np.std(each, ddof=1) / np.sqrt(samples)
 
 
-PARAMETERS = {
-    "d": integer(3, 1, "dimension"),
-    "N": integer(10, 1, "context length"),
-    "samples": integer(4, 2, "independent samples"),
-    "prompts": integer(100_000, 1000, "prompts of each"),
-}
+class Sampled(Setting):
+    d: int = integer(3, 1, "dimension")
+    N: int = integer(10, 1, "context length")
+    samples: int = integer(4, 2, "independent samples")
+    prompts: int = integer(100_000, 1000, "prompts of each")
 
 
-@claim("draft.same-step", statement="The step is N/(N+d+1).", source=Source("draft", "conjecture 1"), parameters=PARAMETERS)
-def same_step(d, N, samples, prompts):
-    mean, error = trained_steps(d, N=N, samples=samples, prompts=prompts)
+@claim("draft.same-step", Sampled, Source("draft", "conjecture 1"))
+def same_step(setting):
+    """The step is N/(N+d+1).
+
+    Layers are trained on independent samples, from the theorem's start; any other mean step would make it fail.
+    """
+    d, N = setting.d, setting.N
+    mean, error = trained_steps(d, N=N, samples=setting.samples, prompts=setting.prompts)
     return [check.sampled("step", mean, N / (N + d + 1), error)]
 
 
@@ -164,14 +170,14 @@ def best_risk(d, N):
     return d * (distribution(d).moment(1) - best_step(d, N) * distribution(d).moment(2))
 
 
-@claim(
-    "draft.scaled-step",
-    statement="The step is N/(N+d+1) times E r^4 / E r^6.",
-    source=Source("draft", "conjecture 2"),
-    parameters=PARAMETERS,
-)
-def scaled_step(d, N, samples, prompts):
-    mean, error = trained_steps(d, N=N, samples=samples, prompts=prompts)
+@claim("draft.scaled-step", Sampled, Source("draft", "conjecture 2"))
+def scaled_step(setting):
+    """The step is N/(N+d+1) times E r^4 / E r^6.
+
+    As before, beside the formula of this page; the first conjecture's step would make it fail.
+    """
+    d, N = setting.d, setting.N
+    mean, error = trained_steps(d, N=N, samples=setting.samples, prompts=setting.prompts)
     return [check.sampled("step", mean, best_step(d, N), error)]
 
 

@@ -244,7 +244,8 @@ with report.house_style():
     figure, panels = plt.subplots(1, 4, figsize=(9, 2.6), layout="constrained")
     for axes, (length, optimum) in zip(panels, optima.items(), strict=True):
         gamma = float(optimum.curvatures[0])
-        before = theory.descent_steps.Rule.sampled("uniform", D, length, WIDTH, 2000, 0).nodes
+        inputs = WIDTH * np.random.default_rng(0).uniform(-1.0, 1.0, (2000, length, D))
+        before = theory.descent_steps.Rule.of_contexts(inputs, WIDTH**2 / 3).nodes
         after = theory.descent_variants.gdpp_eigenvalue(before, gamma)
         bins = np.linspace(0, np.quantile(before, 0.999), 50)
         for values, label in ((before, "before"), (after, "after")):

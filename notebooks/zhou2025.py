@@ -295,7 +295,9 @@ with report.house_style():
 
 # %%
 rho, noise, length, steps, count = np.array([0.5, -0.3, 0.2]), np.sqrt(0.7), 50, 12, 2000
-series = theory.rollout.simulated_series(rho, noise, length + 3 + steps, count, 0)
+generator = np.random.default_rng(0)
+start, normals = generator.standard_normal((count, 3)), generator.standard_normal((count, length + steps))
+series = theory.rollout.stationary_series(rho, noise, start, normals)
 known, future = np.split(series, [length + 3], axis=1)
 horizon = np.arange(1, steps + 1)
 layer = analysis.rollout(LSA, constructions.series.one_layer(rho, noise, length), known, 3, steps)

@@ -17,9 +17,7 @@ from icl_lab.analysis.interpolation import losses_along_segment as losses_along_
 from icl_lab.analysis.interpolation import rescaled as rescaled
 from icl_lab.analysis.invariants import drift as drift
 from icl_lab.analysis.invariants import invariants as invariants
-from icl_lab.analysis.layers import LayerCoefficients as LayerCoefficients
 from icl_lab.analysis.layers import distance_to_identity as distance_to_identity
-from icl_lab.analysis.layers import layer_coefficients as layer_coefficients
 from icl_lab.analysis.risk import RiskCurve as RiskCurve
 from icl_lab.analysis.risk import Risks as Risks
 from icl_lab.analysis.risk import lag_excess as lag_excess

@@ -38,7 +38,9 @@ def key_query_scale(layer: Weights, label_dim: int = 1) -> Float[np.ndarray, "*l
 
 
 def rescaled(weights: Weights, label_dim: int = 1) -> Weights:
-    r"""The same function as :math:`(\beta W_{PV}, W_{KQ} / \beta)`, layer by layer and head by head; see `key_query_scale`.
+    r"""The weights :math:`(\beta W_{PV}, W_{KQ} / \beta)` of the same function, layer by layer and head by head.
+
+    beta is the `key_query_scale` of each.
 
     Args:
       weights: one layer, or a tuple of layers, merged or separate; axes of heads or times may lead.
@@ -106,7 +108,7 @@ def losses_along_segment(
       rescale: whether both are rescaled first, see `rescaled`; without it, how far the gauges are apart shows.
 
     Raises:
-      InvalidValueError: as `interpolate` and `rescaled`.
+      InvalidValueError: weights of different structure or shapes, or a layer that cannot be rescaled because its beta is zero.
     """
     if rescale:
         first, second = (rescaled(weights, objective.task.label_dim) for weights in (first, second))

@@ -25,18 +25,19 @@ from jaxtyping import Float
 
 from icl_lab.analysis.gauge import widened
 from icl_lab.core.typing import Weights
-from icl_lab.models import LinearSelfAttention, LSAWeights, SelfAttention, SeparateWeights
+from icl_lab.models import Learner, LinearSelfAttention, LSAWeights, SeparateWeights
 
 
-def invariants(weights: Weights, model: SelfAttention | None = None) -> dict[str, np.ndarray]:
-    """The quantities that gradient flow conserves, by name; see the module for names and shapes.
+def invariants(weights: Weights, model: Learner | None = None) -> dict[str, np.ndarray]:
+    """The quantities that gradient flow conserves, under the names and in the shapes of the table above.
 
     Args:
       weights: one layer's weights, or a tuple of layers (then names start with "layer 0 ", ...).
       model: the architecture; `LinearSelfAttention()` by default.
 
     Returns:
-      Name to float64 (or complex) numpy array. Empty for merged weights of softmax attention, which conserve nothing.
+      Name to float64 (or complex) numpy array. Empty for merged weights of softmax attention, which conserve nothing, and
+      for layers other than attention, of which this is not known.
     """
     linear = model is None or isinstance(model, LinearSelfAttention)
     if isinstance(weights, tuple | list):
@@ -45,7 +46,7 @@ def invariants(weights: Weights, model: SelfAttention | None = None) -> dict[str
     return _of_layer(weights, linear)
 
 
-def drift(weights: Weights, model: SelfAttention | None = None) -> dict[str, Float[np.ndarray, "S"]]:
+def drift(weights: Weights, model: Learner | None = None) -> dict[str, Float[np.ndarray, "S"]]:
     """How far every invariant has moved from its value at the start of a trajectory.
 
     Args:
@@ -61,9 +62,11 @@ def drift(weights: Weights, model: SelfAttention | None = None) -> dict[str, Flo
     return {name: np.asarray([np.linalg.norm(point[name] - start) for point in path]) for name, start in path[0].items()}
 
 
-def _of_layer(weights: LSAWeights | SeparateWeights, linear: bool) -> dict[str, np.ndarray]:
+def _of_layer(weights: Weights, linear: bool) -> dict[str, np.ndarray]:
     if isinstance(weights, LSAWeights):
         return {"value_key_query": _value_key_query(weights)} if linear else {}
+    if not isinstance(weights, SeparateWeights):
+        return {}
     wide = widened(weights)
     w_p, w_v, w_k, w_q = wide.w_p, wide.w_v, wide.w_k, wide.w_q
     values = {"projection_value": _gram(_adjoint(w_p)) - _gram(w_v), "key_query": _gram(w_k) - _gram(w_q)}

@@ -78,6 +78,17 @@ def sampled_risks(task: Task, predictors: Mapping[str, Predictor], key: Key, pro
 
     Raises:
       InvalidValueError: no predictors, too few prompts, or a prediction of another shape than the target.
+
+    Examples:
+      >>> import jax
+      >>> from icl_lab import analysis, estimators, tasks
+      >>> task = tasks.LinearRegression(dim=2, context_length=8)
+      >>> predictors = {"ols": estimators.named("ols"), "zero": estimators.named("zero")}
+      >>> risks = analysis.sampled_risks(task, predictors, jax.random.key(0), prompts=4096)
+      >>> abs(risks["zero"].mean - 2.0) < 4 * risks["zero"].standard_error
+      True
+      >>> float(risks["ols"].mean) < 1e-9
+      True
     """
     if not predictors:
         raise InvalidValueError("`predictors` must hold at least one predictor; got none.")
@@ -131,14 +142,16 @@ def risk_against_length(
       task_of_length: the distribution of prompts of length N, for example
         `lambda n: LinearRegression(dim=5, context_length=n, noise_std=0.1)`.
       lengths: context lengths; each compiles its own program.
-      predictors: as in `sampled_risks`, the same at every length.
-      key, prompts, chunk: as in `sampled_risks`, for each length.
+      predictors: functions of one prompt that return (k,), by name, the same at every length.
+      key: random key, the same at every length.
+      prompts: number of prompts of each length, rounded up to whole chunks.
+      chunk: prompts held in memory at once.
 
     Returns:
       The curve, as float64 numpy.
 
     Raises:
-      InvalidValueError: as `sampled_risks`.
+      InvalidValueError: no predictors, too few prompts, or a prediction of another shape than the target.
     """
     results = [sampled_risks(task_of_length(int(n)), predictors, key, prompts, chunk) for n in lengths]
     return RiskCurve(
@@ -157,7 +170,8 @@ def lag_excess(predictor: Predictor, task: Task, key: Key, prompts: int) -> Esti
     Args:
       predictor: prompt -> (1,).
       task: AR(p) prompts, whose latent is (rho_1 .. rho_p).
-      key, prompts: as `sample_mean`.
+      key: random key.
+      prompts: at least so many, rounded up to whole chunks.
     """
     estimate, _ = sample_mean(eqx.Partial(_distance_to_lags, predictor), task, key, prompts)
     return estimate

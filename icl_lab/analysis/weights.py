@@ -22,7 +22,7 @@ from jaxtyping import Inexact
 from icl_lab.analysis.gauge import active_parts, balance
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Weights
-from icl_lab.models import LinearSelfAttention, LSAWeights, SelfAttention
+from icl_lab.models import Learner, LinearSelfAttention, LSAWeights
 
 
 @runtime_checkable
@@ -122,7 +122,7 @@ class Comparison:
 
 def effective_preconditioner(
     weights: Weights,
-    model: SelfAttention,
+    model: Learner,
     context_length: int | None = None,
 ) -> Inexact[Array, "d d"]:
     r"""The matrix P of a trained layer: the odd part of its prediction is :math:`x_q^\top P\, \frac1N \sum_i y_i x_i`.
@@ -149,7 +149,7 @@ def effective_preconditioner(
 def compare(
     weights: Weights,
     optimum: ClosedForm,
-    model: SelfAttention | None = None,
+    model: Learner | None = None,
     context_length: int | None = None,
     tolerance: float = 1e-6,
 ) -> Comparison:
@@ -173,6 +173,17 @@ def compare(
     Raises:
       UnsupportedProblemError: softmax attention, several layers or loops, or tokens other than (x, y).
       InvalidValueError: a dimension that differs from the optimum's, or a missing `context_length`.
+
+    Examples:
+      The weights of a theorem, with another scale in each matrix, are the same layer:
+
+      >>> from icl_lab import analysis, models, tasks, theory
+      >>> best = theory.lsa.optimum(tasks.LinearRegression(dim=2, context_length=8))
+      >>> comparison = analysis.compare(models.LSAWeights(2 * best.w_pv, best.w_kq / 2), best)
+      >>> comparison.passed
+      True
+      >>> analysis.compare(models.LSAWeights(2 * best.w_pv, best.w_kq), best)["preconditioner"].error
+      1.0
     """
     model = _single_layer(weights, LinearSelfAttention() if model is None else model)
     preconditioner = effective_preconditioner(weights, model, context_length)
@@ -235,7 +246,7 @@ def _length_over_rho(normaliser: str, context_length: int | None) -> float:
     return float(context_length)
 
 
-def _single_layer(weights: Weights, model: SelfAttention) -> LinearSelfAttention:
+def _single_layer(weights: Weights, model: Learner) -> LinearSelfAttention:
     """The model, if it is one layer of linear attention on merged tokens."""
     layers = len(weights) if isinstance(weights, tuple | list) else 1
     if not isinstance(model, LinearSelfAttention) or layers != 1 or not model.is_single_pass or model.embedding != "merged":

@@ -8,38 +8,39 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from icl_lab import claims
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Claim, Parameter, Source
+from icl_lab.claims.claim import Claim, Source
+from icl_lab.claims.setting import Setting
 from icl_lab.core.errors import InvalidValueError
 
-Run = Callable[..., Sequence[Check]]
+S = TypeVar("S", bound=Setting)
 _CLAIMS: dict[str, Claim] = {}
 
 
 def claim(
     id: str,
-    *,
-    statement: str,
+    setting: type[S],
     source: Source,
-    parameters: Mapping[str, Parameter],
-    validate: Callable[..., None] | None = None,
+    *,
     slow: bool = False,
     extra_settings: Sequence[Mapping[str, Any]] = (),
-) -> Callable[[Run], Run]:
-    """Decorator that registers a function of the parameters (as keywords) as the claim `id`; see `Claim` for the rest.
+) -> Callable[[Callable[[S], Sequence[Check]]], Callable[[S], Sequence[Check]]]:
+    """Decorator that registers a function of a setting as the claim `id`; see `Claim` for the rest.
+
+    The function's docstring is the statement, and after an empty line how it is measured and what would make it fail.
 
     Raises:
-      InvalidValueError: the id is taken by another function; a cell of a notebook may run again.
+      InvalidValueError: no such docstring, or the id is taken by another function; a cell of a notebook may run again.
     """
 
-    def register(run: Run) -> Run:
+    def register(run: Callable[[S], Sequence[Check]]) -> Callable[[S], Sequence[Check]]:
         taken = _CLAIMS.get(id)
         if taken is not None and (taken.run.__module__, taken.run.__qualname__) != (run.__module__, run.__qualname__):
             raise InvalidValueError(f"claim id {id!r} is taken; ids are unique, since results are looked up by them.")
-        _CLAIMS[id] = Claim(id, statement, source, dict(parameters), run, validate, slow, extra_settings)
+        _CLAIMS[id] = Claim(id, setting, source, run, slow, extra_settings)
         return run
 
     return register
@@ -101,12 +102,13 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
 
 
 def listing() -> list[dict[str, Any]]:
-    """Every claim as JSON types: id, paper, statement, source, status, slow, parameters (default, accepts, meaning)."""
+    """Every claim as JSON types: id, paper, statement, method, source, status, slow, parameters (default, accepts, meaning)."""
     return [
         {
             "id": one.id,
             "paper": one.source.paper,
             "statement": one.statement,
+            "method": one.method,
             "source": one.source.item,
             "status": one.source.status,
             "slow": one.slow,

@@ -11,6 +11,7 @@ from typing import Any
 from icl_lab.claims import convergence, registry, workers
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Claim
+from icl_lab.claims.setting import Setting
 from icl_lab.core import devices, precision
 from icl_lab.core.errors import IclLabError, InvalidValueError, in_words, mistake_in
 from icl_lab.core.progress import phase
@@ -60,21 +61,21 @@ def run(
                 on_progress(len(entries), len(work), entry)
 
         if jobs == 1 or len(work) == 1:
-            for one, parameters in work:
-                finished(run_claim(one, parameters))
+            for one, setting in work:
+                finished(run_claim(one, setting))
         else:
 
             def lost(task: workers.Task, how: str) -> None:
                 finished(_entry(*task, [], 0.0, FAILED, how))
 
-            for one, parameters in workers.run_each(work, jobs, run_claim, finished, lost):
+            for one, setting in workers.run_each(work, jobs, run_claim, finished, lost):
                 remark = f"ran in the calling process, since only that one has {_home(one)}"
-                finished(run_claim(one, parameters) | {"remark": remark})
+                finished(run_claim(one, setting) | {"remark": remark})
     return [entries[one.id] for one, _ in work]
 
 
-def plan(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[tuple[Claim, dict[str, Any]]]:
-    """Every claim with its resolved parameters.
+def plan(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[tuple[Claim, Setting]]:
+    """Every claim with its setting.
 
     Raises: as `run`.
     """
@@ -84,18 +85,34 @@ def plan(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[tuple[Cl
         raise InvalidValueError(
             f"no selected claim has a parameter {', '.join(map(repr, unknown))}; accepted are {', '.join(accepted)}."
         )
+    for name in overrides:
+        meant: dict[str, list[str]] = {}
+        for one in claims:
+            if name in one.parameters:
+                meant.setdefault(one.parameters[name].symbol, []).append(one.id)
+        if len(meant) > 1:
+            senses = "; ".join(f"{symbol or 'unnamed'} ({_some(ids)})" for symbol, ids in meant.items())
+            raise InvalidValueError(
+                f"`{name}` stands for several things in the selected claims: {senses}. One value for all would mean nothing; "
+                "select claims in which it stands for one."
+            )
     return [(one, one.resolve({name: value for name, value in overrides.items() if name in one.parameters})) for one in claims]
 
 
-def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
-    """The entry of one claim at resolved parameters; an exception is a failure whose reason is recorded."""
+def _some(ids: Sequence[str]) -> str:
+    """The first of a list of claims, and how many more there are."""
+    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
+
+
+def run_claim(one: Claim, setting: Setting) -> Entry:
+    """The entry of one claim at a setting; an exception is a failure whose reason is recorded."""
     start, checks, reason, refused = time.perf_counter(), [], None, False
     with precision.float64(), convergence.watched() as unfinished:
         try:
             with phase(one.id):
-                checks = [check.to_json() for check in one.run(**parameters)]
-                if parameters == one.resolve():
-                    checks += [check.to_json() for setting in one.extra_settings for check in _at(one, setting)]
+                checks = [check.to_json() for check in one.run(setting)]
+                if setting.to_json() == one.resolve().to_json():
+                    checks += [check.to_json() for extra in one.extra_settings for check in _at(one, extra)]
             if not checks:
                 reason = "the claim made no check, which proves nothing"
         except Exception as error:
@@ -110,13 +127,13 @@ def run_claim(one: Claim, parameters: Mapping[str, Any]) -> Entry:
         verdict = REFUSED
     else:
         verdict = PASSED if reason is None and all(check["passed"] for check in checks) else FAILED
-    return _entry(one, parameters, checks, time.perf_counter() - start, verdict, reason)
+    return _entry(one, setting, checks, time.perf_counter() - start, verdict, reason)
 
 
 def _at(one: Claim, setting: Mapping[str, Any]) -> list[Check]:
     """The checks of a claim at one of its further settings, which their names begin with."""
     where = ",".join(f"{name}={value}" for name, value in setting.items())
-    return [dataclasses.replace(check, name=f"{where}: {check.name}") for check in one.run(**one.resolve(setting))]
+    return [dataclasses.replace(check, name=f"{where}: {check.name}") for check in one.run(one.resolve(setting))]
 
 
 def all_passed(entries: Iterable[Entry]) -> bool:
@@ -130,9 +147,7 @@ def _home(one: Claim) -> str:
     return f"what `{module}` defined as it ran" if module else "the code that defines it"
 
 
-def _entry(
-    one: Claim, parameters: Mapping[str, Any], checks: list[Entry], seconds: float, verdict: str, reason: str | None
-) -> Entry:
+def _entry(one: Claim, setting: Setting, checks: list[Entry], seconds: float, verdict: str, reason: str | None) -> Entry:
     device = devices.first()
     entry = {
         "id": one.id,
@@ -140,7 +155,7 @@ def _entry(
         "statement": one.statement,
         "source": one.source.item,
         "status": one.source.status,
-        "parameters": dict(parameters),
+        "parameters": setting.to_json(),
         "checks": checks,
         "passed": verdict == PASSED,
         "verdict": verdict,

@@ -1,7 +1,7 @@
 """Claims in processes of their own: started anew after a few claims, lost one at a time, gone with the process that asked.
 
-A task is a claim's module, id and parameters; a worker imports the module and looks the claim up. It gives back a claim that
-is not to be had that way (of a notebook, of `__main__`, made by `exec`), and the caller runs it.
+A task is a claim's module, id and the values of its setting; a worker imports the module and looks the claim up. It gives back
+a claim that is not to be had that way (of a notebook, of `__main__`, made by `exec`), and the caller runs it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 
 from icl_lab.claims import registry
 from icl_lab.claims.claim import Claim
+from icl_lab.claims.setting import Setting
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.progress import Phase, seconds_in_words
 
-Task = tuple[Claim, dict[str, Any]]
+Task = tuple[Claim, Setting]
 Entry = dict[str, Any]
-Runner = Callable[[Claim, dict[str, Any]], Entry]
+Runner = Callable[[Claim, Setting], Entry]
 
 CLAIMS_PER_WORKER = 12
 """A worker's compiled programs take about 0.1 GB a claim, and leave with it."""
@@ -48,9 +49,9 @@ class _Worker:
 
     def take(self, task: Task) -> None:
         self.task, self.taken, self.since = task, self.taken + 1, time.monotonic()
-        one, parameters = task
+        one, setting = task
         with contextlib.suppress(OSError):  # it has just died, as its line is about to say
-            self.line.send((one.run.__module__, one.run.__qualname__, one.id, parameters))
+            self.line.send((one.run.__module__, one.run.__qualname__, one.id, setting.to_json()))
 
     def end(self) -> None:
         self.process.kill()
@@ -76,7 +77,7 @@ def run_each(
     """Run claims in `jobs` processes.
 
     Args:
-      work: the claims and their parameters.
+      work: the claims and their settings.
       jobs: how many processes at a time.
       run: gives the entry of a claim; a function of a module.
       finished: called with every entry, in the order in which claims end.
@@ -128,12 +129,12 @@ def run_each(
 
 def _may_be_sent(task: Task) -> bool:
     """Whether a worker could find the claim, as far as this process can tell."""
-    one, parameters = task
+    one, setting = task
     # A worker has a `__main__` of its own, which holds what the script of this process says and not what happened in it.
     if one.run.__module__ in (None, "__main__", "__mp_main__", "builtins"):
         return False
     try:
-        pickle.dumps(parameters)
+        pickle.dumps(setting.to_json())
     except (pickle.PicklingError, TypeError, AttributeError):
         return False
     return True
@@ -171,11 +172,11 @@ def _serve(line: Connection, run: Runner) -> None:
     line.send("ready")
     while True:
         try:
-            module, name, id, parameters = line.recv()
+            module, name, id, values = line.recv()
         except EOFError:
             os._exit(0)
         one = _found(module, name, id)
-        line.send(None if one is None else run(one, parameters))
+        line.send(None if one is None else run(one, one.setting(**values)))
 
 
 def _found(module: str, name: str, id: str) -> Claim | None:

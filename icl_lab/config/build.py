@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from icl_lab import models, objectives, training
+from icl_lab import mixers, models, objectives, training
 from icl_lab.config.build_task import build_task as build_task
 from icl_lab.config.choice import Group, choose
 from icl_lab.core.errors import InvalidValueError
@@ -24,37 +24,44 @@ from icl_lab.core.typing import Key, Weights
 from icl_lab.tasks.prompt import Task, check_count
 
 
-def build_model(group: Group) -> models.SelfAttention:
+def build_model(group: Group) -> models.Learner:
     """The architecture that `model` describes."""
-    architecture, extra = choose(_ARCHITECTURES, group, "model")
-    names = ("query_in_sum", "causal", "loops", "readout_sign", "embedding", "layer_norm", "clip", extra)
-    return architecture(**{name: group[name] for name in names})
+    names = ("loops", "readout_sign", "embedding", "layer_norm", "clip")
+    return choose(_ARCHITECTURES, group, "model")(group, {name: group[name] for name in names})
 
 
-def build_weights(trainer: Group, model_group: Group, task: Task, model: models.SelfAttention, key: Key) -> Weights:
+def build_weights(trainer: Group, model_group: Group, task: Task, model: models.Learner, key: Key) -> Weights:
     """The start of training: `trainer.init` at `trainer.init_scale`, in the parametrisation of `model`.
 
     Raises:
       InvalidValueError: an unknown start or parametrisation, fewer than one layer, or the one-layer one-head start of a
-        theorem for another architecture.
+        theorem for another architecture; for a mixer as `models.MixerWeights.init`.
       AssumptionError: a scale <= 0.
     """
     layers, heads = model_group["layers"], model_group["heads"]
     check_count(layers, "model.layers", 1, "A model has at least one layer.")
     build = choose(_STARTS, trainer, "trainer", "init")
     width = jax.eval_shape(lambda k: model.tokens(task.sample(k)), key).shape[1]
-    if build is not _gaussian_start and (layers > 1 or heads is not None or width != task.dim + 1):
+    mixed = model_group["kind"] == "mixer"
+    if build is not _gaussian_start and (mixed or layers > 1 or heads is not None or width != task.dim + 1):
         raise InvalidValueError(
-            f"trainer.init={trainer['init']} is the start of one layer of one head on tokens of width d + 1; got "
-            f"layers={layers}, heads={heads} and width {width} at d = {task.dim}. Use trainer.init=gaussian."
+            f"trainer.init={trainer['init']} is the start of one layer of one head of attention on tokens of width d + 1; got "
+            f"model.kind={model_group['kind']}, layers={layers}, heads={heads} and width {width} at d = {task.dim}. "
+            "Use trainer.init=gaussian."
         )
-    separate = choose({"merged": False, "separate": True}, model_group, "model", "parametrisation")
+    scale = float(trainer["init_scale"])
     keys = [jax.random.fold_in(stream(key, "init"), layer) for layer in range(layers)]
-    layered = tuple(build(k, task.dim, width, float(trainer["init_scale"]), heads, separate) for k in keys)
+    if mixed:
+        mixer = _mixer(model_group)
+        sizes = {name: model_group[name] for name in ("heads", "key_width", "value_width", "gates", "data_dependent")}
+        layered = tuple(models.MixerWeights.init(k, width, mixer, scale, **sizes) for k in keys)
+    else:
+        separate = choose({"merged": False, "separate": True}, model_group, "model", "parametrisation")
+        layered = tuple(build(k, task.dim, width, scale, heads, separate) for k in keys)
     return layered[0] if layers == 1 else layered
 
 
-def build_objective(group: Group, task: Task, model: models.SelfAttention, layers: int, key: Key) -> objectives.Objective:
+def build_objective(group: Group, task: Task, model: models.Learner, layers: int, key: Key) -> objectives.Objective:
     """The loss that `objective` describes."""
     kind = group["kind"]
     key = stream(key, "objective")
@@ -138,8 +145,27 @@ def _zhang_random_start(key: Key, dim: int, width: int, scale: float, heads: int
     return models.initializers.balanced(start) if separate else start
 
 
+def _mixer(group: Group) -> mixers.Mixer:
+    return mixers.named(group["mixer"], **group["parameters"])
+
+
+def _linear_attention(group: Group, of_learner: Group) -> models.Learner:
+    own = {name: group[name] for name in ("query_in_sum", "causal", "normaliser")}
+    return models.LinearSelfAttention(**own, **of_learner)
+
+
+def _softmax_attention(group: Group, of_learner: Group) -> models.Learner:
+    own = {name: group[name] for name in ("query_in_sum", "causal", "inverse_temperature")}
+    return models.SoftmaxSelfAttention(**own, **of_learner)
+
+
+def _mixer_model(group: Group, of_learner: Group) -> models.Learner:
+    return models.Layered(models.MixerLayer(_mixer(group), query_in_sum=group["query_in_sum"]), **of_learner)
+
+
 _ARCHITECTURES = {
-    "linear_attention": (models.LinearSelfAttention, "normaliser"),
-    "softmax_attention": (models.SoftmaxSelfAttention, "inverse_temperature"),
+    "linear_attention": _linear_attention,
+    "softmax_attention": _softmax_attention,
+    "mixer": _mixer_model,
 }
 _STARTS = {"zhang": _zhang_start, "zhang_random": _zhang_random_start, "gaussian": _gaussian_start}

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -162,13 +163,18 @@ def put(config: DictConfig, override: Override) -> None:
     """Put a value of the command line into a composed configuration, in its place.
 
     Raises:
-      InvalidValueError, OmegaConfBaseException: as `merge`.
+      InvalidValueError: a truth value that is neither true nor false.
+      OmegaConfBaseException: an unknown key, or a value of the wrong type.
     """
     key, value = override.key_or_group, override.value()
     group, _, rest = key.partition(".")
     if "." in rest:
+        parent = OmegaConf.select(config, key.rpartition(".")[0])
+        # A mapping with a type of its own, such as the gates of a mixer, has any keys; whoever reads it knows which.
+        free = isinstance(parent, DictConfig) and parent._metadata.ref_type is not Any
         try:
-            OmegaConf.update(config, key, value)
+            with flag_override(parent, "struct", False) if free else contextlib.nullcontext():
+                OmegaConf.update(config, key, value)
         except (ValueError, IndexError) as error:
             if isinstance(error, OmegaConfBaseException):
                 raise

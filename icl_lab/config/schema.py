@@ -110,7 +110,7 @@ class NonlinearRegression(GaussianInputs):
 
 @dataclass
 class Autoregressive(Task):
-    """One AR(p) distribution with fixed coefficients."""
+    """AR(p) series with the same coefficients in every prompt."""
 
     coefficients: list[float]
 
@@ -134,20 +134,26 @@ class LinearDynamics(Task):
 
 
 @dataclass
-class Attention:
-    """Keys of every attention model: its static description, its size and its parametrisation."""
+class Learner:
+    """Keys of every model: tokens, layers, loops and readout."""
 
     kind: str
     embedding: str
     query_in_sum: bool
-    causal: bool
     layers: int
     loops: int
-    heads: Optional[int]  # noqa: UP045
-    parametrisation: str
     readout_sign: float
     layer_norm: bool
     clip: Optional[float]  # noqa: UP045
+
+
+@dataclass
+class Attention(Learner):
+    """Keys of every attention model: its static description, its size and its parametrisation."""
+
+    causal: bool
+    heads: Optional[int]  # noqa: UP045
+    parametrisation: str
 
 
 @dataclass
@@ -162,6 +168,19 @@ class SoftmaxAttention(Attention):
     """Softmax self-attention."""
 
     inverse_temperature: float
+
+
+@dataclass
+class MixerModel(Learner):
+    """Layers round a token mixer; the keys of `parameters` and `gates` are those of the mixer that is named."""
+
+    mixer: str
+    parameters: dict[str, Any]
+    gates: dict[str, float]
+    data_dependent: bool
+    heads: int
+    key_width: Optional[int]  # noqa: UP045
+    value_width: Optional[int]  # noqa: UP045
 
 
 @dataclass
@@ -250,6 +269,7 @@ SCHEMAS: dict[str, type] = {
     "schema/task/linear_dynamics": LinearDynamics,
     "schema/model/linear_attention": LinearAttention,
     "schema/model/softmax_attention": SoftmaxAttention,
+    "schema/model/mixer": MixerModel,
     "schema/objective/population": PopulationObjective,
     "schema/objective/streamed": StreamedObjective,
     "schema/trainer/gradient_flow": GradientFlow,
@@ -272,7 +292,7 @@ KINDS: dict[str, dict[str, type]] = {
         "random_autoregressive": RandomAutoregressive,
         "linear_dynamics": LinearDynamics,
     },
-    "model": {"linear_attention": LinearAttention, "softmax_attention": SoftmaxAttention},
+    "model": {"linear_attention": LinearAttention, "softmax_attention": SoftmaxAttention, "mixer": MixerModel},
     "objective": {"population": PopulationObjective, "sampled": PopulationObjective, "streamed": StreamedObjective},
     "trainer": {"gradient_flow": GradientFlow, "descent": Descent},
 }

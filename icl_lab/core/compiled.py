@@ -3,7 +3,7 @@
 XLA runs the steps of a program on a pool of as many threads as there are cores. A batched factorisation (a LAPACK call) hands
 the pieces of its batch to that same pool and blocks its thread until they are done. Two of them at a time, as after a sort,
 whose successors run on the pool, can occupy every thread of a small machine while the pieces of both stand in the queue: for
-ever, without a word. A distribution of prompts that sorts and two predictors that factorise are enough.
+ever, without a word. A task that sorts while it draws a prompt and two predictors that factorise are enough.
 
 Here a batch of matrices is factorised one after the other, each by a call that has no pieces. That holds for whatever a
 program calls, distributions and predictors of users included, and for nothing that the library does not compile.

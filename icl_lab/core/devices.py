@@ -1,4 +1,4 @@
-"""The devices of this machine, and prompts laid over all of them, of this machine and of every host; parameters are replicated.
+"""Devices: prompts are sharded over those of every host, parameters are replicated on each.
 
 The random numbers of a prompt depend on its key alone, so a sharded batch is the batch of one device, and its sums differ in
 rounding only. Where the number of devices does not divide a batch, the compiler pads it and discards the padding.
@@ -20,7 +20,7 @@ from icl_lab.core.typing import Key
 
 
 def first() -> Any:
-    """The device that computes what is not laid over all of them.
+    """The first device that JAX finds, on which everything runs that is not sharded.
 
     Raises:
       DeviceError: JAX finds no device, as where `JAX_PLATFORMS` names one that this machine has not.
@@ -49,7 +49,7 @@ def _platforms() -> str:
 
 
 def shard(keys: Key) -> Key:
-    """Keys of a batch of prompts with their first axis laid over all devices; what is computed from them follows.
+    """Shard the keys of a batch of prompts over all devices along axis 0, and with them what is computed from each key.
 
     Unchanged on one device, and outside compiled functions, whose batches stay where they are.
 

@@ -69,8 +69,10 @@ class PrecisionError(IclLabError, RuntimeError):
 
 
 def mistake_in(error: Exception) -> Exception:
-    """The user's mistake behind an exception of the system or of the device, or the exception itself if there is none: a place
-    that cannot be read or written, or an array that no memory holds."""
+    """The user's mistake behind an exception of the system or the device; the exception itself if there is none.
+
+    Such mistakes are a place that cannot be read or written, and an array that no memory holds.
+    """
     if isinstance(error, IclLabError):
         return error
     if isinstance(error, OSError) and error.filename is not None and error.errno in _MISUSED_PATH:

@@ -1,4 +1,4 @@
-"""Small symmetric linear algebra used by task distributions: checks, square roots, condition numbers, random rotations."""
+"""Linear algebra of small symmetric matrices: checks, square roots, condition numbers, random rotations."""
 
 from __future__ import annotations
 
@@ -56,6 +56,12 @@ def psd_root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """The symmetric square root of a positive semidefinite matrix."""
     values, vectors = jnp.linalg.eigh(matrix)
     return (vectors * jnp.sqrt(jnp.clip(values, 0.0, None))[None, :]) @ vectors.T
+
+
+def inverse_covariance(matrix: Float[Array, "d d"]) -> Float[np.ndarray, "d d"]:
+    """The inverse of a symmetric positive definite matrix, symmetric to the last bit."""
+    inverse = np.linalg.inv(matrix)
+    return (inverse + inverse.T) / 2
 
 
 def condition_number(matrix: Float[Array, "d d"]) -> float:

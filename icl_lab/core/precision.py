@@ -27,7 +27,16 @@ def float64() -> Iterator[None]:
     """Scope in which JAX computes in float64 with full-precision matrix products (they are bf16 or tf32 by default on
     TPU and recent GPUs), and in which a seed gives the same random numbers whatever generator the environment asks for.
 
-    When the outermost ends, compiled programs may be let go of, see `programs`.
+    When the outermost scope ends, compiled programs may be discarded (see `programs`).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from icl_lab.core import precision
+      >>> jnp.ones(2).dtype
+      dtype('float32')
+      >>> with precision.float64():
+      ...     jnp.ones(2).dtype
+      dtype('float64')
     """
     with (
         programs.bounded(),

@@ -26,5 +26,14 @@ def check_seed(seed: int, name: str) -> None:
 
 
 def stream(key: Key, name: str) -> Key:
-    """The key of the stream called `name` ("task", "inputs", "noise", "init", ...)."""
+    """The key of the stream called `name` ("task", "inputs", "noise", "init", ...).
+
+    Examples:
+      >>> import jax
+      >>> from icl_lab.core import prng
+      >>> key = jax.random.key(0)
+      >>> inputs, noise = prng.stream(key, "inputs"), prng.stream(key, "noise")
+      >>> bool(inputs == prng.stream(key, "inputs")), bool(inputs == noise)
+      (True, False)
+    """
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)

@@ -1,9 +1,9 @@
-"""Compiled programs are let go of before a process has too many.
+"""Compiled programs are discarded before a process has too many.
 
 JAX keeps every program it has compiled. One of a flow has some forty memory maps, of which Linux allows a process 65,530, and
 leaves megabytes with malloc, so that some hundred claims end in gigabytes or in a crash of the compiler. The library looks at
-the size of the process whenever its outermost float64 scope ends. Programs that were let go of are compiled again when they are
-needed, to the same result. Sizes are read from /proc: nothing is let go of where there is none.
+the size of the process whenever its outermost float64 scope ends. A program that was discarded is compiled again when it is
+needed, to the same result. Sizes are read from /proc; where there is none, nothing is discarded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _looked = 0.0
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Scope of work of the library. Programs may be let go of when the last one that is open in the process ends."""
+    """Scope of work that compiles: when the last open one in the process ends, compiled programs may be discarded."""
     global _open
     with _lock:
         _open += 1
@@ -57,7 +57,7 @@ def bounded() -> Iterator[None]:
 
 
 def keep_bounded() -> None:
-    """Let go of all compiled programs if the process has grown by more than `GROWTH`. Does nothing inside a transformation."""
+    """Discard all compiled programs if the process has grown by more than `GROWTH`; inside a transformation, do nothing."""
     global _base, _looked
     if time.monotonic() < _looked + PAUSE:
         return

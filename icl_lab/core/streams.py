@@ -31,7 +31,7 @@ class _Dropping(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Put such files under sys.stdout and sys.stderr, for good; one that was closed at the start becomes the null device."""
+    """Make sys.stdout and sys.stderr drop what nobody reads any more, for good; one that is closed becomes the null device."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         before = getattr(sys, name)
         if before is None:
@@ -44,7 +44,7 @@ def outlive_readers() -> None:
 
 
 def failure() -> OSError | None:
-    """Why something that was written to them is lost, a reader that went away aside."""
+    """The error by which output was lost, such as a full disk; None if nothing was lost but what a reader left unread."""
     sys.stdout.flush()
     sys.stderr.flush()
     return _failed[0] if _failed else None

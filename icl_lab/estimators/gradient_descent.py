@@ -11,6 +11,8 @@ steepest ascent in real and imaginary parts, hence the conjugate of x.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
@@ -54,6 +57,28 @@ def check_finite_values(value: float | Array, name: str) -> None:
         raise InvalidValueError(f"`{name}` must be finite; got {np.asarray(value)}.")
 
 
+def sizes_of_steps(step_size: float | Float[Array, "*steps"], steps: int | None, dtype: Any) -> Inexact[Array, "K"]:
+    """The size of each of K steps.
+
+    Args:
+      step_size: one number for all steps or one for each, (steps,).
+      steps: K >= 0; None for the number of step sizes, which is 1 for a scalar.
+      dtype: of the result.
+
+    Raises:
+      InvalidValueError: step sizes that are not finite or do not fit `steps`.
+    """
+    check_finite_values(step_size, "step_size")
+    sizes = jnp.asarray(step_size, dtype)
+    if sizes.ndim > 1 or (sizes.ndim == 1 and steps not in (None, sizes.shape[0])):
+        raise InvalidValueError(f"`step_size` must be a number or one per step ({steps}); got shape {sizes.shape}.")
+    if sizes.ndim == 1:
+        return sizes
+    steps = 1 if steps is None else steps
+    check_count(steps, "steps", 0, "It is how often the step is taken.")
+    return jnp.full((steps,), sizes)
+
+
 def gradient_descent_weights(
     prompt: Prompt,
     step_size: float | Float[Array, "*steps"],
@@ -80,14 +105,7 @@ def gradient_descent_weights(
     Source: von Oswald et al., arXiv 2212.07677, Section 2, with a mean in place of their sum.
     """
     inputs, labels, _ = examples(prompt)
-    check_finite_values(step_size, "step_size")
-    sizes = jnp.asarray(step_size, inputs.dtype)
-    if sizes.ndim > 1 or (sizes.ndim == 1 and steps not in (None, sizes.shape[0])):
-        raise InvalidValueError(f"`step_size` must be a number or one per step ({steps}); got shape {sizes.shape}.")
-    if sizes.ndim == 0:
-        steps = 1 if steps is None else steps
-        check_count(steps, "steps", 0, "It is the number of gradient steps.")
-        sizes = jnp.full((steps,), sizes)
+    sizes = sizes_of_steps(step_size, steps, inputs.dtype)
 
     def step(weights, size):
         return weights - size * mean_gradient(weights, inputs, labels), None
@@ -95,13 +113,35 @@ def gradient_descent_weights(
     return jax.lax.scan(step, starting_weights(initial, inputs, labels), sizes)[0]
 
 
+@estimator
 def gradient_descent(
     prompt: Prompt,
     step_size: float | Float[Array, "*steps"],
     steps: int | None = None,
     initial: Inexact[Array, "k d"] | None = None,
 ) -> Inexact[Array, "k"]:
-    """The prediction W x_q after some steps of gradient descent; see `gradient_descent_weights`."""
+    """The prediction W x_q after some steps of gradient descent on the examples of one prompt.
+
+    Args:
+      prompt: one prompt with N examples.
+      step_size: eta, one number for all steps or one for each, (steps,); multiplies the *mean* gradient.
+      steps: number of steps >= 0; by default the number of step sizes, which is 1 for a scalar.
+      initial: W_0 (k, d); zeros by default.
+
+    Returns:
+      (k,). Errors and source are those of `gradient_descent_weights`, which returns W.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import estimators
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> print(estimators.gradient_descent(prompt, step_size=0.1).round(2))
+      [4.67]
+      >>> print(estimators.gradient_descent(prompt, step_size=0.1, steps=10).round(2))
+      [9.98]
+    """
     return predict(gradient_descent_weights(prompt, step_size, steps, initial), prompt)
 
 
@@ -158,11 +198,22 @@ def gd_plus_plus_weights(
     return jax.lax.scan(layer, (inputs, labels, identity, start), (sizes, gammas))[0][3]
 
 
+@estimator
 def gd_plus_plus(
     prompt: Prompt,
     step_sizes: Float[Array, "layers"],
     curvatures: Float[Array, "layers"],
     initial: Inexact[Array, "k d"] | None = None,
 ) -> Inexact[Array, "k"]:
-    """The prediction of GD++, minus the query's label slot after the last layer; see `gd_plus_plus_weights`."""
+    """The prediction of GD++ for one prompt: minus the label slot of the query after the last layer.
+
+    Args:
+      prompt: one prompt with N examples.
+      step_sizes: (layers,), eta of each layer, for the *mean* gradient.
+      curvatures: (layers,), gamma of each layer, for the *unnormalised* Gram matrix.
+      initial: W_0 (k, d), the same in every layer; zeros by default.
+
+    Returns:
+      (k,). The algorithm, its errors and source are those of `gd_plus_plus_weights`.
+    """
     return predict(gd_plus_plus_weights(prompt, step_sizes, curvatures, initial), prompt)

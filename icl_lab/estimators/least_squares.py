@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.names import estimator
 from icl_lab.estimators.ridge import Penalty, check_penalty, penalty_matrix
 from icl_lab.tasks.prompt import Prompt
 
@@ -33,8 +34,28 @@ def ols_weights(prompt: Prompt) -> Inexact[Array, "k d"]:
     return jnp.linalg.lstsq(inputs, labels)[0].T
 
 
+@estimator
 def ols(prompt: Prompt) -> Inexact[Array, "k"]:
-    """The prediction W x_q of least squares, of minimum norm when N < d; see `ols_weights`."""
+    """The prediction W x_q of ordinary least squares on the examples of one prompt, of minimum norm where N < d.
+
+    Args:
+      prompt: one prompt with N examples.
+
+    Returns:
+      (k,).
+
+    Raises:
+      NonFiniteError: a NaN or an infinity in the prompt.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import estimators
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> print(estimators.ols(prompt).round(3))
+      [10.]
+    """
     return predict(ols_weights(prompt), prompt)
 
 
@@ -50,7 +71,8 @@ def recursive_least_squares_path(prompt: Prompt, penalty: Penalty) -> Inexact[Ar
 
     Args:
       prompt: one prompt with N examples, taken in order.
-      penalty: Lambda, as in `ridge_weights`; the start is R = Lambda^{-1}, W = 0.
+      penalty: Lambda, a number lambda > 0 (for lambda I) or a positive definite matrix (d, d); the start is
+        R = Lambda^{-1}, W = 0.
 
     Returns:
       W after each example, (N, k, d); equal to ridge up to rounding, which grows as the penalty gets small.
@@ -80,10 +102,21 @@ def recursive_least_squares_path(prompt: Prompt, penalty: Penalty) -> Inexact[Ar
 
 
 def recursive_least_squares_weights(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k d"]:
-    """The ridge matrix of all examples, built one at a time: the last of `recursive_least_squares_path`."""
+    """The ridge matrix W (k, d) of a prompt, found by one rank-one update an example: the end of the path.
+
+    Args:
+      prompt: one prompt with N examples, taken in order.
+      penalty: Lambda, a number lambda > 0 (for lambda I) or a positive definite matrix (d, d).
+    """
     return recursive_least_squares_path(prompt, penalty)[-1]
 
 
+@estimator
 def recursive_least_squares(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:
-    """The prediction W x_q of recursive least squares, equal to ridge; see `recursive_least_squares_weights`."""
+    """The prediction W x_q (k,) of recursive least squares, which is that of ridge regression up to rounding.
+
+    Args:
+      prompt: one prompt with N examples, taken in order.
+      penalty: Lambda, a number lambda > 0 (for lambda I) or a positive definite matrix (d, d).
+    """
     return predict(recursive_least_squares_weights(prompt, penalty), prompt)

@@ -17,6 +17,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
 from icl_lab.estimators.gradient_descent import check_finite_values, starting_weights
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt
 
 
@@ -70,15 +71,30 @@ def online_sgd_weights(
     normalised: bool = False,
     initial: Inexact[Array, "k d"] | None = None,
 ) -> Inexact[Array, "k d"]:
-    """The matrix (k, d) after one pass over the examples; see `online_sgd_path`."""
+    """The matrix W (k, d) after one pass of stochastic gradient descent over the examples of a prompt.
+
+    Args:
+      prompt: one prompt with N examples, taken in order.
+      step_size: eta, one number for all examples or one for each, (N,).
+      normalised: whether the step is eta / |x_t|^2.
+      initial: W_0 (k, d); zeros by default.
+    """
     return online_sgd_path(prompt, step_size, normalised, initial)[-1]
 
 
+@estimator
 def online_sgd(
     prompt: Prompt,
     step_size: float | Float[Array, "*N"],
     normalised: bool = False,
     initial: Inexact[Array, "k d"] | None = None,
 ) -> Inexact[Array, "k"]:
-    """The prediction W x_q after one pass over the examples; see `online_sgd_path`."""
+    """The prediction W x_q (k,) after one pass of stochastic gradient descent over the examples of a prompt.
+
+    Args:
+      prompt: one prompt with N examples, taken in order.
+      step_size: eta, one number for all examples or one for each, (N,).
+      normalised: whether the step is eta / |x_t|^2.
+      initial: W_0 (k, d); zeros by default.
+    """
     return predict(online_sgd_weights(prompt, step_size, normalised, initial), prompt)

@@ -18,14 +18,15 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples
-from icl_lab.estimators.gradient_descent import check_finite_values
+from icl_lab.estimators.gradient_descent import sizes_of_steps
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
 def refined_query(
     prompt: Prompt, step_size: float | Float[Array, "*steps"], steps: int | None = None, penalty: float | Float[Array, ""] = 0.0
 ) -> Inexact[Array, "d"]:
-    r"""The query after some steps, with constant steps :math:`[I - (I - \eta(S + \lambda))^K](S + \lambda)^{-1} x_q`.
+    r"""The query after K steps; with constant steps it is :math:`[I - (I - \eta(S + \lambda))^K](S + \lambda)^{-1} x_q`.
 
     Args:
       prompt: one prompt with N examples.
@@ -44,16 +45,9 @@ def refined_query(
     Source: the mesa layer it approximates, von Oswald et al. (arXiv 2309.05858); the iteration is Richardson's.
     """
     inputs, _, query = examples(prompt)
-    check_finite_values(step_size, "step_size")
     if not is_traced(penalty) and not (np.isfinite(penalty) and penalty >= 0):
         raise InvalidValueError(f"`penalty` must be a finite number >= 0; got {penalty!r}.")
-    sizes = jnp.asarray(step_size, inputs.dtype)
-    if sizes.ndim > 1 or (sizes.ndim == 1 and steps not in (None, sizes.shape[0])):
-        raise InvalidValueError(f"`step_size` must be a number or one per step ({steps}); got shape {sizes.shape}.")
-    if sizes.ndim == 0:
-        steps = 1 if steps is None else steps
-        check_count(steps, "steps", 0, "It is the number of refinements.")
-        sizes = jnp.full((steps,), sizes)
+    sizes = sizes_of_steps(step_size, steps, inputs.dtype)
     shift = jnp.asarray(penalty, inputs.dtype)
 
     def refine(q, size):
@@ -62,10 +56,18 @@ def refined_query(
     return jax.lax.scan(refine, jnp.zeros_like(query), sizes)[0]
 
 
+@estimator
 def query_refinement(
     prompt: Prompt, step_size: float | Float[Array, "*steps"], steps: int | None = None, penalty: float | Float[Array, ""] = 0.0
 ) -> Inexact[Array, "k"]:
-    """The read-out sum_i y_i x_i^* q of the refined query, ridge regression in the limit; see `refined_query`."""
+    """The prediction sum_i y_i x_i^* q (k,) of the refined query q, which tends to that of ridge regression.
+
+    Args:
+      prompt: one prompt with N examples.
+      step_size: eta, one number for all steps or one for each, (steps,); acts on the *unnormalised* S.
+      steps: K >= 0; by default the number of step sizes, which is 1 for a scalar.
+      penalty: lambda >= 0.
+    """
     inputs, labels, _ = examples(prompt)
     return (inputs.conj() @ refined_query(prompt, step_size, steps, penalty)) @ labels
 

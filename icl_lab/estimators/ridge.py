@@ -16,6 +16,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import check_covariance, is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt
 
 Penalty = float | Float[Array, ""] | Float[Array, "d d"]
@@ -90,6 +91,25 @@ def penalty_matrix(penalty: Penalty, dim: int, dtype: np.dtype) -> Inexact[Array
     return value * jnp.eye(dim, dtype=dtype) if value.ndim == 0 else value
 
 
+@estimator
 def ridge(prompt: Prompt, penalty: Penalty) -> Inexact[Array, "k"]:
-    """The prediction W x_q of ridge regression, the penalty added to X^* X; see `ridge_weights`."""
+    """The prediction W x_q of ridge regression on the examples of one prompt.
+
+    Args:
+      prompt: one prompt with N examples.
+      penalty: Lambda, a number lambda > 0 (for lambda I) or a positive definite matrix (d, d); added to the *unnormalised*
+        X^* X.
+
+    Returns:
+      (k,). Errors and source are those of `ridge_weights`, which returns W.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import estimators
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> print(estimators.ridge(prompt, penalty=1.0).round(3))  # 5 * 28 / (14 + 1)
+      [9.333]
+    """
     return predict(ridge_weights(prompt, penalty), prompt)

@@ -15,15 +15,18 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt
 
 
+@estimator
 def zero(prompt: Prompt) -> Inexact[Array, "k"]:
     """The prediction zero, whose risk is the second moment of the target."""
     _, labels, _ = examples(prompt)
     return jnp.zeros_like(labels[0])
 
 
+@estimator
 def last_value(prompt: Prompt) -> Inexact[Array, "k"]:
     """The last label: for a sequence, the latest value seen (persistence)."""
     _, labels, _ = examples(prompt)
@@ -64,8 +67,9 @@ def yule_walker_weights(prompt: Prompt) -> Inexact[Array, "1 p"]:
     return cho_solve(cho_factor(toeplitz, lower=True), autocovariances[1:])[None, ::-1]
 
 
+@estimator
 def yule_walker(prompt: Prompt) -> Inexact[Array, "1"]:
-    """The next value by the Yule-Walker coefficients of the prompt's series; see `yule_walker_weights`."""
+    """The next value (1,) of the prompt's scalar series, predicted with the coefficients of `yule_walker_weights`."""
     return predict(yule_walker_weights(prompt), prompt)
 
 

@@ -19,6 +19,7 @@ from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples
 from icl_lab.estimators.gradient_descent import check_finite_values
+from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt
 
 EXPONENTS = ("gaussian", "exponential", "opposite")
@@ -47,6 +48,7 @@ def kernel_scores(inputs: Inexact[Array, "N d"], query: Inexact[Array, "d"], ker
     return products if kernel == "exponential" else -products
 
 
+@estimator
 def kernel_smoother(
     prompt: Prompt,
     bandwidth: float | Float[Array, ""],

@@ -182,7 +182,22 @@ class Mixer(eqx.Module):
         initial: Any = None,
         **gates: Any,
     ) -> Inexact[Array, "T V"]:
-        """The output (T, V) of every token of a causal sequence; arguments and errors are those of `outputs_and_state`."""
+        """The output (T, V) of every token of a causal sequence.
+
+        Args:
+          queries: (T, K).
+          keys: (T, K).
+          values: (T, V).
+          form: one of `description.forms`; the result is the same up to rounding.
+          chunk: tokens in a block of the form "chunk".
+          initial: the state before the first token, as `outputs_and_state` returned it; empty by default.
+          **gates: those of `description.gates`: one number for all tokens, or (T,); of a gate per channel a number, (K,) or
+            (T, K).
+
+        Raises:
+          InvalidValueError: shapes that do not fit, no token, an unknown form, an unknown or missing gate, or one out of range.
+          NonFiniteError: a NaN or an infinity in a gate.
+        """
         return self.outputs_and_state(queries, keys, values, form=form, chunk=chunk, initial=initial, **gates)[0]
 
     def read(
@@ -201,7 +216,8 @@ class Mixer(eqx.Module):
           keys: (N, K).
           values: (N, V).
           initial: the state before the first pair, as `outputs_and_state` returned it; empty by default.
-          **gates: as for `outputs_and_state`, of the N pairs.
+          **gates: those of `description.gates`: one number for all pairs, or (N,); of a gate per channel a number, (K,) or
+            (N, K).
 
         Returns:
           (V,), what a token with this query would put out if it came with the last pair.

@@ -41,7 +41,7 @@ class DeltaRule(MatrixStateMixer):
 
     @property
     def description(self) -> Description:
-        """A write holds products of all keys before it: of no degree, or of 1 if the step divides by the keys' norms."""
+        """Every write holds products of all keys before it, so there is no degree; 1 if the step divides by the keys' norms."""
         highest = 2.0 if self.negative_eigenvalues else 1.0
         share = "it is the share of the error at a key of norm 1 that the write removes"
         gates = (Gate("write_strength", 0.0, highest, share), *self.decays)

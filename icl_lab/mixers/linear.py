@@ -64,7 +64,7 @@ class Retention(MatrixStateMixer):
 
     @property
     def description(self) -> Description:
-        """As linear attention, but that the order of the tokens counts."""
+        """Degree 3, as for linear attention; with the decay the order of the tokens counts."""
         return Description(matrix_size, 3, frozenset({"scale_values"}), "2307.08621")
 
     def updates(self, keys, values, gates):
@@ -83,7 +83,7 @@ class SimpleGLA(MatrixStateMixer):
 
     @property
     def description(self) -> Description:
-        """The decay is a gate."""
+        """Degree 3; the decay is a gate, one number a token."""
         return Description(matrix_size, 3, frozenset({"scale_values"}), "2405.21060", (LOG_DECAY,))
 
     def updates(self, keys, values, gates):
@@ -98,7 +98,7 @@ class GLA(MatrixStateMixer):
 
     @property
     def description(self) -> Description:
-        """The decay is a gate for every key channel."""
+        """Degree 3; the decay is a gate, one number a token and key channel."""
         return Description(matrix_size, 3, frozenset({"scale_values"}), "2312.06635", (CHANNEL_LOG_DECAY,))
 
     def updates(self, keys, values, gates):

@@ -49,12 +49,18 @@ def named(name: str, **parameters: Any) -> Mixer:
       **parameters: its fields; `scale` is one of every mixer.
 
     Raises:
-      InvalidValueError: an unknown name or parameter, or a parameter out of range.
+      InvalidValueError: an unknown name or parameter, or a parameter of another type or out of range.
     """
     if name not in MIXERS:
         raise InvalidValueError(f"No mixer is called {name!r}; choose one of {', '.join(sorted(MIXERS))}.")
     if unknown := parameters.keys() - fields(name):
         raise InvalidValueError(f"`{name}` takes the parameters {sorted(fields(name))}; got {sorted(unknown)}.")
+    for field in dataclasses.fields(MIXERS[name]):
+        value = parameters.get(field.name, field.default)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise InvalidValueError(f"`{field.name}` of {name} must be true or false; got {value!r}.")
+        if not isinstance(field.default, bool) and isinstance(value, str | bool | list | dict):
+            raise InvalidValueError(f"`{field.name}` of {name} must be a number; got {value!r}.")
     return MIXERS[name](**parameters)
 
 
@@ -73,9 +79,17 @@ def predictor(name: str, **parameters: Any) -> Predictor:
       InvalidValueError: an unknown name or parameter, a gate that is missing or out of range.
       NonFiniteError: a NaN or an infinity in a gate.
 
-    Example:
-      >>> predictor("deltanet", write_strength=0.1, scale=1.0)  # doctest: +ELLIPSIS
-      Predictor(...)
+    Examples:
+      The delta rule is online gradient descent:
+
+      >>> import numpy as np
+      >>> from icl_lab import estimators, mixers
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> delta_rule = mixers.predictor("deltanet", write_strength=0.1, scale=1.0)
+      >>> print(delta_rule(prompt).round(2), estimators.online_sgd(prompt, step_size=0.1).round(2))
+      [9.46] [9.46]
     """
     own = {key: value for key, value in parameters.items() if name in MIXERS and key in fields(name)}
     mixer = named(name, **own)

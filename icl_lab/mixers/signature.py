@@ -44,7 +44,7 @@ def permute_pairs(prompt: Prompt, key: Key) -> Prompt:
 
 
 def duplicate_prompt(prompt: Prompt, key: Key) -> Prompt:
-    """All pairs, and once more all pairs."""
+    """Every pair twice: the pairs in their order, and then once more."""
     doubled = {name: jnp.concatenate([getattr(prompt, name)] * 2) for name in ("inputs", "labels")}
     return _changed(prompt, **doubled)
 

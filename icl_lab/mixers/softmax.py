@@ -38,7 +38,7 @@ class SoftmaxAttention(Mixer):
 
     @property
     def description(self) -> Description:
-        """Weights that sum to one, of no degree, and a state that grows."""
+        """No degree, since the weights sum to one; the state grows with every token."""
         symmetries = {"permute_pairs", "duplicate_prompt", "shift_values", "scale_values", "shift_keys"}
         return Description(lambda n, k, v: n * (k + v), None, frozenset(symmetries), "1706.03762")
 
@@ -52,7 +52,7 @@ class SoftmaxAttention(Mixer):
         return jax.nn.softmax(logits, axis=1).astype(values.dtype) @ cache.values, cache
 
     def answer(self, query, keys, values, gates, initial):
-        """One row of weights."""
+        """The mean of the values under one row of softmax weights."""
         cache = _extended(initial, keys, values)
         return jax.nn.softmax(jnp.real(cache.keys.conj() @ query)).astype(values.dtype) @ cache.values
 

@@ -1,14 +1,22 @@
-"""Attention architectures, their weights and starts, and the weights that implement an estimator by hand."""
+"""Learners, their layers and weights, starts of training, and the weights that implement an estimator by hand."""
 
 from icl_lab.models import constructions as constructions
 from icl_lab.models import initializers as initializers
-from icl_lab.models import mapped_layers as mapped_layers
 from icl_lab.models.attention import SelfAttention as SelfAttention
 from icl_lab.models.decoder import Decoder as Decoder
+from icl_lab.models.flax import LearnerModule as LearnerModule
+from icl_lab.models.layer import Layer as Layer
+from icl_lab.models.learner import Layered as Layered
+from icl_lab.models.learner import Learner as Learner
+from icl_lab.models.linear_attention import LinearLayer as LinearLayer
 from icl_lab.models.linear_attention import LinearSelfAttention as LinearSelfAttention
-from icl_lab.models.modules import Attention as Attention
+from icl_lab.models.mapped_layer import MappedLayer as MappedLayer
+from icl_lab.models.mapped_layer import MappedWeights as MappedWeights
+from icl_lab.models.mixer_layer import GateMap as GateMap
+from icl_lab.models.mixer_layer import MixerLayer as MixerLayer
+from icl_lab.models.mixer_layer import MixerWeights as MixerWeights
+from icl_lab.models.softmax_attention import SoftmaxLayer as SoftmaxLayer
 from icl_lab.models.softmax_attention import SoftmaxSelfAttention as SoftmaxSelfAttention
-from icl_lab.models.stack import Stack as Stack
 from icl_lab.models.token_maps import MLP as MLP
 from icl_lab.models.token_maps import Embedding as Embedding
 from icl_lab.models.weights import LSAWeights as LSAWeights

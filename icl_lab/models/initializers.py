@@ -22,7 +22,6 @@ from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
-from icl_lab.models.token_maps import MLP, Embedding
 from icl_lab.models.weights import LSAWeights, SeparateWeights
 from icl_lab.tasks.prompt import check_count
 
@@ -77,7 +76,7 @@ def random_theta(key: Key, dim: int) -> Float[Array, "d d"]:
     Source: Zhang, Frei, Bartlett (arXiv 2306.09927), remark after Assumption 3.3.
     """
     check_count(dim, "dim", 1, "It is the number of input coordinates.")
-    theta = _normal(stream(key, "theta"), (dim, dim))
+    theta = normal(stream(key, "theta"), (dim, dim))
     return theta / np.sqrt(np.linalg.norm(theta @ theta.T))
 
 
@@ -98,9 +97,9 @@ def gaussian(key: Key, token_dim: int, scale: float, heads: int | None = None) -
     Raises:
       InvalidValueError: scale <= 0, or a size below 1.
     """
-    lead = _check_gaussian(token_dim, scale, heads)
+    lead = check_gaussian(token_dim, scale, heads)
     shape = (*lead, token_dim, token_dim)
-    return LSAWeights(w_pv=scale * _normal(stream(key, "w_pv"), shape), w_kq=scale * _normal(stream(key, "w_kq"), shape))
+    return LSAWeights(w_pv=scale * normal(stream(key, "w_pv"), shape), w_kq=scale * normal(stream(key, "w_kq"), shape))
 
 
 def separate_gaussian(
@@ -130,7 +129,7 @@ def separate_gaussian(
     Raises:
       InvalidValueError: scale <= 0, or a size below 1.
     """
-    lead = _check_gaussian(token_dim, scale, heads)
+    lead = check_gaussian(token_dim, scale, heads)
     rank = token_dim if rank is None else rank
     value_rank = token_dim if value_rank is None else value_rank
     check_count(rank, "rank", 1, "It is the number of rows of W_K and W_Q.")
@@ -141,44 +140,7 @@ def separate_gaussian(
         "w_k": (rank, token_dim),
         "w_q": (rank, token_dim),
     }
-    return SeparateWeights(**{name: scale * _normal(stream(key, name), (*lead, *shape)) for name, shape in shapes.items()})
-
-
-def embedding(key: Key, dim: int, width: int) -> Embedding:
-    """A token-wise linear map with independent N(0, 1/D) entries, which keeps the size of tokens of independent entries.
-
-    Args:
-      key: random key.
-      dim: D, width of a token before.
-      width: E, width after.
-
-    Raises:
-      InvalidValueError: a width below 1.
-    """
-    check_count(dim, "dim", 1, "It is the width of a token.")
-    check_count(width, "width", 1, "It is the width of a token after the map.")
-    return Embedding(_normal(stream(key, "embedding"), (width, dim)) / np.sqrt(dim))
-
-
-def mlp(key: Key, width: int, hidden: int) -> MLP:
-    """A token-wise network with independent entries of variance one over the number of inputs, and no offsets.
-
-    Args:
-      key: random key.
-      width: D, width of a token.
-      hidden: h, hidden units.
-
-    Raises:
-      InvalidValueError: a width below 1.
-    """
-    check_count(width, "width", 1, "It is the width of a token.")
-    check_count(hidden, "hidden", 1, "It is the number of hidden units.")
-    return MLP(
-        w_in=_normal(stream(key, "w_in"), (hidden, width)) / np.sqrt(width),
-        b_in=np.zeros(hidden),
-        w_out=_normal(stream(key, "w_out"), (width, hidden)) / np.sqrt(hidden),
-        b_out=np.zeros(width),
-    )
+    return SeparateWeights(**{name: scale * normal(stream(key, name), (*lead, *shape)) for name, shape in shapes.items()})
 
 
 def balanced(weights: LSAWeights, rank: int | None = None, value_rank: int | None = None) -> SeparateWeights:
@@ -217,7 +179,7 @@ def _balanced_factors(matrix: Array, rank: int | None, name: str) -> tuple[np.nd
     return left[..., :rank] * root[..., None, :], root[..., None] * right[..., :rank, :]
 
 
-def _check_gaussian(token_dim: int, scale: float, heads: int | None) -> tuple[int, ...]:
+def check_gaussian(token_dim: int, scale: float, heads: int | None) -> tuple[int, ...]:
     """Raise on a bad argument; the head axis as a shape."""
     check_count(token_dim, "token_dim", 1, "It is the width of a token.")
     if not (np.isfinite(scale) and scale > 0):
@@ -228,7 +190,7 @@ def _check_gaussian(token_dim: int, scale: float, heads: int | None) -> tuple[in
     return (heads,)
 
 
-def _normal(key: Key, shape: tuple[int, ...]) -> Array:
+def normal(key: Key, shape: tuple[int, ...]) -> Array:
     """Standard normal draws in float64 whatever scope is in force; a traced key draws in that of the trace."""
     if is_traced(key):
         return jax.random.normal(key, shape)

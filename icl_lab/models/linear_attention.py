@@ -23,37 +23,22 @@ from jaxtyping import Inexact
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
-from icl_lab.models.attention import SelfAttention
+from icl_lab.models.attention import AttentionLayer, SelfAttention
 from icl_lab.models.weights import LSAWeights
 
 NORMALISERS = ("context_length", "none")
 
 
-class LinearSelfAttention(SelfAttention):
-    """Linear self-attention, as a static description that is applied to weights.
+class LinearLayer(AttentionLayer):
+    """A layer of linear attention.
 
     Attributes:
-      query_in_sum: whether a token may attend to the query token (causal: to itself).
       normaliser: "context_length", rho = T - 1, the number of tokens before the query (causal: max(t - 1, 1) at
         position t = 1, 2, ...; with tokens of two slots an example, "interleaved", T - 1 is twice the number of
         examples), or "none", rho = 1.
-      causal: token t attends to the tokens up to t only.
-      loops: how often the same weights are applied.
-      readout_sign: 1 or -1, multiplies the label block that is read.
-      embedding: name of the map from prompt to tokens, see `tasks.embeddings`.
-      layer_norm: whether attention sees each token with its slots shifted and scaled to mean 0 and variance 1; what it
-        adds goes to the token itself.
-      clip: slots are cut to [-clip, clip] after every layer of attention, so that deep stacks stay finite; None cuts nothing.
     """
 
-    query_in_sum: bool = eqx.field(static=True, kw_only=True, default=True)
     normaliser: str = eqx.field(static=True, kw_only=True, default="context_length")
-    causal: bool = eqx.field(static=True, kw_only=True, default=False)
-    loops: int = eqx.field(static=True, kw_only=True, default=1)
-    readout_sign: float = eqx.field(static=True, kw_only=True, default=1.0)
-    embedding: str = eqx.field(static=True, kw_only=True, default="merged")
-    layer_norm: bool = eqx.field(static=True, kw_only=True, default=False)
-    clip: float | None = eqx.field(static=True, kw_only=True, default=None)
 
     def __check_init__(self):
         if self.normaliser not in NORMALISERS:
@@ -102,3 +87,13 @@ class LinearSelfAttention(SelfAttention):
         _, mixed = jax.lax.scan(step, jnp.zeros((width, width), tokens.dtype), (tokens, keyed))
         rho = jnp.asarray([self.normaliser_at(t + 1) for t in range(count)], dtype=tokens.dtype)
         return mixed / rho[:, None, None]
+
+
+class LinearSelfAttention(LinearLayer, SelfAttention):
+    """Linear self-attention, as a static description that is applied to weights.
+
+    Attributes:
+      query_in_sum, causal: which token attends to which, see `models.attention`.
+      normaliser: "context_length" or "none", see `LinearLayer`.
+      embedding, loops, readout_sign, layer_norm, clip: tokens, loops and readout, see `models.learner`.
+    """

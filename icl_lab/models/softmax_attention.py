@@ -17,32 +17,17 @@ from jaxtyping import Inexact
 
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.typing import Array
-from icl_lab.models.attention import SelfAttention
+from icl_lab.models.attention import AttentionLayer, SelfAttention
 from icl_lab.models.weights import LSAWeights
 
 
-class SoftmaxSelfAttention(SelfAttention):
-    """Softmax self-attention, as a static description that is applied to weights. Real tokens and weights only.
+class SoftmaxLayer(AttentionLayer):
+    """A layer of softmax attention; real tokens and weights only. A token that may attend to none is left unchanged.
 
     Attributes:
-      query_in_sum: whether a token may attend to the query token (causal: to itself).
-      causal: token t attends to the tokens up to t only; a token that may attend to none is left unchanged.
-      loops: how often the same weights are applied.
-      readout_sign: 1 or -1, multiplies the label block that is read.
-      embedding: name of the map from prompt to tokens, see `tasks.embeddings`.
-      layer_norm: whether attention sees each token with its slots shifted and scaled to mean 0 and variance 1; what it
-        adds goes to the token itself.
-      clip: slots are cut to [-clip, clip] after every layer of attention, so that deep stacks stay finite; None cuts nothing.
       inverse_temperature: beta > 0, multiplies the scores, e.g. 1 / sqrt(D).
     """
 
-    query_in_sum: bool = eqx.field(static=True, kw_only=True, default=True)
-    causal: bool = eqx.field(static=True, kw_only=True, default=False)
-    loops: int = eqx.field(static=True, kw_only=True, default=1)
-    readout_sign: float = eqx.field(static=True, kw_only=True, default=1.0)
-    embedding: str = eqx.field(static=True, kw_only=True, default="merged")
-    layer_norm: bool = eqx.field(static=True, kw_only=True, default=False)
-    clip: float | None = eqx.field(static=True, kw_only=True, default=None)
     inverse_temperature: float = eqx.field(static=True, kw_only=True, default=1.0)
 
     def __check_init__(self):
@@ -76,6 +61,16 @@ class SoftmaxSelfAttention(SelfAttention):
         if self.causal:
             return np.tri(count, k=0 if self.query_in_sum else -1, dtype=bool)
         return np.tile(np.arange(count) < (count if self.query_in_sum else count - 1), (count, 1))
+
+
+class SoftmaxSelfAttention(SoftmaxLayer, SelfAttention):
+    """Softmax self-attention, as a static description that is applied to weights. Real tokens and weights only.
+
+    Attributes:
+      query_in_sum, causal: which token attends to which, see `models.attention`.
+      inverse_temperature: beta > 0, multiplies the scores.
+      embedding, loops, readout_sign, layer_norm, clip: tokens, loops and readout, see `models.learner`.
+    """
 
 
 def _require_real(tokens: Array) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Inexact
 
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 
 
@@ -32,6 +33,15 @@ class LSAWeights(eqx.Module):
     def merged(self) -> LSAWeights:
         """Itself."""
         return self
+
+    def check_width(self, width: int, place: str) -> None:
+        """Raise `InvalidValueError` unless the matrices of `place` are made for tokens of this width."""
+        for name, matrix in (("w_pv", self.w_pv), ("w_kq", self.w_kq)):
+            if matrix.ndim not in (2, 3) or matrix.shape[-2:] != (width, width):
+                raise InvalidValueError(
+                    f"`{name}` of {place} must be ({width}, {width}), with an optional head axis first, because "
+                    f"the tokens are {width} wide; got shape {tuple(matrix.shape)}."
+                )
 
     def with_head_axis(self) -> LSAWeights:
         """The same weights with a leading head axis, of length one if there was none."""

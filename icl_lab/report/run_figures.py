@@ -9,7 +9,7 @@ import numpy as np
 
 from icl_lab import analysis
 from icl_lab.core.progress import phase
-from icl_lab.models import SelfAttention
+from icl_lab.models import Learner
 from icl_lab.report.console import LABELS
 from icl_lab.theory import Optimum
 from icl_lab.training import TrainingResult
@@ -19,7 +19,7 @@ from icl_lab.training import TrainingResult
 def draw(
     folder: Path,
     training: TrainingResult,
-    model: SelfAttention,
+    model: Learner,
     optimum: Optimum | None,
     curve: dict[str, Any],
     context_length: int,
@@ -49,7 +49,7 @@ def _clock(training: TrainingResult) -> str:
     return "step" if training.method == "optax" else "flow time t"
 
 
-def _training(training: TrainingResult, closed_form: tuple[SelfAttention, Optimum, int] | None, path: Path) -> None:
+def _training(training: TrainingResult, closed_form: tuple[Learner, Optimum, int] | None, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from icl_lab import report
@@ -104,7 +104,7 @@ def _risk_curve(curve: dict[str, Any], context_length: int, path: Path) -> None:
     report.save(figure, path, caption, numbers)
 
 
-def _invariants(training: TrainingResult, model: SelfAttention, path: Path) -> None:
+def _invariants(training: TrainingResult, model: Learner, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from icl_lab import report
@@ -118,12 +118,12 @@ def _invariants(training: TrainingResult, model: SelfAttention, path: Path) -> N
     report.invariant_drift(figure.subplots(), trajectory.times, drifts, _clock(training))
     caption = (
         "Quantities that gradient flow conserves exactly: the drift is the integrator's error and should stay near its "
-        "tolerance. Discrete training has no such distribution, and its drift shows the size of its steps."
+        "tolerance. Discrete training has no such conservation law, and its drift shows the size of its steps."
     )
     report.save(figure, path, caption, {"time": trajectory.times, **drifts})
 
 
-def _weights(training: TrainingResult, model: SelfAttention, optimum: Optimum, context_length: int, path: Path) -> None:
+def _weights(training: TrainingResult, model: Learner, optimum: Optimum, context_length: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from icl_lab import report

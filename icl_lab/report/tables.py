@@ -38,6 +38,17 @@ def check_table(entries: Iterable[Entry]) -> Table:
 
     Args:
       entries: what `claims.verify.run` returns.
+
+    Examples:
+      >>> from icl_lab import report
+      >>> from icl_lab.claims import verify
+      >>> entries = verify.run(["zhang2023.setup"])
+      >>> print(report.verified_table(entries))
+      | claim | statement | checks | largest error, of its tolerance | verdict |
+      | --- | --- | --- | --- | --- |
+      | `zhang2023.setup` | The prediction is ... matters. | 5 | 0.0% | passed |
+      >>> report.check_table(entries).columns
+      ('claim', 'check', 'measured', 'expected', 'error', 'tolerance', 'verdict')
     """
     numbers = ("measured", "expected", "error", "tolerance")
     rows = [

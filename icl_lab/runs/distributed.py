@@ -15,7 +15,7 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 
 
 def join() -> None:
-    """Meet the other processes, if there are any; before the first computation.
+    """Connect to the other processes of the job, if there are any; to be called before the first computation.
 
     Raises:
       InvalidValueError: an address without the number of processes and this one's index among them.

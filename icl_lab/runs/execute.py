@@ -132,7 +132,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, after the checks that composing does not make.
 
     Raises:
-      InvalidValueError: as `compose.checked`, an experiment name that is no folder name, or a number that is no seed.
+      InvalidValueError: a key that no schema knows or a value of the wrong kind (see `compose.checked`), an experiment name
+        that is no folder name, or a number that is no seed.
     """
     resolved = OmegaConf.to_container(compose.checked(config), resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)

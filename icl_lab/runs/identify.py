@@ -21,7 +21,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.prng import check_seed, stream
 from icl_lab.core.progress import phase
 from icl_lab.core.typing import Weights
-from icl_lab.models import SelfAttention
+from icl_lab.models import Learner
 from icl_lab.report import console as present
 from icl_lab.runs import records
 from icl_lab.runs.execute import named_leaves
@@ -32,7 +32,7 @@ class TrainedModel(NamedTuple):
     """What a run trained, on what, and the weights it ended with."""
 
     task: Task
-    model: SelfAttention
+    model: Learner
     weights: Weights
 
 
@@ -85,7 +85,8 @@ def find(folder: Path, prompts: int, seed: int) -> analysis.Identification:
       seed: of the prompts.
 
     Raises:
-      InvalidValueError: as `load`, too few prompts, or no seed.
+      InvalidValueError: no folder of a finished run, too few prompts, or no seed.
+      DamagedRunError: a file of the run that cannot be read.
       NonFiniteError: a model whose training diverged.
     """
     check_seed(seed, "--seed")

@@ -36,6 +36,15 @@ def read_json(path: Path) -> Any:
 
     Raises:
       DamagedRunError: it is missing, cut or no JSON.
+
+    Examples:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from icl_lab.runs import records
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     records.write_json(Path(folder) / "metrics.json", {"risk": 0.25, "bound": float("inf")})
+      ...     records.read_json(Path(folder) / "metrics.json")
+      {'risk': 0.25, 'bound': 'inf'}
     """
     with _reading(path):
         return json.loads(path.read_bytes())

@@ -21,7 +21,7 @@ from icl_lab.core.errors import AssumptionError, InvalidValueError, UnsupportedP
 from icl_lab.core.prng import stream
 from icl_lab.core.progress import phase
 from icl_lab.core.typing import Array, Key, Weights
-from icl_lab.models import LinearSelfAttention, SelfAttention
+from icl_lab.models import Learner, LinearSelfAttention
 from icl_lab.objectives import Objective, SampledLoss, StreamedLoss
 from icl_lab.tasks.prompt import Prompt, Task
 from icl_lab.theory import Optimum
@@ -51,7 +51,7 @@ class Simulation:
 
     status: str
     task: Task
-    model: SelfAttention
+    model: Learner
     initial: Weights
     training: TrainingResult
     optimum: Optimum | None
@@ -72,7 +72,7 @@ class Problem:
     config: Mapping[str, Any]
     key: Key
     task: Task
-    model: SelfAttention
+    model: Learner
     objective: Objective
     initial: Weights
     optimum: Optimum | None
@@ -270,7 +270,7 @@ def _comparison_metrics(problem: Problem, limit: Weights, table: Table, lengths:
     }
 
 
-def _answer(model: SelfAttention, weights: Weights, prompt: Prompt) -> Array:
+def _answer(model: Learner, weights: Weights, prompt: Prompt) -> Array:
     return model(weights, prompt)
 
 

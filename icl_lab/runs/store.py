@@ -43,6 +43,13 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
     Args:
       config: the resolved configuration as plain dicts, lists and scalars; `NOT_HASHED` keys are ignored.
+
+    Examples:
+      >>> from icl_lab.runs import store
+      >>> store.config_hash({"task": {"dim": 2}, "seed": 0}) == store.config_hash({"seed": 0, "task": {"dim": 2.0}})
+      True
+      >>> len(store.config_hash({"seed": 0}))
+      16
     """
     hashed = {key: value for key, value in config.items() if key not in NOT_HASHED}
     text = json.dumps(_canonical(hashed), sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -37,7 +37,7 @@ FLOW_SETTINGS = ("weight_tolerance", "solver", "max_steps")
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A point of a sweep, and how it on_finished: `status` as in status.json, and the exception if it raised."""
+    """A point of a sweep, and how it ended: `status` as in status.json, and the exception if it raised."""
 
     config: dict[str, Any]
     folder: Path
@@ -95,7 +95,7 @@ PreparedRuns = list[tuple[Point, Problem]]
 
 
 def _prepared(points: list[Point], on_finished: OnFinished) -> Iterator[PreparedRuns]:
-    """The points as problems, as many at a time as memory allows; those that describe none have on_finished."""
+    """The points as problems, as many at a time as memory allows; those that describe none have ended."""
     held: PreparedRuns = []
     used = 0
     # Neighbours share what they have in common: an objective of sampled moments is drawn once.

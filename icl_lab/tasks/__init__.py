@@ -22,7 +22,6 @@ from icl_lab.tasks.distributions.starts import SparseStart as SparseStart
 from icl_lab.tasks.distributions.starts import StartDistribution as StartDistribution
 from icl_lab.tasks.distributions.starts import StartMoments as StartMoments
 from icl_lab.tasks.dynamics.linear import DiagonalUnitary as DiagonalUnitary
-from icl_lab.tasks.dynamics.linear import FixedTransition as FixedTransition
 from icl_lab.tasks.dynamics.linear import HaarOrthogonal as HaarOrthogonal
 from icl_lab.tasks.dynamics.linear import LinearDynamics as LinearDynamics
 from icl_lab.tasks.dynamics.linear import RotationBlocks as RotationBlocks

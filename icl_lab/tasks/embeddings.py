@@ -33,6 +33,18 @@ def merged(prompt: Prompt, query_label: Inexact[Array, "k"] | None = None) -> In
 
     Source: Zhang, Frei, Bartlett (arXiv 2306.09927), whose tokens are columns; von Oswald et al. (arXiv 2212.07677)
     fill the slot with -W_0 x_q, the negative prediction of the initial weights.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab.tasks import embeddings
+      >>> from icl_lab.tasks import Prompt
+      >>> inputs = np.array([[1.0], [2.0], [3.0]])
+      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
+      >>> print(embeddings.merged(prompt))
+      [[1. 2.]
+       [2. 4.]
+       [3. 6.]
+       [5. 0.]]
     """
     slot = jnp.zeros_like(prompt.labels[0]) if query_label is None else query_label
     inputs = jnp.concatenate([prompt.inputs, prompt.query[None]])

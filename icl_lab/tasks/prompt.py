@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.core.linalg import is_traced
+from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 
 LARGEST_PROMPT = 2**27
@@ -31,6 +32,21 @@ class Prompt(eqx.Module):
       target: (k,) the answer the loss compares with: the *noiseless* response for regression tasks (query noise adds
         a constant to every risk and variance to every estimate), the actual next value for sequences.
       latent: the task parameter that generated the prompt (task vector, AR coefficients, W, ...).
+
+    Examples:
+      A prompt written out by hand, with labels y = 2 x:
+
+      >>> import numpy as np
+      >>> from icl_lab.tasks import Prompt
+      >>> prompt = Prompt(
+      ...     inputs=np.array([[1.0], [2.0], [3.0]]),
+      ...     labels=np.array([[2.0], [4.0], [6.0]]),
+      ...     query=np.array([5.0]),
+      ...     target=np.array([10.0]),
+      ...     latent=np.array([2.0]),
+      ... )
+      >>> prompt.inputs.shape, prompt.query.shape
+      ((3, 1), (1,))
     """
 
     inputs: Inexact[Array, "N d"]
@@ -74,7 +90,16 @@ class Task(eqx.Module):
         )
 
     def sample_batch(self, key: Key, count: int) -> Prompt:
-        """`count` independent prompts, stacked along a new first axis; the first prompts do not depend on `count`."""
+        """`count` independent prompts, stacked along a new first axis; the first prompts do not depend on `count`.
+
+        Examples:
+          >>> import jax
+          >>> from icl_lab import tasks
+          >>> task = tasks.LinearRegression(dim=2, context_length=8)
+          >>> prompts = task.sample_batch(jax.random.key(0), 100)
+          >>> prompts.inputs.shape, prompts.labels.shape, prompts.query.shape
+          ((100, 8, 2), (100, 8, 1), (100, 2))
+        """
         return jax.vmap(self.sample)(jax.random.split(key, count))
 
 
@@ -134,3 +159,19 @@ def add_noise(key: Key, values: Inexact[Array, "*shape"], noise_std: Any) -> Ine
     if is_traced(noise_std):
         return jax.lax.cond(noise_std == 0, lambda: values, noisy)
     return values if float(noise_std) == 0.0 else noisy()
+
+
+def regression_prompt(
+    key: Key, inputs: Float[Array, "M d"], responses: Float[Array, "M k"], noise_std: Any, latent: Any
+) -> Prompt:
+    """The prompt of a regression task: the last input is the query, its noiseless response the target.
+
+    Args:
+      key: of the prompt; the noise has a stream of its own.
+      inputs: (N + 1, d), the query last.
+      responses: (N + 1, k), without noise.
+      noise_std: standard deviation of the noise that is added to the N labels.
+      latent: the task parameter that the responses come from.
+    """
+    labels = add_noise(stream(key, "noise"), responses[:-1], noise_std)
+    return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=responses[-1], latent=latent)

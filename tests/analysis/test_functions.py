@@ -10,7 +10,7 @@ from icl_lab import analysis, estimators
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LinearSelfAttention, LSAWeights
 from icl_lab.tasks import LinearRegression
-from icl_lab.tasks.prompt import Prompt
+from tests.prompts import random_prompt
 
 TASK = LinearRegression(dim=3, context_length=8, covariance=np.array([2.0, 1.0, 0.5]), noise_std=0.3)
 SIGMAS = 4
@@ -19,15 +19,6 @@ SIGMAS = 4
 def linear(matrix, prompt):
     """A predictor that ignores the context."""
     return jnp.asarray(matrix) @ prompt.query
-
-
-def random_prompt(seed, n=6, d=3, k=2, complex_data=False):
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_data else 0.0)
-
-    return Prompt(draw(n, d), draw(n, k), draw(d), draw(k))
 
 
 @pytest.mark.parametrize("complex_data", [False, True])

@@ -13,3 +13,8 @@ def run_claim(id, settings):
 def failed_checks(entry):
     """The names of the checks that failed."""
     return {check["name"] for check in entry["checks"] if not check["passed"]}
+
+
+def failed(id, settings):
+    """The names of the checks of a claim that fail at chosen settings."""
+    return failed_checks(run_claim(id, settings))

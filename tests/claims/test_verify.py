@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from icl_lab.claims import check, registry, verify
-from icl_lab.claims.claim import Source, integer, number
+from icl_lab.claims.claim import Source
+from icl_lab.claims.setting import Setting, integer, number
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 
 
@@ -20,27 +21,43 @@ def toys(monkeypatch):
     monkeypatch.setattr(registry, "_CLAIMS", {})
     ran = []
 
-    def add(id, run, parameters, validate=None):
-        registry.claim(id, statement="a toy", source=Source("toy", "-"), parameters=parameters, validate=validate)(run)
-
-    def square(d, x):
+    def square(setting):
         ran.append("toy.square")
+        d, x = setting.d, setting.x
         return [check.exact("square", float(jnp.sum(jnp.full((d,), x) ** 2)), d * x**2, 1e-14)]
 
-    def wrong(d):
-        return [check.exact("fine", 1.0, 1.0, 1e-14), check.exact("off", float(d), d + 1.0, 1e-3)]
+    def wrong(setting):
+        return [check.exact("fine", 1.0, 1.0, 1e-14), check.exact("off", float(setting.d), setting.d + 1.0, 1e-3)]
 
-    def broken(x):
+    def broken(setting):
         raise RuntimeError("the flow fell over")
 
-    def only_small(x, **_):
-        if x > 10:
+    add("toy.square", square, Sized)
+    add("toy.wrong", wrong, Wide)
+    add("other.broken", broken, Other)
+    return ran
+
+
+class Wide(Setting):
+    d: int = integer(3, 1, "dimension")
+
+
+class Sized(Wide):
+    x: float = number(0.1, meaning="an entry")
+
+    def validate(self):
+        if self.x > 10:
             raise AssumptionError("`x` must be at most 10")
 
-    add("toy.square", square, {"d": integer(3, 1), "x": number(0.1)}, only_small)
-    add("toy.wrong", wrong, {"d": integer(3, 1)})
-    add("other.broken", broken, {"x": number(1.0)})
-    return ran
+
+class Other(Setting):
+    x: float = number(1.0, meaning="an entry")
+
+
+def add(id, run, setting=Setting):
+    """Register a function as a claim."""
+    run.__doc__ = "A toy.\n\nIt says nothing of the world."
+    registry.claim(id, setting, Source("toy", "-"))(run)
 
 
 def test_an_entry_has_the_documented_keys(toys):
@@ -82,7 +99,7 @@ def test_a_claim_that_raises_has_failed_with_its_reason(toys):
 
 
 def test_a_claim_without_checks_does_not_pass(toys):
-    registry.claim("toy.empty", statement="-", source=Source("toy", "-"), parameters={})(lambda: [])
+    add("toy.empty", lambda setting: [])
     (entry,) = verify.run(["toy.empty"])
     assert not entry["passed"]
 
@@ -106,6 +123,17 @@ def test_values_outside_a_range_or_an_assumption_are_refused_before_anything_run
     assert toys == []
 
 
+def test_a_symbol_that_stands_for_several_things_is_refused_for_all_of_them(toys):
+    class Elsewhere(Setting):
+        x: float = number(1.0, meaning="a time")
+
+    add("third.one", lambda setting: [check.exact("x", setting.x, setting.x, 1e-12)], Elsewhere)
+    with pytest.raises(InvalidValueError, match=r"`x` stands for several things.*an entry \(toy.square and 1 more\); a time"):
+        verify.run([], {"x": 2.0})
+    assert toys == []
+    assert verify.run(["third.*"], {"x": 2.0})[0]["parameters"] == {"x": 2.0}
+
+
 def test_an_unknown_claim_is_refused_with_suggestions(toys):
     with pytest.raises(InvalidValueError, match=r"did you mean toy\.square"):
         verify.run(["toy.sqare"])
@@ -115,7 +143,7 @@ def test_an_unknown_claim_is_refused_with_suggestions(toys):
 
 def test_ids_are_unique(toys):
     with pytest.raises(InvalidValueError, match="taken"):
-        registry.claim("toy.square", statement="", source=Source("", ""), parameters={})(lambda: [])
+        add("toy.square", lambda setting: [])
 
 
 def test_the_order_of_claims_is_not_that_of_imports():
@@ -131,9 +159,10 @@ def test_the_order_of_claims_is_not_that_of_imports():
 def test_a_notebook_cell_that_defines_a_claim_may_run_again(toys):
     for factor in (2.0, 3.0):
 
-        @registry.claim("toy.again", statement="", source=Source("", ""), parameters={})
-        def again(factor=factor):
+        def again(setting, factor=factor):
             return [check.exact("factor", factor, 3.0, 1e-12)]
+
+        add("toy.again", again)
 
         (entry,) = verify.run(["toy.again"])
         assert "reason" not in entry
@@ -153,9 +182,7 @@ def test_progress_is_reported_for_every_claim(toys):
 
 
 def test_a_check_on_nan_fails_the_claim(toys):
-    registry.claim("toy.nan", statement="", source=Source("", ""), parameters={})(
-        lambda: [check.exact("number", np.nan, 1.0, 1.0)]
-    )
+    add("toy.nan", lambda setting: [check.exact("number", np.nan, 1.0, 1.0)])
     (entry,) = verify.run(["toy.nan"])
     assert not entry["passed"]
     assert entry["checks"][0]["measured"] is None

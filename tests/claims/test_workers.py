@@ -7,6 +7,7 @@ import pytest
 
 from icl_lab.claims import check, registry, verify, workers
 from icl_lab.claims.claim import Source
+from icl_lab.claims.setting import Setting
 from icl_lab.report import tables
 
 
@@ -26,7 +27,7 @@ def test_a_worker_leaves_with_its_memory_after_some_claims(monkeypatch):
     monkeypatch.setattr(workers, "CLAIMS_PER_WORKER", 2)
     chosen = registry.select(["zhang2023.lem*"])[:4]
     entries, lost = [], []
-    left = workers.run_each([(one, {}) for one in chosen], 1, _in_which_process, entries.append, lost.append)
+    left = workers.run_each([(one, one.resolve()) for one in chosen], 1, _in_which_process, entries.append, lost.append)
     assert (left, lost) == ([], [])
     processes = [entry["process"] for entry in entries]
     assert sorted(map(processes.count, set(processes))) == [2, 2]
@@ -38,11 +39,12 @@ def test_claims_that_only_this_process_has_run_here_with_a_remark(monkeypatch):
     monkeypatch.setattr(registry, "_CLAIMS", dict(registry.all_claims()))
     made = types.ModuleType("made_by_hand")
     code = """
-def one():
+@registry.claim("own.one", Setting, Source("own", "-"))
+def one(setting):
+    "One is one.\\n\\nBy hand."
     return [check.exact("one", 1.0, 1.0, 1e-15)]
-registry.claim("own.one", statement="-", source=Source("own", "-"), parameters={})(one)
 """
-    made.check, made.registry, made.Source = check, registry, Source
+    made.check, made.registry, made.Source, made.Setting = check, registry, Source, Setting
     exec(code, made.__dict__)
     entries = verify.run(["own.one", "zhang2023.setup"], None, 2)
     assert [entry["verdict"] for entry in entries] == ["passed", "passed"]

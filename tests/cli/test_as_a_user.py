@@ -19,6 +19,11 @@ def icl_lab_command(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def python(program, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    return subprocess.run([sys.executable, "-c", program], env=environment, cwd=cwd, capture_output=True, text=True)
+
+
 def test_help_answers_without_loading_jax(tmp_path):
     program = (
         "import sys\n"
@@ -27,8 +32,7 @@ def test_help_answers_without_loading_jax(tmp_path):
         "heavy = {'jax', 'numpy', 'hydra', 'matplotlib', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = python(program, tmp_path)
     assert done.returncode == 0, done.stderr
     for verb in ("run", "claims", "verify", "table"):
         assert verb in done.stdout
@@ -41,8 +45,7 @@ def test_composing_a_configuration_loads_no_jax_and_keeps_a_plain_experiment_nam
         "status = main(['run', 'experiment=my-series', 'task.dim=7', '--cfg', 'job'])\n"
         "assert status == 0 and 'jax' not in sys.modules\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = python(program, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "experiment: my-series" in done.stdout
     assert "dim: 7" in done.stdout

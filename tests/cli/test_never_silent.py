@@ -27,7 +27,12 @@ from icl_lab.claims import check, registry
 
 registry.modules = tuple
 
-def run(d):
+from icl_lab.claims.claim import Source
+from icl_lab.claims.setting import Setting
+
+@registry.claim("toy.slow", Setting, Source("toy", "-"))
+def run(setting):
+    "A toy.\\n\\nIt takes its time."
     import jax, jax.numpy as jnp
     def long_to_compile(x):
         for i in range({size}):
@@ -41,8 +46,6 @@ def run(d):
     {more}
     return [check.exact("one", 1.0, 1.0, 1e-14)]
 
-from icl_lab.claims.claim import Source, integer
-registry.claim("toy.slow", statement="a toy", source=Source("toy", "-"), parameters={{"d": integer(1, 1)}})(run)
 sys.exit(cli.main(["verify", "toy.slow", "--json", "-"]))
 """
 FAST = {"interval": 0.3, "patience": 0.2, "size": 40, "nap": 1.5, "more": "pass"}

@@ -10,7 +10,8 @@ import yaml
 from icl_lab import cli, report
 from icl_lab.claims import verify
 from icl_lab.claims.check import exact, sampled
-from icl_lab.claims.claim import Claim, Source, integer
+from icl_lab.claims.claim import Claim, Source
+from icl_lab.claims.setting import Setting, integer
 from icl_lab.report import console as present
 from icl_lab.runs import records
 
@@ -35,11 +36,18 @@ class Page(html.parser.HTMLParser):
 def verified():
     """What `verify` makes of a claim of one exact and one sampled check."""
 
-    def run(d):
-        return [exact("sum of ones", float(d), 3.0, 1e-12), sampled("mean", [1.1] * 6, [1.0] * 6, [0.05] * 6)]
+    class Toy(Setting):
+        d: int = integer(3, 1)
 
-    toy = Claim("toy.sum", "Ones add up to d.", Source("A paper, arXiv 0000.00000", "Lemma 0"), {"d": integer(3, 1)}, run)
-    return [verify.run_claim(toy, {"d": 3})]
+    def run(setting):
+        """Ones add up to d.
+
+        They are counted.
+        """
+        return [exact("sum of ones", float(setting.d), 3.0, 1e-12), sampled("mean", [1.1] * 6, [1.0] * 6, [0.05] * 6)]
+
+    toy = Claim("toy.sum", Toy, Source("A paper, arXiv 0000.00000", "Lemma 0"), run)
+    return [verify.run_claim(toy, toy.resolve())]
 
 
 @pytest.fixture

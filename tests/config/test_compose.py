@@ -9,10 +9,12 @@ from flax import nnx
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from icl_lab import mixers
 from icl_lab.config import build, paths, schema
 from icl_lab.config.compose import checked, register
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import Decoder
+from icl_lab.models.mixer_layer import in_range
 from icl_lab.runs.hydra.launch import one_sentence
 from icl_lab.training.covariate_shift import Training
 from icl_lab.training.prefixes import Curriculum
@@ -76,6 +78,66 @@ def test_every_model_answers_a_prompt(name, key):
     weights = build.build_weights(config["trainer"], config["model"], task, model, key)
     assert jax.eval_shape(lambda k: model(weights, task.sample(k)), key).shape == (1,)
     assert config["model"]["kind"] == name
+
+
+MIXED = ("model=mixer", "trainer.init=gaussian")
+
+
+def built(*overrides):
+    config = resolved(*MIXED, *overrides)
+    task, model = build.build_task(config["task"]), build.build_model(config["model"])
+    key = jax.random.key(0)
+    return model, build.build_weights(config["trainer"], config["model"], task, model, key), task.sample(key)
+
+
+@pytest.mark.parametrize("name", mixers.MIXERS)
+def test_every_mixer_of_the_registry_is_a_model(name):
+    model, weights, prompt = built(f"model.mixer={name}", "model.heads=2", "model.layers=2", "model.data_dependent=true")
+    assert model.layers.mixer.name == name
+    assert jax.eval_shape(model, weights, prompt).shape == (1,)
+    assert weights[0].gates.keys() == {gate.name for gate in model.layers.mixer.description.gates}
+
+
+@pytest.mark.parametrize("form", ["model.gates.write_strength=1.5", "model.gates={write_strength:1.5}"])
+def test_gates_and_parameters_of_a_mixer_are_set_by_their_names(form):
+    both = ("model.parameters.negative_eigenvalues=true", "model.parameters.scale=1")
+    model, weights, _ = built("model.mixer=gated_deltanet", form, *both, "model.key_width=2", "model.gates.log_decay=-0.5")
+    assert model.layers.mixer == mixers.named("gated_deltanet", negative_eigenvalues=True, scale=1)
+    strength, decay = model.layers.mixer.description.gates
+    assert float(in_range(weights.gates["write_strength"].bias, strength)[0]) == pytest.approx(1.5, rel=1e-14)
+    assert float(in_range(weights.gates["log_decay"].bias, decay)[0]) == pytest.approx(-0.5, rel=1e-14)
+    assert weights.w_k.shape == (1, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.mixer=lstm"], r"No mixer is called 'lstm'; choose one of .*deltanet.*softmax"),
+        (["model.parameters.size=3"], r"`deltanet` takes the parameters .*'scale'.*got \['size'\]"),
+        (["model.parameters.scale=wide"], "`scale` of deltanet must be a number; got 'wide'"),
+        (["model.parameters.normalised_step=1"], "`normalised_step` of deltanet must be true or false; got 1"),
+        (["model.gates.log_decay=-0.1"], r"deltanet takes the gates \['write_strength'\], each once"),
+        (["model.gates.write_strength=1.5"], r"`write_strength` must be in \[0, 1\]"),
+        (["model.gates.write_strength=1"], "must start strictly between 0 and 1"),
+        (
+            ["trainer.init=zhang"],
+            "trainer.init=zhang is the start of one layer of one head of attention.*kind=mixer.*Use trainer.init=gaussian",
+        ),
+    ],
+)
+def test_what_a_mixer_does_not_have_is_refused_with_what_it_has(overrides, message):
+    with pytest.raises(InvalidValueError, match=message):
+        built(*overrides)
+
+
+def test_a_gate_is_a_number_and_other_mappings_take_no_new_keys():
+    for overrides, words in [
+        ((*MIXED, "model.gates.write_strength=strong"), "`model.gates.write_strength`: Value 'strong'"),
+        (("task.covariance={condition_number:4}", "task.covariance.power_law=1"), "power_law"),
+    ]:
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            composed(*overrides)
+        assert words in one_sentence(caught.value)
 
 
 @pytest.mark.parametrize("name", choices("trainer"))

@@ -8,7 +8,7 @@ from icl_lab.tasks.prompt import Prompt
 
 K, V = 6, 3
 ALL = {name: mixers.named(name) for name in mixers.MIXERS} | {
-    "kda, other parameters": mixers.KDA(1.0, negative_eigenvalues=True, normalised_step=True),
+    "kda, other parameters": mixers.named("kda", scale=1.0, negative_eigenvalues=True, normalised_step=True),
 }
 """Every mixer at its defaults, and one at other parameters."""
 

@@ -79,8 +79,8 @@ def test_a_query_written_with_value_zero_leaves_one_minus_the_write_strength_of_
     for last in (0.7, 0.0):
         strengths = np.append(np.full(7, 0.7), last)
         queries = np.broadcast_to(query, tokens[0].shape)
-        written[last] = mixers.DeltaNet(1.0).outputs(queries, *tokens, write_strength=strengths)[-1]
-    right = mixers.DeltaNet(1.0).read(query, prompt.inputs, prompt.labels, write_strength=0.7)
+        written[last] = mixers.named("deltanet", scale=1.0).outputs(queries, *tokens, write_strength=strengths)[-1]
+    right = mixers.named("deltanet", scale=1.0).read(query, prompt.inputs, prompt.labels, write_strength=0.7)
     assert error(written[0.0], right) <= 1e-13
     assert error(written[0.7], 0.3 * right) <= 1e-12
 

@@ -1,6 +1,5 @@
 """Token-wise layers, LayerNorm, clipping, and stacks of different layers, against the same thing written out in numpy."""
 
-import jax
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -9,12 +8,13 @@ from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import (
     MLP,
     Embedding,
+    Layered,
+    LinearLayer,
     LinearSelfAttention,
     LSAWeights,
+    SoftmaxLayer,
     SoftmaxSelfAttention,
-    Stack,
     constructions,
-    initializers,
 )
 from icl_lab.models.constructions import copying
 from tests.models.attention_reference import random_prompt
@@ -30,9 +30,13 @@ def layer(rng, width):
 
 def test_embedding_network_and_attention_in_a_row(rng):
     prompt = random_prompt(rng, N, DIM, 1)
-    key = jax.random.key(0)
-    widen, network = initializers.embedding(key, DIM + 1, 7), initializers.mlp(key, 7, 11)
-    network = MLP(network.w_in, rng.normal(size=11), network.w_out, rng.normal(size=7))
+    widen = Embedding(rng.normal(size=(7, DIM + 1)) / np.sqrt(DIM + 1))
+    network = MLP(
+        w_in=rng.normal(size=(11, 7)) / np.sqrt(7),
+        b_in=rng.normal(size=11),
+        w_out=rng.normal(size=(7, 11)) / np.sqrt(11),
+        b_out=rng.normal(size=7),
+    )
     last = layer(rng, 7)
     tokens = np.asarray(GD.tokens(prompt)) @ widen.matrix.T
     hidden = tokens @ network.w_in.T + network.b_in
@@ -73,26 +77,32 @@ def test_a_stack_copies_with_one_kind_of_layer_and_steps_with_another(rng):
     expected = eta / count * prompt.labels[:, 0] @ (prompt.inputs @ prompt.query)
     linear = LinearSelfAttention(embedding="positioned", normaliser="none")
     np.testing.assert_allclose(linear(weights, prompt), [expected], **ROUNDING)
-    np.testing.assert_allclose(Stack((linear, linear))(weights, prompt), [expected], **ROUNDING)
+    step = LinearLayer(normaliser="none")
+    same = Layered((step, step), embedding="positioned")
+    np.testing.assert_allclose(same(weights, prompt), [expected], **ROUNDING)
     # Softmax leaves an average in the copy of the query token, which has no successor; the step reads it with the answer.
     softmax = SoftmaxSelfAttention(embedding="positioned", inverse_temperature=20.0)
     copied = softmax.apply(weights[0], softmax.tokens(prompt))
     expected = np.asarray(linear.apply(weights[1], copied))[-1, -1:]
-    np.testing.assert_allclose(Stack((softmax, linear))(weights, prompt), expected, **ROUNDING)
+    mixed = Layered((SoftmaxLayer(inverse_temperature=20.0), step), embedding="positioned")
+    np.testing.assert_allclose(mixed(weights, prompt), expected, **ROUNDING)
+    np.testing.assert_allclose(mixed.apply(weights, mixed.tokens(prompt))[-1, -1:], expected, **ROUNDING)
+    with pytest.raises(InvalidValueError, match=r"one entry for each of the 2 layers.*got 1"):
+        mixed(weights[:1], prompt)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
         (lambda: LinearSelfAttention(clip=0.0), InvalidValueError, "`clip` must be null or a number > 0"),
-        (lambda: Stack(()), InvalidValueError, "at least one architecture"),
-        (lambda: Stack((GD, LinearSelfAttention(embedding="sinusoidal"))), InvalidValueError, "share one `embedding`"),
+        (lambda: Layered(()), InvalidValueError, "at least one layer"),
+        (lambda: Layered((LinearLayer(), GD)), InvalidValueError, "no embedding and no loops; got LinearSelfAttention"),
+        (lambda: Layered(LinearLayer(), embedding="mergd"), InvalidValueError, "mergd"),
         (
             lambda: constructions.gradient_descent(LinearSelfAttention(layer_norm=True), 2, 5, 0.1),
             UnsupportedProblemError,
             "layer_norm=False",
         ),
-        (lambda: initializers.mlp(jax.random.key(0), 3, 0), InvalidValueError, "`hidden`"),
     ],
 )
 def test_misuse_is_refused(make, error, words):
@@ -102,9 +112,9 @@ def test_misuse_is_refused(make, error, words):
 
 def test_widths_that_do_not_fit_are_named(rng):
     prompt = random_prompt(rng, N, DIM, 1)
-    widen = initializers.embedding(jax.random.key(0), DIM + 2, 7)
+    widen = Embedding(rng.normal(size=(7, DIM + 2)))
     with pytest.raises(InvalidValueError, match="layer 0 maps tokens of width 5; these are 4 wide"):
         GD((widen, layer(rng, 7)), prompt)
-    widen = initializers.embedding(jax.random.key(0), DIM + 1, 7)
+    widen = Embedding(rng.normal(size=(7, DIM + 1)))
     with pytest.raises(InvalidValueError, match="must keep the width of a token; 4 becomes 7"):
         LinearSelfAttention(loops=2)((widen, layer(rng, 7)), prompt)

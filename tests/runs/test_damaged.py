@@ -96,7 +96,7 @@ def test_record_without_a_kind_is_refused_in_a_sentence(runs):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["model"]["kind"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(InvalidValueError, match=r"`model\.kind` of .* must be one of linear_attention, softmax_attention"):
+    with pytest.raises(InvalidValueError, match=r"`model\.kind` of .* one of linear_attention, mixer, softmax_attention"):
         identify.load(folder)
 
 

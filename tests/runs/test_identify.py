@@ -62,6 +62,7 @@ def test_models_of_every_shape_come_back_with_their_weights(run, key):
     for shape in (
         ("model.layers=2",),
         ("model=softmax_attention", "model.heads=2"),
+        ("model=mixer", "model.mixer=kda", "model.layers=2", "model.heads=2", "model.data_dependent=true"),
         ("model.parametrisation=separate", "precision=float32"),
     ):
         folder = run(*adam, *shape)

@@ -20,7 +20,9 @@ RHO = np.array([0.5, -0.3])
 
 @pytest.fixture
 def series():
-    (values,) = rollout.simulated_series(RHO, 1.0, 400, 1, seed=0)
+    generator = np.random.default_rng(0)
+    start, noise = (generator.standard_normal((1, count)) for count in (2, 398))
+    (values,) = rollout.stationary_series(RHO, 1.0, start, noise)
     return values
 
 

@@ -12,7 +12,7 @@ from icl_lab.analysis import Predictor
 from icl_lab.core import compiled
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.core.typing import Array, Key
-from icl_lab.models import LinearSelfAttention, SelfAttention
+from icl_lab.models import Learner, LinearSelfAttention
 from icl_lab.tasks.prompt import Task
 from icl_lab.theory import Optimum
 
@@ -21,7 +21,7 @@ DEFAULT_PENALTY = 1.0
 """Ridge penalty where the task has no Bayes penalty (no noise, or no Gaussian task vector)."""
 
 
-def closed_form(task: Task, model: SelfAttention) -> Optimum | None:
+def closed_form(task: Task, model: Learner) -> Optimum | None:
     """The theorem that says what one linear layer becomes on this task, or None where the lab knows none.
 
     The first that applies of Mahankali et al. (plain sum, inverse covariance), Zhang et al. (noiseless, task covariance
@@ -66,7 +66,14 @@ def best_linear_steps(task: Task, key: Key, prompts: int) -> tuple[float, Float[
 
 
 def predictors(task: Task, step_size: float, preconditioner: Array, penalty: float | None) -> dict[str, Predictor]:
-    """The estimators of the comparison by the name they have in tables and files."""
+    """The estimators that a trained model is compared with, by the names they have in tables and files.
+
+    Args:
+      task: distribution of the prompts.
+      step_size: eta of the gradient step.
+      preconditioner: (d, d), of the preconditioned gradient step.
+      penalty: of ridge regression; None for `bayes_penalty`.
+    """
     chosen = {
         "gradient_descent": estimators.named("gradient_descent", step_size=np.asarray(step_size)),
         "preconditioned_gradient_descent": estimators.named("preconditioned_gradient_descent", preconditioner=preconditioner),

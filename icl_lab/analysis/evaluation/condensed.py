@@ -1,4 +1,4 @@
-r"""Long prompts of Gaussian regression by their Gram matrices: a few rows with the distribution of the second moments of many.
+r"""Long prompts of Gaussian regression by their Gram matrices: a few rows whose Gram matrix is distributed as that of many.
 
 One linear layer and the estimators beside it read the examples of a prompt through sum_i x_i x_i^T and sum_i x_i y_i alone.
 For Gaussian inputs and noise a Gram matrix of n examples can be drawn without them: that of n standard normal rows (z, e) in
@@ -35,8 +35,7 @@ MEANS = ("model", "gradient_descent", "preconditioned_gradient_descent")
 
 
 class Condensed(Task):
-    """The distribution of a regression task's prompts at several context lengths, in as few rows as have the same second
-    moments.
+    """A regression task's prompts at several context lengths, each in as few rows as can have its Gram matrix.
 
     Attributes:
       task: Gaussian regression at the largest length.
@@ -90,7 +89,7 @@ class _Mean(eqx.Module):
 
 
 def condensed(task: Task, lengths: Sequence[int]) -> Condensed | None:
-    """The `Condensed` distribution of a task whose prompts are Gaussian regression and long enough, by far; else None."""
+    """The `Condensed` prompts of a task, where it is Gaussian regression with prompts long enough to gain by it; else None."""
     if not (isinstance(task, tasks.LinearRegression) and isinstance(task.covariates, tasks.Gaussian)):
         return None
     distribution = Condensed(task, lengths)

@@ -46,7 +46,7 @@ def measure(
       lengths: context lengths, at most that of `task`; each compiles its own program.
       key: random key.
       prompts: at least 2, rounded up to whole chunks.
-      sequence: see `prefix`.
+      sequence: whether the examples of a prompt follow each other in time, see `prefix`.
       together: number of models whose answers are in memory at once.
 
     Returns:

@@ -12,6 +12,8 @@ from icl_lab.analysis.sampling import Estimate
 
 SIGMAS = 4.0
 """Standard errors that tell two functions apart."""
+FACTOR = 2.0
+"""By which a richer family must be closer than a simpler one that it contains or approximates."""
 
 
 @dataclasses.dataclass(frozen=True)

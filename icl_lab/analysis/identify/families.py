@@ -6,7 +6,8 @@ X = U s V^* of the inputs and Y the labels,
 .. math:: \hat y = \sum_j f(s_j^2)\; c_j, \qquad c_j = s_j\, (Y^\top \bar U)_j\, (V^\top x_q)_j ,
 
 and the filter f alone depends on the parameters. So a prompt is decomposed once, and a fit costs O(d) a prompt and an iteration
-whatever the length of the prompt. The fitted parameters are those of `estimators`, which answer on fresh prompts.
+whatever the length of the prompt. Online descent, which reads the examples in their order, costs O(N d). The fitted parameters
+are those of `estimators`, which answer on fresh prompts.
 
 Parameters of fits have no scale: step sizes are in units of N over the mean eigenvalue of X^* X, penalties in units of that
 eigenvalue, curvatures in units of its inverse, exponents of kernels in units of their spread over the examples.
@@ -15,23 +16,21 @@ eigenvalue, curvatures in units of its inverse, exponents of kernels in units of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix
 from jaxtyping import Float, Inexact
 
 from icl_lab import estimators
+from icl_lab.analysis.identify import discrimination
+from icl_lab.analysis.identify.features import Features, eigenvalue
+from icl_lab.analysis.identify.search import least_squares, reals
 from icl_lab.analysis.sampling import Predictor
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array
-from icl_lab.estimators.examples import examples
-from icl_lab.estimators.gradient_descent import mean_gradient
-from icl_lab.tasks.prompt import Prompt
 
 PENALTIES = np.geomspace(1e-10, 1e4, 57)[:, None]
 """Ridge penalties from which fits start; one that ends outside is at the boundary."""
@@ -41,9 +40,6 @@ _EXPONENTS = np.geomspace(1e-3, 100.0, 31)[:, None]
 _LAYERS = np.stack(np.meshgrid(np.geomspace(1e-3, 10.0, 13), [0.3, 1.0, 3.0], [0.0, 0.1, 0.2, 0.4, 0.7]), -1).reshape(-1, 3)
 # An exact family converges quadratically from the grid; of another one the last digits do not matter.
 _FEW, _MANY = 12, 50
-
-Answer = Callable[[Array, Any, "Features"], Array]
-"""Parameters (p,), whatever else a family needs, decomposed prompts -> answers (M, k)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,50 +73,40 @@ class Fit(NamedTuple):
     squares: Float[np.ndarray, "M"]
 
 
-class Features(eqx.Module):
-    """What fits need of M prompts (or of one, without the axis M).
+def fitted(data: Features, answers: Inexact[Array, "M k"], steps: int, layers: int, resolution: float) -> list[Candidate]:
+    """Every family at its best, from simple to rich; of those that come in sizes the size that fits best.
 
-    Attributes:
-      values: (M, r), squared singular values of the inputs, r = min(N, d).
-      parts: (M, k, r), c of the module.
-      moments: (M, k, d), mean of y_i x_i^*.
-      queries: (M, d).
-      labels: (M, N, k).
-      scores: exponents of each kernel, (M, N).
+    Args:
+      data: prompts.
+      answers: what the model answers to them.
+      steps: most steps of gradient descent.
+      layers: most layers of GD++.
+      resolution: relative distance within which two functions are the same.
     """
+    norms = np.sum(np.abs(answers) ** 2, axis=1)
 
-    values: Float[Array, "*M r"]
-    parts: Inexact[Array, "*M k r"]
-    moments: Inexact[Array, "*M k d"]
-    queries: Inexact[Array, "*M d"]
-    labels: Inexact[Array, "*M N k"]
-    scores: dict[str, Float[Array, "*M N"]]
+    def choose(fits: Sequence[Fit], factor: float = 1.0) -> Candidate:
+        squares = np.stack([fit.squares for fit in fits])
+        return fits[discrimination.simplest(squares, norms, resolution, [factor] * len(fits))].candidate
 
-
-@compiled.jit
-def features(prompts: Prompt) -> Features:
-    """The decomposition of a batch of prompts."""
-
-    def one(prompt: Prompt) -> Features:
-        inputs, labels, query = examples(prompt)
-        left, singular, right = jnp.linalg.svd(inputs, full_matrices=False)
-        parts = (labels.T @ left.conj()) * (singular.astype(query.dtype) * (right.conj() @ query))[None, :]
-        start = jnp.zeros((labels.shape[1], inputs.shape[1]), inputs.dtype)
-        return Features(
-            values=singular**2,
-            parts=parts,
-            moments=-mean_gradient(start, inputs, labels),
-            queries=query,
-            labels=labels,
-            scores={kernel: estimators.kernel_scores(inputs, query, kernel) for kernel in estimators.EXPONENTS},
-        )
-
-    return jax.vmap(one)(prompts)
+    softmax = [smoother(data, answers, kernel) for kernel in ("exponential", "opposite", "odd")]
+    return [
+        Candidate("zero", "zero", {}),
+        Candidate("OLS", "ols", {}),
+        choose(descents(data, answers, steps)),
+        ridge(data, answers).candidate,
+        online_descent(data, answers).candidate,
+        smoother(data, answers, "gaussian").candidate,
+        choose(softmax),
+        # Every layer has two parameters more.
+        choose(layered_descents(data, answers, layers), discrimination.FACTOR),
+        preconditioned(data, answers),
+    ]
 
 
-def descents(data: Features, answers: Inexact[Array, "M k"], length: int, most: int) -> list[Fit]:
+def descents(data: Features, answers: Inexact[Array, "M k"], most: int) -> list[Fit]:
     """Gradient descent of 1 .. `most` equal steps, the best step size of each."""
-    unit, found = _eigenvalue(data), []
+    unit, length, found = eigenvalue(data), data.inputs.shape[1], []
     for steps in range(1, most + 1):
         taken = np.arange(most) < steps
         point, squares = _fit(_descent, _STEPS, (unit, taken), data, answers, 1, _FEW)
@@ -132,9 +118,9 @@ def descents(data: Features, answers: Inexact[Array, "M k"], length: int, most: 
     return found
 
 
-def layered_descents(data: Features, answers: Inexact[Array, "M k"], length: int, most: int) -> list[Fit]:
+def layered_descents(data: Features, answers: Inexact[Array, "M k"], most: int) -> list[Fit]:
     """GD++ of 2 .. `most` layers, the best step sizes and curvatures of each; the last curvature has no effect and is 0."""
-    unit, found = _eigenvalue(data), []
+    unit, length, found = eigenvalue(data), data.inputs.shape[1], []
     ramp = np.linspace(0.0, 1.0, most)
     for layers in range(2, most + 1):
         taken = np.arange(most) < layers
@@ -151,7 +137,7 @@ def layered_descents(data: Features, answers: Inexact[Array, "M k"], length: int
 
 def ridge(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
     """Ridge regression at the best penalty."""
-    unit = _eigenvalue(data)
+    unit = eigenvalue(data)
     (logarithm,), squares = _fit(_ridge, np.log(PENALTIES), unit, data, answers, 1, _FEW)
     low, high = np.log(PENALTIES[[0, -1], 0])
     note = ""
@@ -162,6 +148,16 @@ def ridge(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
     penalty = unit * np.exp(np.clip(logarithm, low, high))
     words = f"penalty {_number(penalty)}"
     return Fit(Candidate("ridge", "ridge", {"penalty": np.asarray(penalty)}, words, note), squares)
+
+
+def online_descent(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
+    """One pass of stochastic gradient descent over the examples in their order, at the best step size."""
+    length, dim = data.inputs.shape[1:]
+    # One over the mean squared norm of an input.
+    unit = np.asarray(length / (dim * eigenvalue(data)))
+    (size,), squares = _fit(_online_descent, _STEPS, unit, data, answers, 1, _FEW)
+    parameters = {"step_size": np.asarray(size * unit)}
+    return Fit(Candidate("online SGD", "online_sgd", parameters, f"step {_number(size * unit)}"), squares)
 
 
 def smoother(data: Features, answers: Inexact[Array, "M k"], kernel: str) -> Fit:
@@ -217,6 +213,21 @@ def _ridge(point: Array, unit: Any, data: Features) -> Array:
     return _filtered(1 / (data.values + unit * jnp.exp(point[0])), data)
 
 
+def _online_descent(point: Array, unit: Any, data: Features) -> Array:
+    """The query is taken back through the examples, the last one first: what is left of it meets the labels before."""
+    size = (point[0] * unit).astype(data.inputs.dtype)
+
+    def back(state, example):
+        query, answer = state
+        inputs, labels = example
+        weight = size * jnp.sum(jnp.conj(inputs) * query, axis=1)
+        return (query - weight[:, None] * inputs, answer + weight[:, None] * labels), None
+
+    examples = jnp.swapaxes(data.inputs, 0, 1), jnp.swapaxes(data.labels, 0, 1)
+    start = data.queries, jnp.zeros_like(data.labels[:, 0])
+    return jax.lax.scan(back, start, examples, reverse=True)[0][1]
+
+
 def _filtered(values: Array, data: Features) -> Array:
     return jnp.einsum("mkr,mr->mk", data.parts, values.astype(data.parts.dtype))
 
@@ -247,56 +258,13 @@ def _scales(exponents: Array, scores: Array, against: Array, labels: Array, answ
 def _preconditioner(moments: Array, queries: Array, answers: Array) -> Array:
     count, labels, dim = moments.shape
     design = (queries[:, None, :, None] * moments[:, :, None, :]).reshape(count * labels, dim * dim)
-    return jnp.linalg.lstsq(_reals(design), _reals(answers.reshape(-1)))[0].reshape(dim, dim)
+    return jnp.linalg.lstsq(reals(design), reals(answers.reshape(-1)))[0].reshape(dim, dim)
 
 
 def _fit(*arguments) -> tuple[np.ndarray, np.ndarray]:
-    """See `_search`."""
-    point, squares = _search(*arguments)
+    """`least_squares` as numpy."""
+    point, squares = least_squares(*arguments)
     return np.asarray(point), np.asarray(squares)
-
-
-@compiled.jit
-def _search(
-    answer: Answer, grid: Array, extra: Any, data: Features, answers: Array, keep: int, iterations: int
-) -> tuple[Array, Array]:
-    """The least squares parameters (p,), by Levenberg and Marquardt from the best `keep` points of a grid (G, p).
-
-    And the squared distances (M,) that they leave.
-    """
-
-    def residual(point):
-        return _reals((answer(point, extra, data) - answers).reshape(-1))
-
-    def loss(point):
-        value = jnp.sum(residual(point) ** 2)
-        return jnp.where(jnp.isfinite(value), value, jnp.inf)
-
-    grid = jnp.asarray(grid)
-    starts = grid[jnp.argsort(jax.lax.map(loss, grid))[:keep]]
-
-    def descend(start):
-        # In units of where it starts: what is damped and where to stop must not depend on how close the grid came.
-        scale = jnp.sqrt(jnp.maximum(loss(start), jnp.finfo(start.dtype).tiny))
-        solver = optimistix.LevenbergMarquardt(rtol=1e-7, atol=1e-10)
-        found = optimistix.least_squares(
-            lambda point, _: residual(point) / scale, solver, start, max_steps=iterations, throw=False
-        ).value
-        return jnp.where(loss(found) <= loss(start), found, start)
-
-    ends = jax.lax.map(descend, starts)
-    best = ends[jnp.argmin(jax.lax.map(loss, ends))]
-    return best, jnp.sum(jnp.abs(answer(best, extra, data) - answers) ** 2, axis=1)
-
-
-def _reals(values: Inexact[Array, "n *m"]) -> Float[Array, "rows *m"]:
-    """Real and imaginary parts one after the other, for real parameters."""
-    return jnp.concatenate([jnp.real(values), jnp.imag(values)]) if jnp.iscomplexobj(values) else values
-
-
-def _eigenvalue(data: Features) -> np.ndarray:
-    """Mean eigenvalue of X^* X over the prompts, as an array: a number would be compiled in."""
-    return np.asarray(np.mean(np.sum(data.values, axis=1)) / data.queries.shape[1])
 
 
 def _number(value: float) -> str:

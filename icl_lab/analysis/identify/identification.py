@@ -7,10 +7,10 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 2. if there is none, the simplest family within `close` that no richer one beats clearly;
 3. if there is none, "none of these".
 
-From simple to rich: zero, OLS, gradient descent, ridge, kernel smoothers, GD++, preconditioned gradient descent. A richer
-family beats a simpler one clearly if it divides the distance by `FACTOR` at least and the paired difference of their squared
-distances is more than `discrimination.SIGMAS` standard errors; for a smoother, which contains no simpler family, the latter is
-enough.
+From simple to rich: zero, OLS, gradient descent, ridge, online SGD, kernel smoothers, GD++, preconditioned gradient descent.
+A richer family beats a simpler one clearly if it divides the distance by `discrimination.FACTOR` at least and the paired
+difference of their squared distances is more than `discrimination.SIGMAS` standard errors; for a smoother, which contains no
+simpler family, the latter is enough.
 Where a family has heavy tails (steps that diverge on some prompts) a few prompts make up its distance and its standard error.
 """
 
@@ -29,6 +29,7 @@ from icl_lab.analysis.identify import discrimination as telling
 from icl_lab.analysis.identify import families
 from icl_lab.analysis.identify.discrimination import Count
 from icl_lab.analysis.identify.families import Candidate
+from icl_lab.analysis.identify.features import features
 from icl_lab.analysis.sampling import Estimate, Predictor
 from icl_lab.core import compiled, precision
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
@@ -47,8 +48,6 @@ Layers of linear attention after thousands of steps of Adam on fresh prompts are
 of softmax attention 0.01 to 0.07 from a smoother. The best gradient step is 0.3 or more from one softmax head, and from two it
 is 0.36 at d = N = 10, 0.18 at d = 5, N = 20, and 0.10 at d = 5, N = 100.
 """
-FACTOR = 2.0
-"""By which a richer family must be closer than a simpler one that it contains or approximates."""
 CHUNK = 1024
 """Prompts answered at once, and fitted on at least; every number of prompts is a multiple of it."""
 
@@ -181,6 +180,14 @@ def identify(
     Raises:
       InvalidValueError: counts or thresholds outside their range, or answers of another shape than the labels.
       NonFiniteError: answers that are NaN or infinite.
+
+    Examples:
+      >>> from icl_lab import analysis, estimators, tasks
+      >>> task = tasks.LinearRegression(dim=2, context_length=8)
+      >>> step = estimators.named("gradient_descent", step_size=0.5)
+      >>> found = analysis.identify(step, task, prompts=1024, steps=2, layers=2)
+      >>> found.verdict, found.identified.words
+      ('gradient descent', '1 step of 0.5')
     """
     key = jax.random.key(0) if key is None else key
     check_count(prompts, "prompts", 2, "A standard error needs two prompts at least.")
@@ -197,35 +204,13 @@ def identify(
         zero = Ranked(Candidate("zero", "zero", {}), Estimate(0.0, 0.0), None, None)
         reason = f"its answers are zero to {resolution:g} of the labels on every prompt"
         return Identification("zero", reason, (zero,), zero.candidate, scale, len(norms))
-    candidates = _fitted(seen, answers, steps, layers, resolution)
+    data = precision.to_numpy(features(seen))
+    candidates = families.fitted(data, answers, steps, layers, resolution)
     responses = [_answers(candidate.predictor, fresh) for candidate in candidates]
     squares = np.stack([np.sum(np.abs(response - truth) ** 2, axis=1) for response in responses])
     target = np.asarray(fresh.target)
     errors = np.stack([np.sum(np.abs(response - target) ** 2, axis=1) for response in responses])
     return _judged(candidates, squares, errors, norms, scale, resolution, close)
-
-
-def _fitted(seen: Prompt, answers: Array, steps: int, layers: int, resolution: float) -> list[Candidate]:
-    """The families from simple to rich; of those that come in sizes the size that fits best."""
-    data, length = precision.to_numpy(families.features(seen)), seen.inputs.shape[1]
-    norms = np.sum(np.abs(answers) ** 2, axis=1)
-
-    def choose(fits: Sequence[families.Fit], factor: float = 1.0) -> Candidate:
-        squares = np.stack([fit.squares for fit in fits])
-        return fits[telling.simplest(squares, norms, resolution, [factor] * len(fits))].candidate
-
-    softmax = [families.smoother(data, answers, kernel) for kernel in ("exponential", "opposite", "odd")]
-    return [
-        Candidate("zero", "zero", {}),
-        Candidate("OLS", "ols", {}),
-        choose(families.descents(data, answers, length, steps)),
-        families.ridge(data, answers).candidate,
-        families.smoother(data, answers, "gaussian").candidate,
-        choose(softmax),
-        # Every layer has two parameters more.
-        choose(families.layered_descents(data, answers, length, layers), FACTOR),
-        families.preconditioned(data, answers),
-    ]
 
 
 def _judged(
@@ -242,7 +227,7 @@ def _judged(
     near = [i for i, distance in enumerate(distances) if distance.mean <= close]
     same = [i for i in near if distances[i].mean <= resolution]
     nearest = int(np.argmin([distance.mean for distance in distances]))
-    factors = [1.0 if candidates[i].estimator == "kernel_smoother" else FACTOR for i in near]
+    factors = [1.0 if candidates[i].estimator == "kernel_smoother" else telling.FACTOR for i in near]
     chosen = near[telling.simplest(squares[near], norms, resolution, factors)] if near else None
     reference = nearest if chosen is None else chosen
     shown = candidates[reference]

@@ -11,5 +11,6 @@ ORDER = (
     "autoregressive",
     "random_autoregressive",
     "rotations",
+    "planar",
 )
 """Modules in the order of the subject."""

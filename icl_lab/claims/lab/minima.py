@@ -1,28 +1,28 @@
-"""Claims about the landscape of the exact loss: several heads, the global minimum, and minima that are not global."""
+"""Claims about the landscape of the exact loss: the global minimum, and minima that are not global."""
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from icl_lab import analysis, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, choice, flag, integer, number, spectrum
+from icl_lab.claims.claim import Source
+from icl_lab.claims.lab.layer import EXACT_TOLERANCE
+from icl_lab.claims.lab.settings import LayerSetting
 from icl_lab.claims.registry import claim
-from icl_lab.claims.settings.regression import check_spectrum, covariance
-from icl_lab.claims.simulation import simulated_risk
+from icl_lab.claims.setting import flag, integer, number, spectrum
+from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting, covariance
 from icl_lab.core import compiled, prng
+from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.objectives.curvature import loss_and_norm
 from icl_lab.tasks.regression.linear import LinearRegression
 
-# Both sides are sums of a few thousand float64 terms with mild cancellation.
-EXACT_TOLERANCE = 1e-11
 WEIGHT_TOLERANCE = 1e-8
 PRECONDITIONER_TOLERANCE = 1e-7
 RISK_TOLERANCE = 1e-10
@@ -32,204 +32,140 @@ STATIONARY_TOLERANCE = 1e-12
 LOOSE_WEIGHT_TOLERANCE, SPURIOUS_TOLERANCE = 1e-5, 1e-8
 NEAR = 0.02
 
-_SIZES = {
-    "d": integer(3, 1, "input dimension"),
-    "N": integer(5, 1, "context length"),
-    "s2": number(0.25, 0.0, "variance of the label noise"),
-}
-_COVARIANCES = {
-    "Lam": spectrum("eigenvalues of the input covariance; null: 2 down to 1/2"),
-    "Om": spectrum("eigenvalues of the task covariance; null: 3/2 down to 1/2"),
-    "rotate": flag(True, "random eigenvectors of both covariances, which then do not commute"),
-}
-_NORMALISER = choice("context_length", ("context_length", "none"), "what the attention sum is divided by")
 
+class GlobalMinimum(LayerSetting):
+    """Gradient flow from the structured start and from random ones."""
 
-def _validate(d, Lam=None, Om=None, **_) -> None:
-    check_spectrum(Lam, d, "Lam")
-    check_spectrum(Om, d, "Om")
-
-
-def _task(d, N, s2, Lam, Om, rotate, seed) -> LinearRegression:
-    return LinearRegression(
-        dim=d,
-        context_length=N,
-        covariance=covariance(Lam, d, rotate, seed, "inputs"),
-        task_covariance=covariance(Om, d, rotate, seed, "tasks", largest=1.5),
-        noise_std=np.sqrt(s2),
+    query_in_sum: bool = flag(True, "whether the query token is among the attended ones")
+    sigma: float = number(
+        0.03,
+        positive=True,
+        meaning="initial scale",
+        detail="of the random starts; large ones end in local minima more often",
     )
-
-
-@claim(
-    "lab.exact-loss-multihead",
-    statement="The closed population loss of several heads, and its gradient, are right at any weights, and heads interact.",
-    source=Source("icl_lab", "second moments of a sum of cubic forms of Gaussian variables", "extended"),
-    parameters=_SIZES
-    | _COVARIANCES
-    | {
-        "heads": integer(2, 1, "attention heads"),
-        "normaliser": _NORMALISER,
-        "scale": number(0.3, positive=True, meaning="standard deviation of a weight"),
-        "samples": integer(100_000, 1_000, "prompts of the Monte Carlo check"),
-        "seed": integer(0, 0, "of weights, bases and prompts"),
-    },
-    validate=_validate,
-)
-def loss_of_several_heads(d, N, s2, Lam, Om, rotate, heads, normaliser, scale, samples, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    task = _task(d, N, s2, Lam, Om, rotate, seed)
-    weights = initializers.gaussian(prng.stream(key, "weights"), d + 1, scale, heads)
-    checks = []
-    for query_in_sum, words in ((True, "query_in"), (False, "query_out")):
-        model = models.LinearSelfAttention(query_in_sum=query_in_sum, normaliser=normaliser)
-        objective = objectives.population(task, model)
-        reference = (weights.w_pv, weights.w_kq, task.covariance, task.task_covariance, s2, N)
-        options = {"query_in_sum": query_in_sum, "rho": float(N) if normaliser == "context_length" else 1.0}
-        slopes = theory.exact_loss.risk_gradient(*reference, **options)
-        loss, gradient = compiled.jit(jax.value_and_grad(objective))(weights)
-        checks += [
-            check.exact(f"risk_{words}", 2 * float(loss), theory.exact_loss.risk(*reference, **options), EXACT_TOLERANCE),
-            # The reference differentiates the risk, the objective is half of it.
-            check.exact(f"gradient_w_pv_{words}", 2 * np.asarray(gradient.w_pv), slopes[0], EXACT_TOLERANCE),
-            check.exact(f"gradient_w_kq_{words}", 2 * np.asarray(gradient.w_kq), slopes[1], EXACT_TOLERANCE),
-        ]
-    model = models.LinearSelfAttention(query_in_sum=False, normaliser=normaliser)
-    mean, error = simulated_risk(functools.partial(model, weights), task, prng.stream(key, "prompts"), samples)
-    # The last reference of the loop is that of this model.
-    return [*checks, check.sampled("simulated_risk", mean, theory.exact_loss.risk(*reference, **options), error)]
+    starts: int = integer(12, 1, "number of starts", ", random, of which the best counts")
+    seed: int = integer(0, 0, "random seed", "of starts and bases")
 
 
 @claim(
     "lab.global-min",
-    statement="Over all weights of the layer the minimum is structured, p1 = k2 = 0, with p2 K1^T = "
-    "Om [(1+1/N) Lam Om + (tau/N) I]^{-1} for any covariances, commuting or not, and also for singular Om.",
-    source=Source("icl_lab", "parity in (w, noise) and a convex quadratic in the effective preconditioner", "extended"),
-    parameters=_SIZES
-    | _COVARIANCES
-    | {
-        "query_in_sum": flag(True, "whether the query token is among the attended ones"),
-        "normaliser": _NORMALISER,
-        "sigma": number(0.03, positive=True, meaning="scale of the random starts; large ones end in local minima more often"),
-        "starts": integer(12, 1, "random starts, of which the best counts"),
-        "seed": integer(0, 0, "of starts and bases"),
-    },
-    validate=_validate,
+    GlobalMinimum,
+    Source("icl_lab", "parity in (w, noise) and a convex quadratic in the effective preconditioner", "extended"),
 )
-def global_minimum(d, N, s2, Lam, Om, rotate, query_in_sum, normaliser, sigma, starts, seed) -> list[Check]:
-    task = _task(d, N, s2, Lam, Om, rotate, seed)
-    model = models.LinearSelfAttention(query_in_sum=query_in_sum, normaliser=normaliser)
+def global_minimum(setting: GlobalMinimum) -> list[Check]:
+    """Over all weights of the layer the minimum is structured, p1 = k2 = 0, with p2 K1^T =
+    Om [(1+1/N) Lam Om + (tau/N) I]^{-1} for any covariances, commuting or not, and also for singular Om.
+
+    Gradient flow of the exact loss in all entries is followed to rest from the structured start and from random Gaussian
+    starts of scale sigma (times N^{-1/3} without the division by N), of which the lowest end counts; and once more from the
+    structured start where the tasks avoid a direction. An end below the formula's risk, or at other products, would make it
+    fail.
+    """
+    d, N, task = setting.d, setting.N, setting.task()
+    model = models.LinearSelfAttention(query_in_sum=setting.query_in_sum, normaliser=setting.normaliser)
     objective = objectives.population(task, model)
-    best = theory.lsa.optimal_preconditioner(task.covariance, task.task_covariance, s2, N)
-    minimum = theory.lsa.minimum_risk(task.covariance, task.task_covariance, s2, N)
+    best, minimum = setting.evaluate(theory.lsa.optimal_preconditioner), setting.evaluate(theory.lsa.minimum_risk)
     # A model that sums without dividing carries B / N in its weights.
-    ratio = 1.0 if normaliser == "context_length" else float(N)
-    scale = sigma / ratio ** (1 / 3)
-    drawn = initializers.gaussian(prng.stream(jax.random.key(seed), "starts"), d + 1, scale, starts)
+    ratio = N / setting.divisor
+    scale = setting.sigma / ratio ** (1 / 3)
+    drawn = initializers.gaussian(prng.stream(jax.random.key(setting.seed), "starts"), d + 1, scale, setting.starts)
     begin = jax.tree.map(lambda first, rest: np.concatenate([first[None], rest]), initializers.zhang(d, scale), drawn)
     ensemble = training.gradient_flows(objective, begin, weight_tolerance=WEIGHT_TOLERANCE)
     risks = 2 * ensemble.losses
     best_start = 1 + int(np.argmin(risks[1:]))
     convergence.rest_on(ensemble, 0, best_start)
-    structured, lowest = ensemble.limit(0), ensemble.limit(best_start)
     terms = float(task.signal_variance)
     slope_scale = float(task.label_variance) * float(np.linalg.norm(task.covariance)) * ratio
-    checks = [
-        check.exact("best_preconditioner", analysis.effective_preconditioner(lowest, model, N), best, PRECONDITIONER_TOLERANCE),
-        check.exact("best_risk", risks[best_start], minimum, RISK_TOLERANCE, terms=terms),
-        check.exact(
-            "structured_preconditioner",
-            analysis.effective_preconditioner(structured, model, N),
-            best,
-            PRECONDITIONER_TOLERANCE,
-        ),
-        check.exact("structured_risk", risks[0], minimum, RISK_TOLERANCE, terms=terms),
+    checks = []
+    for name, start in (("best", best_start), ("structured", 0)):
+        product = analysis.effective_preconditioner(ensemble.limit(start), model, N)
+        checks += [
+            check.exact(f"{name}_preconditioner", product, best, PRECONDITIONER_TOLERANCE),
+            check.exact(f"{name}_risk", risks[start], minimum, RISK_TOLERANCE, terms=terms),
+        ]
+    checks += [
         # The structured limit is stationary also in the entries that its flow never moves.
         check.exact("gradient_abs", ensemble.evidence[0].gradient_norm, 0.0, PRECONDITIONER_TOLERANCE * slope_scale),
-        check.at_least("no_start_ends_below", risks, np.full(starts + 1, minimum), RISK_TOLERANCE, terms=terms),
+        check.at_least("no_start_ends_below", risks, np.full(len(risks), minimum), RISK_TOLERANCE, terms=terms),
     ]
     if d > 1:
+        lowest = ensemble.limit(best_start)
         size = np.linalg.norm(lowest.w_pv[-1]) + np.linalg.norm(lowest.w_kq[:, :d])
         even = np.concatenate([lowest.w_pv[-1, :d], lowest.w_kq[d, :d]]) / size
         checks += [check.exact("unused_blocks_abs", even, np.zeros(2 * d), PRECONDITIONER_TOLERANCE)]
-        checks += _singular_checks(task, model, scale)
+        checks += _singular_checks(setting, model, scale)
     return checks
 
 
-def _singular_checks(task: LinearRegression, model, scale: float) -> list[Check]:
+def _singular_checks(setting: GlobalMinimum, model, scale: float) -> list[Check]:
     """The structured limit when the tasks avoid one direction."""
-    values, vectors = np.linalg.eigh(task.task_covariance)
+    d, N, inputs = setting.d, setting.N, setting.covariance
+    values, vectors = np.linalg.eigh(setting.task_covariance)
     values[0] = 0.0
     flat = (vectors * values[None, :]) @ vectors.T
     flat = (flat + flat.T) / 2
-    thin = LinearRegression(
-        dim=task.dim,
-        context_length=task.context_length,
-        covariance=task.covariance,
-        task_covariance=flat,
-        noise_std=task.noise_std,
-    )
-    parameters = (task.covariance, flat, float(task.noise_std) ** 2, task.context_length)
-    objective = objectives.population(thin, model)
-    flow = convergence.to_limit(objective, initializers.zhang(task.dim, scale), weight_tolerance=WEIGHT_TOLERANCE)
-    expected = theory.lsa.optimal_preconditioner(*parameters)
+    task = LinearRegression(d, N, inputs, flat, np.sqrt(setting.s2))
+    objective = objectives.population(task, model)
+    flow = convergence.to_limit(objective, initializers.zhang(d, scale), weight_tolerance=WEIGHT_TOLERANCE)
+    product, terms = analysis.effective_preconditioner(flow.limit, model, N), float(task.signal_variance)
+    expected = theory.lsa.optimal_preconditioner(inputs, flat, setting.s2, N)
+    minimum = theory.lsa.minimum_risk(inputs, flat, setting.s2, N)
     return [
-        check.exact(
-            "singular_preconditioner",
-            analysis.effective_preconditioner(flow.limit, model, task.context_length),
-            expected,
-            PRECONDITIONER_TOLERANCE,
-        ),
-        check.exact(
-            "singular_risk",
-            objective.risk(flow.limit),
-            theory.lsa.minimum_risk(*parameters),
-            RISK_TOLERANCE,
-            terms=float(thin.signal_variance),
-        ),
+        check.exact("singular_preconditioner", product, expected, PRECONDITIONER_TOLERANCE),
+        check.exact("singular_risk", objective.risk(flow.limit), minimum, RISK_TOLERANCE, terms=terms),
     ]
 
 
-@claim(
-    "lab.spurious-minima",
-    statement="For d >= 2 a branch p2 = K1 = 0, k2 p1^T of rank one, is stationary; at short contexts it is a local minimum "
-    "that is not global, and at longer ones flows that start beside it end in others.",
-    source=Source("icl_lab", "exact Hessian at the branch; reflection symmetry", "extended"),
-    parameters={
-        "d": integer(3, 2, "input dimension"),
-        "N": integer(8, 1, "context length"),
-        "s2": number(0.0, 0.0, "variance of the label noise"),
-        "Lam": spectrum("eigenvalues of the input covariance; null: 3/2 down to 1/2 in equal steps"),
-        "rotate": flag(False, "random eigenvectors of the input covariance"),
-        "query_in_sum": flag(True, "whether the query token is among the attended ones"),
-        "sigma": number(0.03, positive=True, meaning="scale of the random starts"),
-        "starts": integer(6, 1, "starts near the branch, and as many random ones"),
-        "seed": integer(0, 0, "of starts and bases"),
-    },
-    validate=_validate,
-)
-def minima_that_are_not_global(d, N, s2, Lam, rotate, query_in_sum, sigma, starts, seed) -> list[Check]:
-    values = np.linspace(1.5, 0.5, d) if Lam is None else np.asarray(Lam)
-    matrix = covariance(list(values), d, rotate, seed, "inputs")
+class RankOneBranch(SpectralSetting, NoisySetting):
+    """Isotropic tasks in at least two dimensions, and starts beside the branch."""
+
+    d: int = integer(3, 2, "dimension", "of the inputs")
+    N = 8
+    Lam: list[float] | None = spectrum("eigenvalues of the input covariance", "; null: 3/2 down to 1/2 in equal steps")
+    query_in_sum: bool = flag(True, "whether the query token is among the attended ones")
+    sigma: float = number(0.03, positive=True, meaning="initial scale", detail="of the random starts")
+    starts: int = integer(6, 1, "number of starts", "near the branch, and as many random ones")
+    seed: int = integer(0, 0, "random seed", "of starts and bases")
+
+    @property
+    def spectrum(self) -> Float[np.ndarray, "d"]:
+        """Eigenvalues of Lambda."""
+        return np.linspace(1.5, 0.5, self.d) if self.Lam is None else np.asarray(self.Lam)
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        return covariance(list(self.spectrum), self.d, self.rotate, self.seed, self.inputs_basis)
+
+
+@claim("lab.spurious-minima", RankOneBranch, Source("icl_lab", "exact Hessian at the branch; reflection symmetry", "extended"))
+def minima_that_are_not_global(setting: RankOneBranch) -> list[Check]:
+    """For d >= 2 a branch p2 = K1 = 0, k2 p1^T of rank one, is stationary; at short contexts it is a local minimum
+    that is not global, and at longer ones flows that start beside it end in others.
+
+    Gradient and Hessian of the exact loss are taken at the closed-form branch itself; gradient flow in all entries starts at
+    the branch plus Gaussian noise of scale 0.02, and at random weights of scale sigma. A branch that moves, a Hessian of
+    another sign than the criterion's, or flows from beside it that reach the global minimum would make it fail.
+    """
+    d, N, s2, query_in_sum, starts = setting.d, setting.N, setting.s2, setting.query_in_sum, setting.starts
     model = models.LinearSelfAttention(query_in_sum=query_in_sum)
-    isotropic = LinearRegression(dim=d, context_length=N, noise_std=np.sqrt(s2))
-    task = LinearRegression(dim=d, context_length=N, covariance=matrix, noise_std=np.sqrt(s2))
-    objective = objectives.population(task, model)
-    w_pv, w_kq, half_loss = theory.minima.rank_one_branch(matrix, np.eye(d), s2, N)
+    objective = objectives.population(setting.task(), model)
+    w_pv, w_kq, half_loss = setting.evaluate(theory.minima.rank_one_branch)
     branch = LSAWeights(w_pv, w_kq)
     loss, slope = loss_and_norm(objective, branch)
+    rounding = STATIONARY_TOLERANCE * float(np.trace(setting.covariance)) ** 2
     checks = [
-        *_isotropic_checks(objectives.population(isotropic, model), N, s2, query_in_sum),
+        *_isotropic_checks(NoisySetting(d=d, N=N, s2=s2), model),
         check.exact("half_loss_general", float(loss), half_loss, EXACT_TOLERANCE),
-        check.exact("gradient_general_abs", float(slope), 0.0, STATIONARY_TOLERANCE * float(np.trace(matrix)) ** 2),
+        check.exact("gradient_general_abs", float(slope), 0.0, rounding),
     ]
-    key = jax.random.key(seed)
+    key = jax.random.key(setting.seed)
     near = initializers.gaussian(prng.stream(key, "near"), d + 1, NEAR, starts)
-    drawn = initializers.gaussian(prng.stream(key, "random"), d + 1, sigma, starts)
+    drawn = initializers.gaussian(prng.stream(key, "random"), d + 1, setting.sigma, starts)
     begin = jax.tree.map(lambda at, off, other: np.concatenate([at[None] + off, other]), branch, near, drawn)
     ensemble = training.gradient_flows(objective, begin, weight_tolerance=LOOSE_WEIGHT_TOLERANCE)
     convergence.rest_on(ensemble, int(np.argsort(ensemble.losses[:starts])[starts // 2]))
-    expected = theory.minima.half_loss_below_branch(values, s2, N, query_in_sum)
-    minimum = theory.lsa.minimum_risk(matrix, np.eye(d), s2, N) / 2
+    expected = theory.minima.half_loss_below_branch(setting.spectrum, s2, N, query_in_sum)
+    minimum = setting.evaluate(theory.lsa.minimum_risk) / 2
     return [
         *checks,
         check.exact("half_loss_reached_from_the_branch", np.median(ensemble.losses[:starts]), expected, SPURIOUS_TOLERANCE),
@@ -237,11 +173,12 @@ def minima_that_are_not_global(d, N, s2, Lam, rotate, query_in_sum, sigma, start
     ]
 
 
-def _isotropic_checks(objective, N: int, s2: float, query_in_sum: bool) -> list[Check]:
+def _isotropic_checks(setting: NoisySetting, model: models.LinearSelfAttention) -> list[Check]:
     """Slope and Hessian at the branch of Lam = Om = I, and the criterion by which it is a minimum or a saddle."""
-    d = objective.task.dim
+    d, N, s2, query_in_sum = setting.d, setting.N, setting.s2, model.query_in_sum
+    objective = objectives.population(setting.task(), model)
     beta = N / (N + d + 1 + s2)
-    w_pv, w_kq, half_loss = theory.minima.rank_one_branch(np.eye(d), np.eye(d), s2, N)
+    w_pv, w_kq, half_loss = setting.evaluate(theory.minima.rank_one_branch)
     slope, hessian = _second_order(objective, LSAWeights(w_pv, w_kq))
     # The criterion is stated at |p1| = 1 and |k2| = beta; the branch comes with |p1| = |k2|, scaled along its orbit.
     e = w_pv[-1, :d] / np.linalg.norm(w_pv[-1, :d])

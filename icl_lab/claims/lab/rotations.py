@@ -1,4 +1,4 @@
-"""Claims of the lab about x_{t+1} = W x_t + noise with a random orthogonal W."""
+"""Claims of the lab about x_{t+1} = W x_t + noise with a random orthogonal W: one gradient step, and least squares."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, models, objectives, theory, training
-from icl_lab.claims import check, convergence
+from icl_lab import estimators, models, theory
+from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, Source, choice, integer, number
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import Setting, choice, integer, number, restricted
 from icl_lab.claims.simulation import mean_with_error, simulate, simulated_risk
 from icl_lab.core import compiled, prng
 from icl_lab.models import PairedWeights
-from icl_lab.tasks.dynamics.linear import GaussianStart, HaarOrthogonal, LinearDynamics, RotationBlocks
+from icl_lab.tasks.dynamics.linear import HaarOrthogonal, LinearDynamics, RotationBlocks
 from icl_lab.tasks.prompt import Prompt
 
 PAPER = "icl_lab, on the sequences of arXiv 2309.05858"
 MODEL = models.LinearSelfAttention(causal=True, embedding="paired")
 # Sums of some ten thousand products.
 EXACT_TOLERANCE = 1e-10
-# The flow stops at a relative weight error of 1e-8.
-TRAINED_TOLERANCE = 1e-6
 # Squares of predictions of least squares on a nearly singular context, whose rounding is amplified.
 INTERPOLATION_TOLERANCE = 1e-6
 # T times the excess of least squares is off its limit by about 6/T of it, for sigma = 1.
@@ -35,22 +34,8 @@ EARLY = 3
 DOUBLINGS = 20
 """Infinite sequences stand for those of 2^20 states, whose time averages are off by some 1e-6."""
 
-SEED = integer(0, 0, "of the sequences")
 
-
-def _even(default: int) -> Parameter:
-    even = integer(default, 2)
-
-    def convert(value):
-        dimension = even.convert(value)
-        if dimension % 2:
-            raise ValueError
-        return dimension
-
-    return Parameter(default, "an even integer >= 2", convert, "dimension, two for each rotation angle")
-
-
-def _layer(dim: int, product: float) -> PairedWeights:
+def one_step_layer(dim: int, product: float) -> PairedWeights:
     """The layer of one gradient step, value and key-query blocks of equal size."""
     root = math.sqrt(abs(product))
     return PairedWeights(math.copysign(root, product) * np.eye(dim), root * np.eye(dim))
@@ -107,21 +92,35 @@ def _permanent(cov: np.ndarray, left, right):
     return sum(cov[left[0], right[k]] * _permanent(cov, left[1:], right[:k] + right[k + 1 :]) for k in range(len(right)))
 
 
+class RotationSetting(Setting):
+    """Sequences of block rotations by random angles."""
+
+    d: int = restricted(
+        integer(4, 2, "dimension", "of the states, two for each rotation angle"),
+        "an even integer >= 2",
+        lambda value: value % 2 == 0,
+    )
+    T: int = integer(20, 3, "states of a sequence", "; the loss sums positions 2 .. T - 1")
+    sigma: float = number(0.0, 0.0, "standard deviation of the noise")
+    samples: int = integer(100_000, 0, "number of draws", "of sequences; 0: no simulation")
+    seed: int = integer(0, 0, "random seed", "of the sequences")
+
+
 @claim(
     "lab.rotation-gd1",
-    statement="On rotations by random angles, with or without noise, the best product of a layer that is one gradient step, "
-    "and its loss, are ratios of sums over pairings of traces of powers of W.",
-    source=Source(PAPER, "Isserlis' theorem given W, then the mean over angles", "extended"),
-    parameters={
-        "d": _even(4),
-        "T": integer(20, 3, "states of a sequence; the loss sums positions 2 .. T - 1"),
-        "sigma": number(0.0, 0.0, "standard deviation of the noise"),
-        "samples": integer(100_000, 0, "simulated sequences; 0: no simulation"),
-        "seed": SEED,
-    },
+    RotationSetting,
+    Source(PAPER, "Isserlis' theorem given W, then the mean over angles", "extended"),
     extra_settings=({"sigma": 0.1, "samples": 0}, {"sigma": 0.5, "samples": 0}, {"d": 10, "sigma": 0.1, "samples": 0}),
 )
-def one_step_on_rotations(d, T, sigma, samples, seed) -> list[Check]:
+def one_step_on_rotations(setting: RotationSetting) -> list[Check]:
+    """On rotations by random angles, with or without noise, the best product of a layer that is one gradient step, and its
+    loss, are ratios of sums over pairings of traces of powers of W.
+
+    Nothing is trained: blocks of the rotation are complex numbers, whose covariances come from running the recursion and whose
+    moments are permanents, averaged over equally spaced angles; the layer with the best product is also run on simulated
+    sequences. A trace averaged as if all blocks had one angle, or noise left out, would make it fail.
+    """
+    d, T, sigma, samples = setting.d, setting.T, setting.sigma, setting.samples
     variance = sigma**2
     moments = _circular_moments(d // 2, T, variance)
     length = np.arange(1, T - 1)  # t - 1
@@ -137,26 +136,42 @@ def one_step_on_rotations(d, T, sigma, samples, seed) -> list[Check]:
     if not samples:
         return checks
     task = LinearDynamics(d, T - 2, RotationBlocks(haar_basis=True), noise_std=sigma)
-    mean, error = simulated_risk(partial(MODEL, _layer(d, step)), task, jax.random.key(seed), samples)
+    mean, error = simulated_risk(partial(MODEL, one_step_layer(d, step)), task, jax.random.key(setting.seed), samples)
     target, c, M = closed[-1]
     expected = target - 2 * step * c / (T - 2) + step**2 * M / (T - 2) ** 2
     return [*checks, check.sampled("risk_at_the_last_position", mean, expected, error)]
 
 
+class HaarSequences(Setting):
+    """Noise-free sequences of a Haar-random W."""
+
+    d: int = integer(5, 1, "dimension", "of the states")
+    samples: int = integer(40_000, 1_000, "number of draws", "of sequences")
+    seed: int = integer(0, 0, "random seed", "of the sequences")
+
+
+class HaarAverages(HaarSequences):
+    """Time averages of infinite sequences."""
+
+    d = 4
+    group: str = choice("O", ("O", "SO"), "group of W")
+    samples = 30_000
+
+
 @claim(
     "lab.haar-gd1-limit",
-    statement="In the noise-free limit of long sequences E x^T S x / t and E||S x||^2 / t^2 are 2d + 1 and 6d + 9 for Haar W "
-    "on O(d), and 2d and 6d on SO(d) with d even, where no eigenvalue has to be +-1; the best step follows.",
-    source=Source(PAPER, "time averages in the eigenbasis of W", "extended"),
-    parameters={
-        "d": integer(4, 1, "dimension"),
-        "group": choice("O", ("O", "SO"), "of W"),
-        "samples": integer(30_000, 1_000, "draws of W and x_1"),
-        "seed": SEED,
-    },
+    HaarAverages,
+    Source(PAPER, "time averages in the eigenbasis of W", "extended"),
     extra_settings=({"group": "SO"}, {"d": 3, "group": "SO"}),
 )
-def one_step_on_haar(d, group, samples, seed) -> list[Check]:
+def one_step_on_haar(setting: HaarAverages) -> list[Check]:
+    """In the noise-free limit of long sequences E x^T S x / t and E||S x||^2 / t^2 are 2d + 1 and 6d + 9 for Haar W on O(d),
+    and 2d and 6d on SO(d) with d even, where no eigenvalue has to be +-1; the best step follows.
+
+    Nothing is trained: sequences of 2^20 states, summed by doubling, stand for infinite ones, and both moments, the step and
+    its relative error are means over draws of W and x_1. The limits of the other group would make it fail.
+    """
+    d, group = setting.d, setting.group
     distribution = HaarOrthogonal()
 
     def time_averages(key):
@@ -174,7 +189,7 @@ def one_step_on_haar(d, group, samples, seed) -> list[Check]:
         gram, query = total / 2**DOUBLINGS, power @ start
         return jnp.stack([query @ gram @ query, jnp.sum((gram @ query) ** 2)])
 
-    drawn = simulate(time_averages, jax.random.key(seed), samples)
+    drawn = simulate(time_averages, jax.random.key(setting.seed), setting.samples)
     (cross, cross_error), (square, square_error) = mean_with_error(drawn[:, 0]), mean_with_error(drawn[:, 1])
     c, M = theory.rotations.haar_step_limits(d, group == "SO")
     # First-order changes of the ratios c/M and c^2/M.
@@ -190,19 +205,19 @@ def one_step_on_haar(d, group, samples, seed) -> list[Check]:
 
 @claim(
     "lab.haar-minnorm",
-    statement="On noise-free sequences with Haar W on O(d), minimum-norm least squares at position t has the risk "
-    "max(d - t + 1, 0) of Bayes for x_1 ~ N(0, I).",
-    source=Source(PAPER, "what W does to the complement of the seen states is Haar on it", "extended"),
-    parameters={
-        "d": integer(5, 1, "dimension"),
-        "samples": integer(40_000, 1_000, "sequences"),
-        "seed": SEED,
-    },
+    HaarSequences,
+    Source(PAPER, "what W does to the complement of the seen states is Haar on it", "extended"),
 )
-def minimum_norm(d, samples, seed) -> list[Check]:
-    task = LinearDynamics(d, d, HaarOrthogonal())
+def minimum_norm(setting: HaarSequences) -> list[Check]:
+    """On noise-free sequences with Haar W on O(d), minimum-norm least squares at position t has the risk max(d - t + 1, 0) of
+    Bayes for x_1 ~ N(0, I).
 
-    longest = compiled.jit(lambda key: task.sample_batch(key, samples))(jax.random.key(seed))
+    Nothing is trained. Least squares is run at every position of simulated sequences, up to the first at which all directions
+    have been seen and the error must vanish. A risk that falls by more or less than one with each state would make it fail.
+    """
+    d = setting.d
+    task = LinearDynamics(d, d, HaarOrthogonal())
+    longest = compiled.jit(lambda key: task.sample_batch(key, setting.samples))(jax.random.key(setting.seed))
     states = np.concatenate([longest.inputs, longest.query[:, None], longest.target[:, None]], axis=1)
     # Nothing is seen at t = 1, and the prediction is zero.
     errors = [np.sum(states[:, 1] ** 2, axis=1)]
@@ -218,89 +233,44 @@ def minimum_norm(d, samples, seed) -> list[Check]:
     return [*checks, check.exact(f"risk_at_t_{d + 1}_abs", np.mean(errors[d]), expected, INTERPOLATION_TOLERANCE)]
 
 
+class LongRotations(RotationSetting):
+    """Noisy rotations, seen for long."""
+
+    d = 2
+    T: int = integer(800, 20, "states of a sequence", ", all seen, so T - 1 pairs; the next is predicted")
+    sigma: float = number(1.0, positive=True, meaning="standard deviation of the noise", detail="; T sigma^2 should exceed 100")
+    samples: int = integer(20_000, 1_000, "number of draws", "of sequences")
+
+
 @claim(
     "lab.noisy-rotation-ols",
-    statement="On noisy rotations the states grow like a random walk, and once t sigma^2 >> 1 in-context least squares has the "
-    "excess 2 d^2 sigma^2 / t, twice that of a stationary series; ridge beats any single gradient step long before.",
-    source=Source(PAPER, "planar Brownian motion: E[|B_1|^2 / int |B|^2] = 2 and its companion 4", "extended"),
-    parameters={
-        "d": _even(2),
-        "T": integer(800, 20, "position t, so that T - 1 pairs are seen"),
-        "sigma": number(1.0, positive=True, meaning="standard deviation of the noise; T sigma^2 should exceed 100"),
-        "samples": integer(20_000, 1_000, "sequences"),
-        "seed": SEED,
-    },
+    LongRotations,
+    Source(PAPER, "planar Brownian motion: E[|B_1|^2 / int |B|^2] = 2 and its companion 4", "extended"),
     extra_settings=({"d": 4},),
 )
-def noisy_least_squares(d, T, sigma, samples, seed) -> list[Check]:
-    task = LinearDynamics(d, T - 1, RotationBlocks(), noise_std=sigma)
+def noisy_least_squares(setting: LongRotations) -> list[Check]:
+    """On noisy rotations the states grow like a random walk, and once t sigma^2 >> 1 in-context least squares has the excess
+    2 d^2 sigma^2 / t, twice that of a stationary series; ridge beats any single gradient step long before.
 
-    def excess(key):
-        prompt = task.sample(key)
-        return jnp.sum((estimators.ols(prompt) - prompt.latent @ prompt.query) ** 2)
+    Nothing is trained. Least squares is run on simulated sequences of T states, and ridge on short ones of noise 0.1 at
+    position 3d, where it must lie below the closed form of the best step. The excess of a stationary series, half as large,
+    would make it fail.
+    """
+    d, T, sigma = setting.d, setting.T, setting.sigma
 
-    mean, error = mean_with_error(T * simulate(excess, prng.stream(jax.random.key(seed), "long"), samples))
-    expected = T * theory.rotations.unit_root_excess(d, T, sigma**2)
+    def excess(name: str, task: LinearDynamics, estimator) -> tuple[float, float]:
+        def squared_distance(key):
+            prompt = task.sample(key)
+            return jnp.sum((estimator(prompt) - prompt.latent @ prompt.query) ** 2)
+
+        return mean_with_error(simulate(squared_distance, prng.stream(jax.random.key(setting.seed), name), setting.samples))
+
+    mean, error = excess("long", LinearDynamics(d, T - 1, RotationBlocks(), noise_std=sigma), estimators.ols)
+    expected = theory.rotations.unit_root_excess(d, T, sigma**2)
     remainder = REMAINDER * max(1.0, 1 / sigma**2) / T
-    checks = [check.exact("T_times_excess", mean, expected, remainder + check.SIGMAS * error / expected)]
+    checks = [check.exact("T_times_excess", T * mean, T * expected, remainder + check.SIGMAS * error / expected)]
     # Long before that regime: ridge with the penalty of Bayes for entries of variance 1/d, after a few states.
     early = LinearDynamics(d, EARLY * d - 1, RotationBlocks(), noise_std=0.1)
-
-    def early_excess(key):
-        prompt = early.sample(key)
-        return jnp.sum((estimators.ridge(prompt, 0.01 * d) - prompt.latent @ prompt.query) ** 2)
-
-    mean, error = mean_with_error(simulate(early_excess, prng.stream(jax.random.key(seed), "early"), samples))
+    mean, error = excess("early", early, lambda prompt: estimators.ridge(prompt, 0.01 * d))
     step = theory.rotations.best_step_excess(d, EARLY * d, 0.01)
     return [*checks, check.at_most("early_ridge_below_best_step", mean + check.SIGMAS * error, step, standard_error=error)]
-
-
-@claim(
-    "lab.complex-vs-real",
-    statement="A real layer trained on planar rotations does not stay on the two blocks of the complex theorem: it also moves "
-    "the block that scores x_i against x_{t-1}, and ends lower by the recurrence x_{t+1} = 2 cos(theta) x_t - x_{t-1}.",
-    source=Source(
-        PAPER + "; the real counterpart of arXiv 2405.16845",
-        "exact moments of the real layer; conservation of p^2 - k^2 - q^2",
-        "extended",
-    ),
-    parameters={
-        "T": integer(5, 3, "states of a sequence; the loss sums positions 2 .. T - 1"),
-        "a0": number(0.3, positive=True, meaning="initial K_32 = a0 I"),
-        "b0": number(0.6, positive=True, meaning="initial P_12 = b0 I"),
-        "sigma": number(1.0, positive=True, meaning="standard deviation of a coordinate of x_1"),
-    },
-)
-def complex_and_real_differ(T, a0, b0, sigma) -> list[Check]:
-    identity = np.eye(2)
-    objective = objectives.rotation_cubature(LinearDynamics(2, T - 2, RotationBlocks(), start=GaussianStart(sigma)), MODEL)
-    start = PairedWeights(b0 * identity, a0 * identity).merged()
-    slope = jax.tree.map(np.asarray, compiled.jit(jax.grad(objective))(start))
-    # On the two blocks alone the loss is a parabola in the product.
-    low, rest, high = (objective.risk(_layer(2, product).merged()) / 2 for product in (-1.0, 0.0, 1.0))
-    curvature = high + low - 2 * rest
-    product, diagonal_loss = theory.rotations.planar_diagonal(T, sigma)
-    flow = convergence.to_limit(objective, start)
-    limit = theory.rotations.planar_limit(T, a0, b0, sigma)
-    expected = PairedWeights(limit.value * identity, limit.key_query * identity).merged()
-    expected.w_kq[2:4, 4:] = limit.reverse * identity
-    reverse = theory.rotations.planar_reverse_gradient(T, a0, b0, sigma)
-    end = flow.limit
-    inactive = np.array(slope.w_kq), np.array(slope.w_pv)
-    inactive[0][2:4, 4:] = inactive[0][4:, 2:4] = inactive[1][:2, 2:4] = 0.0
-    moved = np.array(end.w_kq), np.array(end.w_pv)
-    moved[0][2:4, 4:] = moved[0][4:, 2:4] = moved[1][:2, 2:4] = 0.0
-    size = float(np.linalg.norm(slope.w_kq))
-    return [
-        check.exact("best_product_of_two_blocks", (low - high) / (2 * curvature), product, EXACT_TOLERANCE),
-        check.exact("loss_of_two_blocks", rest - (high - low) ** 2 / (8 * curvature), diagonal_loss, EXACT_TOLERANCE),
-        check.exact("initial_gradient_of_KQ_23", slope.w_kq[2:4, 4:], reverse * identity, EXACT_TOLERANCE),
-        check.exact("initial_gradient_elsewhere_abs", np.concatenate(inactive), np.zeros((12, 6)), EXACT_TOLERANCE * size),
-        check.holds("flow_converged_abs", flow.verdict == training.Verdict.CONVERGED),
-        check.exact("P", end.w_pv[:2, 2:4], expected.w_pv[:2, 2:4], TRAINED_TOLERANCE),
-        check.exact("K", end.w_kq[4:, 2:4], expected.w_kq[4:, 2:4], TRAINED_TOLERANCE),
-        check.exact("KQ_23", end.w_kq[2:4, 4:], expected.w_kq[2:4, 4:], TRAINED_TOLERANCE),
-        check.exact("other_entries_abs", np.concatenate(moved), np.zeros((12, 6)), TRAINED_TOLERANCE),
-        check.exact("half_loss", objective.risk(end) / 2, limit.loss, EXACT_TOLERANCE),
-        check.at_most("half_loss_below_two_blocks", objective.risk(end) / 2, diagonal_loss),
-    ]

@@ -6,23 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 
 from icl_lab import models, objectives, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer, number, spectrum
+from icl_lab.claims.claim import Source
+from icl_lab.claims.lab.settings import CommutingSetting, FlowSetting
 from icl_lab.claims.registry import claim
-from icl_lab.claims.settings.flow_paths import SIZES, Integrator, exact, problem_of, regression, validate_spectra
+from icl_lab.claims.setting import integer, number, spectrum
+from icl_lab.claims.settings.flow_paths import Integrator, exact
+from icl_lab.claims.settings.regression import SpectralSetting, covariance
 from icl_lab.claims.settings.separate_heads import Heads, heads_loss
 from icl_lab.core import compiled, precision, prng
 from icl_lab.core.errors import AssumptionError
+from icl_lab.core.typing import Array
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
 from icl_lab.theory.regression import optimum
 
-_COMMUTING = SIZES | {
-    "Om": spectrum("eigenvalues of the task covariance, whose eigenvectors are those of Lam; null: all 1"),
-}
 EXPONENT_TOLERANCE = 0.01
 LARGEST_STEP = 0.75
 SAME = 1e-6
@@ -31,47 +33,53 @@ ESCAPED = 0.1
 """Share of the drop of the loss at which the escape is timed."""
 
 
-def _validate_escape(sigma, starts, **sizes) -> None:
-    validate_spectra(**sizes)
-    problem = problem_of(regression(**sizes, commuting=False))
-    exponent = theory.stability.escape_exponent(*problem[:2])
-    # The odd blocks are sigma^exponent at the escape, and corrections to the exponent of the order of the change of its square.
-    if 2 * exponent * sigma ** (2 * exponent) > EXPONENT_TOLERANCE:
-        raise AssumptionError(
-            f"at `sigma` = {sigma:g} the blocks p1 and k2 are of order {sigma**exponent:.2g} at the escape, too large for the "
-            f"power law of exponent {exponent:.3g}; take a smaller one."
-        )
+class EscapeSetting(FlowSetting):
+    """Random starts so small that the power law shows."""
+
+    d = 4
+    N = 8
+    sigma: float = number(
+        1e-20,
+        positive=True,
+        meaning="initial scale",
+        detail=", the larger of two; the other is its square, since the power law is asymptotic",
+    )
+    starts: int = integer(3, 1, "number of starts", ", random, each at both scales")
+
+    @property
+    def exponent(self) -> float:
+        """The predicted one."""
+        return theory.stability.escape_exponent(self.covariance, self.task_covariance)
+
+    def validate(self) -> None:
+        super().validate()
+        # The odd blocks are sigma^exponent at the escape, and corrections to it of the order of the change of its square.
+        if 2 * self.exponent * self.sigma ** (2 * self.exponent) > EXPONENT_TOLERANCE:
+            raise AssumptionError(
+                f"at `sigma` = {self.sigma:g} the blocks p1 and k2 are of order {self.sigma**self.exponent:.2g} at the escape, "
+                f"too large for the power law of exponent {self.exponent:.3g}; take a smaller one."
+            )
 
 
-@claim(
-    "lab.escape-exponent",
-    statement="From a random start of size sigma the blocks p1 and k2 are of order sigma^(1 - ||D||_op / ||D||_F) when the "
-    "loss drops, by the eigenvalues of the Hessian at zero.",
-    source=Source("icl_lab", "Hessian at zero weights", "extended"),
-    parameters=SIZES
-    | {
-        "d": integer(4, 1, "input dimension"),
-        "N": integer(8, 1, "context length"),
-        "Lam": spectrum("eigenvalues of the input covariance; null: 2 down to 1/2"),
-        "sigma": number(
-            1e-20, positive=True, meaning="larger initial scale, the other is its square; the distribution is asymptotic"
-        ),
-        "starts": integer(3, 1, "random starts, each at both scales"),
-    },
-    validate=_validate_escape,
-)
-def escape_exponent(d, N, s2, Lam, Om, rotate, seed, sigma, starts) -> list[Check]:
-    task = regression(d, N, s2, Lam, Om, rotate, seed, commuting=False)
-    problem = problem_of(task)
-    shapes = initializers.gaussian(jax.random.key(seed), d + 1, 1.0)
-    integrate = Integrator(exact(task), shapes)
+@claim("lab.escape-exponent", EscapeSetting, Source("icl_lab", "Hessian at zero weights", "extended"))
+def escape_exponent(setting: EscapeSetting) -> list[Check]:
+    """From a random start of size sigma the blocks p1 and k2 are of order sigma^(1 - ||D||_op / ||D||_F) when the loss drops,
+    by the eigenvalues of the Hessian at zero.
+
+    The Hessian is one of differences of the exact loss's gradient; gradient flow in all entries starts at the same Gaussian
+    weights times sigma and times sigma^2, and the power is read from the blocks when the loss has fallen by a tenth. Another
+    power, or a growth rate at zero other than ||D||_F and the singular values of D, would make it fail.
+    """
+    d, sigma = setting.d, setting.sigma
+    key = jax.random.key(setting.seed)
+    integrate = Integrator(exact(setting.task()), initializers.gaussian(key, d + 1, 1.0))
     hessian = integrate.hessian(np.zeros(2 * (d + 1) ** 2))
-    expected = theory.stability.origin_spectrum(*problem[:2])
+    expected = theory.stability.origin_spectrum(setting.covariance, setting.task_covariance)
     # The inactive entries of both matrices add zeros.
     padded = np.sort(np.concatenate([expected, np.zeros(len(hessian) - len(expected))]))
-    norm = np.linalg.norm(theory.timecourse.signal(*problem[:2]))
+    norm = np.linalg.norm(setting.drive)
     top = integrate.value_and_gradient(np.zeros(len(hessian)))[0]
-    level = top - ESCAPED * (top - theory.lsa.minimum_risk(*problem) / 2)
+    level = top - ESCAPED * (top - setting.evaluate(theory.lsa.minimum_risk) / 2)
 
     def odd_blocks(flat: np.ndarray, scale: float) -> float:
         """Size of (p1, k2) when the loss has fallen by the share `ESCAPED`."""
@@ -87,43 +95,49 @@ def escape_exponent(d, N, s2, Lam, Om, rotate, seed, sigma, starts) -> list[Chec
         return float(np.linalg.norm(np.concatenate([escaped.w_pv[-1, :d], escaped.w_kq[d, :d]])))
 
     slopes = []
-    for key in jax.random.split(prng.stream(jax.random.key(seed), "starts"), starts):
-        flat = integrate.flat(initializers.gaussian(key, d + 1, 1.0))
+    for start in jax.random.split(prng.stream(key, "starts"), setting.starts):
+        flat = integrate.flat(initializers.gaussian(start, d + 1, 1.0))
         slopes.append(np.log(odd_blocks(flat, sigma) / odd_blocks(flat, sigma**2)) / np.log(1 / sigma))
-    exponent = theory.stability.escape_exponent(*problem[:2])
+    worst = max(slopes, key=lambda slope: abs(slope - setting.exponent))
     return [
         check.exact("hessian_spectrum_at_zero", np.linalg.eigvalsh(hessian), padded, 1e-12),
-        check.exact("worst_exponent_abs", max(slopes, key=lambda slope: abs(slope - exponent)), exponent, EXPONENT_TOLERANCE),
+        check.exact("worst_exponent_abs", worst, setting.exponent, EXPONENT_TOLERANCE),
     ]
 
 
-def _validate_descent(h, sigma, **sizes) -> None:
-    validate_spectra(**sizes)
-    largest = theory.stability.late_rates(*problem_of(regression(**sizes, commuting=True))).largest_step
-    if h > LARGEST_STEP * largest:
-        raise AssumptionError(
-            f"`h` must be at most {LARGEST_STEP * largest:.6g}, {LARGEST_STEP:g} of the largest stable step; got {h:g}."
-        )
+class DescentSetting(CommutingSetting):
+    """Gradient descent with a stable step."""
+
+    sigma: float = number(0.1, positive=True, meaning="initial scale")
+    h: float = number(0.05, positive=True, meaning="step size")
+
+    def validate(self) -> None:
+        super().validate()
+        largest = self.evaluate(theory.stability.late_rates).largest_step
+        if self.h > LARGEST_STEP * largest:
+            raise AssumptionError(
+                f"`h` must be at most {LARGEST_STEP * largest:.6g}, {LARGEST_STEP:g} of the largest stable step; "
+                f"got {self.h:g}."
+            )
 
 
-@claim(
-    "lab.gd-invariant",
-    statement="A step h of gradient descent changes kappa = u^2 - ||U||_F^2 by exactly h^2 (g_u^2 - ||G_U||_F^2); u ends where "
-    "the kappa so reached puts it, of order h away from the flow, while u U = B*.",
-    source=Source("icl_lab", "homogeneity of the loss in u and U", "extended"),
-    parameters=_COMMUTING
-    | {"sigma": number(0.1, positive=True, meaning="initial scale"), "h": number(0.05, positive=True, meaning="step size")},
-    validate=_validate_descent,
-)
-def descent_invariant(d, N, s2, Lam, Om, rotate, seed, sigma, h) -> list[Check]:
-    task = regression(d, N, s2, Lam, Om, rotate, seed, commuting=True)
-    problem = problem_of(task)
+@claim("lab.gd-invariant", DescentSetting, Source("icl_lab", "homogeneity of the loss in u and U", "extended"))
+def descent_invariant(setting: DescentSetting) -> list[Check]:
+    """A step h of gradient descent changes kappa = u^2 - ||U||_F^2 by exactly h^2 (g_u^2 - ||G_U||_F^2); u ends where the kappa
+    so reached puts it, of order h away from the flow, while u U = B*.
+
+    Gradient descent on the exact loss in all entries starts at u = sigma and U = sigma I / sqrt d; 256 steps are compared one
+    by one, and the ends at steps h, h/2 and h/4 with descent on (u, U) by the equations, and with each other. A drift of the
+    other sign, an end at the flow's kappa, or a distance that does not halve with the step, would make it fail.
+    """
+    d, sigma, h = setting.d, setting.sigma, setting.h
     start = initializers.zhang(d, sigma)
-    objective = exact(task)
+    objective = exact(setting.task())
     path = training.descend(objective, start, optax.sgd(h), 256).trajectory.weights
     u, inner = path.w_pv[:, -1, -1], path.w_kq[:, :d, :d]
     changes = np.diff(u**2 - np.sum(inner**2, axis=(1, 2)))
-    slopes = [theory.structured.general_velocity(float(a), b, *problem) for a, b in zip(u[:-1], inner[:-1], strict=True)]
+    velocity = theory.structured.general_velocity
+    slopes = [setting.evaluate(velocity, float(a), b) for a, b in zip(u[:-1], inner[:-1], strict=True)]
     drift = h**2 * np.array([du**2 - np.sum(slope**2) for du, slope in slopes])
 
     @compiled.jit
@@ -133,16 +147,16 @@ def descent_invariant(d, N, s2, Lam, Om, rotate, seed, sigma, h) -> list[Check]:
 
         return jax.lax.fori_loop(0, steps, update, jax.tree.map(jnp.asarray, start))
 
-    product = theory.lsa.optimal_preconditioner(*problem)
-    growth = np.linalg.norm(theory.timecourse.signal(*problem[:2]))
-    time = 3 * np.log(1 + 1 / sigma) / growth + 28 / theory.stability.late_rates(*problem).slowest
+    product = setting.evaluate(theory.lsa.optimal_preconditioner)
+    growth = np.linalg.norm(setting.drive)
+    time = 3 * np.log(1 + 1 / sigma) / growth + 28 / setting.evaluate(theory.stability.late_rates).slowest
     # Absolute, since a single mode stays balanced at every step.
     checks, ends = [check.exact("kappa_changes_abs", changes, drift, 1e-12)], []
     for share in (1, 2, 4):
         steps = int(np.ceil(time * share / h))
         limit = precision.to_numpy(descended(np.asarray(h / share), np.asarray(steps)))
         u_end, inner_end = float(limit.w_pv[-1, -1]), limit.w_kq[:d, :d]
-        expected, _, kappa = theory.stability.descent(sigma, sigma * np.eye(d) / np.sqrt(d), h / share, steps, *problem)
+        expected, _, kappa = setting.evaluate(theory.stability.descent, sigma, start.w_kq[:d, :d], h / share, steps)
         w_pv, _ = optimum.balanced_weights(product, kappa)
         words = f"step_h_over_{share}"
         checks += [
@@ -175,46 +189,54 @@ def _train(objective: objectives.StreamedLoss, start: LSAWeights, lr: float, ste
     return precision.to_numpy(run(jax.tree.map(jnp.asarray, start)))
 
 
-def _validate_sgd(lr, steps, batch, sigma, **sizes) -> None:
-    validate_spectra(**sizes, Om=None)
-    rates = theory.stability.late_rates(*problem_of(regression(**sizes, Om=None, commuting=True)))
-    if lr > 0.3 * rates.largest_step:
-        raise AssumptionError(
-            f"`lr` must be at most {0.3 * rates.largest_step:.4g}, 0.3 of the largest stable step; got {lr:g}."
-        )
-    time = 500 * lr * np.log(1 + steps / 500)
-    if time * rates.slowest < 12:
-        raise AssumptionError(
-            f"{steps} steps from {lr:g} last {time:.4g}, too short for the slowest mode of rate {rates.slowest:.4g}; take more."
-        )
+class StochasticSetting(SpectralSetting):
+    """Stochastic gradient descent that is stable and long enough."""
+
+    seed: int = integer(0, 0, "random seed", "of basis and prompts")
+    sigma: float = number(0.1, positive=True, meaning="initial scale")
+    batch: int = integer(256, 2, "number of fresh prompts a step")
+    steps: int = integer(6000, 500, "number of steps")
+    lr: float = number(0.03, positive=True, meaning="step size", detail="at first; it falls as 1 / (1 + i / 500)")
+
+    def validate(self) -> None:
+        super().validate()
+        rates = self.evaluate(theory.stability.late_rates)
+        if self.lr > 0.3 * rates.largest_step:
+            raise AssumptionError(
+                f"`lr` must be at most {0.3 * rates.largest_step:.4g}, 0.3 of the largest stable step; got {self.lr:g}."
+            )
+        time = 500 * self.lr * np.log(1 + self.steps / 500)
+        if time * rates.slowest < 12:
+            raise AssumptionError(
+                f"{self.steps} steps from {self.lr:g} last {time:.4g}, too short for the slowest mode of rate "
+                f"{rates.slowest:.4g}; take more."
+            )
 
 
 @claim(
     "lab.sgd-sanity",
-    statement="Stochastic gradient descent on fresh prompts, all entries trained, finds u U = Gamma^{-1} within noise, though "
-    "not the factors of the flow.",
-    source=Source("icl_lab", "Theorem 4.1 of arXiv 2306.09927 under the training rule of practice", "extended"),
-    parameters={name: parameter for name, parameter in SIZES.items() if name not in ("Om", "s2")}
-    | {
-        "sigma": number(0.1, positive=True, meaning="initial scale"),
-        "batch": integer(256, 2, "fresh prompts a step"),
-        "steps": integer(6000, 500, "steps"),
-        "lr": number(0.03, positive=True, meaning="first step size; it falls as 1 / (1 + i / 500)"),
-    },
-    validate=lambda **parameters: _validate_sgd(**parameters, s2=0.0),
+    StochasticSetting,
+    Source("icl_lab", "Theorem 4.1 of arXiv 2306.09927 under the training rule of practice", "extended"),
 )
-def sgd_sanity(d, N, Lam, rotate, seed, sigma, batch, steps, lr) -> list[Check]:
-    task = regression(d, N, 0.0, Lam, None, rotate, seed, commuting=True)
-    key = jax.random.key(seed)
+def sgd_sanity(setting: StochasticSetting) -> list[Check]:
+    """Stochastic gradient descent on fresh prompts, all entries trained, finds u U = Gamma^{-1} within noise, though not the
+    factors of the flow.
+
+    All weights are trained on new prompts at every step, from u = sigma and U = sigma I / sqrt d; the last product, and the
+    average over the second half of the steps and its risk, are compared with the theorem. Training that ends elsewhere than
+    the flow's product, or moves an entry that no gradient reaches, would make it fail.
+    """
+    d, batch, task = setting.d, setting.batch, setting.task()
+    key = jax.random.key(setting.seed)
     streamed = objectives.StreamedLoss.build(task, models.LinearSelfAttention(), prng.stream(key, "fixed"), batch, batch)
-    start = initializers.zhang(d, sigma)
-    path = _train(streamed, start, lr, steps, prng.stream(key, "prompts"))
+    start = initializers.zhang(d, setting.sigma)
+    path = _train(streamed, start, setting.lr, setting.steps, prng.stream(key, "prompts"))
     u, inner = path.w_pv[:, -1, -1], path.w_kq[:, :d, :d]
     products = u[:, None, None] * inner
     tail = np.mean(products[len(products) // 2 :], axis=0)
     best = theory.zhang2023.optimum(task)
     limit = jax.tree.map(lambda matrix: matrix[-1], path)
-    averaged = theory.lsa.risk(tail.T, task.covariance, np.eye(d), 0.0, N)
+    averaged = setting.evaluate(theory.lsa.risk, tail.T)
     odd = np.concatenate([limit.w_pv[-1, :d], limit.w_kq[d, :d]])
     inactive = np.concatenate([(limit.w_pv - start.w_pv)[:-1].ravel(), (limit.w_kq - start.w_kq)[:, -1]])
     return [
@@ -226,35 +248,43 @@ def sgd_sanity(d, N, Lam, rotate, seed, sigma, batch, steps, lr) -> list[Check]:
     ]
 
 
+class FullRankHead(CommutingSetting):
+    """One head whose key and query start equal."""
+
+    N = 31
+    Lam: list[float] | None = spectrum("eigenvalues of the input covariance", "; null: powers of 3/5")
+    sigma: float = number(0.1, positive=True, meaning="initial scale")
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        return covariance(self.Lam or list(0.6 ** np.arange(self.d)), self.d, self.rotate, self.seed, self.inputs_basis)
+
+
 @claim(
     "lab.one-head-fullrank",
-    statement="One head with separate key and query of full rank, started balanced, ends at u = (tr B*)^(1/3) and "
-    "K^T K = B* / u.",
-    source=Source("icl_lab", "reduction of the separate flow to d + 1 equations", "extended"),
-    parameters=_COMMUTING
-    | {
-        "N": integer(31, 1, "context length"),
-        "Lam": spectrum("eigenvalues of the input covariance; null: powers of 3/5"),
-        "sigma": number(0.1, positive=True, meaning="initial scale"),
-    },
-    validate=lambda sigma, **sizes: validate_spectra(**sizes),
+    FullRankHead,
+    Source("icl_lab", "reduction of the separate flow to d + 1 equations", "extended"),
 )
-def one_head_of_full_rank(d, N, s2, Lam, Om, rotate, seed, sigma) -> list[Check]:
-    spectrum = list(0.6 ** np.arange(d)) if Lam is None else Lam
-    task = regression(d, N, s2, spectrum, Om, rotate, seed, commuting=True)
-    problem = problem_of(task)
-    basis = theory.stability.common_basis(*problem[:2])
+def one_head_of_full_rank(setting: FullRankHead) -> list[Check]:
+    """One head with separate key and query of full rank, started balanced, ends at u = (tr B*)^(1/3) and K^T K = B* / u.
+
+    The exact loss's own gradient, as a function of value, key and query, is followed from u = sigma and K = Q =
+    sigma / sqrt d times the common eigenvectors, first beside the d + 1 equations and then to rest. Another power of tr B*,
+    such as 1/2, or a K^T K of another direction, would make it fail.
+    """
+    d, sigma = setting.d, setting.sigma
+    basis = theory.stability.common_basis(setting.covariance, setting.task_covariance)
     keys = sigma / np.sqrt(d) * basis.T[None]
     start = Heads(values=np.array([sigma]), keys=keys, queries=keys)
-    product = theory.lsa.optimal_preconditioner(*problem)
+    product = setting.evaluate(theory.lsa.optimal_preconditioner)
     value, gram = theory.zhangsaxe2025.full_rank_limit(product)
-    drive = np.linalg.eigvalsh(theory.timecourse.signal(*problem[:2]))
+    drive = np.linalg.eigvalsh(setting.drive)
     # A plateau of order 1 / sigma, then the slowest mode's growth from sigma and its relaxation.
     escape = 3 * np.sqrt(d) / (sigma * drive[-1])
     end = 2 * escape + 2 * (np.log(1 + 1 / sigma) + 30) / (value * drive[0])
-    integrate = Integrator(heads_loss(exact(task)), start)
+    integrate = Integrator(heads_loss(exact(setting.task())), start)
     times = np.linspace(0.0, 2 * escape, 6)
-    v, k = theory.zhangsaxe2025.full_rank_flow(sigma, times, *problem)
+    v, k = setting.evaluate(theory.zhangsaxe2025.full_rank_flow, sigma, times)
     path = integrate(start, times[-1])
     states = [path.at(time) for time in times]
     # Long after the drop the strong modes have settled and the flow is stiff.

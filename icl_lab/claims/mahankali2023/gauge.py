@@ -2,72 +2,83 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 
 from icl_lab import analysis, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer, number
-from icl_lab.claims.mahankali2023.linear import MODEL, PAPER
-from icl_lab.claims.mahankali2023.proof import COMMON, EXACT_TOLERANCE, PAIR, active_rows, bayes_predictor, task_of, validate
+from icl_lab.claims.claim import Source
+from icl_lab.claims.mahankali2023.settings import (
+    MODEL,
+    PAPER,
+    Isotropic,
+    Pair,
+    RandomStarts,
+    active_rows,
+    bayes_predictor,
+)
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import integer, number
+from icl_lab.claims.settings.regression import problem_of
 from icl_lab.claims.simulation import simulated_risk
-from icl_lab.core import prng
+from icl_lab.core.typing import Array, Key
 from icl_lab.models import LSAWeights, SeparateWeights, initializers
 from icl_lab.objectives.curvature import loss_and_norm
+from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression.optimum import balanced_weights
 
 WEIGHT_TOLERANCE = 1e-8
 LIMIT_TOLERANCE = 1e-7
 RISK_TOLERANCE = 1e-10
+EXACT_TOLERANCE = 1e-11
 LONG = 10**6
 """Context length at which the large-n limits are read."""
 
 
-@claim(
-    "mahankali2023.gauge",
-    statement="If B* has rank two or more, the minimisers are p1 = k2 = 0, p2 K1^T = B* up to scaling, unseen entries "
-    "and the factors of W_K^T W_Q; at rank one a second branch p2 = K1 = 0, k2 p1^T = B* is as good.",
-    source=Source(PAPER, "icl_lab; uniqueness in Theorems 1 and 2", "extended"),
-    parameters=COMMON
-    | PAIR
-    | {
-        "sigma": number(0.03, positive=True, meaning="scale of the random starts, times N^{-1/3}"),
-        "starts": integer(8, 1, "random starts"),
-        "seed": integer(0, 0, "of starts, gauges and bases"),
-    },
-    validate=validate,
-)
-def minimisers_up_to_gauge(d, N, s2, Lam, Om, rotate, sigma, starts, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    task = task_of(d, N, s2, Lam, Om, rotate, seed)
-    inputs, tasks = np.asarray(task.covariance), np.asarray(task.task_covariance)
+class Gauge(RandomStarts, Pair):
+    """Small random starts on inputs and tasks of any two covariances."""
+
+    sigma = 0.03
+    starts: int = integer(8, 1, "number of starts")
+
+    def task_of(self, task_covariance: Array) -> LinearRegression:
+        """The task at another task covariance."""
+        return LinearRegression(self.d, self.N, self.covariance, task_covariance, noise_std=np.sqrt(self.s2))
+
+
+@claim("mahankali2023.gauge", Gauge, Source(PAPER, "icl_lab; uniqueness in Theorems 1 and 2", "extended"))
+def minimisers_up_to_gauge(setting: Gauge) -> list[Check]:
+    """If B* has rank two or more, the minimisers are p1 = k2 = 0, p2 K1^T = B* up to scaling, unseen entries
+    and the factors of W_K^T W_Q; at rank one a second branch p2 = K1 = 0, k2 p1^T = B* is as good.
+
+    Exact risks and gradients at weights put on both branches and moved by random gauges, not trained; and gradient flow from
+    Gaussian starts of all entries, whose ends at the least risk must lie on the first branch. Another B*, a branch of larger
+    risk, or an end with weights in p1 or k2 would make it fail.
+    """
+    values, vectors = np.linalg.eigh(setting.task_covariance)
     # One structure of arrays for full and for rank-one tasks, so that both are compiled once.
-    values, vectors = np.linalg.eigh(tasks)
     thin = np.outer(vectors[:, -1], vectors[:, -1]) * values[-1]
     checks = []
-    for name, second_moment in (("full", tasks), ("rank_one", thin)):
-        task = LinearRegression(
-            dim=d, context_length=N, covariance=inputs, task_covariance=second_moment, noise_std=np.sqrt(s2)
-        )
-        objective = objectives.population(task, MODEL)
-        best = theory.lsa.optimal_preconditioner(inputs, second_moment, s2, N)
-        minimum = theory.lsa.minimum_risk(inputs, second_moment, s2, N)
-        w_pv, w_kq = balanced_weights(best / N)
-        moved = _other_gauge(prng.stream(key, f"gauge {name}"), LSAWeights(w_pv, w_kq))
-        checks += _stationary(f"gauge_orbit_{name}", objective, moved, minimum)
-        if name == "rank_one" or d == 1:
-            w_pv, w_kq, _ = theory.minima.rank_one_branch(inputs, second_moment, s2, N)
-            branch = _other_gauge(prng.stream(key, f"branch {name}"), LSAWeights(w_pv / N, w_kq))
-            checks += _stationary(f"second_branch_{name}", objective, branch, minimum)
+    for name, second_moment in (("full", setting.task_covariance), ("rank_one", thin)):
+        task = setting.task_of(second_moment)
+        objective, problem = objectives.population(task, MODEL), problem_of(task)
+        best, minimum = theory.lsa.optimal_preconditioner(*problem), theory.lsa.minimum_risk(*problem)
+        weights = LSAWeights(*balanced_weights(best / setting.N))
+        checks += _stationary(f"gauge_orbit_{name}", objective, _moved(setting.stream(f"gauge {name}"), weights), minimum)
+        if name == "rank_one" or setting.d == 1:
+            w_pv, w_kq, _ = theory.minima.rank_one_branch(*problem)
+            branch = LSAWeights(w_pv / setting.N, w_kq)
+            checks += _stationary(f"second_branch_{name}", objective, _moved(setting.stream(f"branch {name}"), branch), minimum)
         else:
-            checks += _trained_minimisers(objective, best, minimum, prng.stream(key, "starts"), sigma, starts)
+            checks += _trained_minimisers(setting, objective, best, minimum)
     return checks
 
 
-def _other_gauge(key, weights: LSAWeights) -> SeparateWeights:
+def _moved(key: Key, weights: LSAWeights) -> SeparateWeights:
     """The same function: rescaled, unseen entries filled in, W_K^T W_Q and W_P W_V factored through random matrices."""
     width = weights.w_pv.shape[0]
     unseen, keys, values = np.asarray(jax.random.normal(key, (3, width, width)))
@@ -87,16 +98,15 @@ def _stationary(name: str, objective, weights: SeparateWeights, minimum: float) 
     ]
 
 
-def _trained_minimisers(objective, best, minimum: float, key, sigma: float, starts: int) -> list[Check]:
+def _trained_minimisers(setting: Gauge, objective: Objective, best: Array, minimum: float) -> list[Check]:
     """Every start that ends at the global minimum ends in the one orbit."""
-    task = objective.task
-    drawn = initializers.gaussian(key, task.dim + 1, sigma * task.context_length ** (-1 / 3), starts)
+    drawn = initializers.gaussian(setting.stream("starts"), setting.d + 1, setting.start_scale, setting.starts)
     ensemble = training.gradient_flows(objective, drawn, weight_tolerance=WEIGHT_TOLERANCE)
     convergence.rest_on(ensemble, ensemble.best)
     winners = [i for i, name in enumerate(ensemble.outcomes(minimum / 2)) if name == "global minimum"]
     errors, unused = [], []
     for i in winners:
-        step = analysis.effective_preconditioner(ensemble.limit(i), MODEL, task.context_length)
+        step = analysis.effective_preconditioner(ensemble.limit(i), MODEL, setting.N)
         errors.append(np.linalg.norm(step - best) / np.linalg.norm(best))
         p, k = active_rows(ensemble.limit(i))
         unused.append(np.linalg.norm(np.concatenate([p[:-1], k[-1]])) / (np.linalg.norm(p) + np.linalg.norm(k)))
@@ -107,27 +117,29 @@ def _trained_minimisers(objective, best, minimum: float, key, sigma: float, star
     ]
 
 
-@claim(
-    "mahankali2023.bayes-gap",
-    statement="The layer's excess risk d (d+1+s2)/(n+d+1+s2) exceeds the Bayes risk, at the length asked for and in the "
-    "limit, where the ratio tends to (d+1+s2)/s2.",
-    source=Source(PAPER, "Lemmas 1 and 2; icl_lab", "extended"),
-    parameters=COMMON
-    | {
-        "s2": number(0.5, positive=True, meaning="variance of the label noise"),
-        "samples": integer(100_000, 1_000, "prompts"),
-        "seed": integer(0, 0, "of prompts"),
-    },
-)
-def the_gap_to_bayes(d, N, s2, samples, seed) -> list[Check]:
-    task = LinearRegression(dim=d, context_length=N, noise_std=np.sqrt(s2))
-    start = initializers.zhang(d, 0.3 * N ** (-1 / 3))
+class GapToBayes(Isotropic):
+    """Noisy labels, without which Bayes may be exact."""
+
+    s2: float = number(0.5, positive=True, meaning="variance of the label noise")
+    samples: int = integer(100_000, 1_000, "number of draws", "of prompts")
+
+
+@claim("mahankali2023.bayes-gap", GapToBayes, Source(PAPER, "Lemmas 1 and 2; icl_lab", "extended"))
+def the_gap_to_bayes(setting: GapToBayes) -> list[Check]:
+    """The layer's excess risk d (d+1+s2)/(n+d+1+s2) exceeds the Bayes risk, at the length asked for and in the
+    limit, where the ratio tends to (d+1+s2)/s2.
+
+    The layer is trained by gradient flow on the exact loss from the structured start; the Bayes risk is also simulated. At long
+    contexts the layer is not trained but put at its optimum. A layer that reaches Bayes, or a ratio that tends to 1, would make
+    it fail.
+    """
+    d, N, s2, task = setting.d, setting.N, setting.s2, setting.task()
     objective = objectives.population(task, MODEL)
-    layer = objective.risk(convergence.to_limit(objective, start).limit)
-    mean, error = simulated_risk(bayes_predictor(task), task, prng.stream(jax.random.key(seed), "prompts"), samples)
+    layer = objective.risk(convergence.to_limit(objective, initializers.zhang(d, 0.3 * N ** (-1 / 3))).limit)
+    mean, error = simulated_risk(bayes_predictor(task), task, setting.stream("prompts"), setting.samples)
     bayes = theory.bayes.isotropic_risk(d, N, s2)
     # The best layer at a length that is nearly infinite.
-    long = objectives.population(LinearRegression(dim=d, context_length=LONG, noise_std=np.sqrt(s2)), MODEL)
+    long = objectives.population(dataclasses.replace(setting, N=LONG).task(), MODEL)
     best = long.risk(LSAWeights(*balanced_weights(np.eye(d) / (LONG + d + 1 + s2))))
     ratio = best / theory.bayes.isotropic_risk(d, LONG, s2)
     return [

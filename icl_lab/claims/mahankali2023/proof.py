@@ -12,15 +12,25 @@ import numpy as np
 from icl_lab import analysis, estimators, models, objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, flag, integer, number, spectrum
-from icl_lab.claims.mahankali2023.linear import MODEL, PAPER
+from icl_lab.claims.claim import Source
+from icl_lab.claims.mahankali2023.settings import (
+    MODEL,
+    PAPER,
+    Isotropic,
+    Pair,
+    RandomLayers,
+    Whitening,
+    active_rows,
+    bayes_predictor,
+)
 from icl_lab.claims.registry import claim
-from icl_lab.claims.settings.regression import check_spectrum, covariance
-from icl_lab.claims.simulation import mean_with_error, simulate
-from icl_lab.core import compiled, prng
+from icl_lab.claims.setting import integer, number
+from icl_lab.claims.settings.flow_paths import structured
+from icl_lab.claims.settings.regression import problem_of
+from icl_lab.claims.simulation import mean_with_error, normal_batches, simulate
+from icl_lab.core import compiled
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.tasks.regression.linear import LinearRegression
 
 # The layer as a literal sum over at most some thousand terms.
 FORWARD_TOLERANCE = 1e-12
@@ -28,64 +38,27 @@ EXACT_TOLERANCE = 1e-11
 POINTS = 4
 """Random layers at which an identity is checked."""
 
-COMMON = {
-    "d": integer(3, 1, "input dimension"),
-    "N": integer(5, 1, "context length, the paper's n"),
-    "s2": number(0.5, 0.0, "variance of the label noise"),
-}
-_SIGMA = {
-    "Lam": spectrum("eigenvalues of Sigma, tasks have covariance Sigma^{-1}; null: all 1"),
-    "rotate": flag(False, "random eigenvectors of Sigma"),
-}
-PAIR = {
-    "Lam": spectrum("eigenvalues of the input covariance; null: all 1"),
-    "Om": spectrum("eigenvalues of the task covariance; null: those of the inverse input covariance"),
-    "rotate": flag(False, "random eigenvectors of both covariances"),
-}
-_SCALE = {"scale": number(0.5, positive=True, meaning="standard deviation of a weight, times N^{-1/3}")}
+
+class Forward(Isotropic):
+    """One prompt, a layer with random weights and one of a GD step."""
+
+    eta: float = number(0.1, meaning="step size", detail="on the sum over examples")
+    width: int = integer(6, 1, "rows of W_V, W_K and W_Q")
 
 
-def validate(d, Lam=None, Om=None, **_) -> None:
-    check_spectrum(Lam, d, "Lam")
-    check_spectrum(Om, d, "Om")
+@claim("mahankali2023.setting", Forward, Source(PAPER, "Section 3, the model and its reparametrisation"))
+def the_layer_as_a_predictor(setting: Forward) -> list[Check]:
+    """The layer is a linear predictor (K1^T S p1 + c p2 k2 + B b).x_q, a plain sum over the context, and one GD step
+    from zero on the summed loss predicts eta b.x_q.
 
-
-def task_of(d, N, s2, Lam, Om, rotate, seed) -> LinearRegression:
-    """Inputs of covariance Lam, the identity if null, and tasks of covariance Om, Lam^{-1} if null."""
-    matrix = np.eye(d) if Lam is None else covariance(Lam, d, rotate, seed, "inputs")
-    inverse = np.linalg.inv(matrix)
-    tasks = (inverse + inverse.T) / 2 if Om is None else covariance(Om, d, rotate, seed, "tasks")
-    return LinearRegression(dim=d, context_length=N, covariance=matrix, task_covariance=tasks, noise_std=np.sqrt(s2))
-
-
-def _random_layer(key, task: LinearRegression, scale: float) -> LSAWeights:
-    return initializers.gaussian(key, task.dim + 1, scale * task.context_length ** (-1 / 3))
-
-
-def active_rows(weights: LSAWeights) -> tuple[np.ndarray, np.ndarray]:
-    """(p1, p2) and K1 over k2."""
-    return np.asarray(weights.w_pv)[-1], np.asarray(weights.w_kq)[:, :-1]
-
-
-@claim(
-    "mahankali2023.setting",
-    statement="The layer is a linear predictor (K1^T S p1 + c p2 k2 + B b).x_q, a plain sum over the context, and one GD step "
-    "from zero on the summed loss predicts eta b.x_q.",
-    source=Source(PAPER, "Section 3, the model and its reparametrisation"),
-    parameters=COMMON
-    | {
-        "eta": number(0.1, meaning="step size on the sum over examples"),
-        "width": integer(6, 1, "rows of W_V, W_K and W_Q"),
-        "seed": integer(0, 0, "of weights and prompts"),
-    },
-)
-def the_layer_as_a_predictor(d, N, s2, eta, width, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    prompt = LinearRegression(dim=d, context_length=N, noise_std=np.sqrt(s2)).sample(prng.stream(key, "prompt"))
-    separate = initializers.separate_gaussian(prng.stream(key, "weights"), d + 1, 1.0, rank=min(width, d + 1), value_rank=width)
-    step = LSAWeights(np.diag(np.append(np.zeros(d), 1.0)), np.diag(np.append(np.full(d, eta), 0.0)))
-    inputs, labels = np.asarray(prompt.inputs), np.asarray(prompt.labels)[:, 0]
-    query = np.asarray(prompt.query)
+    Answers to one drawn prompt, of a layer with standard normal factors and of the layer of one step; nothing is trained. A
+    predictor without its term c p2 k2, or a sum divided by n, would make it fail.
+    """
+    d, N, eta, width = setting.d, setting.N, setting.eta, setting.width
+    prompt = setting.task().sample(setting.stream("prompt"))
+    separate = initializers.separate_gaussian(setting.stream("weights"), d + 1, 1.0, rank=min(width, d + 1), value_rank=width)
+    step = structured(1.0, eta * np.eye(d))
+    inputs, labels, query = (np.asarray(x) for x in (prompt.inputs, prompt.labels[:, 0], prompt.query))
     averaging = models.LinearSelfAttention(query_in_sum=False)
     # h^T W_V and W_K^T W_Q, with h the label row of W_P.
     values = separate.w_v.T @ separate.w_p[-1]
@@ -100,22 +73,27 @@ def the_layer_as_a_predictor(d, N, s2, eta, width, seed) -> list[Check]:
     ]
 
 
-@claim(
-    "mahankali2023.lem1",
-    statement="For every layer the loss is the Bayes error plus the mean squared distance to the ridge predictor.",
-    source=Source(PAPER, "Lemma 1"),
-    parameters=COMMON
-    | PAIR
-    | _SCALE
-    | {"samples": integer(200_000, 1_000, "prompts"), "seed": integer(0, 0, "of weights, bases and prompts")},
-    validate=validate,
-)
-def loss_is_bayes_plus_distance(d, N, s2, Lam, Om, rotate, scale, samples, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    task = task_of(d, N, s2, Lam, Om, rotate, seed)
-    layers = [_random_layer(prng.stream(key, f"layer {i}"), task, scale) for i in range(2)]
-    ridge = bayes_predictor(task)
+class PairLayers(RandomLayers, Pair):
+    """Random layers on inputs and tasks of any two covariances."""
 
+
+class SimulatedLayers(PairLayers):
+    """The same, and prompts."""
+
+    samples: int = integer(200_000, 1_000, "number of draws", "of prompts")
+
+
+@claim("mahankali2023.lem1", SimulatedLayers, Source(PAPER, "Lemma 1"))
+def loss_is_bayes_plus_distance(setting: SimulatedLayers) -> list[Check]:
+    """For every layer the loss is the Bayes error plus the mean squared distance to the ridge predictor.
+
+    At two layers with random weights, not trained, the squared error less the squared distance to ridge is averaged over
+    simulated prompts and compared with the mean posterior trace of the theory. A wrong Bayes error, or a ridge penalty other
+    than s2 Om^{-1}, would make it fail.
+    """
+    task = setting.task()
+    layers = [setting.layer(f"layer {i}") for i in range(2)]
+    ridge = bayes_predictor(task)
     metric = jnp.asarray(task.covariance)
 
     def paired(one):
@@ -130,8 +108,9 @@ def loss_is_bayes_plus_distance(d, N, s2, Lam, Om, rotate, scale, samples, seed)
             )
         return jnp.stack(squares)
 
-    drawn = simulate(paired, prng.stream(key, "prompts"), samples)
-    expected, uncertainty = theory.bayes.risk(task.covariance, task.task_covariance, s2, N, samples, seed)
+    drawn = simulate(paired, setting.stream("prompts"), setting.samples)
+    contexts = normal_batches(setting.samples, setting.N, setting.d, seed=setting.seed)
+    expected, uncertainty = setting.evaluate(theory.bayes.risk, contexts=contexts)
     checks = []
     for i in range(2):
         mean, error = mean_with_error(drawn[:, i])
@@ -143,20 +122,6 @@ def loss_is_bayes_plus_distance(d, N, s2, Lam, Om, rotate, scale, samples, seed)
     return checks
 
 
-def bayes_predictor(task: LinearRegression):
-    """The Bayes predictor, a function of a prompt: penalty s2 Om^{-1}, and its limit without noise.
-
-    The limit is least squares of minimum norm in the inputs in which tasks are isotropic.
-    """
-    noise_variance = float(task.noise_std) ** 2
-    inverse = np.linalg.inv(task.task_covariance)
-    if noise_variance > 0:
-        penalty = noise_variance * (inverse + inverse.T) / 2
-        return lambda prompt: estimators.ridge(prompt, penalty)
-    factor = jnp.asarray(np.linalg.cholesky(task.task_covariance))
-    return lambda prompt: estimators.ols(Prompt(prompt.inputs @ factor, prompt.labels, factor.T @ prompt.query, prompt.target))
-
-
 def _weights_of(predictor, prompt: Prompt):
     """The vector of a predictor that is linear in the query: its answers to the unit queries, (d,)."""
 
@@ -166,30 +131,31 @@ def _weights_of(predictor, prompt: Prompt):
     return jax.vmap(answer)(jnp.eye(prompt.inputs.shape[1]))
 
 
-@claim(
-    "mahankali2023.moments",
-    statement="E[b b^T] = n (n + d + 1 + s2) I and E[b w_ridge^T] = E[b w^T] = n I; for general covariances "
-    "n (n+1) Lam Om Lam + n tau Lam and n Lam Om.",
-    source=Source(PAPER, "proof of Theorem 1"),
-    parameters=COMMON
-    | PAIR
-    | {
-        "samples": integer(200_000, 1_000, "prompts"),
-        "seed": integer(0, 0, "of bases and prompts"),
-    },
-    validate=validate,
-)
-def moments_of_the_context(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Check]:
-    task = task_of(d, N, s2, Lam, Om, rotate, seed)
-    inputs = np.asarray(task.covariance)
-    second = theory.mahankali2023.context_moment(inputs, np.asarray(task.task_covariance), s2, N)
-    cross = theory.mahankali2023.bayes_moment(inputs, np.asarray(task.task_covariance), N)
+class Moments(Pair):
+    """Inputs and tasks of any two covariances, and prompts."""
+
+    samples: int = integer(200_000, 1_000, "number of draws", "of prompts")
+
+
+@claim("mahankali2023.moments", Moments, Source(PAPER, "proof of Theorem 1"))
+def moments_of_the_context(setting: Moments) -> list[Check]:
+    """E[b b^T] = n (n + d + 1 + s2) I and E[b w_ridge^T] = E[b w^T] = n I; for general covariances
+    n (n+1) Lam Om Lam + n tau Lam and n Lam Om.
+
+    Once exactly, from derivatives of the exact loss at the layers of no step and of the step Lam^{-1}, and once from simulated
+    prompts; nothing is trained. A moment with n^2 for n (n+1), or a ridge predictor with another mean, would make it fail.
+    """
+    d, task = setting.d, setting.task()
+    inputs, tasks, s2, N = problem_of(task)
+    second, cross = (
+        theory.mahankali2023.context_moment(inputs, tasks, s2, N),
+        theory.mahankali2023.bayes_moment(inputs, tasks, N),
+    )
     gradient = compiled.jit(jax.grad(objectives.population(task, MODEL)))
 
     def slope(inner):
         """dL/dK1 at p2 = 1, K1 = inner: E[b b^T] K1 Lam - E[b w^T] Lam."""
-        w_kq = np.pad(inner, ((0, 1), (0, 1)))
-        return np.asarray(gradient(LSAWeights(np.diag(np.append(np.zeros(d), 1.0)), w_kq)).w_kq)[:d, :d]
+        return np.asarray(gradient(structured(1.0, inner)).w_kq)[:d, :d]
 
     inverse = np.linalg.inv(inputs)
     at_zero = slope(np.zeros((d, d)))
@@ -201,8 +167,8 @@ def moments_of_the_context(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Che
         fitted = _weights_of(ridge, prompt)
         return b[None, :, None] * jnp.stack([b, fitted])[:, None, :]
 
-    drawn = simulate(products, prng.stream(jax.random.key(seed), "prompts"), samples)
-    mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
+    drawn = simulate(products, setting.stream("prompts"), setting.samples)
+    mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(setting.samples)
     return [
         check.exact("b_b", slope(inverse) - at_zero, second, EXACT_TOLERANCE),
         check.exact("b_w", -at_zero @ inverse, cross, EXACT_TOLERANCE),
@@ -211,18 +177,21 @@ def moments_of_the_context(d, N, s2, Lam, Om, rotate, samples, seed) -> list[Che
     ]
 
 
-@claim(
-    "mahankali2023.lem2",
-    statement="For every layer the excess loss is d (d+1+s2)/(n+d+1+s2) plus the mean squared distance to one GD step.",
-    source=Source(PAPER, "Lemma 2"),
-    parameters=COMMON | _SIGMA | _SCALE | {"seed": integer(0, 0, "of weights and basis")},
-    validate=validate,
-)
-def loss_is_a_constant_plus_distance(d, N, s2, Lam, rotate, scale, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    task = task_of(d, N, s2, Lam, None, rotate, seed)
+class WhiteningLayers(RandomLayers, Whitening):
+    """Random layers on inputs N(0, Sigma) with tasks N(0, Sigma^{-1})."""
+
+
+@claim("mahankali2023.lem2", WhiteningLayers, Source(PAPER, "Lemma 2"))
+def loss_is_a_constant_plus_distance(setting: WhiteningLayers) -> list[Check]:
+    """For every layer the excess loss is d (d+1+s2)/(n+d+1+s2) plus the mean squared distance to one GD step.
+
+    The exact risk at four layers with random weights, not trained, beside the closed form of the distance, which is itself a
+    difference of exact risks of two heads. A step size without its 1, or a constant that varies with the layer, would make it
+    fail.
+    """
+    d, N, s2, task = setting.d, setting.N, setting.s2, setting.task()
     objective = objectives.population(task, MODEL)
-    layers = [_random_layer(prng.stream(key, f"layer {i}"), task, scale) for i in range(POINTS)]
+    layers = [setting.layer(f"layer {i}") for i in range(POINTS)]
     distances = np.array(
         [theory.mahankali2023.distance_to_step(w.w_pv, w.w_kq, np.asarray(task.covariance), s2, N) for w in layers]
     )
@@ -235,20 +204,19 @@ def loss_is_a_constant_plus_distance(d, N, s2, Lam, rotate, scale, seed) -> list
     ]
 
 
-@claim(
-    "mahankali2023.parity",
-    statement="Under (w, noise) -> -(w, noise) the odd part B b and the even part K1^T S p1 + c p2 k2 of the layer do not "
-    "interact: the excess loss is E|B b - w|^2, a convex quadratic in B, plus E|even part|^2 >= 0.",
-    source=Source(PAPER, "proof of Theorem 1; icl_lab", "extended"),
-    parameters=COMMON | PAIR | _SCALE | {"seed": integer(0, 0, "of weights, bases and prompt")},
-    validate=validate,
-)
-def odd_and_even_do_not_interact(d, N, s2, Lam, Om, rotate, scale, seed) -> list[Check]:
-    key = jax.random.key(seed)
-    task = task_of(d, N, s2, Lam, Om, rotate, seed)
-    inputs, tasks = np.asarray(task.covariance), np.asarray(task.task_covariance)
+@claim("mahankali2023.parity", PairLayers, Source(PAPER, "proof of Theorem 1; icl_lab", "extended"))
+def odd_and_even_do_not_interact(setting: PairLayers) -> list[Check]:
+    """Under (w, noise) -> -(w, noise) the odd part B b and the even part K1^T S p1 + c p2 k2 of the layer do not
+    interact: the excess loss is E|B b - w|^2, a convex quadratic in B, plus E|even part|^2 >= 0.
+
+    One layer with random weights, not trained, is split into two-headed layers of its odd and its even half; their answers to a
+    drawn prompt and its negated labels, and their exact risks, are compared with closed forms. An even part put into the odd
+    half, or a cross term between the two risks, would make it fail.
+    """
+    d, task = setting.d, setting.task()
+    inputs, tasks, s2, N = problem_of(task)
     objective = objectives.population(task, MODEL)
-    layer = _random_layer(prng.stream(key, "layer"), task, scale)
+    layer = setting.layer("layer")
     # The layer on negated labels is the same layer with the label coordinate of p and K negated.
     signs = np.append(np.ones(d), -1.0)
     mirrored = LSAWeights(layer.w_pv * signs[None, :], layer.w_kq * signs[:, None])
@@ -260,7 +228,7 @@ def odd_and_even_do_not_interact(d, N, s2, Lam, Om, rotate, scale, seed) -> list
     even = objective.risk(halves["even"]) - np.trace(inputs @ tasks)
     expected_odd = theory.lsa.risk(analysis.effective_preconditioner(layer, MODEL, N), inputs, tasks, s2, N)
     total = theory.exact_loss.risk(layer.w_pv, layer.w_kq, inputs, tasks, s2, N, query_in_sum=False, rho=1.0)
-    prompt = task.sample(prng.stream(key, "prompt"))
+    prompt = task.sample(setting.stream("prompt"))
     negated = Prompt(prompt.inputs, -prompt.labels, prompt.query, prompt.target)
     answers = MODEL(layer, prompt)[0], MODEL(layer, negated)[0]
     parts = theory.mahankali2023.effective_predictor(

@@ -1,4 +1,4 @@
-"""What the claims about time courses share: regression problems, losses in other coordinates, and paths with event times.
+"""What the claims about time courses share: structured weights, losses in other coordinates, and paths with event times.
 
 `training.gradient_flow` gives weights at asked times; where a claim is about *when* something happens, an `Integrator` follows
 the gradient of the same objective with scipy, which locates events.
@@ -17,46 +17,13 @@ import scipy.integrate
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
-from icl_lab import models, objectives, theory
-from icl_lab.claims.claim import flag, integer, number, spectrum
-from icl_lab.claims.settings.regression import check_spectrum, covariance
+from icl_lab import models, objectives
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.weights import LSAWeights
 from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression
-
-SIZES = {
-    "d": integer(3, 1, "input dimension"),
-    "N": integer(10, 1, "context length"),
-    "s2": number(0.0, 0.0, "variance of the label noise"),
-    "Lam": spectrum("eigenvalues of the input covariance; null: 2 down to 1/2"),
-    "Om": spectrum("eigenvalues of the task covariance; null: all 1"),
-    "rotate": flag(False, "random eigenvectors of both covariances"),
-    "seed": integer(0, 0, "of bases and starts"),
-}
-
-
-def validate_spectra(d, Lam, Om, **_) -> None:
-    check_spectrum(Lam, d, "Lam")
-    check_spectrum(Om, d, "Om")
-
-
-def regression(d, N, s2, Lam, Om, rotate, seed, *, commuting: bool) -> LinearRegression:
-    """The task of `SIZES`; with `commuting`, both covariances have the same eigenvectors."""
-    return LinearRegression(
-        dim=d,
-        context_length=N,
-        covariance=covariance(Lam, d, rotate, seed, "inputs"),
-        task_covariance=covariance([1.0] * d if Om is None else Om, d, rotate, seed, "inputs" if commuting else "tasks"),
-        noise_std=np.sqrt(s2),
-    )
-
-
-def problem_of(task: LinearRegression) -> tuple[Array, Array, float, int]:
-    """(Lambda, Omega, s2, N), the arguments of theory."""
-    return (*theory.lsa.gaussian_parameters(task), task.context_length)
 
 
 def exact(task: LinearRegression) -> Objective:

@@ -1,18 +1,126 @@
-"""Covariances of claims: a spectrum of the user's, or a default of the right length, in a random basis on request."""
+"""Settings of claims on linear regression: (Lambda, Omega, s2, N) as the papers name them, and the task that they make.
+
+What a claim does not vary it does not offer, so there are four: isotropic inputs, with label noise, with a spectrum of the
+inputs, and with both and a spectrum of the tasks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab.claims.setting import Setting, flag, integer, number, spectrum
 from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array
+from icl_lab.tasks.regression.linear import LinearRegression
+from icl_lab.theory.regression import lsa
+
+T = TypeVar("T")
+
+
+class RegressionSetting(Setting):
+    """Inputs N(0, I) and tasks N(0, I) without noise."""
+
+    d: int = integer(3, 1, "dimension", "of the inputs")
+    N: int = integer(10, 1, "context length")
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        """Lambda, of an input."""
+        return np.eye(self.d)
+
+    @property
+    def task_covariance(self) -> Float[Array, "d d"]:
+        """Omega, of a task vector."""
+        return np.eye(self.d)
+
+    @property
+    def noise_variance(self) -> float:
+        """s2, of a label."""
+        return 0.0
+
+    def task(self) -> LinearRegression:
+        """The distribution of prompts."""
+        return LinearRegression(
+            dim=self.d,
+            context_length=self.N,
+            covariance=self.covariance,
+            task_covariance=self.task_covariance,
+            noise_std=np.sqrt(self.noise_variance),
+        )
+
+    def evaluate(self, formula: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """A closed form at this problem.
+
+        Args:
+          formula: a function whose positional arguments end in Lambda (d, d), Omega (d, d), s2 and N.
+          arguments: those before them.
+          options: its keyword arguments.
+        """
+        return formula(*arguments, *self._problem, **options)
+
+    @cached_property
+    def _problem(self) -> tuple[Float[Array, "d d"], Float[Array, "d d"], float, int]:
+        return self.covariance, self.task_covariance, self.noise_variance, self.N
+
+
+class NoisySetting(RegressionSetting):
+    """The same with noisy labels."""
+
+    s2: float = number(0.0, 0.0, "variance of the label noise")
+
+    @property
+    def noise_variance(self) -> float:
+        return self.s2
+
+
+class SpectralSetting(RegressionSetting):
+    """Inputs of any covariance, by its eigenvalues, on the axes or on a random basis."""
+
+    Lam: list[float] | None = spectrum("eigenvalues of the input covariance", "; null: 2 down to 1/2")
+    rotate: bool = flag(False, "random eigenvectors", "of the covariances")
+    seed: int = integer(0, 0, "random seed", "of the bases")
+
+    inputs_basis: ClassVar[str] = "inputs"
+    """The random stream of the eigenvectors of Lambda."""
+
+    def validate(self) -> None:
+        super().validate()
+        check_spectrum(self.Lam, self.d, "Lam")
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        return covariance(self.Lam, self.d, self.rotate, self.seed, self.inputs_basis)
+
+
+class GeneralSetting(SpectralSetting, NoisySetting):
+    """Inputs and tasks of any covariances, and noisy labels."""
+
+    Om: list[float] | None = spectrum("eigenvalues of the task covariance", "; null: all 1")
+
+    tasks_basis: ClassVar[str] = "tasks"
+    """The random stream of the eigenvectors of Omega; that of the inputs' makes the two commute."""
+
+    def validate(self) -> None:
+        super().validate()
+        check_spectrum(self.Om, self.d, "Om")
+
+    @property
+    def task_covariance(self) -> Float[Array, "d d"]:
+        return covariance([1.0] * self.d if self.Om is None else self.Om, self.d, self.rotate, self.seed, self.tasks_basis)
+
+
+def problem_of(task: LinearRegression) -> tuple[Float[Array, "d d"], Float[Array, "d d"], float, int]:
+    """(Lambda, Omega, s2, N) of a task that is no setting's own, in the order of the closed forms' arguments."""
+    return (*lsa.gaussian_parameters(task), task.context_length)
 
 
 def check_spectrum(values: Sequence[float] | None, dim: int, name: str) -> None:

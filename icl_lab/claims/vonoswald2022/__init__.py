@@ -4,6 +4,7 @@ ORDER = (
     "propositions",
     "constructions",
     "gdpp",
+    "moments",
     "steps",
     "depth",
     "fits",

@@ -9,9 +9,10 @@ import numpy as np
 from icl_lab import models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer, number, vector
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.vonoswald2022.propositions import INPUTS, MODEL, PAPER, ROUNDING, SEED, SIZES, instance
+from icl_lab.claims.setting import integer, number, vector
+from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER, ROUNDING, OutputsSetting, PromptSetting, StepSetting
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
@@ -23,32 +24,39 @@ KERNEL_ROUNDING = 1e-11
 ORDER_TOLERANCE = 0.1
 
 
-def _converges(eta, width, **_) -> None:
-    if not 0 < eta < 2 / width:
-        raise AssumptionError(
-            f"`eta` must be > 0 and below 2/width = {2 / width:g}, so that the steps converge for any inputs (features are at "
-            f"most 1, so that the kernel's eigenvalues are at most N width); got {eta}."
-        )
+class Features(OutputsSetting):
+    """Inputs that a random layer of tanh units maps to features."""
+
+    width: int = integer(9, 1, "number of features", ", each a tanh")
+    eta: float = number(0.2, meaning="step size", detail="of the mean gradient, below 2/width")
+    K: int = integer(50, 2, "number of layers", ", besides 1, 2 and infinitely many")
+    seed: int = integer(0, 0, "random seed", "of inputs, labels and features")
+
+    def validate(self) -> None:
+        super().validate()
+        if not 0 < self.eta < 2 / self.width:
+            raise AssumptionError(
+                f"`eta` must be > 0 and below 2/width = {2 / self.width:g}, so that the steps converge for any inputs "
+                f"(features are at most 1, so that the kernel's eigenvalues are at most N width); got {self.eta}."
+            )
 
 
 @claim(
     "vonoswald2022.prop2",
-    statement="After a token-wise map of the inputs to features m(x), K layers are K steps of kernel regression with kernel "
-    "m(x).m(x'): a kernel smoother for one layer, kernel interpolation for infinitely many.",
-    source=Source(PAPER, "Proposition 2, with the factor eta/N that its display leaves out", "corrected"),
-    parameters=SIZES
-    | {
-        "width": integer(9, 1, "number of tanh features"),
-        "eta": number(0.2, meaning="step size of the mean gradient, below 2/width"),
-        "K": integer(50, 2, "layers, besides 1, 2 and infinitely many"),
-    }
-    | INPUTS
-    | {"seed": integer(0, 0, "of inputs, labels and features")},
-    validate=_converges,
+    Features,
+    Source(PAPER, "Proposition 2, with the factor eta/N that its display leaves out", "corrected"),
 )
-def layers_on_features_are_kernel_regression(d, k, N, width, eta, K, distribution, sigma, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, distribution, sigma, seed)
-    rows = np.asarray(jax.random.normal(prng.stream(jax.random.key(seed), "features"), (d + 1, width)))
+def layers_on_features_are_kernel_regression(setting: Features) -> list[Check]:
+    """After a token-wise map of the inputs to features m(x), K layers are K steps of kernel regression with kernel
+    m(x).m(x'): a kernel smoother for one layer, kernel interpolation for infinitely many.
+
+    Constructed layers, nothing trained, act on the random features of one random prompt from W_0 = 0, and infinitely many
+    by repeated squaring of their linear map of the labels; explicit kernel descent is expected. A smoother without its
+    factor eta/N, as in the paper's display, would make it fail.
+    """
+    d, k, N, width, eta = setting.d, setting.k, setting.N, setting.width, setting.eta
+    prompt, _ = setting.instance()
+    rows = np.asarray(jax.random.normal(prng.stream(jax.random.key(setting.seed), "features"), (d + 1, width)))
 
     def features(x):
         return np.tanh(x @ rows[1:] + rows[:1])
@@ -58,7 +66,7 @@ def layers_on_features_are_kernel_regression(d, k, N, width, eta, K, distributio
     layer = constructions.gradient_descent(MODEL, width, N, eta, label_dim=k)
     kernel, query_kernel = inputs @ inputs.T, inputs @ query
     checks = []
-    for steps in (1, 2, K):
+    for steps in (1, 2, setting.K):
         model = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, loops=steps)
         expected = theory.descent_variants.kernel_descent(kernel, query_kernel, prompt.labels, eta, steps)
         checks.append(check.exact(f"prediction_{steps}_layers", model(layer, mapped), expected, KERNEL_ROUNDING))
@@ -85,24 +93,38 @@ def _infinitely_many(layer: LSAWeights, prompt: Prompt, contraction: float) -> A
     return -(power @ tokens[:, dim:])[-1]
 
 
-COPIED = {
-    "d": integer(4, 1, "input dimension, the paper's N_x"),
-    "N": integer(5, 1, "context length; there are T = 2N + 1 tokens"),
-    "eta": number(0.6, meaning="step size of the mean gradient"),
-} | INPUTS
+class Copied(PromptSetting):
+    """Inputs and labels as separate tokens, T = 2N + 1 with the query."""
+
+    N = 5
+    eta: float = number(0.6, meaning="step size", detail="of the mean gradient")
+
+
+class Copies(Copied, OutputsSetting):
+    """Several outputs, and softmax scores that decide how well a token is copied."""
+
+    b: list[float] = vector([1.0, 5.0, 10.0, 20.0], "softmax scores", "of the successor")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.b is None:
+            raise AssumptionError("`b` must list the scores of the successor; got null.")
+
+
 COPIER = models.LinearSelfAttention(query_in_sum=True, normaliser="none")
 
 
-@claim(
-    "vonoswald2022.prop3",
-    statement="With one-hot positions a first layer merges separate input and label tokens, each with its successor, and a "
-    "second one takes the gradient step; exactly for linear attention, up to e^b / (e^b + T - 1) for softmax scores b.",
-    source=Source(PAPER, "Proposition 3, whose softmax version is corrected", "corrected"),
-    parameters=COPIED | {"k": SIZES["k"], "b": vector([1.0, 5.0, 10.0, 20.0], "softmax scores of the successor")} | SEED,
-    validate=lambda b, **_: _scores_given(b),
-)
-def separate_tokens_are_merged(d, N, eta, distribution, sigma, k, b, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, distribution, sigma, seed)
+@claim("vonoswald2022.prop3", Copies, Source(PAPER, "Proposition 3, whose softmax version is corrected", "corrected"))
+def separate_tokens_are_merged(setting: Copies) -> list[Check]:
+    """With one-hot positions a first layer merges separate input and label tokens, each with its successor, and a
+    second one takes the gradient step; exactly for linear attention, up to e^b / (e^b + T - 1) for softmax scores b.
+
+    Two constructed layers, nothing trained, act on one random prompt of separate tokens from W_0 = 0; the share that
+    softmax copies is the derivative of a copy by what is copied. Copies of the predecessor, positions that are not erased,
+    or a softmax that copies all of a token would make it fail.
+    """
+    d, k, N, eta = setting.d, setting.k, setting.N, setting.eta
+    prompt, _ = setting.instance()
     width, count = d + k, 2 * N + 1
     contents = np.asarray(interleaved(prompt))
     tokens = np.asarray(with_positions(contents))
@@ -117,14 +139,9 @@ def separate_tokens_are_merged(d, N, eta, distribution, sigma, k, b, seed) -> li
         check.exact("prediction", answer, stepped @ prompt.query, ROUNDING),
         *[
             check.exact(f"softmax_weight_{score:g}", weight, theory.copying.successor_weight(score, count), ROUNDING)
-            for score, weight in zip(b, _softmax_copies(contents, b), strict=True)
+            for score, weight in zip(setting.b, _softmax_copies(contents, setting.b), strict=True)
         ],
     ]
-
-
-def _scores_given(b) -> None:
-    if b is None:
-        raise AssumptionError("`b` must list the scores of the successor; got null.")
 
 
 def _softmax_copies(contents: Array, scores: list[float]) -> list[float]:
@@ -140,15 +157,17 @@ def _softmax_copies(contents: Array, scores: list[float]) -> list[float]:
     return [float(derivative(contents[1, 0], constructions.copying.copy_successor(width, count, score))) for score in scores]
 
 
-@claim(
-    "vonoswald2022.prop3.contamination",
-    statement="If labels share the last input coordinate, merged label tokens (y_j | x_{j+1}) add (eta/N) x_q[d] sum_j y_j "
-    "x_{j+1}[d] to the step; nothing if labels have a coordinate of their own, or those tokens are zeroed.",
-    source=Source(PAPER, "Proposition 3, a correction of the lab", "extended"),
-    parameters=COPIED | SEED,
-)
-def merged_label_tokens_contaminate(d, N, eta, distribution, sigma, seed) -> list[Check]:
-    prompt, _ = instance(d, 1, N, distribution, sigma, seed)
+@claim("vonoswald2022.prop3.contamination", Copied, Source(PAPER, "Proposition 3, a correction of the lab", "extended"))
+def merged_label_tokens_contaminate(setting: Copied) -> list[Check]:
+    """If labels share the last input coordinate, merged label tokens (y_j | x_{j+1}) add (eta/N) x_q[d] sum_j y_j
+    x_{j+1}[d] to the step; nothing if labels have a coordinate of their own, or those tokens are zeroed.
+
+    The two constructed layers act on one random prompt in both layouts, and once with the merged label tokens set to zero
+    between the layers; the differences are compared with the closed form. A sum that leaves out the query as the last
+    label's successor, or any contamination where none is claimed, would make it fail.
+    """
+    d, N, eta = setting.d, setting.N, setting.eta
+    prompt, _ = setting.instance()
     count = 2 * N + 1
     own = np.asarray(interleaved(prompt))
     shared = own[:, :d].copy()
@@ -173,21 +192,35 @@ def merged_label_tokens_contaminate(d, N, eta, distribution, sigma, seed) -> lis
     ]
 
 
+class Temperatures(StepSetting):
+    """Softmax heads whose scores go to zero."""
+
+    N: int = integer(7, 3, "context length")
+    eta: float = number(0.6, positive=True, meaning="step size", detail="of the mean gradient")
+    temperatures: list[float] = vector([1e-1, 1e-2, 1e-3], "factors e of the scores", ", in units of 1 / largest centred score")
+
+    def validate(self) -> None:
+        super().validate()
+        values = self.temperatures
+        if values is None or len(values) < 2 or min(values) <= 0 or np.any(np.diff(values) >= 0):
+            raise AssumptionError(f"`temperatures` must be two or more decreasing numbers > 0; got {values}.")
+
+
 @claim(
     "vonoswald2022.softmax.expand",
-    statement="One softmax head with scores e s is 1/N + e (s_i - mean s)/N up to O(e^2), and two heads of opposite scores and "
-    "values up to O(e^3): their limit is one gradient step with centred context inputs, not plain gradient descent.",
-    source=Source(PAPER, "section on softmax attention, with the normaliser that it drops", "corrected"),
-    parameters=SIZES
-    | {"N": integer(7, 3, "context length")}
-    | {"eta": number(0.6, positive=True, meaning="step size of the mean gradient")}
-    | INPUTS
-    | {"temperatures": vector([1e-1, 1e-2, 1e-3], "e, in units of 1 / largest centred score")}
-    | SEED,
-    validate=lambda temperatures, **_: _decreasing(temperatures),
+    Temperatures,
+    Source(PAPER, "section on softmax attention, with the normaliser that it drops", "corrected"),
 )
-def two_softmax_heads_are_a_centred_step(d, k, N, eta, distribution, sigma, temperatures, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, distribution, sigma, seed)
+def two_softmax_heads_are_a_centred_step(setting: Temperatures) -> list[Check]:
+    """One softmax head with scores e s is 1/N + e (s_i - mean s)/N up to O(e^2), and two heads of opposite scores and
+    values up to O(e^3): their limit is one gradient step with centred context inputs, not plain gradient descent.
+
+    The heads' attention to one random prompt is evaluated at falling e, its remainder compared with the next term of the
+    expansion and its order read off; the limit is the derivative at e = 0, nothing trained. A second order without the
+    scores' variance, or a limit with inputs that are not centred, would make it fail.
+    """
+    d, k, N, eta, temperatures = setting.d, setting.k, setting.N, setting.eta, setting.temperatures
+    prompt, _ = setting.instance()
     scores = prompt.inputs @ prompt.query
     unit = 1 / float(np.max(np.abs(scores - np.mean(scores))))
     # With one-hot labels the answer is the attention itself, all of it.
@@ -226,8 +259,3 @@ def _softmax_answer(prompt: Prompt, e: Array | float, heads: int, scale: float) 
     w_pv = signs * scale * jnp.diag(jnp.repeat(jnp.array([0.0, 1.0]), np.array([dim, label_dim])))[None]
     model = models.SoftmaxSelfAttention(query_in_sum=False)
     return model(LSAWeights(w_pv=w_pv, w_kq=w_kq), prompt)
-
-
-def _decreasing(temperatures) -> None:
-    if temperatures is None or len(temperatures) < 2 or min(temperatures) <= 0 or np.any(np.diff(temperatures) >= 0):
-        raise AssumptionError(f"`temperatures` must be two or more decreasing numbers > 0; got {temperatures}.")

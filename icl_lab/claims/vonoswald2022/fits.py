@@ -10,57 +10,69 @@ import scipy.optimize
 from icl_lab import models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import integer
+from icl_lab.claims.settings.regression import RegressionSetting
 from icl_lab.claims.simulation import mean_with_error, simulate
-from icl_lab.claims.vonoswald2022.depth import LOSS_TOLERANCE, SCALAR_TOLERANCE, SIZES, descend
-from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, MODEL, covariates, input_moments, layers, slope_on_rule
+from icl_lab.claims.vonoswald2022 import layers
+from icl_lab.claims.vonoswald2022.depth import LOSS_TOLERANCE, SCALAR_TOLERANCE
+from icl_lab.claims.vonoswald2022.settings import PAPER, UNNORMALISED, LayerSetting, SimulatedLayer
 from icl_lab.core import compiled
-from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.descent.descent_steps import Rule
 
 
-def drawn_rule(distribution: str, d: int, N: int, sigma: float, samples: int, seed: int) -> Rule:
+def drawn_rule(setting: LayerSetting, samples: int, seed: int) -> Rule:
     """The rule of the Gram matrices' eigenvalues in sampled contexts."""
-    distribution_of_inputs = covariates(distribution, d, sigma)
+    covariates = setting.covariates
 
     def spectrum(one):
-        inputs = distribution_of_inputs.sample(one, N)
+        inputs = covariates.sample(one, setting.N)
         return jnp.linalg.eigvalsh(inputs.T @ inputs)
 
     nodes = np.maximum(simulate(spectrum, jax.random.key(seed), samples).ravel(), 0.0)
-    return Rule(nodes, np.full(nodes.size, 1 / samples), N, input_moments(distribution, sigma)[0])
+    return Rule(nodes, np.full(nodes.size, 1 / samples), setting.N, setting.variance)
+
+
+class FiniteSample(RegressionSetting):
+    """Standard normal inputs, and coefficients that are fitted to a sample of tasks."""
+
+    d = 5
+    N = 20
+    tasks: int = integer(20_000, 1_000, "number of tasks", "of the sample")
+    starts: int = integer(60, 1, "number of starts", "of the search for the population optimum")
+    seed: int = integer(0, 0, "random seed", "of the sample")
 
 
 @claim(
     "vonoswald2022.gdpp.tails",
-    statement="The best three-layer coefficients of a finite sample of tasks have a smaller loss on the sample than the "
-    "population optimum, and a population loss that is many times as large.",
-    source=Source(PAPER, "the trained weights of Ahn et al. (arXiv 2306.00297); icl_lab for the explanation", "extended"),
-    parameters={
-        "d": integer(5, 1, "input dimension"),
-        "N": integer(20, 1, "context length"),
-        "tasks": integer(20_000, 1_000, "tasks of the sample"),
-        "starts": integer(60, 1, "searches for the population optimum"),
-        "seed": integer(0, 0, "of the sample"),
-    },
+    FiniteSample,
+    Source(PAPER, "the trained weights of Ahn et al. (arXiv 2306.00297); icl_lab for the explanation", "extended"),
 )
-def finite_samples_lie(d, N, tasks, starts, seed) -> list[Check]:
-    exact = Rule.exact("gaussian", d, N, 1.0, 26)
-    best = theory.descent_steps.best_corrected(exact, 3, False, starts)
+def finite_samples_lie(setting: FiniteSample) -> list[Check]:
+    """The best three-layer coefficients of a finite sample of tasks have a smaller loss on the sample than the
+    population optimum, and a population loss that is many times as large.
 
-    sample = drawn_rule("gaussian", d, N, 1.0, tasks, seed)
-    found = descend(sample, 3, False, np.concatenate([best.step_sizes, best.curvatures[:-1] * N]))
+    A quasi-Newton search on the constructed layers' own gradient minimises the loss on a sample from the population optimum
+    on; the result's population loss is evaluated on an exact quadrature rule. A sample whose best coefficients are nearly
+    the population's, as a sample mean without tails would have, would make it fail.
+    """
+    d, N = setting.d, setting.N
+    normal = LayerSetting(d=d, N=N, distribution="gaussian", sigma=1.0)
+    exact = normal.rule(26)
+    best = theory.descent_steps.best_corrected(exact, 3, False, setting.starts)
+
+    sample = drawn_rule(normal, setting.tasks, setting.seed)
+    found = layers.descend(sample, 3, False, np.concatenate([best.step_sizes, best.curvatures[:-1] * N]))
     population = theory.descent_steps.loss(exact, found.step_sizes, found.curvatures)
     # The layers on the rule itself give the same population loss.
-    literal = float(slope_on_rule(found.step_sizes, found.curvatures, exact)[0])
+    literal = float(layers.slope_on_rule(found.step_sizes, found.curvatures, exact)[0])
     checks = [
         check.exact("population_loss", literal, population, LOSS_TOLERANCE),
         check.at_most("loss_on_the_sample", found.loss, best.loss),
         check.at_least("population_loss_over_the_optimum", population / best.loss, 1.0),
     ]
-    if (d, N, tasks) == (5, 20, 20_000):
+    if (d, N, setting.tasks) == (5, 20, 20_000):
         published = np.array([0.38, 2.40, 9.59, 0.90, 0.57])
         fitted = np.concatenate([found.step_sizes, found.curvatures[:-1] * N / found.step_sizes[:-1]])
         checks += [
@@ -70,23 +82,23 @@ def finite_samples_lie(d, N, tasks, starts, seed) -> list[Check]:
     return checks
 
 
-@claim(
-    "vonoswald2022.gdpp.sufficient",
-    statement="Scores between labels, the one further coefficient that symmetry allows, lower the loss of two corrected "
-    "layers by less than 0.3 %.",
-    source=Source(PAPER, "Section 4, trained two-layer transformers are GD++"),
-    parameters=SIZES
-    | DISTRIBUTION
-    | {
-        "samples": integer(10_000, 1_000, "prompts to fit on, and as many to compare on"),
-        "seed": integer(0, 0, "of the prompts"),
-    },
-)
-def label_scores_do_not_help(d, N, distribution, sigma, samples, seed) -> list[Check]:
-    rule = Rule.exact(distribution, d, N, sigma, 8)
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
-    variance, _ = input_moments(distribution, sigma)
-    best = theory.descent_steps.best_corrected(rule, 2, True, 16)
+class LabelScores(SimulatedLayer):
+    """Prompts to fit on, and as many to compare on."""
+
+    samples: int = integer(10_000, 1_000, "number of draws", "of prompts to fit on, and as many to compare on")
+
+
+@claim("vonoswald2022.gdpp.sufficient", LabelScores, Source(PAPER, "Section 4, trained two-layer transformers are GD++"))
+def label_scores_do_not_help(setting: LabelScores) -> list[Check]:
+    """Scores between labels, the one further coefficient that symmetry allows, lower the loss of two corrected
+    layers by less than 0.3 %.
+
+    Two tied layers with such scores are fitted by BFGS to random prompts, from the optimum without them on, and compared
+    with that optimum on fresh prompts, whose noise is allowed for. A coefficient that lowers the loss by more, or a loss
+    without scores that is not theory's, would make it fail.
+    """
+    d, N, task, best = setting.d, setting.N, setting.task(), theory.descent_steps.best_corrected(setting.rule(8), 2, True, 16)
+    variance = setting.variance
     units = np.array([1 / variance, 1 / (N * variance), 1 / (d * N * variance)])
     corner = jnp.zeros((d + 1, d + 1)).at[-1, -1].set(1.0)
 
@@ -94,12 +106,12 @@ def label_scores_do_not_help(d, N, distribution, sigma, samples, seed) -> list[C
     def losses(point, prompts):
         """Half loss of the tied layers with W_KQ = diag(I, q) on every prompt."""
         eta, gamma, score = point * units
-        (layer,) = layers(eta[None], gamma[None], d, N)
+        (layer,) = layers.stack(eta[None], gamma[None], d, N)
         scored = models.LSAWeights(layer.w_pv, layer.w_kq + score * corner)
-        return jax.vmap(lambda prompt: (MODEL((scored, scored), prompt)[0] - prompt.target[0]) ** 2 / 2)(prompts)
+        return jax.vmap(lambda prompt: (UNNORMALISED((scored, scored), prompt)[0] - prompt.target[0]) ** 2 / 2)(prompts)
 
-    keys = jax.random.split(jax.random.key(seed))
-    fitting, fresh = (compiled.jit(lambda key: task.sample_batch(key, samples))(key) for key in keys)
+    keys = jax.random.split(jax.random.key(setting.seed))
+    fitting, fresh = (compiled.jit(lambda key: task.sample_batch(key, setting.samples))(key) for key in keys)
     slope = compiled.jit(jax.value_and_grad(lambda point, prompts: jnp.mean(losses(point, prompts))))
     without = np.array([best.step_sizes[0], best.curvatures[0], 0.0]) / units
 
@@ -121,33 +133,35 @@ def label_scores_do_not_help(d, N, distribution, sigma, samples, seed) -> list[C
     ]
 
 
-@claim(
-    "vonoswald2022.deep5",
-    statement="Five layers with one shared pair of coefficients, GD++, have a smaller loss than five tuned equal gradient "
-    "steps.",
-    source=Source(PAPER, "Section 4 and Figure 3, five layers; icl_lab for the values"),
-    parameters=SIZES
-    | DISTRIBUTION
-    | {
-        "K": integer(5, 2, "layers"),
-        "samples": integer(4_000, 1_000, "contexts"),
-        "starts": integer(3, 1, "searches"),
-        "seed": integer(0, 0, "of the contexts"),
-    },
-)
-def five_layers(d, N, distribution, sigma, K, samples, starts, seed) -> list[Check]:
-    variance, _ = input_moments(distribution, sigma)
-    drawn = drawn_rule(distribution, d, N, sigma, samples, seed)
+class DeepLayers(SimulatedLayer):
+    """Layers that are too many for exact moments."""
+
+    K: int = integer(5, 2, "number of layers", ", one step each")
+    samples = 4_000
+    starts: int = integer(3, 1, "number of starts", "of the search for the reference")
+
+
+@claim("vonoswald2022.deep5", DeepLayers, Source(PAPER, "Section 4 and Figure 3, five layers; icl_lab for the values"))
+def five_layers(setting: DeepLayers) -> list[Check]:
+    """Five layers with one shared pair of coefficients, GD++, have a smaller loss than five tuned equal gradient
+    steps.
+
+    A quasi-Newton search on the constructed layers' own gradient, from near the optimum of theory's polynomials on the same
+    random contexts, must come back to it; both are then compared on fresh contexts. Layers of another polynomial, or tuned
+    equal steps that do as well, would make it fail.
+    """
+    K, variance = setting.K, setting.variance
+    drawn = drawn_rule(setting, setting.samples, setting.seed)
     # The polynomials are fitted on the same contexts, since no moment of that degree is known.
     plain = theory.descent_steps.best_shared_step(drawn, K)
-    corrected = theory.descent_steps.best_corrected(drawn, K, True, starts)
-    scale = np.array([variance, N * variance])
+    corrected = theory.descent_steps.best_corrected(drawn, K, True, setting.starts)
+    scale = np.array([variance, setting.N * variance])
     # From nearby, but not from there.
-    found_plain = descend(drawn, K, True, 0.9 * scale[:1] * plain.step_sizes[:1])
-    found = descend(drawn, K, True, 0.95 * scale * np.array([corrected.step_sizes[0], corrected.curvatures[0]]))
-    fresh = Rule.sampled(distribution, d, N, sigma, samples, seed + 1)
+    found_plain = layers.descend(drawn, K, True, 0.9 * scale[:1] * plain.step_sizes[:1])
+    found = layers.descend(drawn, K, True, 0.95 * scale * np.array([corrected.step_sizes[0], corrected.curvatures[0]]))
+    fresh = setting.other_rule()
     held_out, shared_held_out = (
-        np.median(theory.descent_variants.gdpp_polynomials(fresh.nodes, one.step_sizes, one.curvatures, N)[1] ** 2)
+        np.median(theory.descent_variants.gdpp_polynomials(fresh.nodes, one.step_sizes, one.curvatures, setting.N)[1] ** 2)
         for one in (found, found_plain)
     )
     return [

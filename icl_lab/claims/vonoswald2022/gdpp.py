@@ -10,19 +10,10 @@ from scipy.optimize import brentq
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, choice, integer, number, vector
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.vonoswald2022.propositions import (
-    INPUTS,
-    MODEL,
-    PAPER,
-    ROUNDING,
-    SEED,
-    SIZES,
-    input_distribution,
-    instance,
-    layers_parameter,
-)
+from icl_lab.claims.setting import integer, vector
+from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER, ROUNDING, LayerSetting, OutputsSetting, PromptSetting
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
@@ -39,29 +30,39 @@ SHOWN = 8
 ROOT_TOLERANCE = 1e-10
 
 
-def _largest_eigenvalue(d: int, N: int, distribution: str, sigma: float) -> float:
-    """About that of the Gram matrix, (sqrt N + sqrt d)^2 times the variance: the scale of curvatures."""
-    variance = float(input_distribution(distribution, d, sigma).covariance[0, 0])
-    return variance * (np.sqrt(N) + np.sqrt(d)) ** 2
+class CorrectedLayers(PromptSetting):
+    """Layers of GD++ with random coefficients."""
+
+    N = 6
+    K: int = integer(4, 1, "number of layers", ", one step each")
+
+    def coefficients(self) -> tuple[Array, Array]:
+        """K step sizes and curvatures of the size at which layers neither do nothing nor diverge."""
+        shares = np.asarray(jax.random.uniform(prng.stream(jax.random.key(self.seed), "scalars"), (2, self.K), minval=0.2))
+        # About the largest eigenvalue of the Gram matrix.
+        largest = self.variance * (np.sqrt(self.N) + np.sqrt(self.d)) ** 2
+        return self.N * shares[0] / largest, shares[1] / largest
 
 
-def _random_scalars(d, N, distribution, sigma, K, seed) -> tuple[Array, Array]:
-    """K step sizes and curvatures that are random, and of the size at which layers neither do nothing nor diverge."""
-    shares = np.asarray(jax.random.uniform(prng.stream(jax.random.key(seed), "scalars"), (2, K), minval=0.2))
-    largest = _largest_eigenvalue(d, N, distribution, sigma)
-    return N * shares[0] / largest, shares[1] / largest
+class CorrectedOutputs(CorrectedLayers, OutputsSetting):
+    """The same with several outputs."""
+
+    N = 7
+    K = 2
 
 
-@claim(
-    "vonoswald2022.gdpp.construct",
-    statement="One head does x_j <- (I - gamma W) x_j and y_j <- y_j - dW x_j at once, both from the tokens before the layer, "
-    "for context and query alike; that is GD++.",
-    source=Source(PAPER, "GD++"),
-    parameters=SIZES | INPUTS | layers_parameter(2) | SEED,
-)
-def one_head_moves_inputs_and_labels(d, k, N, distribution, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, distribution, sigma, seed)
-    etas, gammas = _random_scalars(d, N, distribution, sigma, K, seed)
+@claim("vonoswald2022.gdpp.construct", CorrectedOutputs, Source(PAPER, "GD++"))
+def one_head_moves_inputs_and_labels(setting: CorrectedOutputs) -> list[Check]:
+    """One head does x_j <- (I - gamma W) x_j and y_j <- y_j - dW x_j at once, both from the tokens before the layer,
+    for context and query alike; that is GD++.
+
+    Constructed layers with random coefficients, nothing trained, act on one random prompt from a random W_0; all tokens are
+    compared with an explicit loop over the two updates. Labels that are moved after the inputs, or a query that stays,
+    would make it fail.
+    """
+    d, N = setting.d, setting.N
+    prompt, initial = setting.instance()
+    etas, gammas = setting.coefficients()
     layers = constructions.gd_plus_plus(MODEL, d, N, etas, gammas, initial=initial)
     start = -initial @ prompt.query
     tokens = np.asarray(MODEL.apply(layers, MODEL.tokens(prompt, start)))
@@ -73,18 +74,20 @@ def one_head_moves_inputs_and_labels(d, k, N, distribution, sigma, K, seed) -> l
     ]
 
 
-@claim(
-    "vonoswald2022.gdpp.poly",
-    statement="From W_0 = 0, K layers of GD++ are polynomials of the Gram matrix: the answer is w^T (I - rho_K(W)) x_q, rho_K "
-    "of degree (3^K - 1)/2, against K for gradient descent; the last gamma has no effect.",
-    source=Source(PAPER, "the GD++ layer, diagonalised", "extended"),
-    parameters={"d": SIZES["d"], "N": integer(6, 1, "context length")} | INPUTS | layers_parameter(4) | SEED,
-)
-def gdpp_is_a_polynomial(d, N, distribution, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, 1, N, distribution, sigma, seed)
+@claim("vonoswald2022.gdpp.poly", CorrectedLayers, Source(PAPER, "the GD++ layer, diagonalised", "extended"))
+def gdpp_is_a_polynomial(setting: CorrectedLayers) -> list[Check]:
+    """From W_0 = 0, K layers of GD++ are polynomials of the Gram matrix: the answer is w^T (I - rho_K(W)) x_q, rho_K
+    of degree (3^K - 1)/2, against K for gradient descent; the last gamma has no effect.
+
+    Constructed layers with random coefficients act on one random prompt of a linear map and are compared with the
+    polynomials at the eigenvalues of its Gram matrix; the degree is the growth of the error in one dimension. A curvature
+    of the mean Gram matrix, or a degree that doubles with each layer, would make it fail.
+    """
+    d, N, K = setting.d, setting.N, setting.K
+    prompt, initial = setting.instance()
     w = initial[0]
     prompt = Prompt(prompt.inputs, (prompt.inputs @ w)[:, None], prompt.query, prompt.target)
-    etas, gammas = _random_scalars(d, N, distribution, sigma, K, seed)
+    etas, gammas = setting.coefficients()
     layers = constructions.gd_plus_plus(MODEL, d, N, etas, gammas)
     tokens = np.asarray(MODEL.apply(layers, MODEL.tokens(prompt)))
 
@@ -122,30 +125,32 @@ def _degree(K: int, curvature: float, guess: int) -> float:
     return 2 * full - half
 
 
-def _validate_curvatures(gamma, **_) -> None:
-    if gamma is None or min(gamma) < 0 or gamma[-1] == 0:
-        raise AssumptionError(f"`gamma` must be numbers >= 0, the last of them > 0 (its spectrum has a peak); got {gamma}.")
+class Spectrum(LayerSetting):
+    """Contexts whose Gram matrix one layer changes."""
+
+    N = 25
+    gamma: list[float] = vector([0.0, 0.05, 0.099, 0.12], "curvatures", ", for the unnormalised Gram matrix")
+    samples: int = integer(10_000, 100, "number of draws", "of contexts, over which a median is taken")
+    seed: int = integer(0, 0, "random seed", "of the inputs")
+
+    def validate(self) -> None:
+        super().validate()
+        gamma = self.gamma
+        if gamma is None or min(gamma) < 0 or gamma[-1] == 0:
+            raise AssumptionError(f"`gamma` must be numbers >= 0, the last of them > 0 (its spectrum has a peak); got {gamma}.")
 
 
-@claim(
-    "vonoswald2022.gdpp.spectrum",
-    statement="One layer of GD++ changes every eigenvalue s of the Gram matrix to s (1 - gamma s)^2, and with it the condition "
-    "number; the map has a double root at 1/gamma and a peak of 4/(27 gamma) at 1/(3 gamma).",
-    source=Source(PAPER, "GD++, the spectrum of H++"),
-    parameters={
-        "d": integer(10, 1, "input dimension, the paper's N_x"),
-        "N": integer(25, 1, "context length"),
-        "gamma": vector([0.0, 0.05, 0.099, 0.12], "curvatures, for the unnormalised Gram matrix"),
-        "distribution": choice("uniform", ("gaussian", "uniform"), "of the input coordinates"),
-        "sigma": number(0.5, positive=True, meaning="standard deviation of a Gaussian coordinate, half-width of a uniform one"),
-        "samples": integer(10_000, 100, "tasks of a median"),
-        "seed": integer(0, 0, "of the inputs"),
-    },
-    validate=_validate_curvatures,
-)
-def curvature_shrinks_the_spectrum(d, N, gamma, distribution, sigma, samples, seed) -> list[Check]:
-    covariates = input_distribution(distribution, d, sigma)
-    keys = jax.random.split(jax.random.key(seed), samples)
+@claim("vonoswald2022.gdpp.spectrum", Spectrum, Source(PAPER, "GD++, the spectrum of H++"))
+def curvature_shrinks_the_spectrum(setting: Spectrum) -> list[Check]:
+    """One layer of GD++ changes every eigenvalue s of the Gram matrix to s (1 - gamma s)^2, and with it the condition
+    number; the map has a double root at 1/gamma and a peak of 4/(27 gamma) at 1/(3 gamma).
+
+    Constructed layers, nothing trained, move random contexts, whose singular values before and after are compared; peak,
+    root and the gamma that balances both ends are read off a layer in one dimension and its derivative. A map without its
+    cubic term, or a peak in another place, would make it fail.
+    """
+    d, N, covariates = setting.d, setting.N, setting.covariates
+    keys = jax.random.split(jax.random.key(setting.seed), setting.samples)
     inputs = np.asarray(compiled.jit(jax.vmap(lambda key: covariates.sample(key, N)))(keys))
 
     @compiled.jit
@@ -159,7 +164,7 @@ def curvature_shrinks_the_spectrum(d, N, gamma, distribution, sigma, samples, se
     # Contexts shorter than d have eigenvalues 0, which stay 0.
     before = np.linalg.svd(inputs, compute_uv=False) ** 2
     checks = []
-    for value in gamma:
+    for value in setting.gamma:
         layer = constructions.gd_plus_plus(MODEL, d, N, np.zeros(1), np.array([value]))
         after = np.linalg.svd(np.asarray(moved(layer, inputs)), compute_uv=False) ** 2
         expected = theory.descent_variants.gdpp_eigenvalue(before, value)
@@ -169,7 +174,7 @@ def curvature_shrinks_the_spectrum(d, N, gamma, distribution, sigma, samples, se
             check.exact(f"eigenvalues_gamma_{value:g}", after[:SHOWN], np.sort(expected[:SHOWN], axis=1)[:, ::-1], ROUNDING),
             check.exact(f"median_condition_number_gamma_{value:g}", condition, expected_condition, CONDITION_TOLERANCE),
         ]
-    return checks + _shape_checks(gamma[-1], float(np.min(before)), float(np.max(before)))
+    return checks + _shape_checks(setting.gamma[-1], float(np.min(before)), float(np.max(before)))
 
 
 def _shape_checks(gamma: float, smallest: float, largest: float) -> list[Check]:

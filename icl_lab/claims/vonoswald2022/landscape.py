@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from icl_lab import models, objectives, theory, training
+from icl_lab import objectives, theory, training
 from icl_lab.claims import check, convergence, quasi_newton
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, covariates, input_moments
+from icl_lab.claims.setting import integer
+from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER, LayerSetting
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.objectives.exact.independent import IndependentLoss
-from icl_lab.tasks.regression.linear import LinearRegression
 
-MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
 LOSS_TOLERANCE = 1e-10
 WEIGHT_TOLERANCE = 1e-6
 CURVATURE_TOLERANCE = 1e-8
@@ -28,87 +24,97 @@ ABOVE, FLAT = 1.001, 1e-6
 
 # Sizes (d, N) at which two heads are known to have no false minimum; at (3, 4) they have one, of .99361 above .75.
 TWO_HEADS_SUFFICE = ((2, 2), (3, 30))
-
-SIZES = {"d": integer(3, 1, "input dimension"), "N": integer(5, 1, "context length")}
-
-
-def exact_loss(d: int, N: int, distribution: str, sigma: float) -> IndependentLoss:
-    """The exact half loss of one layer."""
-    return objectives.independent_loss(LinearRegression(d, N, covariates=covariates(distribution, d, sigma)), MODEL)
+NORMAL = {"distribution": "gaussian", "sigma": 1.0}
 
 
-def least_loss(d: int, N: int, distribution: str, sigma: float) -> tuple[float, float]:
-    """The best step size and its half loss."""
-    setting = (d, N, *input_moments(distribution, sigma))
-    eta = theory.vonoswald2022.optimal_step_size(*setting)
-    return eta, theory.vonoswald2022.one_step_loss(eta, *setting)
+class Landscape(LayerSetting):
+    """One layer, all of whose weights are free."""
+
+    d = 3
+    N = 5
+    seed: int = integer(0, 0, "random seed", "of the starts")
+
+    def objective(self) -> IndependentLoss:
+        """The exact half loss."""
+        return objectives.independent_loss(self.task(), MODEL)
+
+    def gaussian_starts(self, count: int, scale: float, heads: int | None = None) -> LSAWeights:
+        """Starts with a leading axis, of entries of size scale/sig; the first of them do not depend on their number."""
+        size = scale / np.sqrt(self.variance)
+        keys = [jax.random.fold_in(jax.random.key(self.seed), i) for i in range(count)]
+        starts = [initializers.gaussian(key, self.d + 1, size, heads=heads) for key in keys]
+        return jax.tree.map(lambda *w: np.stack(w), *starts)
 
 
-def gaussian_starts(seed: int, count: int, dim: int, scale: float, heads: int | None = None) -> LSAWeights:
-    """Starts with a leading axis; the first of them do not depend on their number."""
-    keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(count)]
-    return jax.tree.map(lambda *w: np.stack(w), *[initializers.gaussian(key, dim + 1, scale, heads=heads) for key in keys])
+class SeveralStarts(Landscape):
+    """One layer from random starts, beside one with b_x = 0, A_y = 0."""
+
+    starts: int = integer(3, 1, "number of starts", ", random ones beside one with b_x = 0, A_y = 0")
 
 
 @claim(
     "vonoswald2022.lsa1.optimum",
-    statement="The global minimum over all weights of one layer is one step of gradient descent: b_x = 0, A_y = 0, "
-    "b_y A_x = eta* I.",
-    source=Source(PAPER, "Section 3, empirically; icl_lab for the exact loss"),
-    parameters=SIZES
-    | DISTRIBUTION
-    | {
-        "starts": integer(3, 1, "random starts beside one with b_x = 0, A_y = 0"),
-        "seed": integer(0, 0, "of the starts"),
-    },
-    extra_settings=({"distribution": "gaussian", "sigma": 1.0}, {"N": 4, "sigma": 1.0}),
+    SeveralStarts,
+    Source(PAPER, "Section 3, empirically; icl_lab for the exact loss"),
+    extra_settings=(NORMAL, {"N": 4, "sigma": 1.0}),
 )
-def global_minimum(d, N, distribution, sigma, starts, seed) -> list[Check]:
-    objective, (eta, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
-    scale = 1e-2 / np.sqrt(input_moments(distribution, sigma)[0])
-    begin = gaussian_starts(seed, starts + 1, d, scale)
+def global_minimum(setting: SeveralStarts) -> list[Check]:
+    """The global minimum over all weights of one layer is one step of gradient descent: b_x = 0, A_y = 0,
+    b_y A_x = eta* I.
+
+    Gradient flow on the exact loss of all entries from small random starts, and BFGS from more and larger ones; the lowest
+    end is compared with the constructed step and the closed form of its loss. A start that ends lower, or another matrix
+    than eta* I where the flow rests, would make it fail.
+    """
+    d, starts, objective = setting.d, setting.starts, setting.objective()
+    begin = setting.gaussian_starts(starts + 1, 1e-2)
     begin.w_pv[0, -1, :-1] = begin.w_kq[0, -1, :-1] = 0.0
     flows = training.gradient_flows(objective, begin, solver="tsit5")
     convergence.rest_on(flows, flows.best)
     weights = flows.limit(flows.best)
-    terms = float(objective.moments.variance) / 2
+    least, terms = setting.least_loss, float(objective.moments.variance) / 2
     row, scores = weights.w_pv[-1], weights.w_kq[:, :d]
-    searched = quasi_newton.minimise(objective, gaussian_starts(seed, 4 * (starts + 1), d, 10 * scale))
+    searched = quasi_newton.minimise(objective, setting.gaussian_starts(4 * (starts + 1), 0.1))
     return [
         check.holds("flow_converged_abs", flows.verdicts[flows.best] == training.Verdict.CONVERGED),
         check.exact("loss", objective.risk(weights) / 2, least, LOSS_TOLERANCE, terms=terms),
         check.exact("lowest_loss_by_bfgs", np.min(searched.losses), least, LOSS_TOLERANCE, terms=terms),
-        check.exact("step_matrix", -row[-1] * scores[:d], eta * np.eye(d), WEIGHT_TOLERANCE),
+        check.exact("step_matrix", -row[-1] * scores[:d], setting.best_step * np.eye(d), WEIGHT_TOLERANCE),
         check.exact("b_x_over_b_y_abs", row[:d] / row[-1], np.zeros(d), WEIGHT_TOLERANCE),
         check.exact("A_y_over_A_x_abs", scores[d] / np.linalg.norm(scores[:d]), np.zeros(d), WEIGHT_TOLERANCE),
     ]
 
 
+class SeveralHeads(Landscape):
+    """A layer of several heads."""
+
+    heads: int = integer(2, 1, "number of heads", "that are trained")
+    starts: int = integer(6, 1, "number of starts", "of their weights")
+
+
 @claim(
     "vonoswald2022.lsa1.heads",
-    statement="More linear heads do not lower the minimum: with any number of them the problem is linear least squares, "
-    "whose minimum is the same.",
-    source=Source(PAPER, "icl_lab, on the single head of Section 3", "extended"),
-    parameters=SIZES
-    | DISTRIBUTION
-    | {
-        "heads": integer(2, 1, "heads that are trained"),
-        "starts": integer(6, 1, "of their weights"),
-        "seed": integer(0, 0, "of the starts"),
-    },
-    extra_settings=({"distribution": "gaussian", "sigma": 1.0},),
+    SeveralHeads,
+    Source(PAPER, "icl_lab, on the single head of Section 3", "extended"),
+    extra_settings=(NORMAL,),
 )
-def heads_do_not_help(d, N, distribution, sigma, heads, starts, seed) -> list[Check]:
-    objective, (eta, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
+def heads_do_not_help(setting: SeveralHeads) -> list[Check]:
+    """More linear heads do not lower the minimum: with any number of them the problem is linear least squares,
+    whose minimum is the same.
+
+    Least squares on the exact moments of all products of tokens gives the minimum over any number of heads; a few heads are
+    trained by BFGS from small random weights besides. Coefficients other than those of one step, or a least square below
+    its loss, would make it fail.
+    """
+    objective, eta, least = setting.objective(), setting.best_step, setting.least_loss
     moments, features = objective.moments, objective.features
     terms = float(moments.variance) / 2
     check.require_shown(least, terms)
     best = np.linalg.lstsq(moments.gram, moments.cross, rcond=None)[0]
     convex = (moments.variance - np.sum(moments.cross * best)) / 2
     pairs = zip(features.rows, features.columns, strict=True)
-    expected = np.array([eta * (a == c and b == d) for a, b in pairs for c in features.queries])
-    scale = 0.1 / np.sqrt(input_moments(distribution, sigma)[0])
-    trained = quasi_newton.minimise(objective, gaussian_starts(seed, starts, d, scale, heads))
+    expected = np.array([eta * (a == c and b == setting.d) for a, b in pairs for c in features.queries])
+    trained = quasi_newton.minimise(objective, setting.gaussian_starts(setting.starts, 0.1, setting.heads))
     return [
         check.exact("least_squares", convex, least, LOSS_TOLERANCE, terms=terms),
         check.exact("coefficients", best[:, 0], expected, CURVATURE_TOLERANCE),
@@ -132,35 +138,40 @@ class _Ends:
         self.false = [run.lowest for run, high in zip(runs, self.above, strict=True) if high]
 
 
+class FalseMinima(Landscape):
+    """One head and two from many starts."""
+
+    d: int = integer(2, 2, "dimension", "of the inputs")
+    N = 2
+    distribution = "gaussian"
+    sigma = 1.0
+    starts: int = integer(40, 1, "number of starts", ", all random")
+
+
 @claim(
     "vonoswald2022.lsa1.spurious",
-    statement="One head has local minima above the global one, in which quasi-Newton runs from small random weights end; "
-    "two heads have none of them at d = N = 2 and at d = 3, N = 30 (but others elsewhere, as at d = 3, N = 4).",
-    source=Source(PAPER, "the instability of single heads in the appendix (Fig. 15); icl_lab for the mechanism", "extended"),
-    parameters=SIZES
-    | DISTRIBUTION
-    | {
-        "d": integer(2, 2, "input dimension"),
-        "N": integer(2, 1, "context length"),
-        "distribution": dataclasses.replace(DISTRIBUTION["distribution"], default="gaussian"),
-        "sigma": dataclasses.replace(DISTRIBUTION["sigma"], default=1.0),
-        "starts": integer(40, 1, "random starts"),
-        "seed": integer(0, 0, "of the starts"),
-    },
+    FalseMinima,
+    Source(PAPER, "the instability of single heads in the appendix (Fig. 15); icl_lab for the mechanism", "extended"),
     extra_settings=({"d": 3, "N": 30},),
 )
-def false_minima(d, N, distribution, sigma, starts, seed) -> list[Check]:
-    variance, _ = input_moments(distribution, sigma)
-    objective, (_, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
+def false_minima(setting: FalseMinima) -> list[Check]:
+    """One head has local minima above the global one, in which quasi-Newton runs from small random weights end;
+    two heads have none of them at d = N = 2 and at d = 3, N = 30 (but others elsewhere, as at d = 3, N = 4).
+
+    BFGS on the exact loss from small random weights, for one head and for two; where an end lies above the minimum, its
+    loss is compared with the closed form, and its gradient and Hessian are checked to be those of a minimum. No end of one
+    head above the minimum, one of two heads, or another height, would make it fail.
+    """
+    d, N, starts, variance = setting.d, setting.N, setting.starts, setting.variance
+    objective, least = setting.objective(), setting.least_loss
     terms = float(objective.moments.variance) / 2
     check.require_shown(least, terms)
-    scale = 0.1 / np.sqrt(variance)
-    one, two = (_Ends(objective, gaussian_starts(seed, starts, d, scale, heads), least) for heads in (None, 2))
+    one, two = (_Ends(objective, setting.gaussian_starts(starts, 0.1, heads), least) for heads in (None, 2))
     checks = [
         check.exact("lowest_loss_of_one_head", np.min(one.losses), least, LOSS_TOLERANCE, terms=terms),
         check.exact("lowest_loss_of_two_heads", np.min(two.losses), least, LOSS_TOLERANCE, terms=terms),
     ]
-    if distribution != "gaussian":  # no closed form of the false minimum
+    if setting.distribution != "gaussian":  # no closed form of the false minimum
         return checks
     if (d, N) in TWO_HEADS_SUFFICE:
         checks.append(check.exact("share_above_the_minimum_two_heads_abs", np.mean(two.above), 0.0, 0.0))
@@ -183,15 +194,19 @@ def false_minima(d, N, distribution, sigma, starts, seed) -> list[Check]:
 
 @claim(
     "vonoswald2022.lsa1.saddle",
-    statement="At zero weights the gradient vanishes and the Hessian has the eigenvalues +-sig2^2 sqrt(d) once, "
-    "+-sig2^2 d times, and zeros: flow escapes along gradient descent.",
-    source=Source(PAPER, "the plateau of the training curves (Fig. 2); icl_lab", "extended"),
-    parameters=SIZES | DISTRIBUTION | {"seed": integer(0, 0, "of the start")},
-    extra_settings=({"distribution": "gaussian", "sigma": 1.0, "d": 4},),
+    Landscape,
+    Source(PAPER, "the plateau of the training curves (Fig. 2); icl_lab", "extended"),
+    extra_settings=({**NORMAL, "d": 4},),
 )
-def saddle_at_zero(d, N, distribution, sigma, seed) -> list[Check]:
-    variance, _ = input_moments(distribution, sigma)
-    objective = exact_loss(d, N, distribution, sigma)
+def saddle_at_zero(setting: Landscape) -> list[Check]:
+    """At zero weights the gradient vanishes and the Hessian has the eigenvalues +-sig2^2 sqrt(d) once,
+    +-sig2^2 d times, and zeros: flow escapes along gradient descent.
+
+    Gradient and Hessian are derivatives of the exact loss at zero weights; the rate of escape is the growth of the leading
+    component on a gradient flow from tiny random weights. An eigenvalue of another size or number, or an escape in another
+    direction, would make it fail.
+    """
+    d, variance, objective = setting.d, setting.variance, setting.objective()
     zero = LSAWeights(np.zeros((d + 1, d + 1)), np.zeros((d + 1, d + 1)))
     flat, unravel = ravel_pytree(jax.tree.map(jax.numpy.asarray, zero))
     slope = np.asarray(jax.grad(lambda x: objective(unravel(x)))(flat))
@@ -201,7 +216,7 @@ def saddle_at_zero(d, N, distribution, sigma, seed) -> list[Check]:
     full = np.sort(np.concatenate([expected, np.zeros(len(values) - len(expected))]))
     rate = theory.minima.escape_rate(d, variance)
     # While the weights are tiny, flow amplifies the leading component by exp(rate t).
-    begin = jax.tree.map(lambda w: w[0], gaussian_starts(seed, 1, d, 1e-6 / np.sqrt(variance)))
+    begin = jax.tree.map(lambda w: w[0], setting.gaussian_starts(1, 1e-6))
     flow = training.gradient_flow(
         objective, begin, times=[3.0 / rate, 6.0 / rate], stop_at_last_time=True, solver="tsit5", rtol=1e-11
     )

@@ -11,12 +11,12 @@ from jax.flatten_util import ravel_pytree
 from icl_lab import theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer
+from icl_lab.claims.claim import Source
 from icl_lab.claims.quasi_newton import value_and_slope
 from icl_lab.claims.registry import claim
-from icl_lab.claims.vonoswald2022.landscape import LOSS_TOLERANCE, MODEL, exact_loss, gaussian_starts, least_loss
-from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, input_moments
+from icl_lab.claims.setting import integer
+from icl_lab.claims.vonoswald2022.landscape import LOSS_TOLERANCE, Landscape
+from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER
 from icl_lab.core import precision
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, constructions
@@ -29,7 +29,20 @@ COSINE_TOLERANCE = 1e-3
 RIGHT_SHARE = 1e-8
 STEPS = 3000
 
-SIZES = {"d": integer(10, 2, "input dimension"), "N": integer(10, 1, "context length")}
+
+class FixedTasks(Landscape):
+    """One layer of the paper's size."""
+
+    d: int = integer(10, 2, "dimension", "of the inputs")
+    N = 10
+    seed: int = integer(0, 0, "random seed", "of the fixed tasks and of the start")
+
+
+class Plateau(FixedTasks):
+    """One layer from several small starts."""
+
+    starts: int = integer(6, 1, "number of starts", ", small and random")
+    seed: int = integer(0, 0, "random seed", "of the starts and of a direction")
 
 
 def wrong_mode(direction: Array, size: float) -> LSAWeights:
@@ -48,20 +61,19 @@ def modes(weights: LSAWeights) -> tuple[float, float, float]:
     return float(np.linalg.norm(row[-1] * scores[:-1])), wrong, float(b @ a) / wrong
 
 
-@claim(
-    "vonoswald2022.plateau",
-    statement="The plateau of unlucky seeds is a wrong mode, b_y = 0, A_x = 0, b_x parallel to A_y, whose half loss is "
-    "(sig2/2)(d - N/(N + d + kap - 2)) for every direction.",
-    source=Source(PAPER, "Fig. 2 left and Fig. 15; icl_lab for the mechanism", "extended"),
-    parameters=SIZES
-    | DISTRIBUTION
-    | {"starts": integer(6, 1, "small random starts"), "seed": integer(0, 0, "of the starts and of a direction")},
-)
-def wrong_mode_is_the_plateau(d, N, distribution, sigma, starts, seed) -> list[Check]:
-    variance, kurtosis = input_moments(distribution, sigma)
-    objective, (eta, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
+@claim("vonoswald2022.plateau", Plateau, Source(PAPER, "Fig. 2 left and Fig. 15; icl_lab for the mechanism", "extended"))
+def wrong_mode_is_the_plateau(setting: Plateau) -> list[Check]:
+    """The plateau of unlucky seeds is a wrong mode, b_y = 0, A_x = 0, b_x parallel to A_y, whose half loss is
+    (sig2/2)(d - N/(N + d + kap - 2)) for every direction.
+
+    Gradient flow on the exact loss starts close to the wrong mode and is read where it is slowest; others start from small
+    random weights, and the best of them must end at the global minimum. The height is also that of a parabola along two
+    directions. A flow that rests at another loss, or in weights that are not rank one, would make it fail.
+    """
+    d, N, variance, kurtosis = setting.problem
+    objective = setting.objective()
     height = theory.minima.rank_one_branch_loss(d, N, variance, kurtosis)
-    begin = gaussian_starts(seed, starts, d, 1e-3 / np.sqrt(variance))
+    begin = setting.gaussian_starts(setting.starts, 1e-3)
     direction = begin.w_pv[0, -1, :d] / np.linalg.norm(begin.w_pv[0, -1, :d])
     checks = []
     for name, unit in (("axis", np.eye(d)[0]), ("random_direction", direction)):
@@ -93,8 +105,8 @@ def wrong_mode_is_the_plateau(d, N, distribution, sigma, starts, seed) -> list[C
             HEIGHT_TOLERANCE,
         ),
         check.exact("right_mode_on_the_plateau_abs", by_right / by_wrong, 0.0, HEIGHT_TOLERANCE),
-        check.exact("best_loss_over_seeds", ends.losses[ends.best], least, LOSS_TOLERANCE),
-        check.exact("right_mode_of_the_best_seed", found[0], eta * np.sqrt(d), 1e-6),
+        check.exact("best_loss_over_seeds", ends.losses[ends.best], setting.least_loss, LOSS_TOLERANCE),
+        check.exact("right_mode_of_the_best_seed", found[0], setting.best_step * np.sqrt(d), 1e-6),
         check.exact("wrong_mode_of_the_best_seed_abs", found[1] / found[0], 0.0, 1e-6),
     ]
 
@@ -125,19 +137,23 @@ def trained(objective: MomentLoss, start: LSAWeights) -> LSAWeights:
 
 @claim(
     "vonoswald2022.fixed-tasks",
-    statement="Trained on B fixed tasks, one layer fits them below the population minimum and generalises to it only for large "
-    "B, as a model of about (d + 1)^2 parameters.",
-    source=Source(PAPER, "appendix on a fixed number of training tasks (Fig. 16); icl_lab for the values"),
-    parameters=SIZES | DISTRIBUTION | {"seed": integer(0, 0, "of the fixed tasks and of the start")},
+    FixedTasks,
+    Source(PAPER, "appendix on a fixed number of training tasks (Fig. 16); icl_lab for the values"),
 )
-def few_tasks_are_overfitted(d, N, distribution, sigma, seed) -> list[Check]:
-    objective, (eta, least) = exact_loss(d, N, distribution, sigma), least_loss(d, N, distribution, sigma)
+def few_tasks_are_overfitted(setting: FixedTasks) -> list[Check]:
+    """Trained on B fixed tasks, one layer fits them below the population minimum and generalises to it only for large
+    B, as a model of about (d + 1)^2 parameters.
+
+    L-BFGS minimises the loss on four fixed sets of random prompts, from one small random start with b_x = 0, A_y = 0; the
+    population loss of its ends is exact. A layer that few prompts teach as well as many, or that many prompts leave more
+    than 3 % above the minimum, would make it fail.
+    """
+    d, N, seed, least, objective = setting.d, setting.N, setting.seed, setting.least_loss, setting.objective()
     # 128, 512, 2048, 8192 prompts for the 121 active weights of d = 10; few prompts are few for d, but many are always many.
     size = (d + 1) ** 2 / 121
     counts = np.rint(np.geomspace(128 * size, 8192 * max(1.0, size), 4)).astype(int).tolist()
-    step = constructions.gradient_descent(MODEL, d, N, eta)
-    scale = 0.05 / np.sqrt(input_moments(distribution, sigma)[0])
-    start = jax.tree.map(lambda w: w[0], gaussian_starts(seed, 1, d, scale))
+    step = constructions.gradient_descent(MODEL, d, N, setting.best_step)
+    start = jax.tree.map(lambda w: w[0], setting.gaussian_starts(1, 0.05))
     start.w_pv[-1, :-1] = start.w_kq[-1, :-1] = 0.0
     train, test, unfitted = [], [], []
     for count in counts:

@@ -8,70 +8,36 @@ import numpy as np
 from icl_lab import models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, Source, choice, integer, number
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import integer, number
+from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER, ROUNDING, LayersSetting, OutputsSetting, StepSetting
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.linalg import haar_orthogonal
-from icl_lab.core.typing import Array
 from icl_lab.models import SeparateWeights, constructions
-from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, Uniform
-from icl_lab.tasks.prompt import Prompt, check_prompt_fits
+from icl_lab.tasks.prompt import Prompt
 
-PAPER = "von Oswald et al. 2022, arXiv 2212.07677"
-# Two orders of summation of the same few hundred products.
-ROUNDING = 1e-12
 # A relative difference that rounding cannot explain.
 DIFFERENT = 1e-9
 
-SIZES = {
-    "d": integer(4, 1, "input dimension, the paper's N_x"),
-    "k": integer(3, 1, "outputs, the paper's N_y"),
-    "N": integer(7, 1, "context length"),
-}
-INPUTS = {
-    "distribution": choice("gaussian", ("gaussian", "uniform"), "of the input coordinates"),
-    "sigma": number(1.0, positive=True, meaning="standard deviation of a Gaussian coordinate, half-width of a uniform one"),
-}
-STEP = SIZES | {"eta": number(0.6, meaning="step size of the mean gradient")} | INPUTS
-SEED = {"seed": integer(0, 0, "of inputs, labels and W_0")}
-MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
 
+@claim("vonoswald2022.prop1", StepSetting, Source(PAPER, "Proposition 1"))
+def one_layer_is_one_step(setting: StepSetting) -> list[Check]:
+    """There are weights with which one linear self-attention layer moves every label by one explicit step of gradient
+    descent from any W_0, and answers the query with the stepped weights.
 
-def layers_parameter(default: int, minimum: int = 1) -> dict[str, Parameter]:
-    """K, the number of layers."""
-    return {"K": integer(default, minimum, "layers, one step each")}
-
-
-def input_distribution(distribution: str, dim: int, sigma: float) -> CovariateDistribution:
-    """Independent Gaussian coordinates of standard deviation sigma, or uniform ones on (-sigma, sigma)."""
-    return Gaussian(np.full(dim, sigma**2)) if distribution == "gaussian" else Uniform(dim, half_width=sigma)
-
-
-def instance(d, k, N, distribution, sigma, seed) -> tuple[Prompt, Array]:
-    """A prompt and W_0: labels of no linear map, and a start that is not zero, so that no term of a step is missing."""
-    check_prompt_fits(N, d)
-    key = jax.random.key(seed)
-    inputs = np.asarray(input_distribution(distribution, d, sigma).sample(prng.stream(key, "inputs"), N + 1))
-    labels = np.asarray(jax.random.normal(prng.stream(key, "labels"), (N, k)))
-    initial = np.asarray(jax.random.normal(prng.stream(key, "initial"), (k, d)))
-    return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=np.zeros(k)), initial
-
-
-@claim(
-    "vonoswald2022.prop1",
-    statement="There are weights with which one linear self-attention layer moves every label by one explicit step of gradient "
-    "descent from any W_0, and answers the query with the stepped weights.",
-    source=Source(PAPER, "Proposition 1"),
-    parameters=STEP | SEED,
-)
-def one_layer_is_one_step(d, k, N, eta, distribution, sigma, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, distribution, sigma, seed)
-    weights = constructions.gradient_descent(MODEL, d, N, eta, initial=initial)
+    The constructed weights, without any training, act on one random prompt from a random W_0, and every slot of every
+    token is compared with an explicit step. A step of the summed in place of the mean loss, a wrong sign, or a layer that
+    also moves the inputs would make it fail.
+    """
+    d, N = setting.d, setting.N
+    prompt, initial = setting.instance()
+    weights = constructions.gradient_descent(MODEL, d, N, setting.eta, initial=initial)
     start = -initial @ prompt.query
     tokens = np.asarray(MODEL.apply(weights, MODEL.tokens(prompt, start)))
 
-    stepped = theory.vonoswald2022.gradient_step(initial, prompt.inputs, prompt.labels, eta)
+    stepped = theory.vonoswald2022.gradient_step(initial, prompt.inputs, prompt.labels, setting.eta)
     inputs = np.vstack([prompt.inputs, prompt.query[None]])
     return [
         check.exact("input_slots", tokens[:, :d], inputs, ROUNDING),
@@ -80,14 +46,16 @@ def one_layer_is_one_step(d, k, N, eta, distribution, sigma, seed) -> list[Check
     ]
 
 
-@claim(
-    "vonoswald2022.datatransform",
-    statement="A step of the weights and the opposite change of the labels, y_i - dW x_i, lower the loss alike.",
-    source=Source(PAPER, "the data transformation of section 2"),
-    parameters=STEP | SEED,
-)
-def a_step_is_a_change_of_the_data(d, k, N, eta, distribution, sigma, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, distribution, sigma, seed)
+@claim("vonoswald2022.datatransform", StepSetting, Source(PAPER, "the data transformation of section 2"))
+def a_step_is_a_change_of_the_data(setting: StepSetting) -> list[Check]:
+    """A step of the weights and the opposite change of the labels, y_i - dW x_i, lower the loss alike.
+
+    The constructed layer moves the labels of one random prompt; the squared error of the random W_0 on the moved labels is
+    compared with that of the stepped weights on the old ones. A layer that moves labels by another step size or with the
+    other sign would make it fail.
+    """
+    d, N, eta = setting.d, setting.N, setting.eta
+    prompt, initial = setting.instance()
     weights = constructions.gradient_descent(MODEL, d, N, eta, initial=initial)
     tokens = np.asarray(MODEL.apply(weights, MODEL.tokens(prompt, -initial @ prompt.query)))
     moved = np.sum((prompt.inputs @ initial.T - tokens[:N, d:]) ** 2)
@@ -96,15 +64,17 @@ def a_step_is_a_change_of_the_data(d, k, N, eta, distribution, sigma, seed) -> l
     return [check.exact("loss_on_moved_labels", moved, expected, ROUNDING)]
 
 
-@claim(
-    "vonoswald2022.multistep",
-    statement="K copies of the same layer, all with the original W_0, are K steps of gradient descent: the label slots carry "
-    "the whole state, so that putting the current W_k into the values is wrong.",
-    source=Source(PAPER, "Proposition 1, applied K times"),
-    parameters=STEP | layers_parameter(5) | SEED,
-)
-def equal_layers_are_steps(d, k, N, eta, distribution, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, distribution, sigma, seed)
+@claim("vonoswald2022.multistep", LayersSetting, Source(PAPER, "Proposition 1, applied K times"))
+def equal_layers_are_steps(setting: LayersSetting) -> list[Check]:
+    """K copies of the same layer, all with the original W_0, are K steps of gradient descent: the label slots carry
+    the whole state, so that putting the current W_k into the values is wrong.
+
+    K constructed layers, stacked and as a loop, act on one random prompt from a random W_0 and are compared with K explicit
+    steps; layers built from the iterates W_k must miss them. Layers that need to know how far descent has come would make
+    it fail.
+    """
+    d, N, eta, K = setting.d, setting.N, setting.eta, setting.K
+    prompt, initial = setting.instance()
     iterates = theory.vonoswald2022.descent_iterates(initial, prompt.inputs, prompt.labels, np.full(K, eta))
     answer = iterates[-1] @ prompt.query
     start = -initial @ prompt.query
@@ -125,15 +95,17 @@ def equal_layers_are_steps(d, k, N, eta, distribution, sigma, K, seed) -> list[C
     return checks
 
 
-@claim(
-    "vonoswald2022.readout",
-    statement="The answer of K layers that attend to the context is linear in the query, with W_K as its Jacobian.",
-    source=Source(PAPER, "the sensitivity analysis of the experiments"),
-    parameters=STEP | layers_parameter(5) | SEED,
-)
-def sensitivity_is_the_weights(d, k, N, eta, distribution, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, distribution, sigma, seed)
-    layers = (constructions.gradient_descent(MODEL, d, N, eta, steps=1, initial=initial),) * K
+@claim("vonoswald2022.readout", LayersSetting, Source(PAPER, "the sensitivity analysis of the experiments"))
+def sensitivity_is_the_weights(setting: LayersSetting) -> list[Check]:
+    """The answer of K layers that attend to the context is linear in the query, with W_K as its Jacobian.
+
+    The answer of K constructed layers is differentiated by the query, at the random prompt's query and at another one, and
+    compared with K explicit steps from a random W_0. A query that enters its own sum, or an answer with an offset, would
+    make it fail.
+    """
+    eta, K = setting.eta, setting.K
+    prompt, initial = setting.instance()
+    layers = (constructions.gradient_descent(MODEL, setting.d, setting.N, eta, steps=1, initial=initial),) * K
 
     def answer(query):
         return MODEL(layers, Prompt(prompt.inputs, prompt.labels, query, prompt.target), -initial @ query)
@@ -147,21 +119,32 @@ def sensitivity_is_the_weights(d, k, N, eta, distribution, sigma, K, seed) -> li
     ]
 
 
-def _positive_step(eta, **_) -> None:
-    if eta <= 0:
-        raise AssumptionError(f"`eta` must be > 0, or the layer does nothing; got {eta}.")
+class FullAttention(LayersSetting):
+    """Layers in which the query attends to itself."""
+
+    K: int = integer(3, 2, "number of layers", ", one step each")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.eta <= 0:
+            raise AssumptionError(f"`eta` must be > 0, or the layer does nothing; got {self.eta}.")
 
 
 @claim(
     "vonoswald2022.full-attention",
-    statement="Attending to the query token too moves label slot j by (eta/N) (x_q.x_j) 2 W_0 x_q in the first layer, and from "
-    "the second layer on it changes the answer even from W_0 = 0.",
-    source=Source(PAPER, "behind leaving the query out of the sum; the formula is the lab's"),
-    parameters=STEP | layers_parameter(3, 2) | SEED,
-    validate=_positive_step,
+    FullAttention,
+    Source(PAPER, "behind leaving the query out of the sum; the formula is the lab's"),
 )
-def the_query_in_the_sum(d, k, N, eta, distribution, sigma, K, seed) -> list[Check]:
-    prompt, initial = instance(d, k, N, distribution, sigma, seed)
+def the_query_in_the_sum(setting: FullAttention) -> list[Check]:
+    """Attending to the query token too moves label slot j by (eta/N) (x_q.x_j) 2 W_0 x_q in the first layer, and from
+    the second layer on it changes the answer even from W_0 = 0.
+
+    The same constructed layers act on one random prompt with and without the query in their sum, from a random W_0 and
+    from zero, and their difference is compared with the closed form after one layer and after K. A shift without its factor
+    2, or one that vanishes from zero after K layers, would make it fail.
+    """
+    d, N, eta, K = setting.d, setting.N, setting.eta, setting.K
+    prompt, initial = setting.instance()
     full = models.LinearSelfAttention(query_in_sum=True, readout_sign=-1.0)
     zero = np.zeros_like(initial)
     inputs = np.vstack([prompt.inputs, prompt.query[None]])
@@ -183,20 +166,29 @@ def the_query_in_the_sum(d, k, N, eta, distribution, sigma, K, seed) -> list[Che
     return checks
 
 
-@claim(
-    "vonoswald2022.gauge",
-    statement="Only the products W_PV and W_KQ matter, and of those not the scale s, of either sign, in (s W_PV, W_KQ / s).",
-    source=Source(PAPER, "behind the interpolation of weights"),
-    parameters=SIZES
-    | INPUTS
-    | {"s": number(-1.7, meaning="the factor, not 0")}
-    | {"seed": integer(0, 0, "of tokens, weights and the change of basis")},
-    validate=lambda s, **_: _not_zero(s),
-)
-def weights_up_to_gauge(d, k, N, distribution, sigma, s, seed) -> list[Check]:
-    prompt, _ = instance(d, k, N, distribution, sigma, seed)
+class Gauge(OutputsSetting):
+    """Weights of one layer and a change of their factors."""
+
+    s: float = number(-1.7, meaning="factor between the two matrices", detail=", not 0")
+    seed: int = integer(0, 0, "random seed", "of tokens, weights and the change of basis")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.s == 0:
+            raise AssumptionError("`s` must not be 0, since the gauge divides by it.")
+
+
+@claim("vonoswald2022.gauge", Gauge, Source(PAPER, "behind the interpolation of weights"))
+def weights_up_to_gauge(setting: Gauge) -> list[Check]:
+    """Only the products W_PV and W_KQ matter, and of those not the scale s, of either sign, in (s W_PV, W_KQ / s).
+
+    A layer of four random matrices is applied to random tokens as it is, in another random basis of its heads' space, and
+    with scales moved from one pair of matrices to the other; all are compared with attention by the products. A transposed
+    W_K^T W_Q, or a layer that changes with the sign of s, would make it fail.
+    """
+    s, width, key = setting.s, setting.d + setting.k, jax.random.key(setting.seed)
+    prompt, _ = setting.instance()
     tokens = np.asarray(MODEL.tokens(prompt, prompt.labels[0]))
-    key, width = jax.random.key(seed), d + k
     w_p, w_v, w_k, w_q = np.asarray(jax.random.normal(prng.stream(key, "weights"), (4, width, width)))
     basis = np.asarray(haar_orthogonal(prng.stream(key, "basis"), width))
     model = models.LinearSelfAttention(query_in_sum=False, normaliser="none")
@@ -208,8 +200,3 @@ def weights_up_to_gauge(d, k, N, distribution, sigma, s, seed) -> list[Check]:
         "scaled_by_minus_s": SeparateWeights(w_p, -s * w_v, w_k, -w_q / s),
     }
     return [check.exact(name, model.apply(one, tokens), expected, ROUNDING) for name, one in weights.items()]
-
-
-def _not_zero(s: float) -> None:
-    if s == 0:
-        raise AssumptionError("`s` must not be 0, since the gauge divides by it.")

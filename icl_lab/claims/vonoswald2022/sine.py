@@ -6,50 +6,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import models, theory
+from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, choice, integer, number, vector
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import Setting, choice, integer, number, vector
 from icl_lab.claims.simulation import simulate
-from icl_lab.claims.vonoswald2022.propositions import PAPER
+from icl_lab.claims.vonoswald2022.layers import mean_check
+from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import constructions
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.regression.sine import DISTRIBUTIONS, SineRegression, features
 
-# One step of descent on the features, eta / N in the weights.
-MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
+
+class SineWaves(Setting):
+    """Sine waves on uniform inputs."""
+
+    N: int = integer(10, 1, "context length")
+    waves: str = choice(
+        "text",
+        tuple(DISTRIBUTIONS),
+        "distribution of the sine waves",
+        ": amplitudes up to 5, up to 1/2, or up to 1/2 and tied to the phase",
+    )
+    sigma: float = number(5.0, positive=True, meaning="scale of an input coordinate", detail=": half-width, as it is uniform")
+    a: list[float] | None = vector(None, "ends of the amplitude's interval", "; null: those of the waves")
+    rho: list[float] | None = vector(None, "ends of the phase's interval", "; null: those of the waves, 0 and pi")
+    samples: int = integer(200_000, 1_000, "number of draws", "of prompts")
+    seed: int = integer(0, 0, "random seed", "of the prompts")
+
+    def validate(self) -> None:
+        super().validate()
+        self.task()
+
+    def task(self) -> SineRegression:
+        """The distribution of prompts, which refuses intervals whose ends are not ordered."""
+        return SineRegression(self.N, self.sigma, self.waves, self.a, self.rho)
 
 
 @claim(
     "vonoswald2022.sine.refs",
-    statement="On sine waves, linear in (sin x, cos x), one gradient step from the mean of the coefficients beats one from 0, "
-    "which beats the best fixed function, which beats 0.",
-    source=Source(
-        PAPER, "Section 4 and Figure 4, whose generator is not that of the text; closed forms by icl_lab", "extended"
-    ),
-    parameters={
-        "N": integer(10, 1, "context length"),
-        "distribution": choice(
-            "text", tuple(DISTRIBUTIONS), "amplitudes up to 5, up to 1/2, or up to 1/2 and tied to the phase"
-        ),
-        "sigma": number(5.0, positive=True, meaning="half-width of the inputs"),
-        "a": vector(None, "ends of the amplitude's interval; null: those of the distribution"),
-        "rho": vector(None, "ends of the phase's interval; null: those of the distribution, 0 and pi"),
-        "samples": integer(200_000, 1_000, "simulated prompts"),
-        "seed": integer(0, 0, "of the prompts"),
-    },
-    validate=lambda N, distribution, sigma, a, rho, **_: SineRegression(N, sigma, distribution, a, rho) and None,
-    extra_settings=({"distribution": "independent"}, {"distribution": "published"}),
+    SineWaves,
+    Source(PAPER, "Section 4 and Figure 4, whose generator is not that of the text; closed forms by icl_lab", "extended"),
+    extra_settings=({"waves": "independent"}, {"waves": "published"}),
 )
-def reference_losses(N, distribution, sigma, a, rho, samples, seed) -> list[Check]:
-    task = SineRegression(N, sigma, distribution, a, rho)
+def reference_losses(setting: SineWaves) -> list[Check]:
+    """On sine waves, linear in (sin x, cos x), one gradient step from the mean of the coefficients beats one from 0,
+    which beats the best fixed function, which beats 0.
+
+    Each predictor answers the same random prompts, a constructed layer on the two features where it is a step; best step
+    sizes and the fixed function come from regressions on these answers, nothing trained. Amplitudes independent of phases
+    where both are tied, or a curvature without its fourth moment, would make it fail.
+    """
+    N, sigma, task, waves = setting.N, setting.sigma, setting.task(), DISTRIBUTIONS[setting.waves]
     mean, moment = theory.sine_regression.coefficient_moments(
-        DISTRIBUTIONS[distribution].amplitude if a is None else a,
-        DISTRIBUTIONS[distribution].phase if rho is None else rho,
-        DISTRIBUTIONS[distribution].shared,
+        waves.amplitude if setting.a is None else setting.a,
+        waves.phase if setting.rho is None else setting.rho,
+        waves.shared,
     )
     steps = {
         "from_0": theory.sine_regression.best_step(N, sigma, moment),
@@ -65,7 +81,7 @@ def reference_losses(N, distribution, sigma, a, rho, samples, seed) -> list[Chec
         prompt = features(task.sample(one))
         return jnp.concatenate([prompt.query, prompt.target, _updates(prompt)])
 
-    rows = simulate(linear_parts, prng.stream(jax.random.key(seed), "prompts"), samples)
+    rows = simulate(linear_parts, prng.stream(jax.random.key(setting.seed), "prompts"), setting.samples)
     phi, target, from_zero, changes = rows[:, :2], rows[:, 2], rows[:, 3], rows[:, 4:]
     fixed = np.linalg.lstsq(phi, target)[0]
     # The update is affine in the start: that of 0 plus a sum over the coefficients of the start.
@@ -74,15 +90,15 @@ def reference_losses(N, distribution, sigma, a, rho, samples, seed) -> list[Chec
         "from_the_mean": (target - phi @ fixed, from_zero + changes @ fixed),
     }
     checks = [
-        _loss("predict_0", target, expected["predict_0"]),
-        _loss("best_fixed_function", target - phi @ fixed, expected["best_fixed_function"]),
+        mean_check("predict_0", target**2 / 2, expected["predict_0"]),
+        mean_check("best_fixed_function", (target - phi @ fixed) ** 2 / 2, expected["best_fixed_function"]),
     ]
     for name, (missed, update) in trials.items():
         eta = missed @ update / (update @ update)
         error = np.sqrt(np.mean((update * (missed - eta * update)) ** 2) / len(update)) / np.mean(update**2)
         checks += [
             check.sampled(f"eta_{name}", eta, steps[name].step_size, error),
-            _loss(f"one_step_{name}", missed - eta * update, steps[name].loss),
+            mean_check(f"one_step_{name}", (missed - eta * update) ** 2 / 2, steps[name].loss),
         ]
     return checks
 
@@ -95,9 +111,3 @@ def _updates(prompt: Prompt) -> Array:
         answer = start @ prompt.query
         values.append(MODEL(weights, prompt, query_label=-answer) - answer)
     return jnp.concatenate([values[0], values[1] - values[0], values[2] - values[0]])
-
-
-def _loss(name: str, errors: np.ndarray, expected: float) -> Check:
-    """The check of half a mean square."""
-    values = errors**2 / 2
-    return check.sampled(name, np.mean(values), expected, np.std(values, ddof=1) / np.sqrt(len(values)))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import numpy as np
 import optax
 
-from icl_lab import analysis, estimators, objectives, theory, training
+from icl_lab import analysis, estimators, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer, number
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.vonoswald2022.propositions import PAPER
-from icl_lab.claims.vonoswald2022.settings import DISTRIBUTION, MODEL, covariates, input_moments, one_step
+from icl_lab.claims.setting import integer, number
+from icl_lab.claims.vonoswald2022.layers import one_step
+from icl_lab.claims.vonoswald2022.settings import PAPER, UNNORMALISED, LayerSetting, SimulatedLayer
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.prompt import Prompt
-from icl_lab.tasks.regression.linear import LinearRegression
 
 LOSS_TOLERANCE = 1e-12
 # Where the flow stops.
@@ -31,6 +33,11 @@ LEARNING_RATE = 0.01
 CONTEXTS = 100_000
 PUBLISHED_SETTING = ("uniform", 0.5, 10, 10)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# With LayerNorm: initial entries in units of those of the step (ten times Adam's first step), prompts per step and to compare
+# on.
+BEGIN = 0.1
+BATCH = 128
+HELD_OUT = 4096
 
 
 def _starts(d: int, rate: float, scales: np.ndarray, stretches: np.ndarray, seed: int) -> LSAWeights:
@@ -48,28 +55,35 @@ def _starts(d: int, rate: float, scales: np.ndarray, stretches: np.ndarray, seed
     )
 
 
+class Segments(LayerSetting):
+    """Starts of gradient flow near the optimum, of both signs."""
+
+    d = 3
+    N = 5
+    starts: int = integer(2, 2, "number of starts", "of the flow, every other one of negative beta")
+    scale: float = number(0.5, positive=True, meaning="size of the starts", detail=", relative to the optimum")
+    seed: int = integer(0, 0, "random seed", "of the starts")
+
+
 @claim(
     "vonoswald2022.interpolation",
-    statement="Once its W_KQ is divided by beta, the mean of the diagonal of the input block, and its W_PV multiplied by "
-    "it, a layer trained by gradient flow from near half the optimum is joined to the constructed step by a "
-    "segment of constant loss; without that, or with |beta| for a negative beta, the midpoint is far off.",
-    source=Source(PAPER, "Section 3, interpolation of trained and constructed weights; closed forms are the lab's"),
-    parameters={"d": integer(3, 1, "input dimension"), "N": integer(5, 1, "context length")}
-    | DISTRIBUTION
-    | {
-        "starts": integer(2, 2, "starts of the flow, every other one of negative beta"),
-        "scale": number(0.5, positive=True, meaning="size of the starts, relative to the optimum"),
-        "seed": integer(0, 0, "of the starts"),
-    },
+    Segments,
+    Source(PAPER, "Section 3, interpolation of trained and constructed weights; closed forms are the lab's"),
 )
-def segments_to_the_construction(d, N, distribution, sigma, starts, scale, seed) -> list[Check]:
-    setting = (d, N, *input_moments(distribution, sigma))
-    eta = theory.vonoswald2022.optimal_step_size(*setting)
-    least, untrained = (theory.vonoswald2022.one_step_loss(step, *setting) for step in (eta, 0.0))
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
-    objective = objectives.independent_loss(task, MODEL)
+def segments_to_the_construction(setting: Segments) -> list[Check]:
+    """Once its W_KQ is divided by beta, the mean of the diagonal of the input block, and its W_PV multiplied by
+    it, a layer trained by gradient flow from near half the optimum is joined to the constructed step by a
+    segment of constant loss; without that, or with |beta| for a negative beta, the midpoint is far off.
+
+    Gradient flow on the exact loss of all entries, from noisy multiples of the optimum of both signs, gives the ends; the
+    exact loss is then evaluated along segments to the construction. Betas that do not follow from the start by what flow
+    conserves, or a segment on which the loss rises, would make it fail.
+    """
+    d, N, starts, eta, least = setting.d, setting.N, setting.starts, setting.best_step, setting.least_loss
+    untrained = setting.step_loss(0.0)
+    objective = objectives.independent_loss(setting.task(), UNNORMALISED)
     signs = np.resize([1.0, -1.0], starts)
-    begin = _starts(d, eta / N, scale * signs, np.linspace(1.5, 1.0, starts), seed)
+    begin = _starts(d, eta / N, setting.scale * signs, np.linspace(1.5, 1.0, starts), setting.seed)
     ends = training.gradient_flows(objective, begin)
     convergence.rest_on(ends, *range(starts))
     trained = [(ends.limit(i),) for i in range(starts)]
@@ -81,7 +95,7 @@ def segments_to_the_construction(d, N, distribution, sigma, starts, scale, seed)
     squares = np.sum(parts.p1**2, axis=1) + parts.p2**2, np.sum(parts.k1**2, axis=(1, 2)) + np.sum(parts.k2**2, axis=1)
     limits = [theory.vonoswald2022.limit_scale(*pair, d, eta / N) for pair in zip(*squares, strict=True)]
     rates = [theory.vonoswald2022.midpoint_rate(beta, eta / N) for beta in signs * limits]
-    midpoints = np.array([theory.vonoswald2022.one_step_loss(N * rate, *setting) for rate in rates])
+    midpoints = np.array([setting.step_loss(N * rate) for rate in rates])
     negative = trained[1][0]
     # What the absolute value of beta would make of it: minus the construction.
     wrong = LSAWeights(w_pv=abs(betas[1]) * negative.w_pv, w_kq=negative.w_kq / abs(betas[1]))
@@ -106,38 +120,46 @@ def _square_step(step: analysis.Predictor, prompt: Prompt) -> Array:
     return (analysis.sensitivity(step, prompt) ** 2).sum()
 
 
+class Alignment(SimulatedLayer):
+    """Training by Adam, and measures of how far its end is from a step."""
+
+    steps: int = integer(1_500, 300, "number of updates", "of Adam")
+    batch: int = integer(512, 64, "prompts of an update", ", all fresh")
+    starts: int = integer(1, 1, "number of starts", "of Adam")
+    samples: int = integer(10_000, 1_000, "number of draws", "of prompts, for a measure")
+    seed: int = integer(0, 0, "random seed", "of starts and prompts")
+
+
 @claim(
     "vonoswald2022.metrics",
-    statement="Mean prediction distance, sensitivity distance and cosine of sensitivities between a layer and the best step "
-    "have known values before training, are 0, 0 and 1 at the optimum, and come close to that by Adam on fresh "
-    "prompts from near half the optimum.",
-    source=Source(PAPER, "Section 3, the three measures of alignment; values before training derived for the lab"),
-    parameters={"d": integer(10, 1, "input dimension"), "N": integer(10, 1, "context length")}
-    | DISTRIBUTION
-    | {
-        "steps": integer(1_500, 300, "updates of Adam"),
-        "batch": integer(512, 64, "fresh prompts of an update"),
-        "starts": integer(1, 1, "starts of Adam"),
-        "samples": integer(10_000, 1_000, "prompts of a measure"),
-        "seed": integer(0, 0, "of starts and prompts"),
-    },
+    Alignment,
+    Source(PAPER, "Section 3, the three measures of alignment; values before training derived for the lab"),
 )
-def alignment_with_a_step(d, N, distribution, sigma, steps, batch, starts, samples, seed) -> list[Check]:
-    variance, kurtosis = input_moments(distribution, sigma)
-    eta = theory.vonoswald2022.optimal_step_size(d, N, variance, kurtosis)
-    least = theory.vonoswald2022.one_step_loss(eta, d, N, variance, kurtosis)
-    task = LinearRegression(dim=d, context_length=N, covariates=covariates(distribution, d, sigma))
-    key = jax.random.key(seed)
+def alignment_with_a_step(setting: Alignment) -> list[Check]:
+    """Mean prediction distance, sensitivity distance and cosine of sensitivities between a layer and the best step
+    have known values before training, are 0, 0 and 1 at the optimum, and come close to that by Adam on fresh
+    prompts from near half the optimum.
+
+    The measures are averages over random prompts, of zero weights, of the end of gradient flow on the exact loss, and of
+    the ends of Adam; flow and Adam start from noisy weights near half the optimum. A layer that ends at another step size,
+    as one without the kurtosis, or at a loss 1 % above the least, would make it fail.
+    """
+    d, N, variance, kurtosis = setting.problem
+    eta, least, task, starts, steps = setting.best_step, setting.least_loss, setting.task(), setting.starts, setting.steps
+    samples, batch, key = setting.samples, setting.batch, jax.random.key(setting.seed)
     step = eqx.Partial(estimators.gradient_descent, step_size=eta)
 
     def compared(weights: LSAWeights) -> analysis.FunctionComparison:
-        return analysis.compare_functions(task, eqx.Partial(MODEL, weights), step, prng.stream(key, "measure"), samples)
+        return analysis.compare_functions(task, eqx.Partial(UNNORMALISED, weights), step, prng.stream(key, "measure"), samples)
 
-    begin = _starts(d, eta / N, np.full(starts, 0.5), np.ones(starts), seed)
+    begin = _starts(d, eta / N, np.full(starts, 0.5), np.ones(starts), setting.seed)
     untrained = compared(jax.tree.map(lambda w: 0 * w[0], begin))
     square, _ = analysis.sample_mean(eqx.Partial(_square_step, step), task, prng.stream(key, "measure"), samples)
     mean_square = theory.vonoswald2022.mean_square_step(d, N, kurtosis)
-    norms, errors = theory.vonoswald2022.mean_step_norms(distribution, d, N, sigma, eta, CONTEXTS, seed)
+    generator = np.random.default_rng(setting.seed)
+    inputs = setting.draw_inputs(CONTEXTS, N + 1, generator)
+    tasks = generator.standard_normal((CONTEXTS, d))
+    norms, errors = theory.vonoswald2022.mean_step_norms(inputs[:, :-1], inputs[:, -1], tasks, eta)
     distances = [untrained.mean_prediction_distance, untrained.sensitivity_distance]
     spread = [float(one.standard_error) for one in distances]
     checks = [
@@ -151,11 +173,11 @@ def alignment_with_a_step(d, N, distribution, sigma, steps, batch, starts, sampl
         check.sampled("untrained_prediction_distance", distances[0].mean, norms[0], np.hypot(spread[0], errors[0])),
         check.sampled("untrained_sensitivity_distance", distances[1].mean, norms[1], np.hypot(spread[1], errors[1])),
     ]
-    if (distribution, sigma, d, N) == PUBLISHED_SETTING:
+    if (setting.distribution, setting.sigma, d, N) == PUBLISHED_SETTING:
         measured = [float(one.mean) for one in distances]
         checks.append(check.sampled("untrained_distances_at_the_published_sizes", measured, [0.4864, 2.0831], spread))
 
-    exact_loss = objectives.independent_loss(task, MODEL)
+    exact_loss = objectives.independent_loss(task, UNNORMALISED)
     flow = convergence.to_limit(
         exact_loss, jax.tree.map(lambda w: w[0], begin), weight_tolerance=1e-9, solver="tsit5", rtol=1e-11
     )
@@ -173,7 +195,7 @@ def alignment_with_a_step(d, N, distribution, sigma, steps, batch, starts, sampl
     ]
 
     rate = LEARNING_RATE * np.sqrt(eta / N * np.sqrt(d))
-    fresh = objectives.StreamedLoss.build(task, MODEL, prng.stream(key, "fixed"), batch, batch)
+    fresh = objectives.StreamedLoss.build(task, UNNORMALISED, prng.stream(key, "fixed"), batch, batch)
     single = jax.tree.map(lambda w: np.asarray(w, np.float32), begin)
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
     ends = training.descents(fresh, single, adam, steps, key=prng.stream(key, "training"))
@@ -184,4 +206,62 @@ def alignment_with_a_step(d, N, distribution, sigma, steps, batch, starts, sampl
         *checks,
         check.at_least("cosines_after_adam", cosines, np.full(starts, LEAST_COSINE)),
         check.at_most("losses_after_adam", losses, np.full(starts, (1 + LARGEST_EXCESS) * least)),
+    ]
+
+
+class LayerNorm(LayerSetting):
+    """The same layer with and without LayerNorm, trained by Adam."""
+
+    d = 4
+    N = 8
+    sigma = 1.0
+    alpha: float = number(5.0, 2.0, "factor of the test distribution", ", of the inputs of the last comparison")
+    starts: int = integer(2, 1, "number of starts", ", random initial weights")
+    steps: int = integer(800, 100, "number of updates", "of Adam")
+    seed: int = integer(0, 0, "random seed", "of initial weights and prompts")
+
+
+@claim("vonoswald2022.layernorm", LayerNorm, Source(PAPER, "Figure 14 and the text on LayerNorm"))
+def layer_norm_costs(setting: LayerNorm) -> list[Check]:
+    """A layer trained with LayerNorm before its attention has a larger loss and is less aligned with a gradient step
+    than one trained without, but beats the step on much larger inputs.
+
+    Adam trains both layers on the same fresh prompts from the same random weights, a tenth as large as those of the step;
+    losses and cosines are averages over held-out prompts. A layer with LayerNorm that is as good or as aligned, or that is
+    as bad as the step on inputs alpha times as large, would make it fail.
+    """
+    d, N, starts, steps, eta = setting.d, setting.N, setting.starts, setting.steps, setting.best_step
+    key, larger = jax.random.key(setting.seed), dataclasses.replace(setting, sigma=setting.alpha * setting.sigma)
+    tasks = [setting.task(), larger.task()]
+    # Both matrices of the step, divided evenly, have entries of this size.
+    size = float(np.sqrt(eta))
+    weights = [
+        initializers.gaussian(jax.random.fold_in(prng.stream(key, "weights"), i), d + 1, BEGIN * size) for i in range(starts)
+    ]
+    begin = jax.tree.map(lambda *leaves: np.stack(leaves), *weights)
+    optimiser = optax.adam(optax.cosine_decay_schedule(BEGIN * size / 10, steps))
+    step = eqx.Partial(UNNORMALISED, *one_step(eta, d, N))
+    losses, cosines, wide = {}, {}, {}
+    for normed in (False, True):
+        model = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, layer_norm=normed)
+        objective = objectives.StreamedLoss.build(tasks[0], model, key, BATCH, BATCH)
+        ends = training.descents(objective, begin, optimiser, steps, key=prng.stream(key, "prompts"))
+        held_out = [objectives.StreamedLoss.build(task, model, prng.stream(key, "test"), HELD_OUT) for task in tasks]
+        losses[normed], wide[normed] = (np.array([one.risk(ends.limit(i)) / 2 for i in range(starts)]) for one in held_out)
+        cosines[normed] = np.array(
+            [
+                analysis.compare_functions(
+                    tasks[0], eqx.Partial(model, ends.limit(i)), step, prng.stream(key, "test"), 1024
+                ).cosine.mean
+                for i in range(starts)
+            ]
+        )
+    same = np.ones(starts)
+    return [
+        # What training and held-out prompts leave.
+        check.at_most("loss_without_over_descent", losses[False] / setting.least_loss, 1.1 * same),
+        check.at_least("loss_with_over_without", losses[True] / losses[False], 1.05 * same),
+        check.at_least("alignment_without", cosines[False], 0.98 * same),
+        check.at_most("alignment_with", cosines[True], 0.95 * cosines[False]),
+        check.at_most("loss_with_on_larger_inputs", wide[True], larger.step_loss(eta) * same),
     ]

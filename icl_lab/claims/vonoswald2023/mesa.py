@@ -8,11 +8,12 @@ import numpy as np
 from icl_lab import estimators, models, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Parameter, Source, integer, number
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import Setting, integer, number, restricted
+from icl_lab.claims.settings.dynamics import NoisyDynamicsSetting
 from icl_lab.core import compiled, prng
 from icl_lab.models import LSAWeights, PairedWeights, constructions
-from icl_lab.tasks.dynamics.linear import HaarOrthogonal, LinearDynamics
 from icl_lab.tasks.prompt import Prompt
 
 PAPER = "von Oswald et al. 2023, arXiv 2309.05858"
@@ -22,10 +23,15 @@ ROUNDING = 1e-12
 REFINEMENT_TOLERANCE = 1e-10
 
 
-def _states(d: int, T: int, sigma: float, seed: int) -> np.ndarray:
-    """x_1 .. x_{T+1} of one noisy sequence with a Haar-orthogonal transition."""
-    prompt = LinearDynamics(d, T - 1, HaarOrthogonal(), noise_std=sigma).sample(jax.random.key(seed))
-    return np.concatenate([prompt.inputs, prompt.query[None], prompt.target[None]])
+class SequenceSetting(NoisyDynamicsSetting):
+    """One noisy sequence with a Haar-orthogonal transition."""
+
+    seed: int = integer(0, 0, "random seed", "of the sequence")
+
+    def states(self) -> np.ndarray:
+        """x_1 .. x_{T+1}."""
+        prompt = self.task_at(self.T).sample(jax.random.key(self.seed))
+        return np.concatenate([prompt.inputs, prompt.query[None], prompt.target[None]])
 
 
 def _prompt_at(states: np.ndarray, t: int) -> Prompt:
@@ -33,23 +39,22 @@ def _prompt_at(states: np.ndarray, t: int) -> Prompt:
     return Prompt(states[: t - 1], states[1:t], states[t - 1], states[t])
 
 
-SEQUENCE = {
-    "d": integer(3, 1, "dimension of the states"),
-    "T": integer(12, 3, "states"),
-    "sigma": number(0.1, 0.0, "standard deviation of the noise"),
-    "seed": integer(0, 0, "of the sequence"),
-}
+class OneLayer(SequenceSetting):
+    """The weights of one layer."""
+
+    a: float = number(0.4, meaning="multiple of the identity in the key-query block")
+    b: float = number(0.9, meaning="multiple of the identity in the value block")
 
 
-@claim(
-    "vonoswald2023.gd1",
-    statement="One causal linear attention layer on tokens (x_t, x_{t-1}) with value block bI and key-query block aI is, at "
-    "every position at once, one gradient step from W = 0 on the squared errors of the transitions seen so far.",
-    source=Source(PAPER, "the construction of one gradient step, for sequences"),
-    parameters=SEQUENCE | {"a": number(0.4, meaning="key-query block"), "b": number(0.9, meaning="value block")},
-)
-def one_layer_is_one_step(d, T, sigma, seed, a, b) -> list[Check]:
-    states = _states(d, T, sigma, seed)
+@claim("vonoswald2023.gd1", OneLayer, Source(PAPER, "the construction of one gradient step, for sequences"))
+def one_layer_is_one_step(setting: OneLayer) -> list[Check]:
+    """One causal linear attention layer on tokens (x_t, x_{t-1}) with value block bI and key-query block aI is, at every
+    position at once, one gradient step from W = 0 on the squared errors of the transitions seen so far.
+
+    The layer has these weights, without training, and is run once on a random sequence; the step is written out for every
+    position. A step that also sees later transitions, or one on the mean in place of the sum, would make it fail.
+    """
+    states, d, T, a, b = setting.states(), setting.d, setting.T, setting.a, setting.b
     model = models.LinearSelfAttention(causal=True, embedding="paired")
     weights = PairedWeights(b * np.eye(d), a * np.eye(d))
     longest = _prompt_at(states, T)
@@ -65,14 +70,20 @@ def one_layer_is_one_step(d, T, sigma, seed, a, b) -> list[Check]:
     ]
 
 
-@claim(
-    "vonoswald2023.mesa-layer",
-    statement="The mesa layer, rank-one updates of the inverse Gram matrix, is in-context ridge regression at every position.",
-    source=Source(PAPER, "the mesa layer; Sherman-Morrison formula"),
-    parameters=SEQUENCE | {"lam": number(0.1, positive=True, meaning="penalty, added to the unnormalised Gram matrix")},
-)
-def mesa_layer(d, T, sigma, seed, lam) -> list[Check]:
-    states = _states(d, T, sigma, seed)
+class MesaLayer(SequenceSetting):
+    """The mesa layer's penalty."""
+
+    lam: float = number(0.1, positive=True, meaning="penalty", detail=", added to the unnormalised Gram matrix")
+
+
+@claim("vonoswald2023.mesa-layer", MesaLayer, Source(PAPER, "the mesa layer; Sherman-Morrison formula"))
+def mesa_layer(setting: MesaLayer) -> list[Check]:
+    """The mesa layer, rank-one updates of the inverse Gram matrix, is in-context ridge regression at every position.
+
+    The recursion is run along a random sequence, without training, and compared with a linear system solved anew at every
+    position. A penalty on the normalised Gram matrix, or an update that forgets or lags behind by a state, would make it fail.
+    """
+    states, T, lam = setting.states(), setting.T, setting.lam
     longest = _prompt_at(states, T)
     path = np.asarray(estimators.recursive_least_squares_path(longest, lam))
     direct = theory.vonoswald2023.ridge_paths(states[:T], lam)
@@ -85,30 +96,34 @@ def mesa_layer(d, T, sigma, seed, lam) -> list[Check]:
     ]
 
 
-def _above_one(value) -> float:
-    if number(2.0).convert(value) <= 1:
-        raise ValueError
-    return float(value)
+class SeveralLayers(Setting):
+    """Random examples for residual layers and for layers that refine the query."""
+
+    d: int = integer(4, 1, "dimension", "of inputs and labels")
+    n: int = integer(9, 1, "examples in the context")
+    L: int = integer(5, 1, "number of layers", ", residual ones")
+    eta: float = number(0.05, positive=True, meaning="step size", detail="of a residual layer, on the summed loss")
+    K: int = integer(5, 1, "number of steps", "that refine the query")
+    lam: float = number(0.3, positive=True, meaning="penalty", detail=", added to the unnormalised Gram matrix")
+    kappa: float = restricted(
+        number(10.0, meaning="condition number", detail="of S + lam in the rates"), "a number > 1", lambda value: value > 1
+    )
+    seed: int = integer(0, 0, "random seed", "of the examples")
 
 
 @claim(
-    "vonoswald2023.multilayer",
-    statement="L residual layers that see the whole context are L gradient steps; behind a causal mask they are not, but "
-    "layers that only refine the query converge to the mesa layer at every position, faster with Chebyshev steps.",
-    source=Source(PAPER, "the layers as matrix powers; Richardson and Chebyshev iteration"),
-    parameters={
-        "d": integer(4, 1, "dimension"),
-        "n": integer(9, 1, "examples in the context"),
-        "L": integer(5, 1, "residual layers"),
-        "eta": number(0.05, positive=True, meaning="step size of a residual layer, on the summed loss"),
-        "K": integer(5, 1, "refinements of the query"),
-        "lam": number(0.3, positive=True, meaning="penalty of the refined predictor"),
-        "kappa": Parameter(10.0, "a number > 1", _above_one, "condition number of S + lam in the rates"),
-        "seed": integer(0, 0, "of the examples"),
-    },
+    "vonoswald2023.multilayer", SeveralLayers, Source(PAPER, "the layers as matrix powers; Richardson and Chebyshev iteration")
 )
-def several_layers(d, n, L, eta, K, lam, kappa, seed) -> list[Check]:
-    key = jax.random.key(seed)
+def several_layers(setting: SeveralLayers) -> list[Check]:
+    """L residual layers that see the whole context are L gradient steps; behind a causal mask they are not, but layers that
+    only refine the query converge to the mesa layer at every position, faster with Chebyshev steps.
+
+    Layers with weights built by hand, without training, are run on random examples, and refinements on contexts with the worst
+    spectrum for their polynomial. Causal layers that answer like the full ones, a power of the matrix too few, or a rate
+    without its square root would make it fail.
+    """
+    d, n, L, eta, K, lam = setting.d, setting.n, setting.L, setting.eta, setting.K, setting.lam
+    key = jax.random.key(setting.seed)
     inputs = np.asarray(jax.random.normal(prng.stream(key, "inputs"), (n + 1, d)))
     labels = np.asarray(jax.random.normal(prng.stream(key, "labels"), (n, d)))
     prompt = Prompt(inputs[:-1], labels, inputs[-1], np.zeros(d))
@@ -128,7 +143,7 @@ def several_layers(d, n, L, eta, K, lam, kappa, seed) -> list[Check]:
     if n > 1 and L > 1:
         distance = np.linalg.norm(-tokens[-1, d:] - answer)
         checks.append(check.at_least("causal_answer_is_another", distance, 1e-6 * np.linalg.norm(answer)))
-    return [*checks, *_refined_queries(inputs, labels, K, lam), *_rates(K, lam, kappa)]
+    return [*checks, *_refined_queries(inputs, labels, K, lam), *_rates(K, lam, setting.kappa)]
 
 
 def _refined_queries(inputs: np.ndarray, labels: np.ndarray, K: int, lam: float) -> list[Check]:

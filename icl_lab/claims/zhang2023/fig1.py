@@ -7,9 +7,11 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer, number
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.zhang2023.limit import PAPER
+from icl_lab.claims.setting import integer, number
+from icl_lab.claims.settings.regression import RegressionSetting
+from icl_lab.claims.zhang2023.settings import PAPER
 from icl_lab.training import covariate_shift
 from icl_lab.training.covariate_shift import Training
 from icl_lab.training.prefixes import Curriculum
@@ -19,39 +21,50 @@ WIDE_MARGIN = 2.0
 """A transformer beats a line by a wide margin if its error is at most half of it."""
 
 
-@claim(
-    "zhang2023.fig1",
-    statement="Under covariate shift softmax transformers beat the linear layer by far, and least squares beats both; trained "
-    "on one covariance they fail more at large inputs than trained on random ones; beyond the trained length they get worse.",
-    source=Source(PAPER, "Figure 1, in miniature"),
-    parameters={
-        "d": integer(3, 1, "input dimension"),
-        "N": integer(16, 4, "training context length"),
-        "extra": integer(4, 1, "examples beyond N at which the positions are untrained"),
-        "width": integer(64, 4, "of the residual stream, a multiple of 4 (the heads)"),
-        "layers": integer(3, 1, "blocks"),
-        "steps": integer(3_000, 1, "Adam updates; the curriculum takes its share of them"),
-        "batch": integer(64, 1, "prompts an update"),
-        "rate": number(1e-3, positive=True, meaning="of Adam"),
-        "samples": integer(20_000, 1_000, "test prompts"),
-        "seed": integer(0, 0, "of weights and prompts"),
-    },
-    slow=True,
-)
-def transformers_under_covariate_shift(d, N, extra, width, layers, steps, batch, rate, samples, seed) -> list[Check]:
-    # All coordinates and examples are in use for the second half of the training at the latest.
-    every = max(1, steps // (2 * max(d, N // 2)))
-    training = Training(
-        width=width, layers=layers, steps=steps, batch=batch, learning_rate=rate, curriculum=Curriculum(every=every)
-    )
+class DecoderSetting(RegressionSetting):
+    """A decoder, and how it is trained on prompts N(0, I) or with random covariances."""
+
+    N: int = integer(16, 4, "context length", "of training")
+    extra: int = integer(4, 1, "examples beyond N", "at which the positions are untrained")
+    width: int = integer(64, 4, "width of the residual stream", ", a multiple of 4 (the heads)")
+    layers: int = integer(3, 1, "number of layers", "of the decoder")
+    steps: int = integer(3_000, 1, "number of updates", "of Adam; the curriculum takes its share of them")
+    batch: int = integer(64, 1, "prompts of an update")
+    rate: float = number(1e-3, positive=True, meaning="learning rate", detail="of Adam")
+    samples: int = integer(20_000, 1_000, "number of draws", "of test prompts")
+    seed: int = integer(0, 0, "random seed", "of weights and prompts")
+
+    def training(self) -> Training:
+        """Size and schedule: all coordinates and examples are in use for the second half of the training at the latest."""
+        every = max(1, self.steps // (2 * max(self.d, self.N // 2)))
+        return Training(
+            width=self.width,
+            layers=self.layers,
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.rate,
+            curriculum=Curriculum(every=every),
+        )
+
+
+@claim("zhang2023.fig1", DecoderSetting, Source(PAPER, "Figure 1, in miniature"), slow=True)
+def transformers_under_covariate_shift(setting: DecoderSetting) -> list[Check]:
+    """Under covariate shift softmax transformers beat the linear layer by far, and least squares beats both; trained on one
+    covariance they fail more at large inputs than trained on random ones; beyond the trained length they get worse.
+
+    Two softmax decoders are trained with Adam from random weights, on inputs N(0, I) and on random exponential covariances, and
+    tested on fresh prompts beside the linear layer's closed form. A decoder that did not learn, or one trained on the identity
+    that did as well at c = 9 as the other, would make it fail.
+    """
+    d, N, longest, seed = setting.d, setting.N, setting.N + setting.extra, setting.seed
     tests = [("fixed", 1.0), *(("random", scale) for scale in SCALES)]
     risks, checks = {}, []
     for trained in covariate_shift.DISTRIBUTIONS:
-        decoder = covariate_shift.train_under(trained, d, N, N + extra, training, seed)
+        decoder = covariate_shift.train_under(trained, d, N, longest, setting.training(), seed)
         for tested, scale in tests:
-            mean, error = covariate_shift.shifted_risk(decoder, tested, scale, N + extra, seed, samples)
+            mean, error = covariate_shift.shifted_risk(decoder, tested, scale, longest, seed, setting.samples)
             # The second half of the context is one plateau; its average has less noise than its last point.
-            risks[trained, tested, scale] = (mean[N // 2 : N + 1].mean(), mean[N], error[N], mean[N + extra], error[N + extra])
+            risks[trained, tested, scale] = (mean[N // 2 : N + 1].mean(), mean[N], error[N], mean[longest], error[longest])
             line = theory.covariate_shift.risk_per_coordinate(trained, tested, scale, d, N, N)
             if tested == "random":
                 name = f"{trained}_trained_over_linear_layer_at_c_{scale:g}"

@@ -10,16 +10,16 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, flag, integer, number, spectrum
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import integer, number, spectrum
 from icl_lab.claims.settings.flow_paths import Integrator, Reparametrised, exact
-from icl_lab.claims.settings.regression import check_spectrum, covariance
+from icl_lab.claims.settings.regression import SpectralSetting, covariance
 from icl_lab.claims.settings.separate_heads import Heads, embed, heads_loss
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
 from icl_lab.models.weights import LSAWeights, SeparateWeights
-from icl_lab.tasks.regression.linear import LinearRegression
 
 PAPER = "Zhang, Singh, Latham, Saxe 2025, arXiv 2501.16265"
 EXACT_TOLERANCE = 1e-12
@@ -35,35 +35,30 @@ def _normal(seed: int, name: str, *shape: int) -> np.ndarray:
     return np.asarray(jax.random.normal(prng.stream(jax.random.key(seed), name), shape))
 
 
-def _validate_merged(d, Lam, **_) -> None:
-    check_spectrum(Lam, d, "Lam")
+class MergedHeads(SpectralSetting):
+    """Merged heads from small random entries."""
+
+    H: int = integer(4, 1, "heads")
+    sigma: float = number(0.1, positive=True, meaning="standard deviation of the entries at the start")
+    inputs_basis = "rotation"
 
 
-@claim(
-    "zhangsaxe2025.merged",
-    statement="Several merged heads rest at zero and where sum u_h U_h = Gamma^{-1}, end at the latter, and conserve "
-    "u_a u_b - <U_a, U_b> for any two of them.",
-    source=Source(PAPER, "fixed points and conservation law of the merged parametrisation"),
-    parameters={
-        "d": integer(3, 1, "input dimension"),
-        "N": integer(10, 1, "context length"),
-        "H": integer(4, 1, "heads"),
-        "Lam": spectrum("eigenvalues of the input covariance; null: 2 down to 1/2"),
-        "rotate": flag(False, "random eigenvectors of the covariance"),
-        "sigma": number(0.1, positive=True, meaning="standard deviation of the structured entries at the start"),
-        "seed": integer(0, 0, "of basis and start"),
-    },
-    validate=_validate_merged,
-)
-def merged(d, N, H, Lam, rotate, sigma, seed) -> list[Check]:
-    matrix = covariance(Lam, d, rotate, seed)
-    problem = (matrix, np.eye(d), 0.0, N)
+@claim("zhangsaxe2025.merged", MergedHeads, Source(PAPER, "fixed points and conservation law of the merged parametrisation"))
+def merged(setting: MergedHeads) -> list[Check]:
+    """Several merged heads rest at zero and where sum u_h U_h = Gamma^{-1}, end at the latter, and conserve
+    u_a u_b - <U_a, U_b> for any two of them.
+
+    The exact loss's own gradient is followed from small random heads to rest; the end, the conserved numbers, and the
+    gradient at zero and at a random point of the optimal manifold that no flow has reached are compared with the closed
+    forms. A head that takes no part, or a rest point elsewhere, would make it fail.
+    """
+    d, N, H, seed, sigma, matrix = setting.d, setting.N, setting.H, setting.seed, setting.sigma, setting.covariance
     values, inner = sigma * _normal(seed, "values", H), sigma * _normal(seed, "inner", H, d, d)
     start = _merged_heads(values, inner)
-    integrate = Integrator(exact(LinearRegression(dim=d, context_length=N, covariance=matrix)), start)
+    integrate = Integrator(exact(setting.task()), start)
     # Small heads grow in parallel, so that the times are those of one head.
-    plateau = np.log(1 + 1 / sigma) / np.linalg.norm(theory.timecourse.signal(*problem[:2]))
-    end = 3 * plateau + SETTLED / theory.stability.late_rates(*problem).slowest
+    plateau = np.log(1 + 1 / sigma) / np.linalg.norm(theory.timecourse.signal(matrix, setting.task_covariance))
+    end = 3 * plateau + SETTLED / setting.evaluate(theory.stability.late_rates).slowest
     limit = integrate(start, end, rtol=1e-13).at(end)
     ends, inner_ends = limit.w_pv[:, -1, -1], limit.w_kq[:, :d, :d]
     optimum = np.linalg.inv(theory.zhang2023.gamma(matrix, N))
@@ -92,48 +87,58 @@ def _merged_heads(values: np.ndarray, inner: np.ndarray) -> LSAWeights:
     return LSAWeights(w_pv=w_pv, w_kq=w_kq)
 
 
-def _spectrum(Lam, d: int) -> np.ndarray:
-    """Descending; null: powers of 3/5."""
-    return 0.6 ** np.arange(d) if Lam is None else np.sort(np.asarray(Lam, dtype=float))[::-1]
+class SeparateHeads(SpectralSetting):
+    """Rank-one heads with separate key and query, and an input spectrum without close eigenvalues."""
 
+    N = 31
+    H: int = integer(3, 1, "heads", "of rank one, at least d")
+    R: int = integer(2, 1, "rank of a head", "in the check of the dynamics")
+    Lam: list[float] | None = spectrum("eigenvalues of the input covariance", ", no two too close; null: powers of 3/5")
+    sigma: float = number(1e-3, positive=True, meaning="standard deviation of the entries at the start")
+    v0: float = number(0.01, positive=True, meaning="start of the time course of a single head")
 
-def _validate_separate(d, H, Lam, v0, N, **_) -> None:
-    check_spectrum(Lam, d, "Lam")
-    values = _spectrum(Lam, d)
-    if d > 1 and np.max(values[1:] / values[:-1]) > CLOSEST:
-        raise AssumptionError(
-            f"an eigenvalue must be at most {CLOSEST:g} of the one before it, or their drops merge; got {values.tolist()}."
-        )
-    if d > H:
-        raise AssumptionError(f"rank-one heads learn one eigenvector each: `H` must be at least d = {d}; got {H}.")
-    smallest = theory.zhangsaxe2025.head_sizes(values, N).min()
-    if v0 >= smallest / 2:
-        raise AssumptionError(f"`v0` must be below half of the limit {smallest:.6g} of every head; got {v0:g}.")
+    @property
+    def spectrum(self) -> np.ndarray:
+        """Descending; null: powers of 3/5."""
+        return 0.6 ** np.arange(self.d) if self.Lam is None else np.sort(np.asarray(self.Lam))[::-1]
+
+    @property
+    def covariance(self) -> Array:
+        return covariance(list(self.spectrum), self.d, self.rotate, self.seed)
+
+    def validate(self) -> None:
+        super().validate()
+        values = self.spectrum
+        if self.d > 1 and np.max(values[1:] / values[:-1]) > CLOSEST:
+            raise AssumptionError(
+                f"an eigenvalue must be at most {CLOSEST:g} of the one before it, or their drops merge; got {values.tolist()}."
+            )
+        if self.d > self.H:
+            raise AssumptionError(
+                f"rank-one heads learn one eigenvector each: `H` must be at least d = {self.d}; got {self.H}."
+            )
+        smallest = theory.zhangsaxe2025.head_sizes(values, self.N).min()
+        if self.v0 >= smallest / 2:
+            raise AssumptionError(f"`v0` must be below half of the limit {smallest:.6g} of every head; got {self.v0:g}.")
 
 
 @claim(
     "zhangsaxe2025.separate",
-    statement="Rank-one heads with separate key and query have 2^d fixed points and learn the eigenvectors one after another, "
-    "resting at predicted losses in between.",
-    source=Source(PAPER, "dynamics, fixed points, plateaus and time course of the separate parametrisation"),
-    parameters={
-        "d": integer(3, 1, "input dimension"),
-        "N": integer(31, 1, "context length"),
-        "H": integer(3, 1, "rank-one heads, at least d"),
-        "R": integer(2, 1, "rank of the heads of the dynamics check"),
-        "Lam": spectrum("eigenvalues of the input covariance, no two too close; null: powers of 3/5"),
-        "rotate": flag(False, "random eigenvectors of the covariance"),
-        "sigma": number(1e-3, positive=True, meaning="standard deviation of the entries at the start"),
-        "v0": number(0.01, positive=True, meaning="start of the time course of a single head"),
-        "seed": integer(0, 0, "of basis and start"),
-    },
-    validate=_validate_separate,
+    SeparateHeads,
+    Source(PAPER, "dynamics, fixed points, plateaus and time course of the separate parametrisation"),
 )
-def separate(d, N, H, R, Lam, rotate, sigma, v0, seed) -> list[Check]:
-    values = _spectrum(Lam, d)
-    matrix = covariance(list(values), d, rotate, seed)
+def separate(setting: SeparateHeads) -> list[Check]:
+    """Rank-one heads with separate key and query have 2^d fixed points and learn the eigenvectors one after another, resting at
+    predicted losses in between.
+
+    Velocity, risks and curvatures are derivatives of the exact loss at random heads and at heads put on every set of
+    eigenvectors; the plateaus are read off a flow from small random heads, and the time course from one head started along
+    each eigenvector. A wrong order of learning, plateau height or time to half the limit would make it fail.
+    """
+    d, N, H, R, seed, sigma = setting.d, setting.N, setting.H, setting.R, setting.seed, setting.sigma
+    values, matrix, v0 = setting.spectrum, setting.covariance, setting.v0
     basis = np.linalg.eigh(matrix)[1][:, ::-1]
-    objective = heads_loss(exact(LinearRegression(dim=d, context_length=N, covariance=matrix)))
+    objective = heads_loss(exact(setting.task()))
     integrate = Integrator(objective, _random_heads(seed, H, 1, d, sigma))
     return [
         *_dynamics(objective, matrix, N, H, R, seed),

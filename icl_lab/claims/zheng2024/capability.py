@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import estimators, objectives, theory
+from icl_lab import estimators, theory
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, choice, integer
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
+from icl_lab.claims.setting import choice, integer, number, optional
 from icl_lab.claims.simulation import simulate
-from icl_lab.claims.zheng2024.flow import (
-    DISTRIBUTION,
+from icl_lab.claims.zheng2024.settings import (
     EXACT_TOLERANCE,
     LIMIT_TOLERANCE,
     MODEL,
     PAPER,
-    SCALE,
-    STARTS,
     TO_THE_LIMIT,
-    number_or_null,
-    scale_of,
-    scaled_identities,
-    task_of,
-    validate,
+    EveryStart,
+    PhaseSetting,
+    StartSetting,
+    each,
 )
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import PairedWeights
-from icl_lab.tasks import DiagonalUnitary, LinearDynamics
 from icl_lab.theory.dynamics.zheng2024 import SYMMETRIC_DISTRIBUTIONS
 
 FORWARD_TOLERANCE = 1e-12
@@ -41,56 +37,38 @@ SEQUENCES = 3
 # Squared error of float64 rounding, relative to the states' size.
 ROUNDING_TOLERANCE = 1e-20
 
-LARGE = {
-    "d": integer(5, 1, "dimension of the states"),
-    "T": integer(100, 3, "length of the training sequences, x_1 .. x_T"),
-}
-TEST = {
-    "t": integer(30, 2, "position at which x_{t+1} is predicted from x_1 .. x_t"),
-    "samples": integer(60_000, 1_000, "test sequences"),
-    "seed": integer(0, 0, "of the test sequences"),
-}
+
+class OneStep(StartSetting):
+    """Short sequences, and a position of test sequences."""
+
+    d = 3
+    T = 12
+    t: int = integer(9, 2, "position", "at which the layer predicts")
+    seed: int = integer(0, 0, "random seed", "of the test sequences")
 
 
-def trained(d: int, T: int, distribution: str, scale: float) -> PairedWeights:
+def trained(setting: PhaseSetting) -> PairedWeights:
     """The limit of gradient flow from (0.5, 1.5), real."""
-    objective = objectives.phase_loss(task_of(d, T, distribution, scale), MODEL, active=True)
-    start = PairedWeights(1.5 * np.eye(d), 0.5 * np.eye(d))
-    return convergence.to_limit(objective, start, **TO_THE_LIMIT).limit
-
-
-def task_at(d: int, t: int, distribution: str, scale: float) -> LinearDynamics:
-    """Sequences whose x_{t+1} is the target."""
-    return LinearDynamics(d, t - 1, DiagonalUnitary(), STARTS[distribution](scale))
-
-
-def risk_at(d: int, t: int, distribution: str, scale: float) -> Callable[[PairedWeights], float]:
-    """The exact squared error at position t alone, as a function of the weights."""
-    return objectives.phase_loss(task_at(d, t, distribution, scale), MODEL, lengths=[t - 1], active=True).risk
+    start = PairedWeights(1.5 * np.eye(setting.d), 0.5 * np.eye(setting.d))
+    return convergence.to_limit(setting.loss(), start, **TO_THE_LIMIT).limit
 
 
 @claim(
     "zheng2024.mesa-gd",
-    statement="The trained layer predicts W x_t with W one gradient step from zero, of size ab/(t-1), on half the sum of "
-    "squares of the sequence seen so far.",
-    source=Source(
-        PAPER, "the consequence of Theorem 4.1 that the trained layer takes one step of gradient descent in its context"
-    ),
-    parameters={
-        "d": integer(3, 1, "dimension of the states"),
-        "T": integer(12, 3, "length of the training sequences"),
-        "t": integer(9, 2, "position at which the layer predicts"),
-    }
-    | DISTRIBUTION
-    | SCALE
-    | {"seed": integer(0, 0, "of the sequences")},
-    validate=validate,
+    OneStep,
+    Source(PAPER, "the consequence of Theorem 4.1 that the trained layer takes one step of gradient descent in its context"),
 )
-def layer_is_one_gradient_step(d, T, t, distribution, sigma, c, seed) -> list[Check]:
-    scale = scale_of(sigma, c)
-    weights = trained(d, T, distribution, scale)
-    product = float(np.trace(weights.value @ weights.key_query)) / d
-    prompts = task_at(d, t, distribution, scale).sample_batch(jax.random.key(seed), SEQUENCES)
+def layer_is_one_gradient_step(setting: OneStep) -> list[Check]:
+    """The trained layer predicts W x_t with W one gradient step from zero, of size ab/(t-1), on half the sum of squares of the
+    sequence seen so far.
+
+    The gradient flow of the exact loss in P and K runs to rest from the start (0.5, 1.5) of the theorem; on three random
+    sequences the trained layer, the estimator and a step by differentiation are compared with the written step. A step on the
+    mean of the squares, a missing conjugate, or the product of infinite sequences would make it fail.
+    """
+    weights, t = trained(setting), setting.t
+    product = float(np.trace(weights.value @ weights.key_query)) / setting.d
+    prompts = setting.task_at(t).sample_batch(jax.random.key(setting.seed), SEQUENCES)
     states = np.concatenate([np.asarray(prompts.inputs), np.asarray(prompts.query)[:, None]], axis=1)
     steps = np.array([theory.recovery.gradient_step(sequence, product / (t - 1)) for sequence in states])
     answers = {
@@ -99,9 +77,8 @@ def layer_is_one_gradient_step(d, T, t, distribution, sigma, c, seed) -> list[Ch
         "estimator": jax.vmap(lambda prompt: estimators.gradient_descent(prompt, product))(prompts),
         "autodiff": jax.vmap(lambda sequence: _inner_step(sequence, product / (t - 1)))(states),
     }
-    expected = theory.zheng2024.limit_product(theory.zheng2024.constants(distribution, d, scale), T)
     return [
-        check.exact("ab", product, expected, LIMIT_TOLERANCE),
+        check.exact("ab", product, setting.limit_product, LIMIT_TOLERANCE),
         *(check.exact(name, _parts(answer), _parts(steps), FORWARD_TOLERANCE) for name, answer in answers.items()),
     ]
 
@@ -121,57 +98,70 @@ def _parts(values: Array) -> np.ndarray:
     return np.array([np.real(values), np.imag(values)])
 
 
-@claim(
-    "zheng2024.test-error",
-    statement="At any product s = ab the squared error at position t is d [m2 - 2 s kappa1 + s^2 (kappa2 + kappa3/(t-1))].",
-    source=Source(PAPER, "icl_lab", "extended"),
-    parameters=LARGE
-    | {
-        "t": integer(30, 2, "position at which x_{t+1} is predicted"),
-        "distribution": choice("all", ("all", *STARTS), "of x_1"),
-    }
-    | SCALE
-    | {"s": number_or_null("the product ab; null: that of training on sequences of length T")},
-)
-def error_at_a_position(d, T, t, distribution, sigma, c, s) -> list[Check]:
-    scale, checks = scale_of(sigma, c), []
-    for name in STARTS if distribution == "all" else (distribution,):
-        constants = theory.zheng2024.constants(name, d, scale)
-        product = theory.zheng2024.limit_product(constants, T) if s is None else s
-        expected = theory.recovery.squared_error(constants, d, product, t)
-        measured = risk_at(d, t, name, scale)(scaled_identities(d, 1.0, product))
+class ErrorSetting(EveryStart):
+    """Each distribution of x_1 with a name in the tasks, a position, and a product that training need not have reached."""
+
+    d = 5
+    T = 100
+    distributions: ClassVar[tuple[str, ...]] = (*SYMMETRIC_DISTRIBUTIONS, "constant")
+    distribution: str = choice("all", ("all", *distributions), "distribution of x_1")
+    t: int = integer(30, 2, "position", "at which x_{t+1} is predicted")
+    s: float | None = optional(number(1.0, meaning="product ab", detail="; null: that of training on sequences of length T"))
+
+
+@claim("zheng2024.test-error", ErrorSetting, Source(PAPER, "icl_lab", "extended"))
+def error_at_a_position(setting: ErrorSetting) -> list[Check]:
+    """At any product s = ab the squared error at position t is d [m2 - 2 s kappa1 + s^2 (kappa2 + kappa3/(t-1))].
+
+    The exact squared error at position t, a quadratic form in P x K, is evaluated at K = I, P = s I; nothing is trained. A
+    wrong moment of x_1, such as kappa3 with one coordinate too many, or t in place of t - 1 would make it fail.
+    """
+    checks, d, t = [], setting.d, setting.t
+    for one in each(setting):
+        product = one.limit_product if one.s is None else one.s
+        expected = theory.recovery.squared_error(one.constants, d, product, t)
+        measured = one.error_at(t).risk(one.identities(1.0, product))
         # Relative to the error of predicting zero, since that of a sparse start vanishes.
-        checks.append(check.exact(f"{name}_abs", measured, expected, EXACT_TOLERANCE * d * constants.m2))
+        checks.append(check.exact(f"{one.distribution}_abs", measured, expected, EXACT_TOLERANCE * d * one.constants.m2))
     return checks
 
 
-def _simulated(weights: PairedWeights, d, t, distribution, scale, samples, seed) -> np.ndarray:
-    """Real parts of the mean ratio yhat/x over the coordinates that are not zero, and squared errors: (samples, 2)."""
-    task = task_at(d, t, distribution, scale)
-    layer = jax.tree.map(jnp.asarray, weights)
+class SimulatedSetting(PhaseSetting):
+    """The paper's size, and simulated test sequences."""
 
-    def statistics(key):
-        prompt = task.sample(key)
-        answer = MODEL(layer, prompt)
-        occupied = prompt.target != 0
-        ratios = jnp.where(occupied, answer / jnp.where(occupied, prompt.target, 1.0), 0.0)
-        return jnp.stack(
-            [jnp.sum(ratios.real) / jnp.sum(occupied.astype(float)), jnp.sum(jnp.abs(answer - prompt.target) ** 2)]
-        )
+    d = 5
+    T = 100
+    t: int = integer(30, 2, "position", "at which x_{t+1} is predicted from x_1 .. x_t")
+    samples: int = integer(60_000, 1_000, "number of draws", "of test sequences")
+    seed: int = integer(0, 0, "random seed", "of the test sequences")
 
-    return simulate(statistics, prng.stream(jax.random.key(seed), "sequences"), samples)
+    def simulated(self, weights: PairedWeights) -> np.ndarray:
+        """Real parts of the mean ratio yhat/x over the coordinates that are not zero, and squared errors: (samples, 2)."""
+        task = self.task_at(self.t)
+        layer = jax.tree.map(jnp.asarray, weights)
+
+        def statistics(key):
+            prompt = task.sample(key)
+            answer = MODEL(layer, prompt)
+            occupied = prompt.target != 0
+            ratios = jnp.where(occupied, answer / jnp.where(occupied, prompt.target, 1.0), 0.0)
+            return jnp.stack(
+                [jnp.sum(ratios.real) / jnp.sum(occupied.astype(float)), jnp.sum(jnp.abs(answer - prompt.target) ** 2)]
+            )
+
+        return simulate(statistics, prng.stream(jax.random.key(self.seed), "sequences"), self.samples)
 
 
-def _long_limits(d: int, t: int, distribution: str, scale: float) -> tuple[float, float]:
+def _long_limits(setting: SimulatedSetting) -> tuple[float, float]:
     """The limit of ab for long training, and the relative error there for long tests, from the exact losses at t and 2 t - 1.
 
     The loss at one context length n is m2 - 2 s kappa1 + s^2 (kappa2 + kappa3/n): the inverse of its best s, and its value at
     any s, are affine in 1/n, so that two lengths give the limit. The unit of u is s scale^2.
     """
-    inverses, losses = [], []
-    for position in (t, 2 * t - 1):
-        risk = risk_at(d, position, distribution, scale)
-        at_zero, at_one, at_two = (risk(scaled_identities(d, 1.0, u / scale**2)) for u in (0.0, 1.0, 2.0))
+    inverses, losses, scale = [], [], setting.scale
+    for position in (setting.t, 2 * setting.t - 1):
+        risk = setting.error_at(position).risk
+        at_zero, at_one, at_two = (risk(setting.identities(1.0, u / scale**2)) for u in (0.0, 1.0, 2.0))
         square = (at_two - 2 * at_one + at_zero) / 2
         linear = at_one - at_zero - square
         inverses.append(-2 * square / linear)
@@ -181,31 +171,39 @@ def _long_limits(d: int, t: int, distribution: str, scale: float) -> tuple[float
     return u / scale**2, (2 * long - short) / losses[0][0]
 
 
-@claim(
-    "zheng2024.prop4.1",
-    statement="Gaussian x_1 are not recovered: the mean of yhat/x is s* sigma^2 at every length, 1/5 for long training, where "
-    "the relative error tends to 2/5; for complex Gaussian x_1 both are 1/3.",
-    source=Source(PAPER, "Proposition 4.1; finite lengths and complex x_1: icl_lab"),
-    parameters=LARGE
-    | {"distribution": choice("gaussian", ("gaussian", "complex_gaussian"), "of x_1"), "sigma": SCALE["sigma"]}
-    | TEST,
-)
-def gaussian_is_not_recovered(d, T, distribution, sigma, t, samples, seed) -> list[Check]:
-    constants = theory.zheng2024.constants(distribution, d, sigma)
-    product = theory.zheng2024.limit_product(constants, T)
-    weights = trained(d, T, distribution, sigma)
-    drawn = _simulated(weights, d, t, distribution, sigma, samples, seed)
-    mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
-    expected = theory.recovery.squared_error(constants, d, product, t)
-    long_product, relative = _long_limits(d, t, distribution, sigma)
+class GaussianSetting(SimulatedSetting):
+    """Real or complex Gaussian x_1."""
+
+    distribution: str = choice("gaussian", ("gaussian", "complex_gaussian"), "distribution of x_1")
+
+    @property
+    def start_name(self) -> str:
+        return self.distribution
+
+
+@claim("zheng2024.prop4.1", GaussianSetting, Source(PAPER, "Proposition 4.1; finite lengths and complex x_1: icl_lab"))
+def gaussian_is_not_recovered(setting: GaussianSetting) -> list[Check]:
+    """Gaussian x_1 are not recovered: the mean of yhat/x is s* sigma^2 at every length, 1/5 for long training, where the
+    relative error tends to 2/5; for complex Gaussian x_1 both are 1/3.
+
+    The gradient flow of the exact loss in P and K runs to rest from the start (0.5, 1.5) of the theorem, and the trained layer
+    is run on simulated test sequences; limits for long sequences are extrapolated from exact losses at two positions. A ratio
+    that forgets the finite length, or a wrong sixth moment, would make it fail.
+    """
+    sigma, t, constants, product = setting.sigma, setting.t, setting.constants, setting.limit_product
+    weights = trained(setting)
+    drawn = setting.simulated(weights)
+    mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(setting.samples)
+    expected = theory.recovery.squared_error(constants, setting.d, product, t)
+    long_product, relative = _long_limits(setting)
     return [
-        check.sampled("mean_ratio", mean[0], theory.recovery.mean_ratio(distribution, product, sigma), error[0]),
+        check.sampled("mean_ratio", mean[0], theory.recovery.mean_ratio(setting.distribution, product, sigma), error[0]),
         check.sampled("squared_error", mean[1], expected, error[1]),
-        check.exact("exact_squared_error", risk_at(d, t, distribution, sigma)(weights), expected, LIMIT_TOLERANCE),
+        check.exact("exact_squared_error", setting.error_at(t).risk(weights), expected, LIMIT_TOLERANCE),
         check.exact(
             "mean_ratio_after_long_training",
             long_product * sigma**2,
-            theory.recovery.mean_ratio(distribution, theory.recovery.long_training_product(constants), sigma),
+            theory.recovery.mean_ratio(setting.distribution, theory.recovery.long_training_product(constants), sigma),
             EXACT_TOLERANCE,
         ),
         check.exact(
@@ -214,26 +212,34 @@ def gaussian_is_not_recovered(d, T, distribution, sigma, t, samples, seed) -> li
     ]
 
 
+class RecoverySetting(SimulatedSetting, StartSetting):
+    """Any distribution of Assumption 4.1, sparse by default."""
+
+    distribution = "sparse"
+
+
 @claim(
     "zheng2024.thm4.2",
-    statement="In the limit of long training and test sequences the distributions with x_{1,j}^2 in {0, kappa2/kappa1} are "
-    "recovered, and the other distributions tried here are not; the sparse distribution is at every finite length.",
-    source=Source(PAPER, "Theorem 4.2; the relative error and finite lengths: icl_lab"),
-    parameters=LARGE | {"distribution": choice("sparse", SYMMETRIC_DISTRIBUTIONS, "of x_1")} | SCALE | TEST,
-    validate=validate,
+    RecoverySetting,
+    Source(PAPER, "Theorem 4.2; the relative error and finite lengths: icl_lab"),
     extra_settings=({"distribution": "rademacher"},),
 )
-def which_distributions_are_recovered(d, T, distribution, sigma, c, t, samples, seed) -> list[Check]:
-    scale = scale_of(sigma, c)
-    constants = theory.zheng2024.constants(distribution, d, scale)
-    product = theory.zheng2024.limit_product(constants, T)
-    weights = scaled_identities(d, *theory.zheng2024.limit(constants, T, 0.5, 1.5))
-    drawn = _simulated(weights, d, t, distribution, scale, samples, seed)
-    mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
-    ratio = theory.recovery.mean_ratio(distribution, product, scale)
-    expected = theory.recovery.squared_error(constants, d, product, t)
-    starts = jax.vmap(lambda key: STARTS[distribution](scale).sample(key, d))(jax.random.split(jax.random.key(seed), 1000))
-    long_product, relative = _long_limits(d, t, distribution, scale)
+def which_distributions_are_recovered(setting: RecoverySetting) -> list[Check]:
+    """In the limit of long training and test sequences the distributions with x_{1,j}^2 in {0, kappa2/kappa1} are recovered,
+    and the other distributions tried here are not; the sparse distribution is at every finite length.
+
+    The layer has the closed weights of Theorem 4.1 at T, without training, and is run on simulated test sequences; limits for
+    long sequences are extrapolated from exact losses at two positions, and the condition is tried on random x_1. A ratio that
+    forgets the finite length, or a condition that takes another set of sizes, would make it fail.
+    """
+    distribution, scale, t, constants = setting.distribution, setting.scale, setting.t, setting.constants
+    weights = setting.identities(*theory.zheng2024.limit(constants, setting.T, 0.5, 1.5))
+    drawn = setting.simulated(weights)
+    mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(setting.samples)
+    ratio = theory.recovery.mean_ratio(distribution, setting.limit_product, scale)
+    expected = theory.recovery.squared_error(constants, setting.d, setting.limit_product, t)
+    starts = jax.vmap(lambda key: setting.start.sample(key, setting.d))(jax.random.split(jax.random.key(setting.seed), 1000))
+    long_product, relative = _long_limits(setting)
     if distribution == "sparse":
         simulated = [
             check.exact("mean_ratio", mean[0], ratio, EXACT_TOLERANCE),
@@ -247,7 +253,7 @@ def which_distributions_are_recovered(d, T, distribution, sigma, c, t, samples, 
     return [
         *simulated,
         check.exact(
-            "exact_squared_error_abs", risk_at(d, t, distribution, scale)(weights), expected, EXACT_TOLERANCE * d * constants.m2
+            "exact_squared_error_abs", setting.error_at(t).risk(weights), expected, EXACT_TOLERANCE * setting.d * constants.m2
         ),
         check.exact("ab_after_long_training", long_product, theory.recovery.long_training_product(constants), EXACT_TOLERANCE),
         check.exact(

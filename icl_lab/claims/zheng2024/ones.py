@@ -10,30 +10,22 @@ from jaxtyping import Float
 from icl_lab import theory
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, choice, integer
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.zheng2024.flow import (
+from icl_lab.claims.setting import integer
+from icl_lab.claims.zheng2024.flow import blocks
+from icl_lab.claims.zheng2024.settings import (
     LIMIT_TOLERANCE,
     PAPER,
-    SCALE,
-    START,
     TO_THE_LIMIT,
-    blocks,
-    scale_of,
-    starts_of,
-    validate_start,
+    AnyStart,
+    InitialScales,
+    ScaledSetting,
 )
-from icl_lab.claims.zheng2024.loss import loss_of
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, PairedWeights
-from icl_lab.theory.dynamics.zheng2024 import DISTRIBUTIONS
 
 ENTRY_TOLERANCE = 1e-6
-
-LARGE = {
-    "d": integer(5, 1, "dimension of the states"),
-    "T": integer(100, 3, "length of the training sequences, x_1 .. x_T"),
-}
 
 
 class DiagonalWeights(eqx.Module):
@@ -48,62 +40,81 @@ class DiagonalWeights(eqx.Module):
         return PairedWeights(xp.diag(self.value), xp.diag(self.key_query)).merged()
 
 
+class MaskedSetting(InitialScales, AnyStart):
+    """x_1 of any distribution, all ones by default."""
+
+    d = 5
+    T = 100
+    distribution = "constant"
+
+
 @claim(
-    "zheng2024.masked",
-    statement="If only the diagonals of P and K are trained, the limit is that of Theorem 4.1 for every start distribution, "
-    "whether "
-    "Assumption 4.1 holds or not.",
-    source=Source(PAPER, "the training with masked off-diagonal gradients beyond Assumption 4.1"),
-    parameters=LARGE | {"distribution": choice("constant", DISTRIBUTIONS, "of x_1")} | SCALE | START,
-    validate=validate_start,
+    "zheng2024.masked", MaskedSetting, Source(PAPER, "the training with masked off-diagonal gradients beyond Assumption 4.1")
 )
-def diagonal_mask(d, T, distribution, sigma, c, a0, b0) -> list[Check]:
-    scale, inits = scale_of(sigma, c), starts_of(a0, b0)
-    constants = theory.zheng2024.constants(distribution, d, scale)
-    product, minimum = theory.zheng2024.limit_product(constants, T), theory.zheng2024.minimum_loss(constants, d, T)
-    objective = loss_of(d, T, distribution, scale)
+def diagonal_mask(setting: MaskedSetting) -> list[Check]:
+    """If only the diagonals of P and K are trained, the limit is that of Theorem 4.1 for every start distribution, whether
+    Assumption 4.1 holds or not.
+
+    The gradient flow of the exact loss in the two diagonals alone runs to rest from each start (a0, b0) of the theorem: the
+    paper's three, or the one given. The product of infinite sequences, or a limit that depends on odd moments of x_1, would
+    make it fail.
+    """
+    d, constants, objective = setting.d, setting.constants, setting.loss()
     checks = []
-    for first, second in inits:
+    for first, second in setting.inits:
         start = DiagonalWeights(np.full(d, second), np.full(d, first))
         flow = convergence.to_limit(objective, start, **TO_THE_LIMIT)
-        a, b = theory.zheng2024.limit(constants, T, first, second)
+        a, b = theory.zheng2024.limit(constants, setting.T, first, second)
         where = f"a0={first:g},b0={second:g}"
         checks += [
             check.at_most(f"{where}_estimated_weight_error_abs", flow.estimated_weight_error, LIMIT_TOLERANCE),
-            check.exact(f"{where}_ab", flow.limit.value * flow.limit.key_query, np.full(d, product), LIMIT_TOLERANCE),
+            check.exact(
+                f"{where}_ab", flow.limit.value * flow.limit.key_query, np.full(d, setting.limit_product), LIMIT_TOLERANCE
+            ),
             check.exact(f"{where}_a", flow.limit.key_query, np.full(d, a), LIMIT_TOLERANCE),
             check.exact(f"{where}_b", flow.limit.value, np.full(d, b), LIMIT_TOLERANCE),
             # Relative to the loss of predicting zero, since that of a sparse start vanishes.
             check.exact(
-                f"{where}_loss_abs",
-                objective.risk(flow.limit) / 2,
-                minimum,
-                LIMIT_TOLERANCE * d / 2 * (T - 2) * constants.m2,
+                f"{where}_loss_abs", objective.risk(flow.limit) / 2, setting.minimum_loss, LIMIT_TOLERANCE * setting.zero_loss
             ),
         ]
     return checks
 
 
+class AllOnes(InitialScales, ScaledSetting):
+    """All-ones x_1 in two dimensions or more."""
+
+    d: int = integer(5, 2, "dimension", "of the states")
+    T = 100
+
+    @property
+    def start_name(self) -> str:
+        return "constant"
+
+
 @claim(
     "zheng2024.full-ones",
-    statement="For all-ones x_1 without the mask the flow from K = a0 I, P = b0 I ends at K = a' J + (a - a') I and "
-    "P = b' J + (b - b') I, a', b' != 0: a two-sided preconditioned gradient step, better than the masked one.",
-    source=Source(
+    AllOnes,
+    Source(
         PAPER,
         "the result that without Assumption 4.1 the layer does not take plain gradient steps; the solution: icl_lab",
         "extended",
     ),
-    parameters=LARGE | {"d": integer(5, 2, "dimension of the states")} | SCALE | START,
-    validate=validate_start,
 )
-def all_ones_without_the_mask(d, T, sigma, c, a0, b0) -> list[Check]:
-    scale, inits = scale_of(sigma, c), starts_of(a0, b0)
-    form = theory.all_ones.quadratic(d, T, scale)
-    objective = loss_of(d, T, "constant", scale)
-    masked = theory.zheng2024.minimum_loss(theory.zheng2024.constants("constant", d, scale), d, T)
+def all_ones_without_the_mask(setting: AllOnes) -> list[Check]:
+    """For all-ones x_1 without the mask the flow from K = a0 I, P = b0 I ends at K = a' J + (a - a') I and P = b' J + (b - b')
+    I, a', b' != 0: a two-sided preconditioned gradient step, better than the masked one.
+
+    The gradient flow of the exact loss in all entries of P and K runs to rest from each start (a0, b0): the paper's three, or
+    the one given. Expected are the products at the minimum of a quadratic form in four of them, and the difference of squares
+    that the flow conserves. Coordinates counted twice in it, entries off the diagonal that stay zero, or a loss above the
+    masked one would make it fail.
+    """
+    d, objective = setting.d, setting.loss()
+    form = theory.all_ones.quadratic(d, setting.T, setting.scale)
     off = ~np.eye(d, dtype=bool)
     checks = []
-    for first, second in inits:
+    for first, second in setting.inits:
         start = PairedWeights(second * np.eye(d), first * np.eye(d))
         flow = convergence.to_limit(objective, start, **TO_THE_LIMIT)
         key_query, value, _ = blocks(flow.limit)
@@ -130,6 +141,6 @@ def all_ones_without_the_mask(d, T, sigma, c, a0, b0) -> list[Check]:
                 ENTRY_TOLERANCE,
             ),
             check.exact(f"{where}_loss", loss, form.loss(*expected), LIMIT_TOLERANCE),
-            check.at_most(f"{where}_loss_below_masked", loss, masked),
+            check.at_most(f"{where}_loss_below_masked", loss, setting.minimum_loss),
         ]
     return checks

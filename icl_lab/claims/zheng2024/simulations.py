@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_lab import objectives, theory
+from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, choice, integer
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.zheng2024.flow import INITS, MODEL, PAPER, task_of
+from icl_lab.claims.setting import choice, integer
+from icl_lab.claims.settings.dynamics import DynamicsSetting
+from icl_lab.claims.zheng2024.settings import INITS, PAPER, AnyStart
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array
 from icl_lab.models import PairedWeights
@@ -31,25 +33,31 @@ SIMULATIONS = {
 LONGEST_DESCENT = max(steps for _, steps in SIMULATIONS.values())
 
 
-@claim(
-    "zheng2024.sims",
-    statement="Plain gradient descent on the exact loss follows a map of (a, b), for all-ones starts of (a, a', b, b'), which "
-    "gives every curve of the experiments; their reference lines are its limits for infinite T.",
-    source=Source(PAPER, "Section 5, experiments; the map: icl_lab"),
-    parameters={
-        "d": integer(5, 2, "dimension of the states"),
-        "T": integer(100, 3, "length of the training sequences, x_1 .. x_T"),
-        "distribution": choice("all", ("all", "gaussian", "sparse", "constant"), "of x_1"),
-    },
-)
-def simulated_curves(d, T, distribution) -> list[Check]:
+class Experiments(DynamicsSetting):
+    """The paper's size, and all of its start distributions or one."""
+
+    d: int = integer(5, 2, "dimension", "of the states")
+    T: int = integer(100, 3, "states of a sequence", "in training, x_1 .. x_T")
+    distribution: str = choice("all", ("all", "gaussian", "sparse", "constant"), "distribution of x_1")
+
+
+@claim("zheng2024.sims", Experiments, Source(PAPER, "Section 5, experiments; the map: icl_lab"))
+def simulated_curves(setting: Experiments) -> list[Check]:
+    """Plain gradient descent on the exact loss follows a map of (a, b), for all-ones starts of (a, a', b, b'), which gives
+    every curve of the experiments; their reference lines are its limits for infinite T.
+
+    Gradient descent on the exact loss of P and K is run from the paper's three starts with its step sizes and numbers of steps,
+    by differentiating the loss at every step; the map is iterated beside it. A wrong moment of x_1, a wrong sum over positions,
+    or coordinates counted twice in the map would make it fail.
+    """
     checks = []
     for (name, scale), (step_size, steps) in SIMULATIONS.items():
-        if distribution not in ("all", name):
+        if setting.distribution not in ("all", name):
             continue
-        objective = objectives.phase_loss(task_of(d, T, name, scale), MODEL, active=True)
+        one = AnyStart(d=setting.d, T=setting.T, distribution=name, sigma=scale)
+        objective = one.loss()
         measured = np.asarray(_descents(objective, jnp.asarray(INITS), jnp.asarray(step_size), LONGEST_DESCENT))[:, : steps + 1]
-        expected = np.array([_expected_curve(name, d, T, scale, start, step_size, steps) for start in INITS])
+        expected = np.array([_expected_curve(one, start, step_size, steps) for start in INITS])
         for (a0, b0), curve, line in zip(INITS, measured, expected, strict=True):
             shown = np.unique(np.append(np.arange(0, steps, 10), steps))
             checks.append(check.exact(f"{name}_{scale:g}_a0={a0:g},b0={b0:g}", curve[shown], line[shown], MAP_TOLERANCE))
@@ -71,12 +79,11 @@ def _descents(objective, inits: Array, step_size: Array, steps: int) -> Array:
     return jax.vmap(curve)(inits)
 
 
-def _expected_curve(
-    distribution: str, d: int, T: int, scale: float, start: tuple[float, float], step_size: float, steps: int
-) -> Array:
+def _expected_curve(setting: AnyStart, start: tuple[float, float], step_size: float, steps: int) -> Array:
     """The product a b along the map, from the start (a0, b0)."""
-    if distribution == "constant":
-        path = theory.all_ones.descent(theory.all_ones.quadratic(d, T, scale), d, *start, step_size, steps)
+    d, T = setting.d, setting.T
+    if setting.distribution == "constant":
+        path = theory.all_ones.descent(theory.all_ones.quadratic(d, T, setting.scale), d, *start, step_size, steps)
         return path[:, 0] * path[:, 2]
-    a, b = theory.zheng2024.descent(theory.zheng2024.constants(distribution, d, scale), T, *start, step_size, steps)
+    a, b = theory.zheng2024.descent(setting.constants, T, *start, step_size, steps)
     return a * b

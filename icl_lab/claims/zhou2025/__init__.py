@@ -1,4 +1,4 @@
 """Claims of Zhou et al. 2025, arXiv 2510.09776."""
 
-ORDER = ("gap", "training", "noise", "depth", "rollout", "published")
+ORDER = ("gap", "bound", "training", "noise", "depth", "softmax", "rollout", "published")
 """Modules in the order of the source."""

@@ -8,27 +8,35 @@ import jax
 import numpy as np
 
 from icl_lab import objectives, training
-from icl_lab.claims.claim import integer
+from icl_lab.claims.setting import Setting, integer
 from icl_lab.core import prng
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.series.autoregressive import Autoregressive
 
-# The flow stops at this estimated weight error.
-WEIGHT_TOLERANCE = 1e-7
+# The flow stops at the first, which leaves errors of a gap well below the second.
+WEIGHT_TOLERANCE, GAP_TOLERANCE = 1e-7, 1e-7
 # A risk is that close to the minimum, in units of the noise, only at the minimum.
 RISK_TOLERANCE = 1e-7
-# Standard deviation of the starting weights, for series of unit variance: small, but no long plateau.
 START_SCALE = 0.1
-# A start that takes longer has found a valley of another stationary point.
+"""Standard deviation of the starting weights, for series of unit variance: small, but no long plateau."""
 MAX_STEPS = 20_000
-# "Best of at least eight starts": with that many, more are drawn until one is at the minimum.
-ENOUGH_STARTS = 8
-ROUNDS = 6
+"""A start that takes longer has found a valley of another stationary point."""
+ENOUGH_STARTS, ROUNDS = 8, 6
+""""Best of at least eight starts": with that many, more are drawn, for a few rounds, until one is at the minimum."""
 
-STARTS = {
-    "starts": integer(8, 1, "random starts; with eight or more, further ones are drawn until one finds the global minimum"),
-    "seed": integer(0, 0, "of the starts"),
-}
+
+class StartsSetting(Setting):
+    """Gradient flow from random starts."""
+
+    starts: int = integer(
+        8, 1, "number of starts", ", random; with eight or more, further ones are drawn until one finds the global minimum"
+    )
+    seed: int = integer(0, 0, "random seed", "of the starts")
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether there are enough starts to tell the global minimum."""
+        return self.starts >= ENOUGH_STARTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,30 +79,29 @@ def train(objective: objectives.MomentLoss, starts: LSAWeights) -> Limits:
     )
 
 
-def random_starts(order: int, spread: float, starts: int, seed: int, part: int = 0) -> LSAWeights:
+def random_starts(order: int, spread: float, setting: StartsSetting, part: int) -> LSAWeights:
     """Gaussian starts for a series of standard deviation `spread`; the answer is cubic in it, and quadratic in the weights."""
-    key = jax.random.fold_in(prng.stream(jax.random.key(seed), "starts"), part)
-    return initializers.gaussian(key, order + 1, START_SCALE / spread, starts)
+    key = jax.random.fold_in(prng.stream(jax.random.key(setting.seed), "starts"), part)
+    return initializers.gaussian(key, order + 1, START_SCALE / spread, setting.starts)
 
 
 def best_of_starts(
-    objective: objectives.MomentLoss, noise: float, minimum: float, starts: int, seed: int, first: LSAWeights | None = None
+    objective: objectives.MomentLoss, setting: StartsSetting, noise: float, minimum: float, first: LSAWeights | None = None
 ) -> Limits:
     """Flows from random starts, and from more of them while none is at the minimum, if there are enough to tell.
 
     Args:
       objective: exact loss on a series.
+      setting: how many starts at a time, and their seed.
       noise: sigma.
       minimum: least risk, at which no more starts are drawn.
-      starts: how many at a time.
-      seed: of the starts.
       first: one more start, put before the random ones of the first round.
     """
     order = objective.task.dim
     spread = float(np.sqrt(objective.moments.variance))
     rounds = []
-    for part in range(ROUNDS if starts >= ENOUGH_STARTS else 1):
-        begin = random_starts(order, spread, starts, seed, part)
+    for part in range(ROUNDS if setting.are_enough else 1):
+        begin = random_starts(order, spread, setting, part)
         if first is not None:
             begin = jax.tree.map(lambda one, many: np.concatenate([one[None], many]), first, begin)
         rounds.append(train(objective, begin))

@@ -11,10 +11,11 @@ import numpy as np
 from icl_lab import theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, choice, integer, vector
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.settings.series import LAB, LSA, PAPER, SERIES, series_prompt, validate_coefficients
+from icl_lab.claims.setting import choice, integer
 from icl_lab.claims.simulation import mean_with_error, simulate
+from icl_lab.claims.zhou2025.settings import LAB, LSA, PAPER, SignalSetting, series_prompt
 from icl_lab.core import prng
 from icl_lab.core.typing import Array, Key
 from icl_lab.models import constructions
@@ -31,56 +32,68 @@ DRAWS: dict[str, Callable[[Key, tuple[int, ...]], Array]] = {
 }
 
 
-def simulated_series(rho, sigma: float, distribution: str, length: int, key: Key) -> Array:
-    """The last `length` values of an AR series that has run long enough to forget its start at zero."""
-    reversed_ = jnp.asarray(rho)[::-1]
-    burn_in = theory.bartlett.memory(np.asarray(rho))
-    innovations = sigma * DRAWS[distribution](key, (burn_in + length,)).astype(jnp.result_type(float))
+class SimulatedSetting(SignalSetting):
+    """A series with innovations of any distribution, run through the layer of the innovation filter."""
 
-    def step(window, innovation):
-        following = reversed_ @ window + innovation
-        return jnp.append(window[1:], following), following
+    rho = (0.6,)
+    N: int = integer(50, 1, "context length", ", in windows")
+    samples: int = integer(2_000, 1, "number of draws", "of series")
+    seed: int = integer(0, 0, "random seed", "of the series")
 
-    return jax.lax.scan(step, jnp.zeros(len(rho)), innovations)[1][burn_in:]
+    def series(self, distribution: str, length: int, key: Key) -> Array:
+        """The last `length` values of a series that has run long enough to forget its start at zero."""
+        reversed_ = jnp.asarray(self.best_weights)
+        burn_in = theory.bartlett.memory(self.coefficients)
+        innovations = self.sigma * DRAWS[distribution](key, (burn_in + length,)).astype(jnp.result_type(float))
+
+        def step(window, innovation):
+            following = reversed_ @ window + innovation
+            return jnp.append(window[1:], following), following
+
+        return jax.lax.scan(step, jnp.zeros(self.order), innovations)[1][burn_in:]
+
+    def answers_and_forecasts(self, distribution: str) -> np.ndarray:
+        """The layer's answer and w.h for simulated series, (samples, 2), at the unscaled weights of the innovation filter."""
+        weights = constructions.series.one_layer(self.coefficients, self.sigma)
+        linear = jnp.asarray(self.best_weights)
+
+        def pair(one):
+            prompt = series_prompt(self.series(distribution, self.N + self.order + 1, one), self.order)
+            return jnp.stack([LSA(weights, prompt)[0], linear @ prompt.query])
+
+        return simulate(pair, prng.stream(jax.random.key(self.seed), "series"), self.samples)
 
 
-def answers_and_forecasts(rho, sigma: float, distribution: str, N: int, key: Key, samples: int) -> np.ndarray:
-    """The layer's answer and w.h for simulated series, (samples, 2), at the unscaled weights of the innovation filter."""
-    weights = constructions.series.one_layer(np.asarray(rho), sigma)
-    linear = jnp.asarray(rho)[::-1]
+class KurtosisSetting(SimulatedSetting):
+    """Innovations with six moments in closed form."""
 
-    def pair(one):
-        prompt = series_prompt(simulated_series(rho, sigma, distribution, N + len(rho) + 1, one), len(rho))
-        return jnp.stack([LSA(weights, prompt)[0], linear @ prompt.query])
-
-    return simulate(pair, key, samples)
+    N: int = integer(200, 2, "context length", ", in windows")
+    distribution: str = choice("uniform", tuple(DRAWS)[:3], "distribution of the innovations")
+    samples: int = integer(40_000, 10_000, "number of draws", "of series")
 
 
 @claim(
     "zhou2025.kurtosis",
-    statement="With innovations of excess kurtosis k4 the excess of the innovation filter's weights is (2 + k4) V / N to "
-    "leading order.",
-    source=Source(PAPER, "cumulant term k4 g g^T of the covariance of sample autocovariances", "extended"),
-    parameters=SERIES
-    | {
-        "rho": vector((0.6,), SERIES["rho"].meaning),
-        "N": integer(200, 2, "windows in the context"),
-        "distribution": choice("uniform", tuple(DRAWS)[:3], "of the innovations"),
-        "samples": integer(40_000, 10_000, "simulated series"),
-        "seed": integer(0, 0, "of the series"),
-    },
+    KurtosisSetting,
+    Source(PAPER, "cumulant term k4 g g^T of the covariance of sample autocovariances", "extended"),
     extra_settings=({"distribution": "laplace"},),
-    validate=validate_coefficients,
 )
-def gap_grows_with_kurtosis(rho, sigma, N, distribution, samples, seed) -> list[Check]:
+def gap_grows_with_kurtosis(setting: KurtosisSetting) -> list[Check]:
+    """With innovations of excess kurtosis k4 the excess of the innovation filter's weights is (2 + k4) V / N to leading order.
+
+    The layer has the weights of the innovation filter, without training, and is run on series simulated from zero until they
+    have forgotten it; the fourth moment of the innovations is sampled too. An excess of 2 V / N whatever the kurtosis would
+    make it fail.
+    """
+    rho, sigma, N, distribution = setting.coefficients, setting.sigma, setting.N, setting.distribution
     fourth, sixth = theory.zhou2025.innovation_moments(distribution)
-    pairs = answers_and_forecasts(rho, sigma, distribution, N, prng.stream(jax.random.key(seed), "series"), samples)
+    pairs = setting.answers_and_forecasts(distribution)
     unit = theory.zhou2025.signal_variance(rho, sigma) / N
     mean, error = mean_with_error((pairs[:, 0] - pairs[:, 1]) ** 2 / unit)
-    draws = np.asarray(DRAWS[distribution](prng.stream(jax.random.key(seed), "kurtosis"), (25 * samples,)))
+    draws = np.asarray(DRAWS[distribution](prng.stream(jax.random.key(setting.seed), "kurtosis"), (25 * setting.samples,)))
     kurtosis, kurtosis_error = mean_with_error(draws**4)
     exact = theory.zhou2025.innovation_gap(rho, sigma, N, fourth, sixth) / unit
-    gamma = theory.bartlett.autocovariances(np.asarray(rho), np.zeros(0), sigma, theory.bartlett.memory(np.asarray(rho)) + 1)
+    gamma = theory.bartlett.autocovariances(rho, np.zeros(0), sigma, theory.bartlett.memory(rho) + 1)
     limit = theory.bartlett.scale_variance(gamma, len(rho), fourth - 3)
     return [
         check.sampled("kurtosis_of_the_innovations", kurtosis, fourth, kurtosis_error),
@@ -91,32 +104,28 @@ def gap_grows_with_kurtosis(rho, sigma, N, distribution, samples, seed) -> list[
     ]
 
 
-@claim(
-    "zhou2025.no-gap-rademacher",
-    statement="On AR(p) series with innovations +-sigma the weights pi = r / sigma^2, Q = r w^T predict w.h exactly at any "
-    "length: that the gap is strict is a property of the noise distribution.",
-    source=Source(LAB, "the mean squared innovation is sigma^2", "extended"),
-    parameters=SERIES
-    | {
-        "rho": vector((0.6,), SERIES["rho"].meaning),
-        "N": integer(50, 1, "windows in the context"),
-        "samples": integer(2_000, 1, "simulated series"),
-        "seed": integer(0, 0, "of the series"),
-    },
-    validate=validate_coefficients,
-)
-def no_gap_on_signs(rho, sigma, N, samples, seed) -> list[Check]:
-    key = prng.stream(jax.random.key(seed), "series")
+@claim("zhou2025.no-gap-rademacher", SimulatedSetting, Source(LAB, "the mean squared innovation is sigma^2", "extended"))
+def no_gap_on_signs(setting: SimulatedSetting) -> list[Check]:
+    """On AR(p) series with innovations +-sigma the weights pi = r / sigma^2, Q = r w^T predict w.h exactly at any length: that
+    the gap is strict is a property of the noise distribution.
+
+    The layer has these weights, without training, and is run on series simulated from zero until they have forgotten it.
+    Weights of another scale, such as N/(N+4) times these, would make it fail.
+    """
+    rho, sigma = setting.coefficients, setting.sigma
     explicit = theory.zhou2025.innovation_weights(rho, sigma)
-    weights = constructions.series.one_layer(np.asarray(rho), sigma)
+    weights = constructions.series.one_layer(rho, sigma)
     fourth, sixth = theory.zhou2025.innovation_moments("rademacher")
-    pairs = answers_and_forecasts(rho, sigma, "rademacher", N, key, samples)
+    pairs = setting.answers_and_forecasts("rademacher")
     errors = np.abs(pairs[:, 0] - pairs[:, 1]) / np.sqrt(theory.zhou2025.signal_variance(rho, sigma))
     return [
         check.exact("pi", weights.w_pv[-1], explicit.pi, EXACT_TOLERANCE),
         check.exact("Q", weights.w_kq[:, :-1], explicit.query, EXACT_TOLERANCE),
         check.exact("largest_error_abs", np.max(errors), 0.0, EXACT_TOLERANCE),
         check.exact(
-            "gap_over_V_abs", np.mean(errors**2), theory.zhou2025.innovation_gap(rho, 1.0, N, fourth, sixth), EXACT_TOLERANCE
+            "gap_over_V_abs",
+            np.mean(errors**2),
+            theory.zhou2025.innovation_gap(rho, 1.0, setting.N, fourth, sixth),
+            EXACT_TOLERANCE,
         ),
     ]

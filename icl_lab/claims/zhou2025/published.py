@@ -9,9 +9,10 @@ import optax
 from icl_lab import objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
-from icl_lab.claims.claim import Source, integer, number
+from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.zhou2025.rollout import LSA, PAPER
+from icl_lab.claims.setting import Setting, integer, number
+from icl_lab.claims.zhou2025.settings import LSA, PAPER
 from icl_lab.core import prng
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import LSAWeights, constructions, initializers
@@ -40,21 +41,31 @@ SIZE_TOLERANCE = 1e-12
 SCALED_SHARE = 0.003 / 0.0169
 
 
+class PublishedSeries(Setting):
+    """Several series of the public code."""
+
+    p: int = integer(3, 1, "lags in a window", "and order of the series")
+    seed: int = integer(FIRST_LISTED_SEED, 0, "random seed", "of the public code's data, the first of several")
+    seeds: int = integer(7, 1, "number of seeds")
+    N: int = integer(100, 1, "context length", ", in windows, at which the gap is measured")
+
+
 @claim(
     "zhou2025.predicted-gap",
-    statement="The published context scaling is predicted by (test error - sigma^2)/sigma^2 = 2 V/((N+4) sigma^2), and its "
-    "average over seeds by the one or two draws near a unit root.",
-    source=Source(PAPER, "experiments of the public code; the prediction is icl_lab's", "extended"),
-    parameters={
-        "p": integer(3, 1, "order of the series"),
-        "seed": integer(FIRST_LISTED_SEED, 0, "first seed of the public code"),
-        "seeds": integer(7, 1, "how many seeds"),
-        "N": integer(100, 1, "windows of the context at which the gap is measured"),
-    },
+    PublishedSeries,
+    Source(PAPER, "experiments of the public code; the prediction is icl_lab's", "extended"),
     extra_settings=({"p": 5}, {"p": 7}),
 )
-def published_context_scaling(p, seed, seeds, N) -> list[Check]:
-    draws = [published_series(p, seed + i, length=1).coefficients for i in range(seeds)]
+def published_context_scaling(setting: PublishedSeries) -> list[Check]:
+    """The published context scaling is predicted by (test error - sigma^2)/sigma^2 = 2 V/((N+4) sigma^2), and its average over
+    seeds by the one or two draws near a unit root.
+
+    The coefficients are redrawn as the public code draws them, and the exact loss is evaluated at the closed weights, without
+    training. Listed values of V / sigma^2 with a wrong digit, an explained variance that counts the noise, or a gap 2 V / N
+    would make it fail.
+    """
+    p, seed, N = setting.p, setting.seed, setting.N
+    draws = [published_series(p, seed + i, length=1).coefficients for i in range(setting.seeds)]
     measured = np.array([Autoregressive(rho, N, 1.0).autocovariances(1)[0] - 1 for rho in draws])
     expected = np.array([theory.autoregressive.variance_from_partial_autocorrelations(rho, 1.0) - 1 for rho in draws])
     checks = [check.exact("explained_over_noise", measured, expected, 1e-9)]
@@ -75,33 +86,44 @@ def published_context_scaling(p, seed, seeds, N) -> list[Check]:
     return checks
 
 
-def _validate_published(sigma, **_) -> None:
-    if sigma > PUBLISHED_NOISE:
-        raise InvalidValueError(
-            f"`sigma` must be at most {PUBLISHED_NOISE:g}, the published value; got {sigma:g}. On larger series the optimum is "
-            "within reach of the published number of steps."
-        )
+class PublishedTraining(Setting):
+    """One series of the public code and its training."""
+
+    p: int = integer(3, 1, "lags in a window", "and order of the series")
+    seed: int = integer(100, 0, "random seed", "of the public code's data, and of weights and shuffles")
+    sigma: float = number(
+        PUBLISHED_NOISE, positive=True, meaning="standard deviation of the innovations", detail=", at most 0.05"
+    )
+    N: int = integer(25, 1, "context length", ", in windows")
+    length: int = integer(50_000, 5_000, "values of the series", ", four fifths of them for training")
+    epochs: int = integer(100, 1, "largest number of epochs", "on the series as it is; three times as many on the divided one")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.sigma > PUBLISHED_NOISE:
+            raise InvalidValueError(
+                f"`sigma` must be at most {PUBLISHED_NOISE:g}, the published value; got {self.sigma:g}. On larger series the "
+                "optimum is within reach of the published number of steps."
+            )
 
 
 @claim(
     "zhou2025.undertrained",
-    statement="At the published settings (sigma = 0.05, Adam 1e-3, 100 epochs) training stops far from the optimum, and on the "
-    "same series divided by sigma it ends within 0.003 sigma^2 of the closed-form layer.",
-    source=Source(PAPER, "experiments of the public code; the diagnosis is icl_lab's", "extended"),
-    parameters={
-        "p": integer(3, 1, "order of the series"),
-        "seed": integer(100, 0, "of the public code's data, and of weights and shuffles"),
-        "sigma": number(PUBLISHED_NOISE, positive=True, meaning="standard deviation of the innovations, at most 0.05"),
-        "N": integer(25, 1, "windows of the context"),
-        "length": integer(50_000, 5_000, "values of the series, four fifths of them for training"),
-        "epochs": integer(100, 1, "most epochs on the series as it is; three times as many on the divided one"),
-    },
-    validate=_validate_published,
+    PublishedTraining,
+    Source(PAPER, "experiments of the public code; the diagnosis is icl_lab's", "extended"),
 )
-def published_training_stops_short(p, seed, sigma, N, length, epochs) -> list[Check]:
-    key = jax.random.key(seed)
-    rho, values = published_series(p, seed, sigma, length)
-    train, held_out = np.split(values, [round(0.8 * length)])
+def published_training_stops_short(setting: PublishedTraining) -> list[Check]:
+    """At the published settings (sigma = 0.05, Adam 1e-3, 100 epochs) training stops far from the optimum, and on the same
+    series divided by sigma it ends within 0.003 sigma^2 of the closed-form layer.
+
+    One layer is trained by Adam on the windows of the published series from Gaussian weights of scale 0.01, on the series as it
+    is and divided by sigma; excesses are over the closed weights on the same windows. Training that gets there on the series as
+    it is, or that does not on the divided one, would make it fail.
+    """
+    p, N, sigma, epochs = setting.p, setting.N, setting.sigma, setting.epochs
+    key = jax.random.key(setting.seed)
+    rho, values = published_series(p, setting.seed, sigma, setting.length)
+    train, held_out = np.split(values, [round(0.8 * setting.length)])
     start, adam = initializers.gaussian(prng.stream(key, "init"), p + 1, 0.01), optax.adam(1e-3)
     closed = constructions.series.one_layer(rho, sigma, N)
 

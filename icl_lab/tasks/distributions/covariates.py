@@ -148,7 +148,54 @@ class Sphere(CovariateDistribution):
         return _rotation_invariant_fourth_moment(self.radius**4, matrix)
 
 
-class FiniteDiagonal(CovariateDistribution):
+class FiniteSpectrum(CovariateDistribution):
+    """x | Λ ~ N(0, Λ), Λ drawn once per prompt with independent eigenvalues λ_i of finite support.
+
+    Args:
+      values: (d, m) the values of λ_1 .. λ_d, > 0.
+      probabilities: (d, m) their probabilities, rows summing to 1; pad shorter supports with probability 0.
+    """
+
+    values: Float[Array, "d m"] = eqx.field(converter=as_float64)
+    probabilities: Float[Array, "d m"] = eqx.field(converter=as_float64)
+    dim: int = eqx.field(static=True, init=False)
+
+    def __post_init__(self):
+        self.dim = next(iter(np.shape(self.values)), 0)
+
+    def __check_init__(self):
+        _check_finite_distribution(self.values, self.probabilities)
+
+    def support(self) -> tuple[Float[np.ndarray, "S d"], Float[np.ndarray, "S"]]:
+        """Every spectrum λ (S, d) with its probability (S,); S <= m^d, spectra of probability 0 left out.
+
+        Raises:
+          MemoryBudgetError: more than 2^20 of them.
+        """
+        values, probabilities = np.asarray(self.values), np.asarray(self.probabilities)
+        choices = [np.flatnonzero(row) for row in probabilities]
+        size = int(np.prod([len(choice) for choice in choices], dtype=object))
+        if size > _LARGEST_SUPPORT:
+            raise MemoryBudgetError(f"`support` would enumerate {size} spectra, more than the {_LARGEST_SUPPORT} allowed.")
+        index = np.array(list(itertools.product(*choices)))
+        rows = np.arange(len(values))[None, :]
+        return values[rows, index], np.prod(probabilities[rows, index], axis=1)
+
+    def _sample_spectrum(self, key: Key) -> Float[Array, "d"]:
+        """Each eigenvalue by inversion of its distribution function."""
+        uniform = jax.random.uniform(key, (self.dim, 1))
+        below = jnp.cumsum(as_default_float(self.probabilities), axis=1)[:, :-1]
+        index = jnp.sum(uniform >= below, axis=1, keepdims=True)
+        return jnp.take_along_axis(as_default_float(self.values), index, axis=1)[:, 0]
+
+    def _squares(self) -> Float[Array, "d d"]:
+        """E x_i^2 x_j^2 in the basis of the eigenvectors: 3 E λ_i^2 on the diagonal, E λ_i E λ_j off it."""
+        mean, square = (self.values * self.probabilities).sum(1), (self.values**2 * self.probabilities).sum(1)
+        eye = np.eye(self.dim)
+        return mean[:, None] * mean[None, :] * (1 - eye) + 3 * square[:, None] * eye
+
+
+class FiniteDiagonal(FiniteSpectrum):
     r"""x | λ ~ N(0, diag(λ)) with independent λ_i of finite support, drawn once per prompt.
 
     Args:
@@ -158,16 +205,6 @@ class FiniteDiagonal(CovariateDistribution):
     Source: the setting of Zhang, Frei, Bartlett (arXiv 2306.09927), Theorem 4.5.
     """
 
-    dim: int = eqx.field(static=True)
-    values: Float[Array, "d m"]
-    probabilities: Float[Array, "d m"]
-
-    def __init__(self, values: Any, probabilities: Any):
-        self.values = as_float64(values)
-        self.probabilities = as_float64(probabilities)
-        _check_finite_distribution(self.values, self.probabilities)
-        self.dim = self.values.shape[0]
-
     @property
     def covariance(self) -> Float[Array, "d d"]:
         """diag(E λ_i)."""
@@ -175,20 +212,12 @@ class FiniteDiagonal(CovariateDistribution):
 
     def sample(self, key: Key, count: int) -> Float[Array, "count d"]:
         """`count` inputs that share one random covariance, as rows."""
-        spectrum = _finite_spectrum(stream(key, "covariance"), self.values, self.probabilities)
+        spectrum = self._sample_spectrum(stream(key, "covariance"))
         return normals(stream(key, "normals"), count, self.dim) * jnp.sqrt(spectrum)[None, :]
 
     def fourth_moment(self, matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
         """From E x_i^4 = 3 E λ_i^2 and E x_i^2 x_j^2 = E λ_i E λ_j."""
-        return _sign_symmetric_fourth_moment(_diagonal_squares(*_first_two_moments(self.values, self.probabilities)), matrix)
-
-    def support(self) -> tuple[Float[np.ndarray, "S d"], Float[np.ndarray, "S"]]:
-        """Every spectrum λ (S, d) with its probability (S,); S <= m^d, spectra of probability 0 left out.
-
-        Raises:
-          MemoryBudgetError: more than 2^20 of them.
-        """
-        return _finite_support(self.values, self.probabilities)
+        return _sign_symmetric_fourth_moment(self._squares(), matrix)
 
 
 class ExponentialDiagonal(CovariateDistribution):
@@ -219,7 +248,7 @@ class ExponentialDiagonal(CovariateDistribution):
         return _sign_symmetric_fourth_moment(self.scale**2 * _two_level(self.dim, 6.0, 1.0), matrix)
 
 
-class RotatedSpectrum(CovariateDistribution):
+class RotatedSpectrum(FiniteSpectrum):
     r"""x | Λ ~ N(0, Λ), Λ = Q diag(λ) Q^T with Haar Q and independent λ_i of finite support, drawn once per prompt.
 
     The marginal distribution of x is rotation invariant, so with E|x|^4 = E[(tr Λ)^2 + 2 tr Λ^2]
@@ -231,16 +260,6 @@ class RotatedSpectrum(CovariateDistribution):
       probabilities: (d, m) their probabilities, rows summing to 1.
     """
 
-    dim: int = eqx.field(static=True)
-    values: Float[Array, "d m"]
-    probabilities: Float[Array, "d m"]
-
-    def __init__(self, values: Any, probabilities: Any):
-        self.values = as_float64(values)
-        self.probabilities = as_float64(probabilities)
-        _check_finite_distribution(self.values, self.probabilities)
-        self.dim = self.values.shape[0]
-
     @property
     def covariance(self) -> Float[Array, "d d"]:
         """E tr(Λ) / d times the identity."""
@@ -248,29 +267,19 @@ class RotatedSpectrum(CovariateDistribution):
 
     def sample(self, key: Key, count: int) -> Float[Array, "count d"]:
         """`count` inputs that share one random covariance, as rows."""
-        spectrum = _finite_spectrum(stream(key, "covariance"), self.values, self.probabilities)
+        spectrum = self._sample_spectrum(stream(key, "covariance"))
         rotation = haar_orthogonal(stream(key, "rotation"), self.dim)
         # The prompt shares Q, so the inputs are Q diag(sqrt λ) z: no root of the full matrix is needed.
         return (normals(stream(key, "normals"), count, self.dim) * jnp.sqrt(spectrum)[None, :]) @ rotation.T
 
     def fourth_moment(self, matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
         """Rotation invariance leaves one constant, E|x|^4."""
-        mean, square = _first_two_moments(self.values, self.probabilities)
         # sum_ij E x_i^2 x_j^2 = E|x|^4, in any basis.
-        return _rotation_invariant_fourth_moment(_diagonal_squares(mean, square).sum(), matrix)
-
-    def support(self) -> tuple[Float[np.ndarray, "S d"], Float[np.ndarray, "S"]]:
-        """Every spectrum λ (S, d) with its probability (S,); the eigenvectors are Haar and independent of it.
-
-        Raises:
-          MemoryBudgetError: more than 2^20 of them.
-        """
-        return _finite_support(self.values, self.probabilities)
+        return _rotation_invariant_fourth_moment(self._squares().sum(), matrix)
 
 
 def covariates_for(dim: int, covariance: Any, covariates: CovariateDistribution | None) -> CovariateDistribution:
-    """The distribution a regression task is given: `covariates` itself, or the Gaussian distribution of `covariance` (None:
-    standard).
+    """The inputs of a regression task: `covariates` if given, else Gaussian of the given covariance (None: the identity).
 
     Raises:
       InvalidValueError: both given, or a distribution of another dimension.
@@ -329,35 +338,6 @@ def _rotation_invariant_fourth_moment(norm_fourth: Any, matrix: Array) -> Array:
     """E[x x^T A x x^T] from E|x|^4, for x whose distribution survives every rotation."""
     dim = matrix.shape[0]
     return norm_fourth / (dim * (dim + 2)) * (matrix + matrix.T + matrix.trace() * np.eye(dim))
-
-
-def _first_two_moments(values: Array, probabilities: Array) -> tuple[Array, Array]:
-    return (values * probabilities).sum(1), (values**2 * probabilities).sum(1)
-
-
-def _diagonal_squares(mean: Array, square: Array) -> Array:
-    """E x_i^2 x_j^2 for x | λ ~ N(0, diag λ) with independent λ_i of the given first two moments."""
-    eye = np.eye(mean.shape[0])
-    return mean[:, None] * mean[None, :] * (1 - eye) + 3 * square[:, None] * eye
-
-
-def _finite_spectrum(key: Key, values: Array, probabilities: Array) -> Array:
-    """One spectrum (d,): each eigenvalue by inversion of its distribution function."""
-    uniform = jax.random.uniform(key, (values.shape[0], 1))
-    below = jnp.cumsum(as_default_float(probabilities), axis=1)[:, :-1]
-    index = jnp.sum(uniform >= below, axis=1, keepdims=True)
-    return jnp.take_along_axis(as_default_float(values), index, axis=1)[:, 0]
-
-
-def _finite_support(values: Array, probabilities: Array) -> tuple[np.ndarray, np.ndarray]:
-    values, probabilities = np.asarray(values), np.asarray(probabilities)
-    choices = [np.flatnonzero(row) for row in probabilities]
-    size = int(np.prod([len(choice) for choice in choices], dtype=object))
-    if size > _LARGEST_SUPPORT:
-        raise MemoryBudgetError(f"`support` would enumerate {size} spectra, more than the {_LARGEST_SUPPORT} allowed.")
-    index = np.array(list(itertools.product(*choices)))
-    rows = np.arange(len(values))[None, :]
-    return values[rows, index], np.prod(probabilities[rows, index], axis=1)
 
 
 def _check_finite_distribution(values: Array, probabilities: Array) -> None:

@@ -83,6 +83,15 @@ def from_spectrum(spectrum: Any, rotation: Any = None) -> Float[np.ndarray, "d d
 
     Raises:
       InvalidValueError: a negative or non-finite eigenvalue, a rotation not orthogonal to 1e-8 or not (d, d).
+
+    Examples:
+      >>> from icl_lab.tasks.distributions import spectra
+      >>> spectrum = spectra.geometric(dim=3, condition_number=4.0)
+      >>> spectrum
+      array([1.  , 0.5 , 0.25])
+      >>> covariance = spectra.from_spectrum(spectrum, spectra.random_rotation(3, seed=0))
+      >>> round(float(covariance.trace()), 6)
+      1.75
     """
     spectrum = np.asarray(spectrum, dtype=np.float64)
     if spectrum.ndim != 1 or spectrum.size == 0:

@@ -39,7 +39,7 @@ class StartMoments(NamedTuple):
 
 
 class StartDistribution(eqx.Module):
-    """A distribution of x_1 under which all coordinates are alike.
+    """A distribution of x_1 that does not change when its coordinates are permuted.
 
     `scale` is the standard deviation of a coordinate (Gaussian distributions) or the size of a non-zero one.
     `sign_symmetric`: the distribution survives flipping the sign of any one coordinate.
@@ -56,7 +56,7 @@ class StartDistribution(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One x_1."""
+        """One first state x_1."""
 
     @abc.abstractmethod
     def mixed_moment(self, powers: Sequence[tuple[int, int]], dim: int) -> Array | float:
@@ -84,7 +84,7 @@ class GaussianStart(IndependentStart):
     """x_1 ~ N(0, scale^2 I)."""
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One x_1."""
+        """One first state x_1."""
         return as_default_float(self.scale) * normals(key, 1, dim)[0]
 
     def coordinate_moment(self, u: int, v: int) -> Array | float:
@@ -97,7 +97,7 @@ class ComplexGaussianStart(IndependentStart):
     """x_1 circular complex Gaussian, E |x_j|^2 = scale^2."""
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One complex x_1."""
+        """One complex first state x_1."""
         dtype = jnp.result_type(complex)
         return jnp.asarray(self.scale, dtype) * jax.random.normal(key, (dim,), dtype)
 
@@ -110,7 +110,7 @@ class SparseStart(StartDistribution):
     """x_1 uniform on the 2d vectors scale e_j, -scale e_j."""
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One x_1."""
+        """One first state x_1."""
         index = jax.random.randint(key, (), 0, 2 * dim)
         signed = jnp.where(index < dim, as_default_float(self.scale), -as_default_float(self.scale))
         return signed * jax.nn.one_hot(index % dim, dim, dtype=jnp.result_type(float))
@@ -126,7 +126,7 @@ class RademacherStart(IndependentStart):
     """x_1 with independent coordinates +-scale."""
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d"]:
-        """One x_1."""
+        """One first state x_1."""
         return as_default_float(self.scale) * jax.random.rademacher(key, (dim,), jnp.result_type(float))
 
     def coordinate_moment(self, u: int, v: int) -> Array | float:

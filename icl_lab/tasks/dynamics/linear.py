@@ -8,7 +8,6 @@ prompt.
 from __future__ import annotations
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.core.linalg import haar_orthogonal, is_traced
+from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.starts import GaussianStart, StartDistribution
@@ -29,7 +28,7 @@ class TransitionDistribution(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """One W."""
+        """One transition matrix W."""
 
     def check_dim(self, dim: int) -> None:
         """Raise `InvalidValueError` if the distribution has no matrices of size `dim`."""
@@ -42,7 +41,7 @@ class DiagonalUnitary(TransitionDistribution):
     """
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """One complex W."""
+        """One complex transition matrix W."""
         angles = _angles(key, dim)
         return jnp.diag(jax.lax.complex(jnp.cos(angles), jnp.sin(angles)))
 
@@ -51,7 +50,7 @@ class HaarOrthogonal(TransitionDistribution):
     """W Haar-distributed on O(d), determinants +1 and -1 alike."""
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """One W."""
+        """One transition matrix W."""
         return haar_orthogonal(key, dim)
 
 
@@ -61,7 +60,7 @@ class RotationBlocks(TransitionDistribution):
     haar_basis: bool = eqx.field(static=True, default=False)
 
     def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """One W."""
+        """One transition matrix W."""
         angles = _angles(stream(key, "angles"), dim // 2)
         cosine = jnp.kron(jnp.diag(jnp.cos(angles)), jnp.eye(2))
         sine = jnp.kron(jnp.diag(jnp.sin(angles)), jnp.array([[0.0, -1.0], [1.0, 0.0]]))
@@ -71,36 +70,9 @@ class RotationBlocks(TransitionDistribution):
         return basis @ (cosine + sine) @ basis.T
 
     def check_dim(self, dim: int) -> None:
-        """Blocks are 2 x 2."""
+        """Raise `InvalidValueError` for an odd dimension: blocks are 2 x 2."""
         if dim % 2:
             raise InvalidValueError(f"`dim` must be even for `RotationBlocks`, whose blocks are 2 x 2; got {dim}.")
-
-
-def _as_inexact(x: Any) -> Any:
-    """Like `as_float64`, but complex values stay complex."""
-    return np.asarray(x, dtype=np.complex128) if np.iscomplexobj(x) and not isinstance(x, jax.Array) else as_float64(x)
-
-
-class FixedTransition(TransitionDistribution):
-    """The same (d, d) matrix W, real or complex, in every prompt."""
-
-    matrix: Inexact[Array, "d d"] = eqx.field(converter=_as_inexact)
-
-    def __check_init__(self):
-        if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1]:
-            raise InvalidValueError(f"`matrix` must be square; got shape {self.matrix.shape}.")
-        if not is_traced(self.matrix) and not np.all(np.isfinite(self.matrix)):
-            raise InvalidValueError("`matrix` must be finite; it holds NaN or infinite entries.")
-
-    def sample(self, key: Key, dim: int) -> Inexact[Array, "d d"]:
-        """W."""
-        complex_valued = jnp.issubdtype(self.matrix.dtype, jnp.complexfloating)
-        return jnp.asarray(self.matrix, dtype=jnp.result_type(complex if complex_valued else float))
-
-    def check_dim(self, dim: int) -> None:
-        """The matrix acts on R^dim."""
-        if self.matrix.shape[0] != dim:
-            raise InvalidValueError(f"`matrix` must be ({dim}, {dim}), because dim = {dim}; got shape {self.matrix.shape}.")
 
 
 class LinearDynamics(Task):

@@ -13,7 +13,16 @@ from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import CovariateDistribution, covariates_for, normals
 from icl_lab.tasks.distributions.spectra import apply_root, as_covariance, covariance_root
-from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
+from icl_lab.tasks.prompt import (
+    Prompt,
+    Task,
+    add_noise,
+    as_float64,
+    check_count,
+    check_nonnegative,
+    check_prompt_fits,
+    regression_prompt,
+)
 
 
 class LinearRegression(Task):
@@ -35,6 +44,19 @@ class LinearRegression(Task):
     Raises:
       InvalidValueError: a size below 1, a shape that does not fit dim, negative noise, or covariates given twice.
       NotPositiveDefiniteError: Λ not symmetric positive definite, or Ω not symmetric positive semidefinite.
+
+    Examples:
+      >>> import jax
+      >>> from icl_lab import tasks
+      >>> task = tasks.LinearRegression(dim=2, context_length=8, covariance=[2.0, 0.5], noise_std=0.1)
+      >>> task.covariance
+      array([[2. , 0. ],
+             [0. , 0.5]])
+      >>> float(task.signal_variance)
+      2.5
+      >>> prompt = task.sample(jax.random.key(0))
+      >>> prompt.inputs.shape, prompt.labels.shape, prompt.query.shape
+      ((8, 2), (8, 1), (2,))
     """
 
     dim: int = eqx.field(static=True)
@@ -96,9 +118,7 @@ class LinearRegression(Task):
         check_prompt_fits(self.context_length, self.dim)
         inputs = self.covariates.sample(stream(key, "inputs"), self.context_length + 1)
         task_vector = self.sample_task(key)
-        responses = inputs @ task_vector
-        labels = add_noise(stream(key, "noise"), responses[:-1, None], self.noise_std)
-        return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=responses[-1:], latent=task_vector)
+        return regression_prompt(key, inputs, (inputs @ task_vector)[:, None], self.noise_std, task_vector)
 
     def sample_task(self, key: Key) -> Float[Array, "d"]:
         """The task vector of the prompt of a key."""

@@ -26,7 +26,7 @@ from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, covariates_for, normals
-from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_float64, check_count, check_nonnegative, check_prompt_fits
+from icl_lab.tasks.prompt import Prompt, Task, as_float64, check_count, check_nonnegative, check_prompt_fits, regression_prompt
 from icl_lab.tasks.regression.links import Link
 
 DIRECTIONS = ("sphere", "gaussian", "axis")
@@ -99,7 +99,7 @@ class SingleIndex(Response):
 
     @property
     def odd_symmetric(self) -> bool:
-        """By the random sign, or by an odd link, since every direction distribution is symmetric."""
+        """By the random sign, or by an odd link, since u and -u have the same distribution."""
         return self.random_sign or self.link.odd
 
     def sample(self, key: Key, dim: int) -> PyTree:
@@ -284,8 +284,7 @@ class NonlinearRegression(Task):
         inputs = self.covariates.sample(stream(key, "inputs"), self.context_length + 1)
         latent = self.response.sample(stream(key, "task"), self.dim)
         responses = jax.vmap(self.response, in_axes=(None, 0))(latent, inputs)
-        labels = add_noise(stream(key, "noise"), responses[:-1, None], self.noise_std)
-        return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=responses[-1:], latent=latent)
+        return regression_prompt(key, inputs, responses[:, None], self.noise_std, latent)
 
 
 def _check_direction(direction: str) -> None:

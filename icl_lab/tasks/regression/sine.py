@@ -22,7 +22,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import Uniform
-from icl_lab.tasks.prompt import Prompt, Task, add_noise, as_default_float, as_float64, check_count, check_nonnegative
+from icl_lab.tasks.prompt import Prompt, Task, as_default_float, as_float64, check_count, check_nonnegative, regression_prompt
 
 
 class SineDistribution(NamedTuple):
@@ -114,8 +114,7 @@ class SineRegression(Task):
         ends = jnp.stack([as_default_float(self.amplitude), as_default_float(self.phase)])
         latent = ends[:, 0] + (ends[:, 1] - ends[:, 0]) * draws
         responses = latent[0] * jnp.sin(inputs + latent[1])
-        labels = add_noise(stream(key, "noise"), responses[:-1], self.noise_std)
-        return Prompt(inputs=inputs[:-1], labels=labels, query=inputs[-1], target=responses[-1], latent=latent)
+        return regression_prompt(key, inputs, responses, self.noise_std, latent)
 
 
 def features(prompt: Prompt) -> Prompt:

@@ -118,7 +118,16 @@ def stack_slopes(
     At A_l = a_l Sigma^{-1} and B_l = b_l I the derivatives by whole matrices are (1/d) df/da_l Sigma and (1/d) df/db_l I: along
     Sigma and not along Sigma^{-1}, so that gradient flow leaves this set, though its critical points on the set are critical.
 
-    Args, Source: as `stack_risk`.
+    Args:
+      steps: (L,), a.
+      moves: (L,), b.
+      dim: d.
+      context_length: n >= 1.
+
+    Returns:
+      df/da and df/db, (L,) each.
+
+    Source: arXiv 2306.00297, Theorems 3 and 4.
     """
     rule = stack_rule(dim, context_length, len(steps), corrected=True)
     point, slopes = np.concatenate([steps, moves]).astype(np.complex128), []
@@ -171,7 +180,7 @@ def relu_step(dim: int, context_length: int) -> float:
 
 
 def relu_risk(step: float, dim: int, context_length: int) -> float:
-    r"""Risk of that layer at any step a >= 0.
+    r"""Risk of the ReLU layer of `relu_step` at any step a >= 0.
 
     .. math:: d \left(1 - a + \frac{a^2}{4} \cdot \frac{n - 1 + 2 (d + 2)}{n}\right)
 

@@ -6,7 +6,7 @@ error w^T rho(W) x_q, rho a polynomial with rho(0) = 1, so that
 
 .. math:: L = \tfrac{\sigma^2}{2} E \operatorname{tr} \rho(W)^2 = \tfrac{\sigma^2}{2} \sum_j w_j \rho(s_j)^2
 
-with a rule (s_j, w_j) of `theory.gram_moments` that is exact to the degree of rho^2, or with eigenvalues of sampled W.
+with a rule (s_j, w_j) of `theory.gram_moments` that is exact to the degree of rho^2, or with the eigenvalues of given W.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.theory.descent import gram_moments
 from icl_lab.theory.descent.descent_variants import gdpp_polynomials
+from icl_lab.theory.equidistribution import equidistributed
 
-_LARGEST_STEP = 10.0
-"""Of a random start, in units of 1/sig2."""
+STEP_SIZES = (0.2, 10.0)
+"""Between which the searches for best coefficients start, in units of 1/sig2."""
 
 
 class Rule(NamedTuple):
@@ -45,20 +46,29 @@ class Rule(NamedTuple):
 
     @staticmethod
     def exact(distribution: str, dim: int, context_length: int, scale: float, degree: int) -> Rule:
-        """The rule that integrates polynomials up to a degree; arguments as `gram_moments.spectral_rule`."""
+        """The rule that integrates polynomials of the Gram matrix up to a degree exactly.
+
+        Args:
+          distribution: "gaussian" or "uniform", of an input coordinate.
+          dim: d.
+          context_length: N.
+          scale: standard deviation of a normal coordinate, half-width of a uniform one.
+          degree: largest degree that is integrated exactly.
+        """
         nodes, weights = gram_moments.spectral_rule(distribution, dim, context_length, degree, scale)
         variance = scale**2 * float(gram_moments.unit_moment(distribution, 2))
         return Rule(nodes, weights, context_length, variance)
 
     @staticmethod
-    def sampled(distribution: str, dim: int, context_length: int, scale: float, samples: int, seed: int) -> Rule:
-        """The eigenvalues of sampled Gram matrices, d for each context in turn, with equal weights."""
-        generator = np.random.default_rng(seed)
-        size = (samples, context_length, dim)
-        unit = generator.standard_normal(size) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, size)
-        nodes = scale**2 * np.linalg.eigvalsh(np.swapaxes(unit, 1, 2) @ unit).ravel()
-        variance = scale**2 * float(gram_moments.unit_moment(distribution, 2))
-        return Rule(nodes, np.full(nodes.size, 1 / samples), context_length, variance)
+    def of_contexts(inputs: Float[Array, "S N d"], variance: float) -> Rule:
+        """The eigenvalues of the Gram matrices of given contexts, d for each context in turn, with equal weights.
+
+        Args:
+          inputs: (S, N, d), the inputs of S contexts.
+          variance: sig2 of an input coordinate.
+        """
+        nodes = np.linalg.eigvalsh(np.swapaxes(inputs, 1, 2) @ inputs).ravel()
+        return Rule(nodes, np.full(nodes.size, 1 / len(inputs)), inputs.shape[1], variance)
 
 
 class Descent(NamedTuple):
@@ -76,7 +86,13 @@ class Descent(NamedTuple):
 
 
 def loss(rule: Rule, step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"]) -> float:
-    """Half loss on a rule, whose error operator is rho_K of `descent_variants.gdpp_polynomials`."""
+    """The half loss of K steps of gradient descent with curvature correction (GD++) on a rule.
+
+    Args:
+      rule: exact to the degree of rho_K^2, see `descent_variants.gdpp_polynomials`.
+      step_sizes: (K,), eta.
+      curvatures: (K,), gamma; zeros for plain gradient descent.
+    """
     _, errors = gdpp_polynomials(rule.nodes, step_sizes, curvatures, rule.context_length)
     return float(rule.variance / 2 * rule.weights @ errors**2)
 
@@ -88,7 +104,7 @@ def loss_from_moments(
     context_length: int,
     variance: float,
 ) -> float:
-    """The same half loss in rational arithmetic, from the coefficients of rho^2.
+    """The half loss of `loss` in rational arithmetic, from the coefficients of the polynomial rho^2.
 
     Args:
       moments: m_0 .. m_(3^K - 1) at least.
@@ -138,7 +154,10 @@ def best_steps(distribution: str, dim: int, context_length: int, scale: float, s
     it is the orthogonal polynomial of degree K of s dmu. So N / eta are the K Gauss nodes of s dmu.
 
     Args:
-      distribution, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
+      distribution: "gaussian" or "uniform", of an input coordinate.
+      dim: d.
+      context_length: N.
+      scale: standard deviation of a normal coordinate, half-width of a uniform one.
       steps: K.
 
     Source: the theory of kernel polynomials; derived for the lab.
@@ -149,36 +168,39 @@ def best_steps(distribution: str, dim: int, context_length: int, scale: float, s
     return Descent(etas, zeros, loss(Rule.exact(distribution, dim, context_length, scale, 2 * steps), etas, zeros))
 
 
-def best_corrected(rule: Rule, steps: int, tied: bool, starts: int, seed: int = 0) -> Descent:
+def best_corrected(rule: Rule, steps: int, tied: bool, starts: int) -> Descent:
     """The best gradient descent with curvature correction, from quasi-Newton searches and Newton's method at the end.
 
     Args:
       rule: exact to degree 3^K - 1.
       steps: K >= 2.
       tied: whether all layers share eta and gamma.
-      starts: random starts; K = 2 needs some 16, K = 3 some 60.
-      seed: of the starts.
+      starts: how many evenly spread points the searches start from; K = 2 needs some 16, K = 3 some 60.
 
     Raises:
       InvalidValueError: one layer, whose curvature has no effect.
     """
     if steps < 2:
         raise InvalidValueError(f"`steps` must be at least 2, since the last curvature has no effect; got {steps}.")
-    generator, sizes = np.random.default_rng(seed), (1, 1) if tied else (steps, steps - 1)
-    best: tuple[float, np.ndarray] | None = None
+    count, bends = (1, 1) if tied else (steps, steps - 1)
+    points = equidistributed(starts, count + bends)
+    smallest, largest = np.log(STEP_SIZES)
+    points[:, :count] = np.sort(np.exp(smallest + (largest - smallest) * points[:, :count]), axis=1)
     with np.errstate(over="ignore", invalid="ignore"):
-        for _ in range(starts):
-            etas = np.sort(np.exp(generator.uniform(np.log(0.2), np.log(_LARGEST_STEP), sizes[0])))
-            start = np.concatenate([etas, generator.uniform(0.0, 1.0, sizes[1])])
-            found = scipy.optimize.minimize(_value_and_slope, start, (rule, steps, tied), "BFGS", jac=True)
-            if np.isfinite(found.fun) and (best is None or found.fun < best[0]):
-                best = float(found.fun), found.x
-    assert best is not None
-    return polish(rule, steps, tied, best[1])
+        ends = [scipy.optimize.minimize(_value_and_slope, point, (rule, steps, tied), "BFGS", jac=True) for point in points]
+    best = min((end for end in ends if np.isfinite(end.fun)), key=lambda end: end.fun)
+    return polish(rule, steps, tied, best.x)
 
 
 def polish(rule: Rule, steps: int, tied: bool, point: Float[Array, "p"]) -> Descent:
-    """The stationary point of the loss next to scale-free coefficients (eta sig2, .., gamma N sig2, ..)."""
+    """The stationary point of the loss next to given coefficients, by Newton's method.
+
+    Args:
+      rule: exact to degree 3^K - 1.
+      steps: K >= 2.
+      tied: whether all layers share eta and gamma.
+      point: eta sig2 of each layer (one if tied), then gamma N sig2 of each layer but the last (one if tied).
+    """
     solved = scipy.optimize.root(lambda x: _value_and_slope(x, rule, steps, tied)[1], point, tol=1e-14)
     etas, gammas = _coefficients(solved.x, rule, steps, tied)
     return Descent(etas, gammas, loss(rule, etas, gammas))
@@ -221,28 +243,30 @@ def _value_and_slope(point: np.ndarray, rule: Rule, steps: int, tied: bool) -> t
     return float(rule.weights @ rho**2), slope
 
 
-def sampled_alignment(
-    first: Descent, second: Descent, distribution: str, dim: int, context_length: int, scale: float, samples: int, seed: int
-) -> Float[Array, "samples 3"]:
-    """How two predictors differ on sampled tasks: cosine and distance of their query weights, distance of their predictions.
+def alignment(
+    first: Descent, second: Descent, inputs: Float[Array, "S N d"], queries: Float[Array, "S d"], tasks: Float[Array, "S d"]
+) -> Float[Array, "S 3"]:
+    """How two predictors differ on given prompts: cosine and distance of their query weights, distance of their predictions.
 
-    The weights are (I - rho(W)) w, and the query has the distribution of the inputs.
+    The query weights of a predictor are (I - rho(W)) w.
 
     Args:
-      first, second: coefficients.
-      distribution, dim, context_length, scale: of the inputs, see `gram_moments.spectral_rule`.
-      samples: tasks.
-      seed: of the tasks.
+      first: coefficients of one predictor.
+      second: coefficients of the other.
+      inputs: (S, N, d), the inputs of S contexts.
+      queries: (S, d), their queries.
+      tasks: (S, d), their task vectors w.
+
+    Returns:
+      (S, 3).
     """
-    generator = np.random.default_rng(seed)
-    size = (samples, context_length + 1, dim)
-    unit = generator.standard_normal(size) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, size)
-    inputs, query = scale * unit[:, :-1], scale * unit[:, -1]
     nodes, basis = np.linalg.eigh(np.swapaxes(inputs, 1, 2) @ inputs)
-    tasks = np.einsum("sab,sa->sb", basis, generator.standard_normal((samples, dim)))
-    u, v = (tasks * (1 - gdpp_polynomials(nodes, one.step_sizes, one.curvatures, context_length)[1]) for one in (first, second))
+    tasks = np.einsum("sab,sa->sb", basis, tasks)
+    u, v = (
+        tasks * (1 - gdpp_polynomials(nodes, one.step_sizes, one.curvatures, inputs.shape[1])[1]) for one in (first, second)
+    )
     cosine = np.sum(u * v, axis=1) / (np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1))
-    predictions = np.einsum("sb,sab,sa->s", u - v, basis, query)
+    predictions = np.einsum("sb,sab,sa->s", u - v, basis, queries)
     return np.column_stack([cosine, np.linalg.norm(u - v, axis=1), np.abs(predictions)])
 
 

@@ -60,7 +60,8 @@ def coefficient_moments(
     r"""Mean and second moment of w = a (cos rho, sin rho), by quadrature over amplitude and phase.
 
     Args:
-      amplitude, phase: ends of the intervals that a and rho are uniform on.
+      amplitude: ends of the interval that a is uniform on.
+      phase: ends of the interval that rho is uniform on.
       shared: whether a and rho are the same uniform number, scaled to their intervals; else they are independent.
 
     Returns:
@@ -102,7 +103,13 @@ def step_loss(step_size: float, context_length: int, half_width: float, moment: 
 
 
 def best_step(context_length: int, half_width: float, moment: Float[Array, "2 2"]) -> Step:
-    """The step size that minimises `step_loss`, with its arguments, and its loss."""
+    """The step size that minimises `step_loss`, and its loss.
+
+    Args:
+      context_length: N.
+      half_width: h.
+      moment: (2, 2), M = E v v^T of v = w - w_0, where the step starts at w_0.
+    """
     constant, linear, curved = _coefficients(context_length, half_width, moment)
     return Step(linear / curved, (constant - linear**2 / curved) / 2)
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Float
 
+from icl_lab.core.typing import Array
 from icl_lab.theory.descent import vonoswald2022
 
 # Temperatures between which the best one is searched, in units of 1 / (sig2 sqrt(d)), where scores are of order 1.
@@ -70,63 +71,70 @@ def centred_loss(step_size: float, dim: int, context_length: int, variance: floa
 
 
 def centred_step_size(dim: int, context_length: int, variance: float, kurtosis: float) -> float:
-    r"""The step size that minimises `centred_loss`, :math:`\eta_c = N / (\sigma^2 D)`, with its arguments."""
+    r"""The step size that minimises `centred_loss`, :math:`\eta_c = N / (\sigma^2 D)`.
+
+    Args:
+      dim: d.
+      context_length: N.
+      variance: sig2 of one input coordinate.
+      kurtosis: kap of one input coordinate.
+    """
     return context_length / (variance * spread(dim, context_length, kurtosis))
 
 
 def centred_optimum(dim: int, context_length: int, variance: float, kurtosis: float) -> float:
-    r"""The smallest `centred_loss`, :math:`L_c = \tfrac12 \sigma^2 d\,(1 - (N-1)/D)`, with its arguments.
+    r"""The smallest `centred_loss`, :math:`L_c = \tfrac12 \sigma^2 d\,(1 - (N-1)/D)`.
 
     For Gaussian inputs it is (N+d+1)/(N+d) times that of plain gradient descent.
+
+    Args:
+      dim: d.
+      context_length: N.
+      variance: sig2 of one input coordinate.
+      kurtosis: kap of one input coordinate.
     """
     return variance * dim / 2 * (1 - (context_length - 1) / spread(dim, context_length, kurtosis))
 
 
 def best_heads(
-    distribution: str, dim: int, context_length: int, sigma: float, opposite: bool, samples: int = 40_000, seed: int = 0
+    inputs: Float[Array, "S N d"], queries: Float[Array, "S d"], variance: float, kurtosis: float, opposite: bool
 ) -> Heads:
-    r"""The best :math:`c \sum_i y_i\, \mathrm{softmax}(\beta x_i \cdot x_q)_i` over beta and c, found on sampled inputs.
+    r"""The best :math:`c \sum_i y_i\, \mathrm{softmax}(\beta x_i \cdot x_q)_i` over beta and c on a sample of prompts.
 
     The task is averaged over exactly, c is profiled out, and the loss is corrected by what the sample says of one gradient
     step, whose loss is known.
 
     Args:
-      distribution: "gaussian" or "uniform", of a coordinate.
-      dim: d.
-      context_length: N >= 2; attention to one example cannot depend on the query.
-      sigma: standard deviation of a Gaussian coordinate, half-width of a uniform one.
+      inputs: (S, N, d), the inputs of S contexts; N >= 2, since attention to one example cannot depend on the query.
+      queries: (S, d), their queries, with the distribution of an input.
+      variance: sig2 of an input coordinate.
+      kurtosis: kap of an input coordinate.
       opposite: subtract a second head of scores -beta x_i.x_q.
-      samples: prompts.
-      seed: of the prompts.
 
     Source: the softmax heads of von Oswald et al. (arXiv 2212.07677); no closed form is known.
     """
-    generator = np.random.default_rng(seed)
-    shape = (samples, context_length + 1, dim)
-    drawn = sigma * (generator.standard_normal(shape) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, shape))
-    inputs, query = drawn[:, :-1], drawn[:, -1]
-    variance, kurtosis = (sigma**2, 3.0) if distribution == "gaussian" else (sigma**2 / 3, 9 / 5)
-    scores = (inputs @ query[:, :, None])[:, :, 0]
+    samples, context_length, dim = inputs.shape
+    scores = (inputs @ queries[:, :, None])[:, :, 0]
     unit = 1 / (variance * np.sqrt(dim))
 
-    def attended(temperature: float) -> Float[np.ndarray, "samples d"]:
+    def attended(temperature: float) -> Float[Array, "S d"]:
         """sum_i a_i x_i: with y_i = w.x_i the prediction is w times that."""
         weights = np.exp(temperature * scores - np.max(temperature * scores, axis=1, keepdims=True))
         return ((weights / np.sum(weights, axis=1, keepdims=True))[:, None, :] @ inputs)[:, 0]
 
-    def prediction(temperature: float) -> Float[np.ndarray, "samples d"]:
+    def prediction(temperature: float) -> Float[Array, "S d"]:
         return attended(temperature) - attended(-temperature) if opposite else attended(temperature)
 
     def unexplained(logarithm: float) -> float:
         mix = prediction(unit * np.exp(logarithm))
-        return -float(np.sum(mix * query) ** 2 / np.sum(mix**2))
+        return -float(np.sum(mix * queries) ** 2 / np.sum(mix**2))
 
     found = scipy.optimize.minimize_scalar(unexplained, bounds=np.log(SEARCH), method="bounded", options={"xatol": 1e-3})
     temperature = float(unit * np.exp(found.x))
     mix = prediction(temperature)
-    value = float(np.sum(mix * query) / np.sum(mix**2))
+    value = float(np.sum(mix * queries) / np.sum(mix**2))
     eta = vonoswald2022.optimal_step_size(dim, context_length, variance, kurtosis)
     step = eta / context_length * (scores[:, None, :] @ inputs)[:, 0]
-    differences = np.sum((query - value * mix) ** 2 - (query - step) ** 2, axis=1) / 2
+    differences = np.sum((queries - value * mix) ** 2 - (queries - step) ** 2, axis=1) / 2
     known = vonoswald2022.one_step_loss(eta, dim, context_length, variance, kurtosis)
     return Heads(temperature, value, float(known + np.mean(differences)), float(np.std(differences, ddof=1) / np.sqrt(samples)))

@@ -39,7 +39,7 @@ def gradient_step(
 def descent_iterates(
     initial: Float[Array, "k d"], inputs: Float[Array, "N d"], labels: Float[Array, "N k"], step_sizes: Float[Array, "K"]
 ) -> Float[Array, "K+1 k d"]:
-    """The weights W_0, .., W_K of K explicit steps, see `gradient_step`.
+    """The weights W_0, .., W_K of K explicit steps of gradient descent, each a `gradient_step`.
 
     Args:
       initial: (k, d), W_0.
@@ -131,7 +131,7 @@ def attended_query_shift(
     Returns:
       (M, k).
 
-    Source: as `attended_query_slots`: the query's own value is W_0 x_q - (-W_0 x_q).
+    Source: derived for the lab: the value of the query token is W_0 x_q - (-W_0 x_q).
     """
     return step_size / context_length * np.outer(inputs @ query, 2 * initial @ query)
 
@@ -197,11 +197,19 @@ def optimal_step_size(
     noise_variance: float = 0.0,
     task_variance: float = 1.0,
 ) -> float:
-    r"""The step size that minimises `one_step_loss`, with its arguments.
+    r"""The step size that minimises `one_step_loss`.
 
     .. math:: \eta^* = N / \left(\sigma^2 \left(N + d + \kappa - 2 + \tau^2 / (\omega^2\sigma^2)\right)\right)
 
-    Source: as `one_step_loss`.
+    Args:
+      dim: d.
+      context_length: N >= 1.
+      variance: sig2 of one input coordinate.
+      kurtosis: kap = E x^4 / sig2^2 >= 1 of one input coordinate.
+      noise_variance: of the context labels.
+      task_variance: of one coordinate of w.
+
+    Source: the line search of von Oswald et al. (arXiv 2212.07677), solved for the lab.
     """
     noise = noise_variance / (task_variance * variance)
     return context_length / (variance * (context_length + dim + kurtosis - 2 + noise))
@@ -225,39 +233,32 @@ def mean_square_step(dim: int, context_length: int, kurtosis: float) -> float:
 
 
 def mean_step_norms(
-    distribution: str, dim: int, context_length: int, scale: float, step_size: float, samples: int, seed: int
+    inputs: Float[Array, "S N d"], queries: Float[Array, "S d"], tasks: Float[Array, "S d"], step_size: float
 ) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
-    r"""Sampled E|dW x_q| and E|dW| of one step from zero: the distances of a model that answers 0 from that step.
+    r"""E|dW x_q| and E|dW| of one step from zero, the distances of a model that answers 0 from that step, on a sample.
 
     Given the context and the query dW x_q is normal in w, which leaves
-    :math:`E|\Delta W x_q| = \eta \sqrt{2/\pi}\, E|S x_q|` to sample, with w ~ N(0, I).
+    :math:`E|\Delta W x_q| = \eta \sqrt{2/\pi}\, E|S x_q|` to average.
 
     Args:
-      distribution: "gaussian" or "uniform", of an input coordinate.
-      dim: d.
-      context_length: N.
-      scale: standard deviation if gaussian, half-width if uniform.
+      inputs: (S, N, d), the inputs of S contexts.
+      queries: (S, d), their queries.
+      tasks: (S, d), task vectors w drawn from N(0, I).
       step_size: eta.
-      samples: contexts.
-      seed: of the contexts.
 
     Returns:
       Both means and their standard errors, (2,) each.
 
-    Source: as `mean_square_step`; the norms have no closed form.
+    Source: behind the sensitivities of von Oswald et al. (arXiv 2212.07677) before training; the norms have no closed form.
     """
-    generator = np.random.default_rng(seed)
-    shape = (samples, context_length + 1, dim)
-    points = scale * (generator.standard_normal(shape) if distribution == "gaussian" else generator.uniform(-1.0, 1.0, shape))
-    inputs, query, task = points[:, :-1], points[:, -1], generator.standard_normal((samples, dim))
 
     def moved(vectors: Array) -> Array:
         """|S v| for each context."""
         scores = np.einsum("sni,si->sn", inputs, vectors)
-        return np.linalg.norm(np.einsum("sn,sni->si", scores, inputs), axis=1) / context_length
+        return np.linalg.norm(np.einsum("sn,sni->si", scores, inputs), axis=1) / inputs.shape[1]
 
-    norms = step_size * np.stack([np.sqrt(2 / np.pi) * moved(query), moved(task)])
-    return np.mean(norms, axis=1), np.std(norms, axis=1, ddof=1) / np.sqrt(samples)
+    norms = step_size * np.stack([np.sqrt(2 / np.pi) * moved(queries), moved(tasks)])
+    return np.mean(norms, axis=1), np.std(norms, axis=1, ddof=1) / np.sqrt(len(inputs))
 
 
 def limit_scale(value_square: float, key_square: float, dim: int, rate: float) -> float:

@@ -160,9 +160,10 @@ def limit(form: Quadratic, dim: int, a0: float, b0: float) -> Weights:
     The products are those of the minimum, and the flow conserves d (b^2 - a^2) + d (d-1) (b'^2 - a'^2).
 
     Args:
-      form: the loss.
+      form: the loss, from `quadratic`.
       dim: d.
-      a0, b0: the start.
+      a0: diagonal of K at the start.
+      b0: diagonal of P at the start.
 
     Raises:
       AssumptionError: a0 = -b0.
@@ -180,7 +181,18 @@ def limit(form: Quadratic, dim: int, a0: float, b0: float) -> Weights:
 
 
 def flow(form: Quadratic, dim: int, a0: float, b0: float, times: Float[Array, "S"]) -> Float[Array, "S 4"]:
-    """(a, a', b, b') along gradient flow of the matrix entries from K = a0 I, P = b0 I; args as `limit`."""
+    """(a, a', b, b') along gradient flow of the matrix entries from K = a0 I, P = b0 I.
+
+    Args:
+      form: the loss, from `quadratic`.
+      dim: d.
+      a0: diagonal of K at the start.
+      b0: diagonal of P at the start.
+      times: (S,), increasing, t >= 0.
+
+    Returns:
+      (S, 4).
+    """
     times = np.asarray(times, dtype=np.float64)
     solution = scipy.integrate.solve_ivp(
         lambda _, state: -form.slopes(*state) / _shares(dim),
@@ -195,7 +207,19 @@ def flow(form: Quadratic, dim: int, a0: float, b0: float, times: Float[Array, "S
 
 
 def descent(form: Quadratic, dim: int, a0: float, b0: float, step_size: float, steps: int) -> Float[Array, "K 4"]:
-    """(a, a', b, b') along plain gradient descent of the matrix entries, the start included; args as `limit`."""
+    """(a, a', b, b') along gradient descent on the matrix entries from K = a0 I, P = b0 I, the start included.
+
+    Args:
+      form: the loss, from `quadratic`.
+      dim: d.
+      a0: diagonal of K at the start.
+      b0: diagonal of P at the start.
+      step_size: of gradient descent.
+      steps: how many.
+
+    Returns:
+      (steps + 1, 4).
+    """
     path = [np.array([a0, 0.0, b0, 0.0])]
     for _ in range(steps):
         path.append(path[-1] - step_size * form.slopes(*path[-1]) / _shares(dim))

@@ -1,5 +1,4 @@
-r"""The population loss of arXiv 2405.16845 and its gradient at diagonal weights, K = diag(a_j), P = diag(b_j), for any
-distribution.
+r"""The loss of arXiv 2405.16845 and its gradient at diagonal weights K = diag(a_j), P = diag(b_j), for any start of sequences.
 
 The phases average every product of features to zero except for index coincidences whose exponents cancel; at diagonal weights
 these can be listed. Conventions and distributions as in `theory.zheng2024`; everything here is the lab's own.
@@ -44,18 +43,19 @@ def loss(
     return float((length - 2) / 2 * np.sum(second - 2 * cross + square))
 
 
-def exchangeable(distribution: Constants, key_query: Inexact[Array, "d"], value: Inexact[Array, "d"], length: int) -> float:
-    """`loss` for a distribution whose coordinates, and pairs of coordinates, are alike.
+def exchangeable(moments: Constants, key_query: Inexact[Array, "d"], value: Inexact[Array, "d"], length: int) -> float:
+    """`loss` for a distribution of x_1 whose coordinates, and pairs of coordinates, are alike.
 
     Args:
-      distribution: its constants.
-      key_query, value: (d,), diagonals of K and P.
-      length: T.
+      moments: constants of the distribution, from `zheng2024.constants`.
+      key_query: (d,), diagonal of K.
+      value: (d,), diagonal of P.
+      length: T >= 3.
     """
     dim = len(key_query)
-    mixed = np.full((dim, dim), distribution.kappa3 / max(dim - 1, 1))
+    mixed = np.full((dim, dim), moments.kappa3 / max(dim - 1, 1))
     ones = np.ones(dim)
-    return loss(key_query, value, distribution.m2 * ones, distribution.kappa1 * ones, distribution.kappa2 * ones, mixed, length)
+    return loss(key_query, value, moments.m2 * ones, moments.kappa1 * ones, moments.kappa2 * ones, mixed, length)
 
 
 class OddMoments(NamedTuple):
@@ -73,7 +73,16 @@ class OddMoments(NamedTuple):
 
 
 def odd_moments(distribution: str, dim: int, scale: float) -> OddMoments:
-    """The odd moments of a start distribution; args and errors as `constants`."""
+    """The odd moments of a distribution of x_1.
+
+    Args:
+      distribution: one of `zheng2024.DISTRIBUTIONS`.
+      dim: d.
+      scale: standard deviation of a coordinate, or the size of a non-zero one.
+
+    Raises:
+      InvalidValueError: an unknown distribution.
+    """
     constants(distribution, dim, scale)
     if distribution == "constant":
         return OddMoments(scale**4, scale**6, scale**6, (dim - 2) * scale**6)

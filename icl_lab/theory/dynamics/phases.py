@@ -22,8 +22,10 @@ CHUNK = 2**15
 
 
 def coordinate_nodes(distribution: str) -> tuple[Inexact[Array, "M"], Float[Array, "M"]]:
-    """Nodes and weights with the moments of one coordinate of unit scale up to order 6, for distributions of independent
-    coordinates.
+    """Nodes and weights with the moments, up to order 6, of one coordinate of unit scale.
+
+    Args:
+      distribution: one with independent coordinates: all of `zheng2024.DISTRIBUTIONS` but "sparse".
 
     Raises:
       InvalidValueError: another distribution.
@@ -42,7 +44,9 @@ def coordinate_nodes(distribution: str) -> tuple[Inexact[Array, "M"], Float[Arra
         return np.ones(1), np.ones(1)
     if distribution == "skew":
         return np.array([2.0, -1.0]), np.array([1.0, 2.0]) / 3
-    raise InvalidValueError(f"`distribution` must have independent coordinates and be known; got {distribution!r}.")
+    raise InvalidValueError(
+        f"`distribution` must be one with independent coordinates, not {distribution!r}, for which no nodes are known."
+    )
 
 
 def start_nodes(distribution: str, dim: int, scale: float) -> tuple[Inexact[Array, "M d"], Float[Array, "M"]]:
@@ -52,9 +56,12 @@ def start_nodes(distribution: str, dim: int, scale: float) -> tuple[Inexact[Arra
     sign's, the first coordinate is kept positive.
 
     Args:
-      distribution: its name.
+      distribution: one of `zheng2024.DISTRIBUTIONS`.
       dim: d.
-      scale: of the distribution.
+      scale: standard deviation of a coordinate, or the size of a non-zero one.
+
+    Returns:
+      Start vectors (M, d) and their weights (M,), which sum to 1.
     """
     if distribution == "sparse":
         return scale * np.eye(dim), np.full(dim, 1 / dim)
@@ -82,9 +89,11 @@ def sequences(
     """Chunks of sequences x_1 .. x_T and their weights, which sum to one over all chunks.
 
     Args:
-      distribution, dim, scale: of x_1.
-      length: T.
-      angles: N for each phase; `angle_count(length)` if omitted.
+      distribution: of x_1, one of `zheng2024.DISTRIBUTIONS`.
+      dim: d.
+      length: T >= 3.
+      scale: standard deviation of a coordinate of x_1, or the size of a non-zero one.
+      angles: how many angles replace each phase; `angle_count(length)` by default.
     """
     count = angle_count(length) if angles is None else angles
     points, weights = start_nodes(distribution, dim, scale)
@@ -122,6 +131,22 @@ def predictions(
     return np.stack(answers, axis=1)
 
 
+def half_squared_errors(
+    w_pv: Inexact[Array, "d D"], w_kq: Inexact[Array, "D D"], states: Inexact[Array, "B T d"]
+) -> Float[Array, "B"]:
+    """Half the squared error of each sequence, summed over the predictions at t = 2 .. T - 1.
+
+    Args:
+      w_pv: (d, 2d).
+      w_kq: (2d, 2d).
+      states: (B, T, d), x_1 .. x_T.
+
+    Returns:
+      (B,).
+    """
+    return np.sum(np.abs(predictions(w_pv, w_kq, states) - states[:, 2:]) ** 2, axis=(1, 2)) / 2
+
+
 def loss(
     w_pv: Inexact[Array, "d D"],
     w_kq: Inexact[Array, "D D"],
@@ -135,59 +160,12 @@ def loss(
     Args:
       w_pv: (d, 2d), from the attended token (x_i, x_{i-1}) to the answer.
       w_kq: (2d, 2d).
-      distribution, scale: of x_1.
-      length: T.
-      angles: as in `sequences`.
+      distribution: of x_1, one of `zheng2024.DISTRIBUTIONS`.
+      length: T >= 3.
+      scale: standard deviation of a coordinate of x_1, or the size of a non-zero one.
+      angles: how many angles replace each phase; `angle_count(length)` by default.
 
     Source: icl_lab; the setting of arXiv 2405.16845.
     """
-    total = 0.0
-    for states, weights in sequences(distribution, len(w_pv), length, scale, angles):
-        errors = predictions(w_pv, w_kq, states) - states[:, 2:]
-        total += float(np.sum(weights[:, None, None] * np.abs(errors) ** 2)) / 2
-    return total
-
-
-def live_blocks(
-    value: Inexact[Array, "d d"], key_query: Inexact[Array, "d d"]
-) -> tuple[Inexact[Array, "d D"], Inexact[Array, "D D"]]:
-    """The matrices of `loss` whose only non-zero blocks are P (the first of W_PV) and K (row x_{t-1}, column x_t)."""
-    dim = len(value)
-    return np.pad(value, ((0, 0), (0, dim))), np.pad(key_query, ((dim, 0), (0, dim)))
-
-
-def sampled_loss(
-    w_pv: Inexact[Array, "d D"],
-    w_kq: Inexact[Array, "D D"],
-    distribution: str,
-    length: int,
-    scale: float,
-    samples: int,
-    seed: int,
-) -> tuple[float, float]:
-    """`loss` by Monte Carlo, where an exact average would take too many sequences; the mean and its standard error.
-
-    Args:
-      w_pv, w_kq, distribution, length, scale: as in `loss`.
-      samples: sequences, with random phases and start vectors drawn from the nodes of `start_nodes`.
-      seed: of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    dim = len(w_pv)
-    values = []
-    for first in range(0, samples, CHUNK):
-        size = min(CHUNK, samples - first)
-        start = draw_starts(distribution, dim, scale, size, rng)
-        turns = np.exp(1j * rng.uniform(0, 2 * np.pi, (size, 1, dim)) * np.arange(length)[None, :, None])
-        states = start[:, None, :] * turns
-        values.append(np.sum(np.abs(predictions(w_pv, w_kq, states) - states[:, 2:]) ** 2, axis=(1, 2)) / 2)
-    drawn = np.concatenate(values)
-    return float(np.mean(drawn)), float(np.std(drawn, ddof=1) / np.sqrt(samples))
-
-
-def draw_starts(distribution: str, dim: int, scale: float, samples: int, rng: np.random.Generator) -> Inexact[Array, "B d"]:
-    """Random start vectors with the moments of the distribution up to order 6; args as in `sampled_loss`."""
-    if distribution == "sparse":
-        return scale * np.eye(dim)[rng.integers(dim, size=samples)]
-    nodes, weights = coordinate_nodes(distribution)
-    return scale * rng.choice(nodes, size=(samples, dim), p=weights)
+    batches = sequences(distribution, len(w_pv), length, scale, angles)
+    return sum(float(weights @ half_squared_errors(w_pv, w_kq, states)) for states, weights in batches)

@@ -48,7 +48,7 @@ def constants(distribution: str, dim: int, scale: float) -> Constants:
     Args:
       distribution: one of `DISTRIBUTIONS`.
       dim: d.
-      scale: see the module docstring.
+      scale: standard deviation of a coordinate, or the size of a non-zero one.
 
     Raises:
       InvalidValueError: an unknown distribution.
@@ -80,31 +80,39 @@ def mean_inverse_length(length: int) -> float:
     return float(np.mean(1 / np.arange(1, length - 1)))
 
 
-def curvature(distribution: Constants, length: int) -> float:
+def curvature(moments: Constants, length: int) -> float:
     """kbar = kappa2 + kappa3 h_T: the loss per position and coordinate is (m2 - 2 s kappa1 + s^2 kbar) / 2.
 
     Args:
-      distribution: constants of x_1.
-      length: T of the training sequences.
+      moments: constants of x_1, from `constants`.
+      length: T >= 3 of the training sequences.
     """
-    return distribution.kappa2 + distribution.kappa3 * mean_inverse_length(length)
+    return moments.kappa2 + moments.kappa3 * mean_inverse_length(length)
 
 
-def limit_product(distribution: Constants, length: int) -> float:
-    r"""The limit of a b.
+def limit_product(moments: Constants, length: int) -> float:
+    r"""The limit of the product a b under gradient flow.
 
     .. math:: s^* = \frac{\kappa_1}{\kappa_2 + \frac{\kappa_3}{T-2}\sum_{t=2}^{T-1}\frac{1}{t-1}}
 
-    Args as `curvature`.
+    Args:
+      moments: constants of x_1, from `constants`.
+      length: T >= 3 of the training sequences.
 
     Source: arXiv 2405.16845, Theorem 4.1.
     """
-    return distribution.kappa1 / curvature(distribution, length)
+    return moments.kappa1 / curvature(moments, length)
 
 
-def minimum_loss(distribution: Constants, dim: int, length: int) -> float:
-    """The loss at the limit, (d/2)(T-2)(m2 - kappa1 s*); args as `curvature`."""
-    return dim / 2 * (length - 2) * (distribution.m2 - distribution.kappa1 * limit_product(distribution, length))
+def minimum_loss(moments: Constants, dim: int, length: int) -> float:
+    """The loss at the limit, (d/2)(T-2)(m2 - kappa1 s*).
+
+    Args:
+      moments: constants of x_1, from `constants`.
+      dim: d.
+      length: T >= 3 of the training sequences.
+    """
+    return dim / 2 * (length - 2) * (moments.m2 - moments.kappa1 * limit_product(moments, length))
 
 
 def check_start(a0: float, b0: float) -> None:
@@ -134,7 +142,7 @@ def check_distribution(distribution: str) -> None:
         )
 
 
-def limit(distribution: Constants, length: int, a0: float, b0: float) -> tuple[float, float]:
+def limit(moments: Constants, length: int, a0: float, b0: float) -> tuple[float, float]:
     r"""The limits of a and b under gradient flow from K = a0 I, P = b0 I.
 
     .. math:: a = \pm\sqrt{\tfrac12\left(c + \sqrt{c^2 + 4 s^{*2}}\right)},\quad b = s^*/a,\quad c = a_0^2 - b_0^2,
@@ -142,8 +150,10 @@ def limit(distribution: Constants, length: int, a0: float, b0: float) -> tuple[f
     with the sign of a0 + b0.
 
     Args:
-      distribution, length: as `curvature`.
-      a0, b0: the start.
+      moments: constants of x_1, from `constants`.
+      length: T >= 3 of the training sequences.
+      a0: start of a.
+      b0: start of b; a0 + b0 != 0.
 
     Raises:
       AssumptionError: a0 = -b0.
@@ -151,7 +161,7 @@ def limit(distribution: Constants, length: int, a0: float, b0: float) -> tuple[f
     Source: arXiv 2405.16845, Theorem 4.1 for the product; icl_lab for the factors.
     """
     check_start(a0, b0)
-    product, gap = limit_product(distribution, length), a0**2 - b0**2
+    product, gap = limit_product(moments, length), a0**2 - b0**2
     radius = np.hypot(gap, 2 * product)
     # The larger square root first: the difference of the other would cancel.
     large = np.sqrt((abs(gap) + radius) / 2)
@@ -160,24 +170,39 @@ def limit(distribution: Constants, length: int, a0: float, b0: float) -> tuple[f
     return float(sign * a), float(sign * b)
 
 
-def velocity(distribution: Constants, length: int, a: float, b: float) -> tuple[float, float]:
+def velocity(moments: Constants, length: int, a: float, b: float) -> tuple[float, float]:
     """(da/dt, db/dt) = (-b g, -a g), g = (T-2)(a b kbar - kappa1), of the flow of the matrix entries.
 
-    Args as `limit`.
+    Args:
+      moments: constants of x_1, from `constants`.
+      length: T >= 3 of the training sequences.
+      a: the number on the diagonal of K.
+      b: the number on the diagonal of P.
 
     Source: arXiv 2405.16845, proof of Theorem 4.1.
     """
-    pull = (length - 2) * (a * b * curvature(distribution, length) - distribution.kappa1)
+    pull = (length - 2) * (a * b * curvature(moments, length) - moments.kappa1)
     return -b * pull, -a * pull
 
 
 def flow(
-    distribution: Constants, length: int, a0: float, b0: float, times: Float[Array, "S"]
+    moments: Constants, length: int, a0: float, b0: float, times: Float[Array, "S"]
 ) -> tuple[Float[Array, "S"], Float[Array, "S"]]:
-    """a and b at increasing times t >= 0, to about 1e-11; args as `limit`."""
+    """a and b along gradient flow from K = a0 I, P = b0 I, to about 1e-11.
+
+    Args:
+      moments: constants of x_1, from `constants`.
+      length: T >= 3 of the training sequences.
+      a0: start of a.
+      b0: start of b; a0 + b0 != 0.
+      times: (S,), increasing, t >= 0.
+
+    Returns:
+      a (S,) and b (S,).
+    """
     times = np.asarray(times, dtype=np.float64)
     solution = scipy.integrate.solve_ivp(
-        lambda _, state: velocity(distribution, length, *state),
+        lambda _, state: velocity(moments, length, *state),
         (0.0, float(times[-1])),
         [a0, b0],
         method="DOP853",
@@ -188,45 +213,60 @@ def flow(
     return solution.y[0], solution.y[1]
 
 
-def time_to_reach(distribution: Constants, length: int, a0: float, b0: float, product: float) -> float:
+def time_to_reach(moments: Constants, length: int, a0: float, b0: float, product: float) -> float:
     r"""The time at which a b has come from a0 b0 to `product`, from the separated scalar equation.
 
     .. math:: t = \int_{a_0 b_0}^{s} \frac{ds}{\sqrt{c^2 + 4 s^2}\,(T-2)\,(\kappa_1 - \bar\kappa s)}
 
     Args:
-      distribution, length, a0, b0: as `limit`.
+      moments: constants of x_1, from `constants`.
+      length: T >= 3 of the training sequences.
+      a0: start of a.
+      b0: start of b; a0 + b0 != 0.
       product: between a0 b0 and the limit, which it must not reach.
 
     Source: arXiv 2405.16845, proof of Theorem 4.1.
     """
-    gap, pull = a0**2 - b0**2, curvature(distribution, length)
+    gap, pull = a0**2 - b0**2, curvature(moments, length)
 
     def slowness(s: float) -> float:
-        return 1 / (np.hypot(gap, 2 * s) * (length - 2) * (distribution.kappa1 - pull * s))
+        return 1 / (np.hypot(gap, 2 * s) * (length - 2) * (moments.kappa1 - pull * s))
 
     return float(scipy.integrate.quad(slowness, a0 * b0, product, epsabs=0.0, epsrel=1e-11, limit=200)[0])
 
 
-def final_rate(distribution: Constants, length: int, a0: float, b0: float) -> float:
-    """The exponential rate at which a b approaches its limit, (T-2) kbar sqrt(c^2 + 4 s*^2); args as `limit`."""
-    return float(
-        (length - 2) * curvature(distribution, length) * np.hypot(a0**2 - b0**2, 2 * limit_product(distribution, length))
-    )
+def final_rate(moments: Constants, length: int, a0: float, b0: float) -> float:
+    """The exponential rate at which a b approaches its limit, (T-2) kbar sqrt(c^2 + 4 s*^2), c = a0^2 - b0^2.
+
+    Args:
+      moments: constants of x_1, from `constants`.
+      length: T >= 3 of the training sequences.
+      a0: start of a.
+      b0: start of b; a0 + b0 != 0.
+    """
+    return float((length - 2) * curvature(moments, length) * np.hypot(a0**2 - b0**2, 2 * limit_product(moments, length)))
 
 
 def descent(
-    distribution: Constants, length: int, a0: float, b0: float, step_size: float, steps: int
+    moments: Constants, length: int, a0: float, b0: float, step_size: float, steps: int
 ) -> tuple[Float[Array, "K"], Float[Array, "K"]]:
     """a and b along plain gradient descent of the population loss, the start included.
 
     Args:
-      distribution, length, a0, b0: as `limit`.
-      step_size, steps: of the descent on the matrix entries.
+      moments: constants of x_1, from `constants`.
+      length: T >= 3 of the training sequences.
+      a0: start of a.
+      b0: start of b; a0 + b0 != 0.
+      step_size: of gradient descent on the matrix entries.
+      steps: how many.
+
+    Returns:
+      a and b, (steps + 1,) each.
     """
     path = [(a0, b0)]
     for _ in range(steps):
         a, b = path[-1]
-        da, db = velocity(distribution, length, a, b)
+        da, db = velocity(moments, length, a, b)
         path.append((a + step_size * da, b + step_size * db))
     a, b = np.array(path).T
     return a, b

@@ -11,7 +11,7 @@ integrals: `eigenvalue_mean` evaluates it to rounding, without sampling.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Float
@@ -23,7 +23,6 @@ from icl_lab.core.typing import Array
 PANELS, HALVINGS, NODES = 60, 30, 16
 REACH = 13.0
 """How far beyond the edges sqrt(n) -+ sqrt(m) singular values are followed; their density falls like a Gaussian there."""
-CHUNK = 10_000
 
 
 def eigenvalue_mean(statistic: Callable[[Array], Array], dim: int, count: int) -> float:
@@ -135,6 +134,13 @@ def isotropic_ridge_risk(dim: int, context_length: int, noise_variance: float, p
     .. math:: E \sum_i \frac{\omega \lambda^2 + s_2 s_i}{(s_i + \lambda)^2}
 
     A penalty of 0 is minimum-norm least squares, which needs |N - d| >= 2 or s2 = 0 to have a mean.
+
+    Args:
+      dim: d.
+      context_length: N.
+      noise_variance: s2 >= 0.
+      penalty: lambda >= 0, added to the unnormalised Gram matrix.
+      signal: omega > 0.
     """
 
     def bias_and_variance(s):
@@ -150,22 +156,21 @@ def risk(
     task_covariance: Float[Array, "d d"],
     noise_variance: float,
     context_length: int,
-    samples: int = 100_000,
-    seed: int = 0,
+    contexts: Iterable[Float[Array, "B N d"]],
 ) -> tuple[float, float]:
     r"""Excess Bayes risk E tr(Lambda (Omega^{-1} + S / s2)^{-1}) for any pair of covariances, and its standard error.
 
     By the change of variables x = Lambda^{1/2} z it depends on the eigenvalues of Lambda^{1/2} Omega Lambda^{1/2} only. If
     these are equal it is `isotropic_risk` and the error 0.0; else the posterior trace, a far less noisy quantity than the
-    squared error of a prompt, is averaged over sampled inputs.
+    squared error of a prompt, is averaged over given inputs.
 
     Args:
       covariance: (d, d), Lambda.
       task_covariance: (d, d), Omega, positive definite.
       noise_variance: s2 >= 0; at 0 the risk is that of the prior on the complement of the span of the inputs.
       context_length: N.
-      samples: sets of inputs, where they are sampled.
-      seed: of the inputs.
+      contexts: batches (B, N, d) of independent standard normal numbers, the whitened inputs z of as many contexts; not read
+        where the risk is exact.
 
     Returns:
       The risk and its standard error.
@@ -182,11 +187,9 @@ def risk(
     signals = np.linalg.eigvalsh(factor.T @ task_covariance @ factor)
     if signals[-1] - signals[0] <= 1e-10 * signals[-1]:
         return isotropic_risk(dim, context_length, noise_variance, float(np.mean(signals))), 0.0
-    rng = np.random.default_rng(seed)
     roots = np.sqrt(signals)
     traces = []
-    for start in range(0, samples, CHUNK):
-        inputs = rng.standard_normal((min(CHUNK, samples - start), context_length, dim)) * roots[None, None, :]
+    for inputs in (batch * roots[None, None, :] for batch in contexts):
         # tr (A^{-1} + S/s2)^{-1} = tr A - tr X A (s2 + X X^T)^{-1} A X^T in whitened inputs, finite also without noise.
         if context_length < dim:
             inner = inputs @ inputs.transpose(0, 2, 1) + noise_variance * np.eye(context_length)
@@ -196,13 +199,18 @@ def risk(
             gram = inputs.transpose(0, 2, 1) @ inputs + noise_variance * np.eye(dim)
             traces.append(noise_variance * np.einsum("pii,i->p", np.linalg.inv(gram), signals))
     values = np.concatenate(traces)
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(samples))
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def ols_risk(dim: int, context_length: int, noise_variance: float) -> float:
     """Excess risk s2 d / (N - d - 1) of least squares with N >= d, for every Lambda, Omega and even every fixed w.
 
     Infinite for N = d and d + 1 unless s2 = 0, where it is 0.
+
+    Args:
+      dim: d.
+      context_length: N >= d.
+      noise_variance: s2 >= 0.
 
     Raises:
       InvalidValueError: fewer examples than dimensions; see `minimum_norm_risk`.

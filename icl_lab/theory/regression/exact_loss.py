@@ -80,9 +80,18 @@ def risk_gradient(
     *args,
     **kwargs,
 ) -> tuple[Float[Array, "*H D D"], Float[Array, "*H D D"]]:
-    """Gradient of `risk` (same arguments) with respect to W_PV and W_KQ.
+    """Gradient of `risk` with respect to W_PV and W_KQ.
 
     Central differences of unit step: the risk is quadratic in every single entry, so they are exact up to rounding.
+
+    Args:
+      w_pv: (d+1, d+1) or (H, d+1, d+1).
+      w_kq: (d+1, d+1) or (H, d+1, d+1).
+      *args: the other positional arguments of `risk`.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      Two arrays, of the shapes of `w_pv` and `w_kq`.
     """
 
     def difference(vary, matrix):

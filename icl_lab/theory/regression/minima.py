@@ -173,7 +173,7 @@ def escape_rate(dim: int, variance: float) -> float:
       dim: d.
       variance: sig2.
 
-    Source: as `saddle_curvatures`.
+    Source: the plateau of von Oswald et al. (arXiv 2212.07677), worked out for the lab.
     """
     return float(variance**2 * np.sqrt(dim))
 
@@ -186,7 +186,8 @@ def rank_one_branch_loss(dim: int, context_length: int, variance: float, kurtosi
     Args:
       dim: d.
       context_length: N.
-      variance, kurtosis: sig2 and kap.
+      variance: sig2 of an input coordinate.
+      kurtosis: kap of an input coordinate.
 
     Source: the plateau of von Oswald et al. (arXiv 2212.07677), worked out for the lab.
     """
@@ -202,7 +203,7 @@ def axial_loss(weights: Float[Array, "5"], dim: int, context_length: int, kurtos
       context_length: N.
       kurtosis: kap; u is a coordinate axis unless kap = 3.
 
-    Source: as `saddle_curvatures`; moments of S_uu, g_u = (S w)_u and h = w^T S w.
+    Source: worked out for the lab, from the moments of S_uu, g_u = (S w)_u and h = w^T S w.
     """
     beta, label, alpha, p, q = weights
     n, d = context_length, dim
@@ -224,7 +225,7 @@ def false_minimum(dim: int, context_length: int, variance: float = 1.0) -> float
       context_length: N.
       variance: sig2.
 
-    Source: as `saddle_curvatures`.
+    Source: the plateau of von Oswald et al. (arXiv 2212.07677), worked out for the lab.
     """
     # The branch itself is a saddle of the axial loss; a push to either side leads down to the minimum.
     size = np.sqrt(context_length / (context_length + dim + 1))
@@ -248,8 +249,9 @@ def rank_one_branch_size(dim: int, context_length: int, variance: float, kurtosi
     Args:
       dim: d.
       context_length: N.
-      variance, kurtosis: sig2 and kap.
+      variance: sig2 of an input coordinate.
+      kurtosis: kap of an input coordinate.
 
-    Source: as `rank_one_branch_loss`; it is the best step size.
+    Source: the plateau of von Oswald et al. (arXiv 2212.07677), worked out for the lab; it is the best step size.
     """
     return context_length / (variance * (context_length + dim + kurtosis - 2))

@@ -1,5 +1,4 @@
-r"""One layer of linear attention on nonlinear responses: the best step size, its risk, and the risk under any label
-distribution.
+r"""One layer of linear attention on nonlinear responses: the best step size, and the risk of any step on any labels.
 
 Setting of Mahankali, Hashimoto, Ma (arXiv 2307.03576), Theorem 3: x ~ N(0, I_d), y_i = f(x_i) + noise of variance s2, f
 drawn from a family whose distribution is invariant under rotations of x and under f -> -f. Writing m_f = E_x[x f(x)],
@@ -34,13 +33,20 @@ def step_size(moments: ResponseMoments, dim: int, context_length: int, noise_var
 
 
 def minimum_risk(moments: ResponseMoments, dim: int, context_length: int, noise_variance: float) -> float:
-    """Smallest E (yhat - f(x_q))^2 of the layer, E f^2 - n eta E|m_f|^2; arguments as `step_size`."""
+    """Smallest E (yhat - f(x_q))^2 of the layer, E f^2 - n eta E|m_f|^2.
+
+    Args:
+      moments: E f^2, E f^2 |x|^2 and E |m_f|^2 of the family.
+      dim: d.
+      context_length: n.
+      noise_variance: s2.
+    """
     eta = step_size(moments, dim, context_length, noise_variance)
     return moments.second - context_length * eta * moments.correlation
 
 
 def network_step_size(dim: int, context_length: int, noise_variance: float, width: int) -> float:
-    """eta of a random ReLU network of K units, 1 / (n + 2 d + 3 + 4 s2 / K)."""
+    """The step size eta for labels of a random ReLU network of K = `width` units, 1 / (n + 2 d + 3 + 4 s2 / K)."""
     return 1 / (context_length + 2 * dim + 3 + 4 * noise_variance / width)
 
 
@@ -52,8 +58,7 @@ def bilinear_risk(
     minimum_error: float,
     length: int | float,
 ) -> float:
-    r"""Risk of yhat = x_q^T B (1/M) sum_i y_i x_i for any distribution of (x, y), examples and query independent and of that
-    distribution.
+    r"""Risk of yhat = x_q^T B (1/M) sum_i y_i x_i, where examples and query are independent draws of any (x, y).
 
     .. math:: \min_w E(w \cdot x - y)^2 + (Bm - a)^\top \Lambda (Bm - a) + \tfrac1M \operatorname{tr}(\Lambda B \Sigma B^\top)
 

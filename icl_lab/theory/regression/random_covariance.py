@@ -89,7 +89,15 @@ def diagonal_moments(
 
 
 def diagonal_velocity(u: float, inner: Float[Array, "d d"], moments: DiagonalMoments) -> tuple[float, Float[Array, "d d"]]:
-    r"""`velocity` entry by entry: dU_ij/dt = -zeta_ij u^2 U_ij + delta_ij xi_i u.
+    r"""`velocity` for a diagonal distribution, entry by entry: dU_ij/dt = -zeta_ij u^2 U_ij + delta_ij xi_i u.
+
+    Args:
+      u: corner of W_PV.
+      inner: (d, d), U.
+      moments: of the distribution, from `diagonal_moments`.
+
+    Returns:
+      du/dt and dU/dt (d, d).
 
     Source: arXiv 2306.09927, Corollary C.2.
     """
@@ -171,7 +179,15 @@ def scale_lower_bound(
     .. math:: \sqrt{\frac{\sigma^2}{2\sqrt d\,\|E\Lambda^2\|}\left[2\|E[\Lambda]\Theta\|_F^2
               - \sqrt d\,\sigma^2\,E(\|\Gamma\|\,\|\Lambda\|_F^2)\right]}
 
-    Args and errors as `check_initialisation`.
+    Args:
+      scale: sigma > 0.
+      values: (d, m), the values of lambda_i in row i.
+      probabilities: (d, m), their probabilities.
+      context_length: N.
+      theta: (d, d), Theta Theta^T of unit Frobenius norm.
+
+    Raises:
+      AssumptionError: the start violates the assumption of Theorem 4.5, see `check_initialisation`.
 
     Source: arXiv 2306.09927, Lemmas C.6 and C.7.
     """
@@ -193,7 +209,15 @@ def pl_constant(
 
     .. math:: \mu = 2 \min(\gamma_i, \zeta_{ij})\, u_{lb}^2, \qquad u_{lb} \text{ the } \texttt{scale\_lower\_bound}
 
-    Args and errors as `check_initialisation`.
+    Args:
+      scale: sigma > 0.
+      values: (d, m), the values of lambda_i in row i.
+      probabilities: (d, m), their probabilities.
+      context_length: N.
+      theta: (d, d), Theta Theta^T of unit Frobenius norm.
+
+    Raises:
+      AssumptionError: the start violates the assumption of Theorem 4.5, see `check_initialisation`.
 
     Source: arXiv 2306.09927, Lemma C.8; its proof gives twice the constant that is stated.
     """

@@ -120,7 +120,8 @@ def descent(
     Each step changes kappa by exactly h^2 (g_u^2 - ||G_U||_F^2), since u g_u = <U, G_U> wherever the loss depends on u U only.
 
     Args:
-      u, inner: the start.
+      u: corner of W_PV at the start.
+      inner: (d, d), U at the start.
       step: h.
       steps: how many.
       problem: covariance, task_covariance, noise_variance, context_length.

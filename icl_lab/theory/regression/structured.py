@@ -65,7 +65,10 @@ def quadratic_form_eigenvalues(
 ) -> Float[Array, "P"]:
     r"""The eigenvalues of `quadratic_form` in increasing order: +-|x_q| s_j^2 / (2N), s_j the singular values of E, and zeros.
 
-    Args as `quadratic_form`.
+    Args:
+      inputs: (N, d).
+      labels: (N,).
+      query: (d,).
 
     Returns:
       ((d+1)^2,).
@@ -127,9 +130,12 @@ def general_velocity(
     with C_N the `theory.lsa.response_moment`.
 
     Args:
-      u, inner, covariance, context_length: as `velocity`.
+      u: corner of W_PV.
+      inner: (d, d), U, the input block of W_KQ.
+      covariance: (d, d), Lambda.
       task_covariance: (d, d), Omega.
       noise_variance: s2.
+      context_length: N.
 
     Returns:
       du/dt and dU/dt (d, d).
@@ -146,7 +152,11 @@ def reduced_loss(u: float, inner: Float[Array, "d d"], covariance: Float[Array, 
 
     .. math:: \ell(U, u) = \operatorname{tr}[\tfrac12 u^2\,\Gamma\Lambda U\Lambda U^\top - u\Lambda^2 U^\top]
 
-    Args as `velocity`.
+    Args:
+      u: corner of W_PV.
+      inner: (d, d), U, the input block of W_KQ.
+      covariance: (d, d), Lambda.
+      context_length: N.
 
     Source: arXiv 2306.09927, Lemma A.1.
     """
@@ -168,7 +178,11 @@ def loss_gap(u: float, inner: Float[Array, "d d"], covariance: Float[Array, "d d
     .. math:: \ell - \min\ell = \tfrac12\,
               \lVert\Gamma^{1/2}(u\Lambda^{1/2}U\Lambda^{1/2} - \Lambda\Gamma^{-1})\rVert_F^2
 
-    Args as `velocity`.
+    Args:
+      u: corner of W_PV.
+      inner: (d, d), U, the input block of W_KQ.
+      covariance: (d, d), Lambda.
+      context_length: N.
 
     Source: arXiv 2306.09927, Corollary A.2.
     """

@@ -42,7 +42,8 @@ def flow(
     """(u, U) at increasing times >= 0, by integrating `structured.general_velocity` (DOP853, relative accuracy about 1e-11).
 
     Args:
-      u, inner: the start, of any balance.
+      u: corner of W_PV at the start.
+      inner: (d, d), U at the start; the two need not be balanced.
       times: (S,).
       problem: covariance, task_covariance, noise_variance, context_length.
     """
@@ -112,7 +113,19 @@ def logistic_half_time(
 def logistic_loss(
     z: Float[Array, "S"], dim: int, scale: float, task_scale: float, noise_variance: float, context_length: int
 ) -> Float[Array, "S"]:
-    r"""Half the risk along the isotropic flow, (lambda/2)(d omega - 2 sqrt(d) omega lambda z + c z^2)."""
+    r"""Half the risk along the isotropic flow, (lambda/2)(d omega - 2 sqrt(d) omega lambda z + c z^2).
+
+    Args:
+      z: (S,), u^2, from `logistic`.
+      dim: d.
+      scale: lambda, Lambda = lambda I.
+      task_scale: omega, Omega = omega I.
+      noise_variance: s2.
+      context_length: N.
+
+    Returns:
+      (S,).
+    """
     curvature = isotropic_curvature(dim, scale, task_scale, noise_variance, context_length)
     return scale / 2 * (dim * task_scale - 2 * np.sqrt(dim) * task_scale * scale * z + curvature * z**2)
 

@@ -54,9 +54,27 @@ def limit(
     .. math:: W_{PV} \to \operatorname{tr}(\Gamma^{-2})^{1/4} e e^\top, \quad
               W_{KQ} \to \operatorname{tr}(\Gamma^{-2})^{-1/4} \operatorname{blockdiag}(\Gamma^{-1}, 0)
 
-    Args and errors as `gamma`.
+    Args:
+      covariance: (d, d), Lambda, symmetric positive definite.
+      context_length: N >= 1 of the training prompts, `math.inf` allowed.
+
+    Returns:
+      W_PV and W_KQ, (d+1, d+1) each.
+
+    Raises:
+      NotPositiveDefiniteError: Lambda is not symmetric positive definite.
+      InvalidValueError: `context_length` below 1.
 
     Source: arXiv 2306.09927, Theorem 4.1.
+
+    Examples:
+      >>> import numpy as np
+      >>> from icl_lab import theory
+      >>> w_pv, w_kq = theory.zhang2023.limit(np.eye(2), context_length=8)
+      >>> w_kq.round(3)
+      array([[0.717, 0.   , 0.   ],
+             [0.   , 0.717, 0.   ],
+             [0.   , 0.   , 0.   ]])
     """
     return balanced_weights(_inverse(gamma(covariance, context_length)))
 
@@ -183,7 +201,14 @@ def start_loss_bound(
 
     .. math:: -\tfrac{\sigma^2}{2}\,\|\Lambda\Theta\|_F^2\,\left[2 - \sqrt d\,\sigma^2\|\Gamma\|\right]
 
-    Args and errors as `scale_lower_bound`.
+    Args:
+      scale: sigma.
+      covariance: (d, d), Lambda.
+      context_length: N.
+      theta: (d, d), Theta Theta^T of unit Frobenius norm.
+
+    Raises:
+      AssumptionError: the start violates Assumption 3.3.
 
     Source: arXiv 2306.09927, Lemma A.4.
     """
@@ -199,7 +224,16 @@ def pl_constant(
     .. math:: \mu = \frac{\sigma^2\|\Lambda\Theta\|_F^2\left[2 - \sqrt d\,\sigma^2\|\Gamma\|\right]}
               {\sqrt d\,\|\Lambda\|^2\operatorname{tr}(\Gamma^{-1}\Lambda^{-1})\operatorname{tr}(\Lambda^{-1})}
 
-    Args and errors as `scale_lower_bound`; L is the *half* mean squared error.
+    L is the *half* mean squared error.
+
+    Args:
+      scale: sigma.
+      covariance: (d, d), Lambda.
+      context_length: N.
+      theta: (d, d), Theta Theta^T of unit Frobenius norm.
+
+    Raises:
+      AssumptionError: the start violates Assumption 3.3.
 
     Source: arXiv 2306.09927, Lemma 5.4.
     """

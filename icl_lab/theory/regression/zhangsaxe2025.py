@@ -54,8 +54,15 @@ def separate_velocity(
     .. math:: \dot v_h = \langle K_h^\top Q_h, E\rangle, \quad \dot K_h = v_h Q_h E^\top, \quad \dot Q_h = v_h K_h E,
               \qquad E = \Lambda^2 - \mathbb{E}\hat S^2\, W \Lambda
 
+    Args:
+      values: (H,), v_h.
+      keys: (H, R, d), K_h.
+      queries: (H, R, d), Q_h.
+      covariance: (d, d), Lambda.
+      context_length: N.
+
     Returns:
-      (dv/dt, dK/dt, dQ/dt).
+      (dv/dt, dK/dt, dQ/dt), of the same shapes.
     """
     product = np.einsum("h,hri,hrj->ij", values, keys, queries)
     error = covariance @ covariance - second_moment(covariance, context_length) @ product @ covariance
@@ -80,7 +87,13 @@ def subset_product(spectrum: Float[Array, "d"], context_length: int | float, lea
 
 
 def subset_risk(spectrum: Float[Array, "d"], context_length: int | float, learned: Float[Array, "d"]) -> float:
-    """The mean squared error at `subset_product`, tr(Lambda) - sum over the set of lambda_i / g_i. Args as there."""
+    """The mean squared error at `subset_product`, tr(Lambda) - sum over the set of lambda_i / g_i.
+
+    Args:
+      spectrum: (d,), eigenvalues of Lambda.
+      context_length: N.
+      learned: (d,), 1 for an eigenvector in the set, else 0.
+    """
     return float(np.sum(spectrum) - np.sum(learned * spectrum / gains(spectrum, context_length)))
 
 

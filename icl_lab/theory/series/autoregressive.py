@@ -145,7 +145,14 @@ def integrated_mean(
 
     The trapezoid rule on an interval of 12 prior standard deviations converges faster than any power.
 
-    Args and returns as `conditioned_mean`.
+    Args:
+      inputs: (N, d).
+      labels: (N, k).
+      noise_variance: sigma^2.
+      prior_variance: tau^2.
+
+    Returns:
+      (k, d).
 
     Raises:
       UnsupportedProblemError: d > 2.

@@ -88,8 +88,10 @@ def autocovariances(
 
 
 def reflected_filters(coefficients: Float[Array, "p"]) -> Float[Array, "k p1"]:
-    r"""The filters that whiten an autoregression: the innovation filter r = (-rho_p, .., -rho_1, 1), oldest value first, and r
-    with any set of its roots replaced by their reciprocals; r is the first, the time-reversed (1, -rho_1, .., -rho_p) the last.
+    r"""The filters that whiten an autoregression, oldest value first.
+
+    They are the innovation filter r = (-rho_p, .., -rho_1, 1) and r with any set of its roots replaced by their reciprocals; r
+    is the first, the time-reversed (1, -rho_1, .., -rho_p) the last.
 
     Complex roots are reflected in pairs, which keeps a filter real. Zero roots, which have no reciprocals, lose their factor
     instead, which moves the filter to earlier values.
@@ -171,7 +173,9 @@ def scale_weights(gamma: Float[Array, "L"], order: int) -> Float[Array, "p1"]:
 
     .. math:: \beta = \Sigma^{-1} g / u, \qquad u = g^\top \Sigma^{-1} g, \qquad g = (\gamma_0, \dots, \gamma_p)
 
-    Args as `covariance`.
+    Args:
+      gamma: (L,) autocovariances of lags 0 .. L - 1, those beyond being negligible.
+      order: p.
 
     Returns:
       (p+1,) beta, the weight of each c_k.
@@ -190,7 +194,9 @@ def scale_variance(gamma: Float[Array, "L"], order: int, excess_kurtosis: float 
     for every other series. The excess kurtosis k4 of the innovations adds k4 g g^T to Bartlett's covariance, which moves no
     weight.
 
-    Args as `covariance`, and:
+    Args:
+      gamma: (L,) autocovariances of lags 0 .. L - 1, those beyond being negligible.
+      order: p.
       excess_kurtosis: k4 >= -2 of the innovations, 0 if they are Gaussian.
     """
     weights = scale_weights(gamma, order)

@@ -14,9 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import scipy.linalg
 import scipy.optimize
+import scipy.special
 from jaxtyping import Float
 
 from icl_lab.core.typing import Array
+from icl_lab.theory.equidistribution import equidistributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,16 +136,16 @@ class BestLayer:
 
 @runtime_checkable
 class LayerMoments(Protocol):
-    """What `best_layer` reads of the moments of a distribution of series, attributes as in `FeatureMoments`."""
+    """What `best_layer` reads of the moments of a series, or of their average over a distribution of series."""
 
     @property
     def gram(self) -> Float[Array, "F F"]:
-        """(F, F)."""
+        """(F, F), E[phi phi^T]."""
         ...
 
     @property
     def cross(self) -> Float[Array, "F"]:
-        """(F,)."""
+        """(F,), E[phi y]."""
         ...
 
     @property
@@ -167,8 +169,8 @@ def best_layer(
     Args:
       moments: of the series, or averaged over a distribution of series.
       order: p.
-      filters: directions of pi to start from, for p > 1, besides random ones.
-      starts: how many random directions.
+      filters: (k, p + 1), directions of pi to start from, for p > 1, besides evenly spread ones.
+      starts: how many evenly spread directions.
     """
     size = order + 1
     gram, cross, variance = moments.gram, moments.cross, float(moments.variance)
@@ -202,7 +204,7 @@ def best_layer(
         directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         directions = [min(directions, key=lambda pi: value(pi)[0])]
     else:
-        directions = [*filters, *np.random.default_rng(0).standard_normal((starts, size))]
+        directions = [*filters, *scipy.special.ndtri(equidistributed(starts, size))]
     ends = [scipy.optimize.minimize(value, pi, jac=True, method="BFGS", options={"gtol": 1e-13}) for pi in directions]
     pi = min(ends, key=lambda end: end.fun).x
     pi = pi / np.linalg.norm(pi)

@@ -123,8 +123,9 @@ def random_feature_moments(
     Args:
       order: p, 1 or 2.
       length: N.
-      bound, nodes: as in `coefficient_rule`.
+      bound: in (0, 1), the largest modulus of an eigenvalue of the companion matrix.
       noise_variance: sigma^2.
+      nodes: of the quadrature, an axis; None for so many that the error is rounding.
 
     Returns:
       Moments without leading axis.
@@ -202,34 +203,3 @@ def infinite_context_step(bound: float, noise_variance: float = 1.0) -> tuple[fl
     linear = (bound / rest - arc) / (2 * bound)
     square = (bound * (1 + bound**2) / rest**2 - arc) / (8 * bound)
     return linear / square / noise_variance, noise_variance * (zero - linear**2 / square)
-
-
-def simulated_ridge_excess(
-    bound: float, length: int, noise_variance: float, penalties: Float[Array, "q"], samples: int, seed: int
-) -> tuple[Float[Array, "q"], Float[Array, "q"]]:
-    r"""Excess of in-context ridge sum x y / (sum x^2 + lambda) on AR(1) series with rho ~ U(-R, R), by simulation in numpy.
-
-    Args:
-      bound: R.
-      length: N.
-      noise_variance: sigma^2.
-      penalties: lambda, 0 for least squares.
-      samples: series.
-      seed: of the generator.
-
-    Returns:
-      Means and their standard errors, (q,) each.
-    """
-    generator, errors = np.random.default_rng(seed), []
-    for start in range(0, samples, 50_000):
-        count = min(50_000, samples - start)
-        rho = generator.uniform(-bound, bound, count)
-        value = generator.standard_normal(count) * np.sqrt(noise_variance / (1 - rho**2))
-        square, product = np.zeros(count), np.zeros(count)
-        for _ in range(length):
-            following = rho * value + np.sqrt(noise_variance) * generator.standard_normal(count)
-            square, product, value = square + value**2, product + value * following, following
-        fitted = product[:, None] / (square[:, None] + np.asarray(penalties)[None, :])
-        errors.append(((fitted - rho[:, None]) * value[:, None]) ** 2)
-    drawn = np.concatenate(errors)
-    return np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)

@@ -32,8 +32,13 @@ def bayes_second_moment(coefficients: Float[Array, "p"], noise_std: float, steps
 
 
 def bayes_mse(coefficients: Float[Array, "p"], noise_std: float, steps: int) -> Float[Array, "steps"]:
-    r"""Mean squared errors :math:`\sigma^2\sum_{j<k}\psi_j^2` of the best rollout, increasing to gamma_0; see
-    `bayes_second_moment`."""
+    r"""Mean squared errors :math:`\sigma^2\sum_{j<k}\psi_j^2` of the best rollout at k = 1 .. steps, increasing to gamma_0.
+
+    Args:
+      coefficients: (p,), rho_1 .. rho_p.
+      noise_std: sigma > 0.
+      steps: number of horizons.
+    """
     return noise_std**2 * np.cumsum(impulse_response(coefficients, np.zeros(0), steps) ** 2)
 
 
@@ -101,42 +106,60 @@ def lsa_rollout(
     return np.stack(appended, axis=1)
 
 
-def naive_collapse(context_length: int, shrinkage: float, step: int) -> float:
-    r"""Share of the best rollout that is left at step k if appended columns add no innovation,
-    :math:`\prod_{j=1}^k \alpha N/(N+j-1)`."""
-    return float(np.prod(shrinkage * context_length / (context_length + np.arange(step))))
+def stationary_series(
+    coefficients: Float[Array, "p"], noise_std: float, start: Float[Array, "B p"], noise: Float[Array, "B m"]
+) -> Float[Array, "B p+m"]:
+    """Stationary series made of independent standard normal numbers, without any other draw.
 
+    Args:
+      coefficients: (p,), rho_1 .. rho_p, nearest lag first.
+      noise_std: sigma.
+      start: (B, p), standard normal, from which the first p values get their covariance Gamma_p.
+      noise: (B, m), standard normal, the innovations of the values after these in units of sigma.
 
-def simulated_series(coefficients: Float[Array, "p"], noise_std: float, length: int, count: int, seed: int) -> np.ndarray:
-    """(count, length) stationary series, started from N(0, Gamma_p)."""
+    Returns:
+      (B, p + m).
+    """
     order = len(coefficients)
-    generator = np.random.default_rng(seed)
-    start = generator.standard_normal((count, order)) @ np.linalg.cholesky(lyapunov_covariance(coefficients, noise_std**2)).T
-    values = np.concatenate([start, noise_std * generator.standard_normal((count, length - order))], axis=1)
-    for t in range(order, length):
+    first = start @ np.linalg.cholesky(lyapunov_covariance(coefficients, noise_std**2)).T
+    values = np.concatenate([first, noise_std * noise], axis=1)
+    for t in range(order, values.shape[1]):
         values[:, t] += values[:, t - order : t] @ np.asarray(coefficients)[::-1]
     return values
 
 
 def collapse_ratio(
-    coefficients: Float[Array, "p"], noise_std: float, context_length: int, step: int, samples: int, seed: int, groups: int = 20
+    coefficients: Float[Array, "p"], noise_std: float, series: Float[Array, "B n"], step: int
 ) -> tuple[float, float]:
-    """Median modulus of the best layer's rollout over that of the best rollout at one step, by iterating `lsa_rollout` on
-    simulated series.
+    """Median modulus of the best layer's rollout at one step, over that of the best rollout.
+
+    Args:
+      coefficients: (p,), rho_1 .. rho_p, nearest lag first.
+      noise_std: sigma > 0.
+      series: (B, N + p), observed values, for instance from `stationary_series`.
+      step: k >= 1, the step at which the rollouts are compared; see `lsa_rollout`.
 
     Returns:
-      The ratio and its standard error, from the spread over `groups` parts of the sample.
+      The ratio and its standard error, from the spread over parts of the sample.
     """
     order = len(coefficients)
-    series = simulated_series(coefficients, noise_std, context_length + order, samples, seed)
+    context_length = series.shape[1] - order
     layer = lsa_rollout(series, coefficients, noise_std, context_length / (context_length + 4), step)[:, -1]
     best = series[:, : -order - 1 : -1] @ np.linalg.matrix_power(companion(coefficients), step)[0]
-    return ratio_of_medians(layer, best, groups)
+    return ratio_of_medians(layer, best)
 
 
 def ratio_of_medians(first: Float[Array, "B"], second: Float[Array, "B"], groups: int = 20) -> tuple[float, float]:
-    """median|first| / median|second|, and its standard error from the spread over parts of the sample; overflows count as
-    infinite."""
+    """The ratio median|first| / median|second| of two samples; what has overflowed counts as infinite.
+
+    Args:
+      first: (B,).
+      second: (B,).
+      groups: parts that the sample is divided into.
+
+    Returns:
+      The ratio, and its standard error from the spread of the parts' ratios.
+    """
     first, second = (np.nan_to_num(np.abs(x), nan=np.inf, posinf=np.inf) for x in (first, second))
     parts = [
         np.median(a) / np.median(b) for a, b in zip(np.array_split(first, groups), np.array_split(second, groups), strict=True)
@@ -166,7 +189,15 @@ def one_layer_gap(coefficients: Float[Array, "p"], context_length: int) -> float
 
 
 def one_layer_size(coefficients: Float[Array, "p"], noise_std: float, context_length: int) -> float:
-    r"""|pi| |Q| of that layer, :math:`\frac{N}{N+4}\,|r|^2\,|w|/\sigma^2`: what training has to grow to on a small series."""
+    r"""|pi| |Q| of the layer of `one_layer_gap`, :math:`\frac{N}{N+4}\,|r|^2\,|w|/\sigma^2`.
+
+    Training on a small series has to grow to that.
+
+    Args:
+      coefficients: (p,), rho_1 .. rho_p.
+      noise_std: sigma > 0.
+      context_length: N.
+    """
     square = float(np.sum(np.asarray(coefficients) ** 2))
     return context_length / (context_length + 4) * (1 + square) * np.sqrt(square) / noise_std**2
 

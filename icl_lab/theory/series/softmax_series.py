@@ -6,6 +6,8 @@ With N columns it differs from its limit by a random error of variance of order 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import scipy.linalg
 import scipy.special
@@ -15,9 +17,6 @@ from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
 from icl_lab.tasks.series.autoregressive import companion
 from icl_lab.theory.series.autoregressive import lyapunov_covariance
-
-CHUNK_ELEMENTS = 2**20
-"""Innovations in memory at once."""
 
 
 def column_covariance(coefficients: Float[Array, "p"], noise_std: float) -> Float[Array, "p+1 p+1"]:
@@ -62,26 +61,24 @@ def finite_gap(
     coefficients: Float[Array, "p"],
     noise_std: float,
     scale: float,
-    context_length: int,
-    samples: int = 10_000,
-    seed: int = 0,
+    noise: Iterable[Float[Array, "B N"]],
     nodes: int = 24,
 ) -> tuple[float, float]:
-    r"""N times the excess risk of that head at finite N, with the columns' innovations taken as independent of the query.
+    r"""N times the excess risk of the head of `scaled_gap` at finite N, innovations taken as independent of the query.
 
     .. math:: N\,E_m E_\epsilon\Big[C\,\frac{\sum_i e^{\lambda\epsilon_i}\epsilon_i}{\sum_i e^{\lambda\epsilon_i}} - m\Big]^2,
               \qquad m = w\cdot h \sim N(0, V),\ \lambda = m/(\sigma^2 C)
 
-    The mean over m by Gauss-Hermite quadrature, that over the innovations by simulation. What it leaves out, that the last few
-    innovations made the query, is of relative order 1/N. A softmax of very different scores rests on its largest one, so the
-    approach to `scaled_gap` is slow where that has large weights, C^2 close to 2 v.
+    The mean over m is a Gauss-Hermite sum, that over the innovations an average of given ones. What it leaves out, that the
+    last few innovations made the query, is of relative order 1/N. A softmax of very different scores rests on its largest one,
+    so the approach to `scaled_gap` is slow where that has large weights, C^2 close to 2 v.
 
     Args:
-      coefficients, noise_std, scale: as `scaled_gap`, for any C > 0.
-      context_length: N.
-      samples: draws of the N innovations.
-      seed: of the draws.
-      nodes: of the quadrature, even.
+      coefficients: (p,), rho_1 .. rho_p, nearest lag first.
+      noise_std: sigma > 0.
+      scale: C > 0.
+      noise: batches (B, N) of independent standard normal numbers, the innovations of N columns in units of sigma.
+      nodes: of the sum over m, even.
 
     Returns:
       The mean and its standard error.
@@ -91,26 +88,27 @@ def finite_gap(
     # m -> -m with the innovations reversed is the same average.
     half = points > 0
     points, weights = np.sqrt(explained) * points[half], 2 * weights[half] / np.sqrt(2 * np.pi)
-    generator = np.random.default_rng(seed)
     drawn = []
-    chunk = max(1, CHUNK_ELEMENTS // context_length)
-    for first in range(0, samples, chunk):
-        noise = noise_std * generator.standard_normal((min(chunk, samples - first), context_length))
-        squares = np.zeros(len(noise))
+    for innovations in (noise_std * batch for batch in noise):
+        squares = np.zeros(len(innovations))
         for m, weight in zip(points, weights, strict=True):
-            attention = scipy.special.softmax(m / (noise_std**2 * scale) * noise, axis=1)
-            squares += weight * (scale * np.sum(attention * noise, axis=1) - m) ** 2
-        drawn.append(squares)
-    values = context_length * np.concatenate(drawn)
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(samples))
+            attention = scipy.special.softmax(m / (noise_std**2 * scale) * innovations, axis=1)
+            squares += weight * (scale * np.sum(attention * innovations, axis=1) - m) ** 2
+        drawn.append(innovations.shape[1] * squares)
+    values = np.concatenate(drawn)
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def saturation(scale: float, explained: float) -> float:
     r"""The logarithm of the context length beyond which `scaled_gap` is the gap: 16 a / (1 - 2a), a = v / C^2.
 
-    Queries of z standard deviations have weights whose variance is e^{a z^2} times the mean's; those up to four standard
-    deviations of the distribution that the average gives weight to, 1 - 2a times the prior precision, must be resolved by N
-    columns.
+    The weights of a query z standard deviations from 0 have a mean square that is e^{a z^2} times their squared mean. So in the
+    average over queries z counts as if it were Gaussian of precision 1 - 2a, and N columns must resolve z up to four standard
+    deviations of that.
+
+    Args:
+      scale: C.
+      explained: v = V / sigma^2.
     """
     share = explained / scale**2
     return 16 * share / (1 - 2 * share) if 2 * share < 1 else np.inf

@@ -156,7 +156,10 @@ def reversed_weights(rho: Sequence[float] | Float[Array, "p"], noise_std: float,
 
     They are independent of the query window, so that N / (N + 2) is the best scale, and nothing is neglected.
 
-    Args as `trained_weights`.
+    Args:
+      rho: (p,) coefficients, nearest lag first.
+      noise_std: sigma.
+      context_length: N.
     """
     filter_ = np.append(1.0, -np.asarray(rho, dtype=np.float64))
     scale = context_length / (context_length + 2)
@@ -164,7 +167,7 @@ def reversed_weights(rho: Sequence[float] | Float[Array, "p"], noise_std: float,
 
 
 def neglected(rho: Sequence[float] | Float[Array, "p"], context_length: int) -> float:
-    r"""What `trained_gap` neglects, relative to it: 4 (1 - q) / N, q being `context_share`.
+    r"""The relative size 4 (1 - q) / N of what `trained_gap` neglects, q being the `context_share`.
 
     The gap of the scaled innovation filter rises by that as q falls below 1, to first order; the trained layer stays below it.
     """
@@ -217,7 +220,13 @@ def check_innovation_filter_is_best(rho: Sequence[float] | Float[Array, "p"], co
 def trained_gap(rho: Sequence[float] | Float[Array, "p"], noise_std: float, context_length: int) -> float:
     r"""The gap of the trained layer, 2V / (N + 4), up to the square of the impulse response at lag N.
 
-    Args and errors as `trained_weights`.
+    Args:
+      rho: (p,) coefficients, nearest lag first.
+      noise_std: sigma.
+      context_length: N.
+
+    Raises:
+      AssumptionError: the series remembers more than N steps, see `check_memory`.
     """
     check_memory(rho, context_length)
     return 2 * signal_variance(rho, noise_std) / (context_length + 4)
@@ -290,7 +299,9 @@ def name_limit(
 
     Args:
       theta: (F,), of the trained layer.
-      rho, noise_std, context_length: as `trained_gap`.
+      rho: (p,) coefficients, nearest lag first.
+      noise_std: sigma.
+      context_length: N.
 
     Returns:
       `GLOBAL_MINIMUM`, `TIME_REVERSED` or `OTHER`.

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl_lab import analysis, estimators, tasks
+from icl_lab import analysis, estimators, mixers, tasks
 from icl_lab.analysis.identify.identification import CLOSE, COLUMNS, NONE
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
-from icl_lab.models import LinearSelfAttention, LSAWeights, constructions
+from icl_lab.models import Layered, LinearSelfAttention, LSAWeights, MixerLayer, constructions
+from icl_lab.models.constructions import delta
 
 DIM, LENGTH = 4, 12
 TASK = tasks.LinearRegression(DIM, LENGTH, covariance=[2.0, 1.0, 1.0, 0.5], noise_std=0.3)
@@ -17,6 +18,7 @@ MATRIX = np.diag([0.9, 0.6, 0.4, 0.2]) + 0.05 * np.arange(16.0).reshape(4, 4)
 SIZES, BENDS = np.array([0.5, 0.8]), np.array([0.02, 0.0])
 RESIDUAL = LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
 PLAIN = LinearSelfAttention()
+DELTA = Layered(MixerLayer(mixers.named("deltanet")))
 
 GD, SMOOTHER, OTHER = "gradient descent", "kernel smoother, ", "preconditioned GD"
 LEARNERS = {
@@ -29,6 +31,13 @@ LEARNERS = {
     "ridge": (estimators.named("ridge", penalty=1.0), "ridge", {"penalty": 1.0}),
     "ridge, small": (estimators.named("ridge", penalty=1e-3), "ridge", {"penalty": 1e-3}),
     "recursive": (estimators.named("recursive_least_squares", penalty=0.5), "ridge", {"penalty": 0.5}),
+    "online": (estimators.named("online_sgd", step_size=0.15), "online SGD", {"step_size": 0.15}),
+    "delta rule": (mixers.predictor("deltanet", write_strength=0.1, scale=1.0), "online SGD", {"step_size": 0.1}),
+    "weights of a delta rule": (
+        eqx.Partial(DELTA, delta.online_sgd(DELTA, DIM, 0.1)),
+        "online SGD",
+        {"step_size": 0.1},
+    ),
     "gaussian": (estimators.named("kernel_smoother", bandwidth=1.2), SMOOTHER + "gaussian", {"bandwidth": 1.2, "scale": 1.0}),
     "exponential": (
         estimators.named("kernel_smoother", bandwidth=1.5, kernel="exponential", scale=2.0),
@@ -113,6 +122,7 @@ PLACES = {
 def test_learners_are_known_on_every_kind_of_prompt(place):
     for name in ("ols", "one step", "ridge", "opposite"):
         check(*LEARNERS[name], PLACES[place], 0)
+    check(estimators.named("online_sgd", step_size=0.05), "online SGD", {"step_size": 0.05}, PLACES[place], 0)
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_a_bias_of_the_wrong_share_is_caught(monkeypatch):
 
 def test_a_bayes_risk_of_half_the_noise_is_caught(monkeypatch):
     right = bayes.risk
-    monkeypatch.setattr(bayes, "risk", lambda lam, om, s2, n, *more: right(lam, om, s2 / 2, n, *more))
+    monkeypatch.setattr(bayes, "risk", lambda lam, om, s2, n, **more: right(lam, om, s2 / 2, n, **more))
     assert failed_checks(run("lab.bayes")) == {"bayes_risk"}
 
 

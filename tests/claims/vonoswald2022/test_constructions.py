@@ -5,8 +5,8 @@ import pytest
 
 from icl_lab.claims import registry, verify
 from icl_lab.core.errors import AssumptionError
-from icl_lab.models import mapped_layers
 from icl_lab.models.constructions import copying as copying_layers
+from icl_lab.models.constructions import memory
 from icl_lab.theory.descent import copying, descent_variants, vonoswald2022
 from tests.claims.claim_runs import failed_checks, run_claim
 
@@ -182,15 +182,15 @@ def _descent(x, y, eta, steps):
 
 
 def test_momentum_that_moves_the_residual_one_layer_late_is_caught(monkeypatch):
-    right = mapped_layers.momentum
+    right = memory.momentum
 
     def late(dim, label_dim, *of):
         layer = right(dim, label_dim, *of)
         w_pv = layer.attention.w_pv.copy()
         w_pv[dim + label_dim :] = 0
-        return layer._replace(attention=type(layer.attention)(w_pv, layer.attention.w_kq))
+        return type(layer)(type(layer.attention)(w_pv, layer.attention.w_kq), layer.token_map)
 
-    monkeypatch.setattr(mapped_layers, "momentum", late)
+    monkeypatch.setattr(memory, "momentum", late)
     assert failed("layers.ext.momentum") == {"residuals", "prediction"}
 
 

@@ -5,7 +5,7 @@ import pytest
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.descent import descent_steps, gram_moments, vonoswald2022
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed
 
 pytestmark = pytest.mark.claims
 
@@ -28,19 +28,9 @@ SLOW = {
 }
 
 
-def failed(id, settings):
-    return failed_checks(run_claim(id, settings))
-
-
-@pytest.mark.parametrize("id", SETTINGS)
+@pytest.mark.parametrize("id", [*SETTINGS, *(pytest.param(id, marks=pytest.mark.slow) for id in SLOW)])
 def test_the_claim_holds(id):
-    assert failed(id, SETTINGS[id]) == set()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("id", SLOW)
-def test_the_claim_about_layers_holds(id):
-    assert failed(id, SLOW[id]) == set()
+    assert failed(id, (SETTINGS | SLOW)[id]) == set()
 
 
 def test_a_step_size_without_the_kurtosis_is_caught(monkeypatch):

@@ -4,16 +4,12 @@ import numpy as np
 import pytest
 
 from icl_lab.theory.descent import vonoswald2022
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed
 
 pytestmark = pytest.mark.claims
 
 SEGMENTS = {"d": 2, "N": 3, "distribution": "gaussian", "sigma": 0.7, "seed": 2}
 METRICS = {"d": 2, "N": 4, "distribution": "gaussian", "sigma": 0.7, "samples": 2_000, "seed": 2}
-
-
-def failed(id, settings):
-    return failed_checks(run_claim(id, settings))
 
 
 def test_segments_to_the_construction():

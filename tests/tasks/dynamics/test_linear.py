@@ -9,7 +9,6 @@ from icl_lab.tasks import (
     ComplexGaussianStart,
     ConstantStart,
     DiagonalUnitary,
-    FixedTransition,
     GaussianStart,
     HaarOrthogonal,
     LinearDynamics,
@@ -150,15 +149,6 @@ def test_noise_free_sequences_follow_their_transition(transition, start):
     np.testing.assert_array_equal(prompts.labels, sequence[:, 1:3])
 
 
-def test_a_fixed_transition_is_used_as_it_is(key):
-    matrix = np.array([[0.5, 1.0], [0.0, -0.25]])
-    prompt = LinearDynamics(2, 3, FixedTransition(matrix), ConstantStart(2.0)).sample(key)
-    np.testing.assert_array_equal(prompt.latent, matrix)
-    np.testing.assert_allclose(states(prompt)[1], [3.0, -0.5], rtol=1e-15)
-    complex_prompt = LinearDynamics(2, 3, FixedTransition(1j * matrix), ConstantStart(2.0)).sample(key)
-    np.testing.assert_allclose(complex_prompt.labels[0], [3.0j, -0.5j], rtol=1e-15)
-
-
 @pytest.mark.parametrize("transition", ["haar", "diagonal_unitary"])
 def test_noise_has_the_stated_variance_and_is_in_the_target(transition, agrees):
     prompts = batch(transition, "gaussian", 0.3)
@@ -184,8 +174,6 @@ def test_changing_the_noise_changes_neither_transition_nor_start():
         (lambda: LinearDynamics(2, 0, HaarOrthogonal()), "`context_length` must be an integer >= 1; got 0"),
         (lambda: LinearDynamics(2, 3, HaarOrthogonal(), noise_std=-0.5), "`noise_std` must be a finite number >= 0"),
         (lambda: LinearDynamics(3, 3, RotationBlocks()), "`dim` must be even for `RotationBlocks`.*got 3"),
-        (lambda: LinearDynamics(3, 3, FixedTransition(np.eye(2))), r"`matrix` must be \(3, 3\).*got shape \(2, 2\)"),
-        (lambda: FixedTransition(np.full((2, 2), np.inf)), "`matrix` must be finite"),
         (lambda: GaussianStart(0.0), "`scale` must be a finite number > 0.*got 0.0"),
         (lambda: SparseStart(-1.0), "`scale` must be a finite number > 0.*got -1.0"),
     ],

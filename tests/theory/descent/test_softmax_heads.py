@@ -46,13 +46,17 @@ def test_the_gap_to_plain_descent_closes(dim, context_length):
     ("opposite", "temperature", "value", "loss"), [(False, 7.20, 0.815, 0.2912), (True, 3.63, 0.996, 0.2152)]
 )
 def test_known_heads(opposite, temperature, value, loss):
-    found = softmax_heads.best_heads("uniform", 10, 10, 0.5, opposite, 20_000, 3)
+    points = np.random.default_rng(3).uniform(-0.5, 0.5, (20_000, 11, 10))
+    found = softmax_heads.best_heads(points[:, :-1], points[:, -1], 1 / 12, 9 / 5, opposite)
     assert found.loss == pytest.approx(loss, abs=4 * np.hypot(found.standard_error, 2e-4))
     assert found.temperature == pytest.approx(temperature, rel=0.05)
     assert found.value == pytest.approx(value, rel=0.05)
 
 
 def test_scale_of_the_inputs_only_rescales_the_temperature():
-    first, second = (softmax_heads.best_heads("gaussian", 2, 5, sigma, False, 2_000, 0) for sigma in (1.0, 0.5))
+    points = np.random.default_rng(0).standard_normal((2_000, 6, 2))
+    first, second = (
+        softmax_heads.best_heads(sigma * points[:, :-1], sigma * points[:, -1], sigma**2, 3.0, False) for sigma in (1.0, 0.5)
+    )
     assert second.temperature == pytest.approx(4 * first.temperature, rel=1e-6)
     assert second.loss == pytest.approx(first.loss / 4, rel=1e-6)

@@ -143,7 +143,9 @@ def test_norms_of_the_best_step_from_zero():
     np.testing.assert_allclose(vonoswald2022.mean_square_step(10, 10, 9 / 5), 5.050505, rtol=1e-6)
     np.testing.assert_allclose(vonoswald2022.mean_square_step(10, 10, 3.0), 4.761905, rtol=1e-6)
     eta = vonoswald2022.optimal_step_size(10, 10, 1 / 12, 9 / 5)
-    means, errors = vonoswald2022.mean_step_norms("uniform", 10, 10, 0.5, eta, 20_000, 0)
+    generator = np.random.default_rng(0)
+    points, tasks = generator.uniform(-0.5, 0.5, (20_000, 11, 10)), generator.standard_normal((20_000, 10))
+    means, errors = vonoswald2022.mean_step_norms(points[:, :-1], points[:, -1], tasks, eta)
     assert np.all(np.abs(means - [0.4864, 2.0831]) < 4 * errors)
     assert np.all(errors < 0.01 * means)
 

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 import scipy.integrate
 
+from icl_lab.claims.zheng2024.loss import random_sequences
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.theory.dynamics import all_ones, diagonal_loss, phases, recovery, zheng2024
 
 GAUSSIAN = zheng2024.constants("gaussian", 5, 1.0)
 PRINTED = 1e-9
+
+
+def active_blocks(value, key_query):
+    """W_PV (d, 2d) and W_KQ (2d, 2d) whose only non-zero blocks are P (the first) and K (row x_{t-1}, column x_t)."""
+    dim = len(value)
+    return np.pad(value, ((0, 0), (0, dim))), np.pad(key_query, ((dim, 0), (0, dim)))
 
 
 @pytest.mark.parametrize("distribution", zheng2024.DISTRIBUTIONS)
@@ -49,7 +56,7 @@ def test_the_loss_of_two_coordinates(distribution, loss):
 @pytest.mark.parametrize("distribution", zheng2024.DISTRIBUTIONS)
 def test_the_loss_at_diagonal_weights_is_the_average_over_sequences(distribution, rng):
     a, b = rng.normal(size=(2, 2)) + 1j * rng.normal(size=(2, 2))
-    brute = phases.loss(*phases.live_blocks(np.diag(b), np.diag(a)), distribution, 6, 0.8)
+    brute = phases.loss(*active_blocks(np.diag(b), np.diag(a)), distribution, 6, 0.8)
     assert diagonal_loss.exchangeable(zheng2024.constants(distribution, 2, 0.8), a, b, 6) == pytest.approx(brute, rel=1e-12)
 
 
@@ -59,7 +66,7 @@ def test_the_loss_of_coordinates_that_differ(rng):
     total = 0.0
     for states, weights in phases.sequences("rademacher", 2, 5, 1.0):
         scaled = states * sizes
-        errors = phases.predictions(*phases.live_blocks(np.diag(b), np.diag(a)), scaled) - scaled[:, 2:]
+        errors = phases.predictions(*active_blocks(np.diag(b), np.diag(a)), scaled) - scaled[:, 2:]
         total += np.sum(weights[:, None, None] * np.abs(errors) ** 2) / 2
     mixed = np.outer(sizes**2, sizes**4)
     assert diagonal_loss.loss(a, b, sizes**2, sizes**4, sizes**6, mixed, 5) == pytest.approx(total, rel=1e-12)
@@ -73,10 +80,12 @@ def test_fewer_angles_are_not_enough(rng):
 
 
 @pytest.mark.parametrize("distribution", zheng2024.DISTRIBUTIONS)
-def test_the_sampled_loss_agrees_with_the_average(distribution, rng):
+def test_random_sequences_have_the_average_loss(distribution, rng):
     w_pv, w_kq = rng.normal(size=(2, 4)), rng.normal(size=(4, 4))
-    mean, error = phases.sampled_loss(w_pv, w_kq, distribution, 4, 0.6, 40_000, 1)
-    assert abs(mean - phases.loss(w_pv, w_kq, distribution, 4, 0.6)) < 4 * error
+    batches = random_sequences(distribution, 2, 4, 0.6, 40_000, 1)
+    drawn = np.concatenate([phases.half_squared_errors(w_pv, w_kq, states) for states in batches])
+    error = np.std(drawn, ddof=1) / np.sqrt(40_000)
+    assert abs(np.mean(drawn) - phases.loss(w_pv, w_kq, distribution, 4, 0.6)) < 4 * error
 
 
 def test_the_predictions_are_the_sum_over_tokens(rng):
@@ -196,7 +205,7 @@ def test_the_gradient_off_the_diagonal_is_that_of_the_average(distribution):
         key_query, value = a * np.eye(3), b * np.eye(3)
         key_query[0, 2] += in_key
         value[0, 2] += in_value
-        return phases.loss(*phases.live_blocks(value, key_query), distribution, 4, 0.9)
+        return phases.loss(*active_blocks(value, key_query), distribution, 4, 0.9)
 
     expected = diagonal_loss.off_diagonal_gradient(diagonal_loss.odd_moments(distribution, 3, 0.9), 4, a, b)
     differences = [(loss(step, 0) - loss(-step, 0)) / (2 * step), (loss(0, step) - loss(0, -step)) / (2 * step)]
@@ -225,9 +234,10 @@ def test_long_sequences_of_gaussian_starts(distribution, ratio, error):
 @pytest.mark.parametrize(
     ("distribution", "recovered"), [("sparse", True), ("rademacher", True), ("constant", True), ("gaussian", False)]
 )
-def test_recovery_is_equality_of_cauchy_schwarz(distribution, recovered, rng):
+def test_recovery_is_equality_of_cauchy_schwarz(distribution, recovered):
     constants = zheng2024.constants(distribution, 3, 0.7)
-    starts = phases.draw_starts(distribution, 3, 0.7, 100, rng)
+    (states,) = random_sequences(distribution, 3, 1, 0.7, 100, 0)
+    starts = states[:, 0]
     assert recovery.is_recovered(starts, constants) is recovered
     assert (recovery.limiting_relative_error(constants) < 1e-12) is recovered
 
@@ -235,7 +245,7 @@ def test_recovery_is_equality_of_cauchy_schwarz(distribution, recovered, rng):
 def test_the_gradient_step_is_the_trained_layer(rng):
     states = rng.normal(size=(6, 2)) + 1j * rng.normal(size=(6, 2))
     target = np.zeros((1, 2))
-    layer = phases.predictions(*phases.live_blocks(0.6 * np.eye(2), 0.5 * np.eye(2)), np.concatenate([states, target])[None])
+    layer = phases.predictions(*active_blocks(0.6 * np.eye(2), 0.5 * np.eye(2)), np.concatenate([states, target])[None])
     np.testing.assert_allclose(recovery.gradient_step(states, 0.3 / 5), layer[0, -1], rtol=1e-12)
 
 
@@ -252,7 +262,7 @@ def test_moments_of_power_sums(exponents):
 def test_the_all_ones_loss_is_the_average_over_sequences(dim, length, rng):
     a, a_off, b, b_off = rng.normal(size=4)
     ones, identity = np.ones((dim, dim)), np.eye(dim)
-    matrices = phases.live_blocks(b_off * ones + (b - b_off) * identity, a_off * ones + (a - a_off) * identity)
+    matrices = active_blocks(b_off * ones + (b - b_off) * identity, a_off * ones + (a - a_off) * identity)
     form = all_ones.quadratic(dim, length, 0.9)
     assert form.loss(a, a_off, b, b_off) == pytest.approx(phases.loss(*matrices, "constant", length, 0.9), rel=1e-12)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from icl_lab.claims.simulation import normal_batches
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.regression import bayes
 
@@ -65,13 +66,13 @@ def test_any_pair_of_covariances_against_the_definition(length, rng):
     x = rng.standard_normal((20_000, length, 3)) @ np.linalg.cholesky(lam).T
     posterior = np.linalg.inv(np.linalg.inv(om)[None] + x.transpose(0, 2, 1) @ x / 0.3)
     traces = np.einsum("pij,ji->p", posterior, lam)
-    value, error = bayes.risk(lam, om, 0.3, length, samples=20_000, seed=3)
+    value, error = bayes.risk(lam, om, 0.3, length, normal_batches(20_000, length, 3, seed=3))
     assert abs(value - traces.mean()) < 4 * math.hypot(error, traces.std() / 20_000**0.5)
 
 
 def test_a_pair_that_whitens_to_the_identity_is_exact():
     lam = np.array([[1.5, 0.4], [0.4, 1.0]])
-    value, error = bayes.risk(lam, 2 * np.linalg.inv(lam), 0.3, 5)
+    value, error = bayes.risk(lam, 2 * np.linalg.inv(lam), 0.3, 5, ())
     assert error == 0
     assert value == pytest.approx(bayes.isotropic_risk(2, 5, 0.3, signal=2.0), rel=1e-13)
     assert value == pytest.approx(2 * bayes.isotropic_risk(2, 5, 0.15), rel=1e-12)
@@ -79,8 +80,9 @@ def test_a_pair_that_whitens_to_the_identity_is_exact():
 
 def test_without_noise_the_prior_of_the_unseen_directions_remains():
     lam, om = np.diag([2.0, 1.0, 0.5]), np.diag([1.5, 0.4, 0.7])
-    assert bayes.risk(lam, om, 0.0, 3)[0] == 0
-    assert bayes.risk(lam, om, 0.0, 2)[0] == pytest.approx(bayes.risk(lam, om, 1e-12, 2)[0], rel=1e-6)
+    assert bayes.risk(lam, om, 0.0, 3, normal_batches(100_000, 3, 3, seed=0))[0] == 0
+    without, almost = (bayes.risk(lam, om, s2, 2, normal_batches(100_000, 2, 3, seed=0))[0] for s2 in (0.0, 1e-12))
+    assert without == pytest.approx(almost, rel=1e-6)
     assert bayes.isotropic_risk(3, 2, 0.0) == pytest.approx(1.0, rel=1e-13)
 
 

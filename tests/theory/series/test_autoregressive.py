@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from icl_lab.claims.lab.random_autoregressive import simulated_ridge_excess
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.theory.series import autoregressive, isserlis, random_autoregressive
 
@@ -149,5 +150,5 @@ def test_orders_above_two_have_no_rule():
 
 
 def test_simulated_ridge_is_least_squares_without_penalty():
-    means, errors = random_autoregressive.simulated_ridge_excess(0.9, 50, 1.0, np.array([0.0, 3.0]), 20_000, 0)
+    means, errors = simulated_ridge_excess(0.9, 50, 1.0, np.array([0.0, 3.0]), 20_000, 0)
     assert means == pytest.approx([0.0207, 0.0204], abs=4 * np.max(errors))

@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 
+from icl_lab.claims.simulation import normal_batches
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.series import rollout, softmax_series
 
 RHO, SIGMA = np.array([0.5, -0.3, 0.2]), np.sqrt(0.7)
+
+
+def simulated_series(coefficients, noise_std, length, count, seed):
+    generator, order = np.random.default_rng(seed), len(coefficients)
+    start, noise = (generator.standard_normal((count, size)) for size in (order, length - order))
+    return rollout.stationary_series(coefficients, noise_std, start, noise)
 
 
 def mean_and_error(values):
@@ -29,7 +36,7 @@ def test_errors_of_other_coefficients():
 
 
 def test_simulated_series_have_the_distribution():
-    series = rollout.simulated_series(RHO, SIGMA, 12, 50_000, seed=1)
+    series = simulated_series(RHO, SIGMA, 12, 50_000, seed=1)
     mean, error = mean_and_error(series[:, -1] ** 2)
     assert abs(mean - 0.8903508772) < 4 * error
     innovations, best = rollout.innovations(series, RHO)
@@ -51,10 +58,12 @@ def test_the_recursion_of_the_layer_by_hand():
 
 
 def test_the_collapse_of_the_layer():
-    ratio, error = rollout.collapse_ratio(np.array([0.5]), 1.0, 50, 8, 40_000, seed=0)
+    series = simulated_series(np.array([0.5]), 1.0, 51, 40_000, seed=0)
+    ratio, error = rollout.collapse_ratio(np.array([0.5]), 1.0, series, 8)
     assert ratio == pytest.approx(0.231, abs=0.03)
     assert 0 < error < 0.01
-    assert rollout.naive_collapse(50, 50 / 54, 8) == pytest.approx(0.317, abs=5e-4)
+    # Appended columns without innovations would only lengthen the context: prod_j alpha N / (N + j - 1) is left.
+    assert ratio < np.prod(50 / 54 * 50 / (50 + np.arange(8)))
 
 
 def test_overflowing_rollouts_count_as_infinite():
@@ -65,7 +74,7 @@ def test_overflowing_rollouts_count_as_infinite():
 @pytest.mark.parametrize(("rho", "length"), [([0.5, -0.3], 640), ([0.8], 1600)])
 def test_the_gap_of_two_layers(rho, length):
     rho = np.array(rho)
-    series = rollout.simulated_series(rho, 1.3, length + len(rho), 10_000, seed=2)
+    series = simulated_series(rho, 1.3, length + len(rho), 10_000, seed=2)
     answer, best = rollout.two_layer_prediction(series, rho, 1.3)
     mean, error = mean_and_error(length**2 * (answer - best) ** 2 / np.mean(best**2))
     assert abs(mean - rollout.two_layer_gap(rho, length)) < 4 * error
@@ -74,7 +83,7 @@ def test_the_gap_of_two_layers(rho, length):
 
 def test_the_gap_with_equal_estimates():
     rho = np.array([0.6, 0.2])
-    series = rollout.simulated_series(rho, 0.7, 10, 200_000, seed=5)
+    series = simulated_series(rho, 0.7, 10, 200_000, seed=5)
     observed, best = rollout.innovations(series, rho)
     estimate = np.mean(observed**2, axis=1) / 0.49
     variance = rollout.lyapunov_covariance(rho, 0.49)[0, 0] - 0.49
@@ -92,7 +101,7 @@ def test_the_gap_of_one_layer():
     # 2V/(N+4) up to the squared memory, and the exact expression where the memory is long.
     assert rollout.one_layer_gap(np.array([0.5, -0.3]), 20) == pytest.approx(0.0241402116, rel=1e-8)
     rho = np.array([0.9])
-    series = rollout.simulated_series(rho, 0.5, 11, 400_000, seed=3)
+    series = simulated_series(rho, 0.5, 11, 400_000, seed=3)
     observed, best = rollout.innovations(series, rho)
     prediction = 10 / 14 * np.mean(observed**2, axis=1) / 0.25 * best[:, -1]
     mean, error = mean_and_error((prediction - best[:, -1]) ** 2 / 0.25)
@@ -119,9 +128,9 @@ def test_the_variance_of_a_softmax_head():
 
 def test_the_finite_head_tends_to_the_limit():
     rho = np.array([0.3])
-    mean, error = softmax_series.finite_gap(rho, 0.5, 1.0, 1000, samples=4_000)
+    mean, error = softmax_series.finite_gap(rho, 0.5, 1.0, normal_batches(4_000, 1000, seed=0))
     assert abs(mean - softmax_series.scaled_gap(rho, 0.5, 1.0)) < 4 * error
     # Equal weights: the mean of the innovations, whose variance is sigma^2 / N, and 1/C is the only trace of the query.
-    mean, error = softmax_series.finite_gap(rho, 1.0, 100.0, 50, samples=4_000)
+    mean, error = softmax_series.finite_gap(rho, 1.0, 100.0, normal_batches(4_000, 50, seed=0))
     assert abs(mean / 100.0**2 - 1) < 4 * error / 100.0**2 + 1e-3
     assert softmax_series.saturation(1.0, 0.5) == np.inf

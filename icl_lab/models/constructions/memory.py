@@ -1,43 +1,27 @@
-r"""Layers with a token-wise linear map beside attention, and with them gradient descent with weight decay or momentum.
+r"""Gradient descent with weight decay or momentum, by layers with a token-wise map (`models.mapped_layer`).
 
-.. math:: e_j \leftarrow A e_j + \sum_i W_{PV} e_i\, e_i^\top W_{KQ} e_j
+Tokens have one slot more for each label coordinate, (x, s, r): r is the residual y - W x, from which the gradient is taken,
+and s what the algorithm has to remember. The prediction is minus the query's r, which starts at 0, so W starts at 0.
 
-Attention alone cannot rescale a token's own slot without knowing its position; the map A can. Tokens have one slot more for
-each label coordinate, (x, s, r): r is the residual y - W x, from which the gradient is taken, and s what the algorithm
-has to remember. The prediction is minus the query's r, which starts at 0, so W starts at 0.
-
-These layers do not divide their sum and leave the query out of it.
+These layers do not divide their sum and leave the query out of it: `MODEL` applies them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from icl_lab.core.typing import Array
-from icl_lab.models.linear_attention import LinearSelfAttention
+from icl_lab.models.learner import Layered
+from icl_lab.models.linear_attention import LinearLayer
+from icl_lab.models.mapped_layer import MappedLayer, MappedWeights
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.prompt import Prompt
 
-MODEL = LinearSelfAttention(query_in_sum=False, normaliser="none", readout_sign=-1.0)
-
-
-class MappedLayer(NamedTuple):
-    """Attention weights and the map A (D, D) that replaces the residual connection; the identity is the usual one."""
-
-    attention: LSAWeights
-    token_map: Float[Array, "D D"]
-
-
-def apply(layers: Sequence[MappedLayer], tokens: Float[Array, "T D"]) -> Float[Array, "T D"]:
-    """All tokens after all layers; the query token is last."""
-    for layer in layers:
-        tokens = tokens @ layer.token_map.T + MODEL.updates(layer.attention.with_head_axis(), tokens)
-    return tokens
+MODEL = Layered(MappedLayer(LinearLayer(query_in_sum=False, normaliser="none")), readout_sign=-1.0)
 
 
 def memory_tokens(prompt: Prompt, memory: Float[Array, "N k"]) -> Float[Array, "N+1 D"]:
@@ -52,7 +36,7 @@ def memory_tokens(prompt: Prompt, memory: Float[Array, "N k"]) -> Float[Array, "
     return jnp.concatenate([points, jnp.pad(slots, ((0, 1), (0, 0)))], axis=1)
 
 
-def ridge(dim: int, label_dim: int, context_length: int, step_size: float, decay: float) -> MappedLayer:
+def ridge(dim: int, label_dim: int, context_length: int, step_size: float, decay: float) -> MappedWeights:
     r"""One step with weight decay, s = y: :math:`r \leftarrow (1 - \eta\lambda) r + \eta\lambda s - \eta\,\nabla R` part.
 
     Args:
@@ -63,16 +47,16 @@ def ridge(dim: int, label_dim: int, context_length: int, step_size: float, decay
       decay: lambda, of the penalty (lambda/2) |W|^2 beside the mean half squared error.
 
     Returns:
-      One layer on tokens of width d + 2k; every step is the same layer.
+      One layer's weights on tokens of width d + 2k; every step is the same layer.
     """
     memory, residual = _slots(dim, label_dim)
     token_map = np.eye(residual.stop)
     token_map[residual, residual] -= step_size * decay * np.eye(label_dim)
     token_map[residual, memory] = step_size * decay * np.eye(label_dim)
-    return MappedLayer(_gradient(dim, label_dim, step_size / context_length, (residual,)), token_map)
+    return MappedWeights(_gradient(dim, label_dim, step_size / context_length, (residual,)), token_map)
 
 
-def momentum(dim: int, label_dim: int, context_length: int, step_size: float, factor: float) -> MappedLayer:
+def momentum(dim: int, label_dim: int, context_length: int, step_size: float, factor: float) -> MappedWeights:
     r"""One heavy-ball step, s = m: :math:`m \leftarrow \mu m - \eta\,\nabla R` part, :math:`r \leftarrow r + m`.
 
     Args:
@@ -83,14 +67,14 @@ def momentum(dim: int, label_dim: int, context_length: int, step_size: float, fa
       factor: mu.
 
     Returns:
-      One layer on tokens of width d + 2k; every step is the same layer.
+      One layer's weights on tokens of width d + 2k; every step is the same layer.
     """
     memory, residual = _slots(dim, label_dim)
     token_map = np.eye(residual.stop)
     token_map[memory, memory] = factor * np.eye(label_dim)
     # The new momentum, in the same layer: mu m here, and the gradient into both slots.
     token_map[residual, memory] = factor * np.eye(label_dim)
-    return MappedLayer(_gradient(dim, label_dim, step_size / context_length, (memory, residual)), token_map)
+    return MappedWeights(_gradient(dim, label_dim, step_size / context_length, (memory, residual)), token_map)
 
 
 def _gradient(dim: int, label_dim: int, scale: float, into: Sequence[slice]) -> LSAWeights:

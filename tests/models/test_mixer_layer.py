@@ -1,0 +1,174 @@
+"""Layers round every mixer of the registry: the query alone against all tokens, what is written when, shapes, gates, cost."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icl_lab import mixers
+from icl_lab.core.errors import InvalidValueError
+from icl_lab.models import GateMap, Layered, LearnerModule, LinearSelfAttention, LSAWeights, MixerLayer, MixerWeights
+from icl_lab.models.mixer_layer import in_range, raw_value
+from tests.models.attention_reference import random_prompt, shapes_in
+
+N, DIM, LABELS = 4, 3, 2
+WIDTH = DIM + LABELS
+every_mixer = pytest.mark.parametrize("name", mixers.MIXERS)
+
+
+def draw(name, data_dependent=True, heads=2, seed=0, width=WIDTH, **sizes):
+    sizes = {"key_width": 4, "value_width": 3} | sizes
+    return MixerWeights.init(
+        jax.random.key(seed), width, mixers.named(name), 0.4, heads=heads, data_dependent=data_dependent, **sizes
+    )
+
+
+def written_out(mixer, weights, tokens, query_in_sum):
+    """What the layer adds to every token, by the mixer's read alone, token by token and head by head."""
+    update = np.zeros_like(tokens)
+    for t in range(len(tokens)):
+        known = tokens[: min(t + 1, len(tokens) - (not query_in_sum))]
+        for h in range(len(weights.w_q)):
+            gates = {}
+            for gate in mixer.description.gates:
+                own = weights.gates[gate.name]
+                raw = (
+                    own.bias[h]
+                    + (0.0 if own.slope is None else known @ own.slope[h].T)
+                    + np.zeros((len(known), 4) if gate.per_channel else len(known))
+                )
+                low, high = gate.lowest, gate.highest
+                share = 1 / (1 + np.exp(-raw))
+                gates[gate.name] = high + np.log(share) if low == -np.inf else low + (high - low) * share
+            read = mixer.read(weights.w_q[h] @ tokens[t], known @ weights.w_k[h].T, known @ weights.w_v[h].T, **gates)
+            update[t] += weights.w_o[h] @ np.asarray(read)
+    return update
+
+
+@pytest.mark.parametrize(("data_dependent", "query_in_sum"), [(False, True), (True, False)])
+@every_mixer
+def test_every_token_reads_what_is_written_up_to_it(rng, name, data_dependent, query_in_sum):
+    mixer, weights = mixers.named(name), draw(name, data_dependent)
+    model = Layered(MixerLayer(mixer, query_in_sum=query_in_sum))
+    prompt = random_prompt(rng, N, DIM, LABELS)
+    tokens = np.asarray(model.tokens(prompt))
+    expected = tokens + written_out(mixer, weights, tokens, query_in_sum)
+    np.testing.assert_allclose(model.apply(weights, tokens), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(model(weights, prompt), expected[-1, DIM:], rtol=1e-10, atol=1e-12)
+
+
+@every_mixer
+def test_the_last_of_two_layers_needs_only_the_query_and_gradients_are_finite(rng, name):
+    model, layers = Layered(MixerLayer(mixers.named(name))), (draw(name), draw(name, heads=1, seed=1))
+    prompt = random_prompt(rng, N, DIM, LABELS)
+    np.testing.assert_allclose(
+        model(layers, prompt), model.apply(layers, model.tokens(prompt))[-1, DIM:], rtol=1e-10, atol=1e-12
+    )
+    gradients = jax.jit(jax.grad(lambda w: jnp.sum(model(w, prompt))))(layers)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    # The gates of the first layer, whose every output is read, are trained.
+    assert all(np.all(own.bias != 0) for own in gradients[0].gates.values())
+
+
+@pytest.mark.parametrize("name", ["deltanet", "gla", "softmax"])
+def test_no_array_of_one_layer_has_two_token_axes(name):
+    prompt = random_prompt(np.random.default_rng(0), 29, DIM, LABELS)
+    model, weights = Layered(MixerLayer(mixers.named(name))), draw(name)
+    shapes = shapes_in(jax.make_jaxpr(model)(weights, prompt))
+    assert not {shape for shape in shapes if sum(size in (29, 30) for size in shape) > 1}
+
+
+def test_the_answer_to_a_query_costs_no_more_than_a_read_of_every_pair():
+    weights = draw("deltanet")
+    model = Layered(MixerLayer(mixers.named("deltanet")))
+
+    def flops(count):
+        prompt = random_prompt(np.random.default_rng(0), count, DIM, LABELS)
+        return jax.jit(model).lower(weights, prompt).cost_analysis()["flops"]
+
+    small, middle, large = flops(64), flops(128), flops(256)
+    assert (large - middle) / (middle - small) == pytest.approx(2.0, rel=0.01)
+
+
+def test_gates_start_where_they_are_asked_to_and_stay_in_their_ranges():
+    mixer = mixers.named("kda", negative_eigenvalues=True)
+    weights = MixerWeights.init(jax.random.key(0), WIDTH, mixer, 0.1, heads=2, gates={"write_strength": 1.7})
+    strength, decay = mixer.description.gates
+    np.testing.assert_allclose(in_range(weights.gates["write_strength"].bias, strength), [1.7, 1.7], rtol=1e-14)
+    np.testing.assert_allclose(in_range(weights.gates["log_decay"].bias, decay), np.full((2, WIDTH), -0.02), rtol=1e-12)
+    assert weights.gates["log_decay"].slope is None
+    raw = np.array([-800.0, -30.0, 0.0, 30.0, 800.0])
+    for gate in (strength, decay):
+        values = np.asarray(in_range(raw, gate))
+        assert np.all((values >= gate.lowest) & (values <= gate.highest))
+        assert np.all(np.diff(values) >= 0)
+        np.testing.assert_allclose(raw_value(float(values[2]), gate), 0.0, atol=1e-14)
+
+
+def test_draws_are_of_the_scale_and_of_the_key_alone():
+    weights = draw("gla", heads=30, key_width=40)
+    again = draw("gla", heads=30, key_width=40)
+    jax.tree.map(np.testing.assert_array_equal, weights, again)
+    for name in ("w_q", "w_k", "w_v", "w_o"):
+        # 1,800 entries or more: the standard deviation of their standard deviation is below 0.007.
+        assert np.std(getattr(weights, name)) == pytest.approx(0.4, abs=0.03)
+    assert weights.gates["log_decay"].slope.shape == (30, 40, WIDTH)
+
+
+@every_mixer
+def test_a_layer_makes_the_round_trip_through_flax(rng, name):
+    model, weights = Layered(MixerLayer(mixers.named(name))), (draw(name), draw(name, False))
+    module = LearnerModule(model, weights, param_dtype=jnp.float64)
+    jax.tree.map(np.testing.assert_array_equal, module.to_weights(), weights)
+    prompt = random_prompt(rng, N, DIM, LABELS)
+    np.testing.assert_allclose(module(prompt), model(weights, prompt), rtol=1e-14)
+
+
+def test_float32_weights_give_float32_answers_and_complex_prompts_are_taken(rng):
+    model = Layered(MixerLayer(mixers.named("gated_deltanet")))
+    weights = draw("gated_deltanet")
+    narrow = jax.tree.map(lambda x: x.astype(np.float32), (weights, random_prompt(rng, N, DIM, LABELS)))
+    answer = model(*narrow)
+    assert answer.dtype == np.float32
+    complex_prompt = random_prompt(rng, N, DIM, LABELS, np.complex128)
+    assert np.all(np.isfinite(model(weights, complex_prompt)))
+
+
+def test_weights_that_do_not_fit_are_named():
+    prompt = random_prompt(np.random.default_rng(0), N, DIM, LABELS)
+    good = draw("gla")
+    model = Layered(MixerLayer(mixers.named("gla")))
+    refusals = [
+        ("layer 0 must be `MixerWeights`, as the layer is one round gla; got LSAWeights", LSAWeights(np.eye(5), np.eye(5))),
+        (r"`gates` of layer 0 must be \['log_decay'\], those of gla; got \['write_strength'\]", draw("deltanet")),
+        (r"`w_q` of layer 0 must be \(2, 4, 5\).*got shape \(2, 4, 6\)", draw("gla", width=WIDTH + 1)),
+        (
+            r"`gates.log_decay.bias` of layer 0 must be \(2, 4\).*got shape \(2,\)",
+            dataclasses.replace(good, gates={"log_decay": GateMap(np.zeros(2))}),
+        ),
+    ]
+    for words, weights in refusals:
+        with pytest.raises(InvalidValueError, match=words):
+            model(weights, prompt)
+    with pytest.raises(InvalidValueError, match="the weights of layer 0 must be `LSAWeights`"):
+        LinearSelfAttention()(good, prompt)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"heads": 0}, "`heads`"),
+        ({"key_width": -1}, "`key_width`"),
+        ({"value_width": -1}, "`value_width`"),
+        ({"scale": 0.0}, "`scale`"),
+        ({"gates": {"forget": 0.1}}, r"takes the gates \['write_strength'\]"),
+        ({"gates": {"write_strength": 1.5}}, r"`write_strength` must be in \[0, 1\]"),
+        ({"gates": {"write_strength": 1.0}}, "strictly between 0 and 1"),
+    ],
+)
+def test_starts_that_do_not_exist_are_refused(arguments, words):
+    scale = arguments.pop("scale", 0.1)
+    with pytest.raises(InvalidValueError, match=words):
+        MixerWeights.init(jax.random.key(0), WIDTH, mixers.named("deltanet"), scale, **arguments)
