@@ -40,7 +40,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
     In a .csv, what is missing is empty, booleans are true and false, and floats have all their digits.
 
     Raises:
-      InvalidValueError: as `check_file`.
+      InvalidValueError: another ending, or a place that cannot be written to.
       UnsupportedProblemError: .parquet without polars installed.
       OSError: it cannot be written after all.
     """
