@@ -60,8 +60,7 @@ def risks(axes: Axes, limit: object, preconditioner: np.ndarray, trained_at: int
     }
     curve = analysis.risk_against_length(regression, lengths, predictors, jax.random.key(0), 100_000)
     means, errors = (dict(zip(curve.names, values.T, strict=True)) for values in (curve.means, curve.standard_errors))
-    parameters = theory.lsa.gaussian_parameters(regression(trained_at))
-    exact = [theory.lsa.risk(preconditioner, *parameters, n) for n in lengths]
+    exact = [theory.lsa.risk(theory.Problem.of(regression(n)), preconditioner) for n in lengths]
     report.risk_curves(axes, lengths, means, errors, exact, trained_at)
     axes.set(title="risk at other lengths")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

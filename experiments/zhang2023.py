@@ -39,12 +39,12 @@ def trained(length: int, scale: float = 0.1, times=None) -> training.TrainingRes
 
 def convergence(folder: Path) -> None:
     """Loss along the flow for several initial scales, and the predicted time of escape from the plateau."""
-    theta, problem = np.eye(DIM) / np.sqrt(DIM), (COVARIANCE, np.eye(DIM), 0.0, LENGTH)
-    minimum = theory.lsa.minimum_risk(*problem) / 2
+    theta, problem = np.eye(DIM) / np.sqrt(DIM), theory.Problem(COVARIANCE, np.eye(DIM), 0.0, LENGTH)
+    minimum = theory.lsa.minimum_risk(problem) / 2
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes, numbers = figure.subplots(), {}
     for colour, scale in enumerate((0.1, 1e-2, 1e-3, 1e-4)):
-        predicted = theory.timecourse.plateau_time(scale, theta, 0.5, *problem)
+        predicted = theory.timecourse.plateau_time(problem, scale, theta, 0.5)
         times = np.linspace(0.0, 2.5 * predicted + 3.0, 200)
         path = trained(LENGTH, scale, times).trajectory
         losses = path.losses[: len(times)]
@@ -140,7 +140,7 @@ def shifts(folder: Path) -> None:
 
 
 def _exact_risk(preconditioner, covariance, query_moment, task_covariance) -> float:
-    return theory.lsa.risk(preconditioner, covariance, task_covariance, 0.0, LENGTH, query_moment)
+    return theory.lsa.risk(theory.Problem(covariance, task_covariance, 0.0, LENGTH), preconditioner, query_moment)
 
 
 @jax.jit

@@ -102,7 +102,7 @@ print(agreement)
 
 # %%
 step_size, _ = comparison.best_linear_steps(task, jax.random.key(0), prompts=1)
-rate = theory.stability.late_rates(covariance, np.eye(d), 0.25, N).slowest
+rate = theory.stability.late_rates(theory.Problem.of(task)).slowest
 
 
 def distance(goal):
@@ -170,7 +170,7 @@ curve = analysis.risk_against_length(
     prompts=8192,
 )
 fine = np.geomspace(lengths[0], lengths[-1], 50)
-exact = [theory.lsa.risk(best.preconditioner, covariance, np.eye(d), 0.25, n) for n in fine]
+exact = [theory.lsa.risk(theory.Problem(covariance, np.eye(d), 0.25, n), best.preconditioner) for n in fine]
 
 with report.house_style():
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")

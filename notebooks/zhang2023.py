@@ -113,7 +113,7 @@ with report.house_style():
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.6, 3.1), layout="constrained")
     for colour, scale in enumerate((1e-1, 1e-2, 1e-3)):
         one = training.gradient_flow(loss, initializers.zhang(d, scale)).trajectory
-        half = theory.timecourse.plateau_time(scale, identity / np.sqrt(d), 0.5, covariance, identity, 0.0, N)
+        half = theory.timecourse.plateau_time(theory.Problem.of(regression(N)), scale, identity / np.sqrt(d), 0.5)
         early = one.times < 6
         left.plot(one.times[early], one.losses[early], "o", markersize=3, label=f"$\\sigma$ = {scale:g}")
         left.axvline(half, color=f"C{colour}", linestyle=":")
@@ -243,12 +243,9 @@ with report.house_style():
     ):
         exact = [
             theory.lsa.risk(
+                theory.Problem(c ** (2 * of_context) * covariance, c ** (2 * of_task) * outer, 0.0, N),
                 preconditioner,
-                c ** (2 * of_context) * covariance,
-                c ** (2 * of_task) * outer,
-                0.0,
-                N,
-                c ** (2 * of_query) * covariance,
+                query_moment=c ** (2 * of_query) * covariance,
             )
             for c in fine
         ]
@@ -304,7 +301,7 @@ for name, settings in (("random", {"covariates": distribution}), ("fixed", {"cov
 moments = theory.random_covariance.diagonal_moments(values, probabilities, n)
 expected = {
     "random": theory.random_covariance.preconditioner(moments),
-    "fixed": theory.lsa.optimal_preconditioner(mean, identity, 0.0, n),
+    "fixed": theory.lsa.optimal_preconditioner(theory.Problem(mean, identity, 0.0, n)),
 }
 for name, matrix in expected.items():
     gap = np.linalg.norm(preconditioners[name] - matrix) / np.linalg.norm(matrix)
@@ -314,15 +311,15 @@ for name, matrix in expected.items():
 
 def mixed_risk(matrix, length, scale=1.0):
     """Risk of a preconditioner on the random covariances times a scale: the mean over their support."""
-    each = [theory.lsa.risk(matrix, scale * np.diag(spectrum), identity, 0.0, length) for spectrum in support]
-    return shares @ np.array(each)
+    problems = [theory.Problem(scale * np.diag(spectrum), identity, 0.0, length) for spectrum in support]
+    return shares @ np.array([theory.lsa.risk(problem, matrix) for problem in problems])
 
 
 with report.house_style():
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     fine = np.geomspace(lengths[0], lengths[-1], 60)
     left.plot(fine, [mixed_risk(expected["random"], m) for m in fine])
-    left.plot(fine, [theory.lsa.risk(expected["fixed"], mean, identity, 0.0, m) for m in fine])
+    left.plot(fine, [theory.lsa.risk(theory.Problem(mean, identity, 0.0, m), expected["fixed"]) for m in fine])
     left.axhline(mixed_risk(expected["random"], np.inf), color="C0", linestyle=":")
     for colour, name in enumerate(risks):
         left.plot(lengths, risks[name], "o", color=f"C{colour}", label=f"{name} covariances")

@@ -299,13 +299,11 @@ def _preconditioner_distance(problem: Problem, limit: Weights, matrix: np.ndarra
     return float(np.linalg.norm(learned - matrix) / np.linalg.norm(matrix))
 
 
-def _exact_risk(task: Task, preconditioner: np.ndarray, length: int | None = None) -> dict[str, float]:
+def _exact_risk(task: Task, preconditioner: np.ndarray) -> dict[str, float]:
     """Risk of a preconditioned step on Gaussian regression, which needs no sampling; nothing for other tasks."""
     if not (isinstance(task, tasks.LinearRegression) and isinstance(task.covariates, tasks.Gaussian)):
         return {}
-    parameters = theory.lsa.gaussian_parameters(task)
-    risk = theory.lsa.risk(preconditioner, *parameters, task.context_length if length is None else length)
-    return {"risk": risk, "standard_error": 0.0}
+    return {"risk": theory.lsa.risk(theory.Problem.of(task), preconditioner), "standard_error": 0.0}
 
 
 def _exact_risk_at(problem: Problem, length: int) -> float:
@@ -313,4 +311,4 @@ def _exact_risk_at(problem: Problem, length: int) -> float:
     assert problem.optimum is not None
     plain_sum = getattr(problem.model, "normaliser", None) == "none"
     scale = length / problem.task.context_length if plain_sum else 1.0
-    return _exact_risk(problem.task, scale * np.asarray(problem.optimum.preconditioner), length)["risk"]
+    return _exact_risk(problem.task.with_context_length(length), scale * np.asarray(problem.optimum.preconditioner))["risk"]

@@ -33,6 +33,7 @@ from icl_lab.theory.regression import transfer as transfer
 from icl_lab.theory.regression import zhang2023 as zhang2023
 from icl_lab.theory.regression import zhangsaxe2025 as zhangsaxe2025
 from icl_lab.theory.regression.optimum import Optimum as Optimum
+from icl_lab.theory.regression.problem import Problem as Problem
 from icl_lab.theory.series import autoregressive as autoregressive
 from icl_lab.theory.series import bartlett as bartlett
 from icl_lab.theory.series import isserlis as isserlis

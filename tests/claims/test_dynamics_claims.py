@@ -47,8 +47,8 @@ def test_fresh_prompts_find_the_product():
 def test_a_late_rate_without_the_gauge_is_caught(monkeypatch):
     right = stability.late_rates
 
-    def wrong(*problem):
-        rates = right(*problem)
+    def wrong(problem):
+        rates = right(problem)
         return stability.LateRates(rates.diagonal * 1.001, rates.off_diagonal)
 
     monkeypatch.setattr(stability, "late_rates", wrong)
@@ -57,7 +57,7 @@ def test_a_late_rate_without_the_gauge_is_caught(monkeypatch):
 
 def test_a_frozen_value_on_the_other_clock_is_caught(monkeypatch):
     right = timecourse.frozen_value
-    monkeypatch.setattr(timecourse, "frozen_value", lambda times, *rest: right(2 * np.asarray(times), *rest))
+    monkeypatch.setattr(timecourse, "frozen_value", lambda problem, times, *rest: right(problem, 2 * np.asarray(times), *rest))
     assert failed("lab.frozen-u")
 
 

@@ -4,6 +4,7 @@ Each case replaces one function of the theory (or turns the query token's handli
 and names a claim that must notice.
 """
 
+import dataclasses
 import importlib
 
 import jax
@@ -34,11 +35,15 @@ def gamma_without_its_trace_term(right):
 
 def context_moment_without_its_square_term(right):
     # E[m m^T] as if the sample covariance did not fluctuate.
-    return lambda lam, om, s2, length: lam @ om @ lam + (np.trace(lam @ om) + s2) / length * lam
+    def moment(problem):
+        lam, om = problem.covariance, problem.task_covariance
+        return lam @ om @ lam + (np.trace(lam @ om) + problem.noise_variance) / problem.context_length * lam
+
+    return moment
 
 
 def optimum_without_noise(right):
-    return lambda lam, om, s2, length: right(lam, om, 0.0, length)
+    return lambda problem: right(dataclasses.replace(problem, noise_variance=0.0))
 
 
 def step_with_n_instead_of_n_minus_one(right):
@@ -57,7 +62,7 @@ def eigenvalues_of_one_example_fewer(right):
 
 
 def time_on_the_clock_of_the_whole_loss(right):
-    return lambda times, *problem: right(2 * np.asarray(times), *problem)
+    return lambda problem, times, sigma: right(problem, 2 * np.asarray(times), sigma)
 
 
 def shrinkage_without_one_pairing(right):
@@ -86,8 +91,8 @@ def second_moment_for_a_covariance(right):
 
 
 def factors_in_the_other_order(right):
-    def velocity(u, inner, *problem):
-        du, transposed = right(u, inner.T, *problem)
+    def velocity(problem, u, inner):
+        du, transposed = right(problem, u, inner.T)
         return du, transposed.T
 
     return velocity

@@ -52,11 +52,10 @@ def best_linear_steps(task: Task, key: Key, prompts: int) -> tuple[float, Float[
       eta, for :math:`\hat y = \eta G^* x_q`, and P (d, d), for :math:`\hat y = G^* P x_q`, G = (1/N) sum_i x_i y_i^*.
     """
     if isinstance(task, tasks.LinearRegression) and isinstance(task.covariates, tasks.Gaussian):
-        covariance, task_covariance, noise_variance = theory.lsa.gaussian_parameters(task)
-        parameters = (covariance, task_covariance, noise_variance, task.context_length)
-        moment = theory.lsa.response_moment(*parameters)
-        step = np.trace(covariance @ covariance @ task_covariance) / np.trace(covariance @ moment)
-        return float(step), np.asarray(theory.lsa.optimal_preconditioner(*parameters))
+        problem = theory.Problem.of(task)
+        signal = np.trace(problem.covariance @ problem.covariance @ problem.task_covariance)
+        step = signal / np.trace(problem.covariance @ theory.lsa.response_moment(problem))
+        return float(step), np.asarray(theory.lsa.optimal_preconditioner(problem))
     square, cross = (np.asarray(x) for x in _normal_equations(task, jax.random.split(key, (-(-prompts // CHUNK), CHUNK))))
     dim = task.dim
     identity = np.eye(dim).ravel()

@@ -156,11 +156,11 @@ def best_single_layer_for_any_tasks(setting: AnyTasks) -> list[Check]:
     BFGS on the exact loss over all entries from small Gaussian starts and one small structured start, none at the optimum; the
     lowest end counts. The A* of isotropic tasks, or any start that ends below f*, would make it fail.
     """
-    d, N, problem = setting.d, setting.N, (setting.covariance, setting.task_covariance, 0.0, setting.N)
+    d, N = setting.d, setting.N
     if setting.tasks == "whitening":
         expected, minimum = N / (N + d + 1) * setting.task_covariance, theory.mahankali2023.minimum_risk(d, N, 0.0)
     else:
-        expected, minimum = theory.lsa.optimal_preconditioner(*problem), theory.lsa.minimum_risk(*problem)
+        expected, minimum = theory.lsa.optimal_preconditioner(setting.problem), theory.lsa.minimum_risk(setting.problem)
     return _checked_minimum(setting, expected, minimum)
 
 

@@ -68,7 +68,7 @@ class UnbalancedFlow(NoisyFlow):
     def validate(self) -> None:
         super().validate()
         product = self.sigma * self.u0 * self.direction
-        pull = self.evaluate(theory.lsa.response_moment) @ product @ self.covariance
+        pull = theory.lsa.response_moment(self.problem) @ product @ self.covariance
         if np.sum(product * pull) >= 2 * np.sum(product * self.drive):
             raise AssumptionError(
                 f"the start sigma = {self.sigma:g}, u0 = {self.u0:g} has no lower loss than zero weights, from which the limit "
@@ -93,7 +93,7 @@ def balanced_limit(setting: UnbalancedFlow) -> list[Check]:
     """
     d, task = setting.d, setting.task()
     objective = exact(task)
-    product, minimum = setting.evaluate(theory.lsa.optimal_preconditioner), setting.evaluate(theory.lsa.minimum_risk)
+    product, minimum = theory.lsa.optimal_preconditioner(setting.problem), theory.lsa.minimum_risk(setting.problem)
     terms = float(task.signal_variance)
     small, large = sorted((setting.sigma, setting.u0))
     checks = []
@@ -133,7 +133,7 @@ def structured_flow(setting: SmallStart) -> list[Check]:
     d, sigma = setting.d, setting.sigma
     u, inner = 1.3, _unit(setting.seed, "point", d)
     weights = structured(u, inner)
-    du, slope = setting.evaluate(theory.structured.general_velocity, u, inner)
+    du, slope = theory.structured.general_velocity(setting.problem, u, inner)
     checks = []
     for words, query_in_sum in QUERY_IN_SUM.items():
         objective = objectives.population(setting.task(), models.LinearSelfAttention(query_in_sum=query_in_sum))
@@ -148,7 +148,7 @@ def structured_flow(setting: SmallStart) -> list[Check]:
     times = np.linspace(0.0, 2.0, 5) * np.log(1 + 1 / sigma) / np.linalg.norm(setting.drive)
     start = sigma * setting.direction
     path, _ = _followed(exact(setting.task()), structured(sigma, start), times, 1e-12)
-    path_u, path_inner = setting.evaluate(theory.timecourse.flow, sigma, start, times)
+    path_u, path_inner = theory.timecourse.flow(setting.problem, sigma, start, times)
     return [
         *checks,
         check.exact("u_along_the_flow", path.w_pv[:, -1, -1], path_u, PATH_TOLERANCE),
@@ -187,21 +187,20 @@ def logistic(setting: IsotropicFlow) -> list[Check]:
     grid of times, and an event of a second solver the time to half the limit. A curve whose rate lacks the root of d, or whose
     limit lacks the noise, would make it fail.
     """
-    d, sigma = setting.d, setting.sigma
-    numbers = (d, setting.lam, setting.om, setting.s2, setting.N)
+    d, sigma, problem = setting.d, setting.sigma, setting.problem
     objective, start = exact(setting.task()), models.initializers.zhang(d, sigma)
     rate = 2 * np.sqrt(d) * setting.om * setting.lam**2
-    half = theory.timecourse.logistic_half_time(*numbers, sigma)
+    half = theory.timecourse.logistic_half_time(problem, sigma)
     grid = np.linspace(0.0, max(2 * half, 5 / rate), setting.times + 1)[1:]
     path, losses = _followed(objective, start, grid, 1e-12)
     steps = path.w_pv[:, -1:, -1:] * path.w_kq[:, :d, :d]
-    z = theory.timecourse.logistic(grid, *numbers, sigma)
+    z = theory.timecourse.logistic(problem, grid, sigma)
     checks = [
         check.exact("effective_step", steps, np.multiply.outer(z / np.sqrt(d), np.eye(d)), PATH_TOLERANCE),
-        check.exact("half_loss", losses, theory.timecourse.logistic_loss(z, *numbers), PATH_TOLERANCE),
+        check.exact("half_loss", losses, theory.timecourse.logistic_loss(problem, z), PATH_TOLERANCE),
     ]
     if half > 0:
-        limit = theory.timecourse.logistic(np.array([np.inf]), *numbers, sigma)[0]
+        limit = theory.timecourse.logistic(problem, np.array([np.inf]), sigma)[0]
         crossed = Integrator(objective, start)(start, 2 * half, [lambda weights: weights.w_pv[-1, -1] ** 2 - limit / 2])
         checks.append(check.exact("half_time", crossed.crossings[0][0], half, PATH_TOLERANCE))
     return checks
@@ -227,11 +226,11 @@ def frozen_value(setting: FrozenValue) -> list[Check]:
     w_pv = structured(u0, np.eye(d)).w_pv
     objective = Reparametrised(exact(setting.task()), lambda w_kq: LSAWeights(w_pv=jnp.asarray(w_pv), w_kq=w_kq))
     start = setting.sigma * _unit(setting.seed, "inner", d)
-    moments = setting.evaluate(theory.lsa.response_moment), setting.covariance
+    moments = theory.lsa.response_moment(setting.problem), setting.covariance
     rates = u0**2 * np.outer(*map(np.linalg.eigvalsh, moments))
     grid = np.geomspace(1 / rates.max(), 3 / rates.min(), setting.times)
     path, _ = _followed(objective, structured(u0, start).w_kq, grid, 1e-14)
-    expected = setting.evaluate(theory.timecourse.frozen_value, grid, u0, start)
+    expected = theory.timecourse.frozen_value(setting.problem, grid, u0, start)
     return [
         check.exact("U_along_the_flow", path[:, :d, :d], expected, EXACT_TOLERANCE),
         check.exact("k2_abs", path[:, d, :d], np.zeros((setting.times, d)), EXACT_TOLERANCE),

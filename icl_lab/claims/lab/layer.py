@@ -89,8 +89,8 @@ def _risk_and_gradient(setting: LossSetting, words: str) -> tuple[LinearSelfAtte
     model = LinearSelfAttention(query_in_sum=QUERY_IN_SUM[words], normaliser=setting.normaliser)
     objective = objectives.population(setting.task(), model)
     options = {"query_in_sum": QUERY_IN_SUM[words], "rho": setting.divisor}
-    risk = setting.evaluate(theory.exact_loss.risk, weights.w_pv, weights.w_kq, **options)
-    slopes = setting.evaluate(theory.exact_loss.risk_gradient, weights.w_pv, weights.w_kq, **options)
+    risk = theory.exact_loss.risk(setting.problem, weights.w_pv, weights.w_kq, **options)
+    slopes = theory.exact_loss.risk_gradient(setting.problem, weights.w_pv, weights.w_kq, **options)
     gradient = compiled.jit(jax.grad(objective))(weights)
     exact = {
         "risk": (objective.risk(weights), risk),

@@ -64,7 +64,7 @@ def global_minimum(setting: GlobalMinimum) -> list[Check]:
     d, N, task = setting.d, setting.N, setting.task()
     model = models.LinearSelfAttention(query_in_sum=setting.query_in_sum, normaliser=setting.normaliser)
     objective = objectives.population(task, model)
-    best, minimum = setting.evaluate(theory.lsa.optimal_preconditioner), setting.evaluate(theory.lsa.minimum_risk)
+    best, minimum = theory.lsa.optimal_preconditioner(setting.problem), theory.lsa.minimum_risk(setting.problem)
     # A model that sums without dividing carries B / N in its weights.
     ratio = N / setting.divisor
     scale = setting.sigma / ratio ** (1 / 3)
@@ -108,8 +108,8 @@ def _singular_checks(setting: GlobalMinimum, model, scale: float) -> list[Check]
     objective = objectives.population(task, model)
     flow = convergence.to_limit(objective, initializers.zhang(d, scale), weight_tolerance=WEIGHT_TOLERANCE)
     product, terms = analysis.effective_preconditioner(flow.limit, model, N), float(task.signal_variance)
-    expected = theory.lsa.optimal_preconditioner(inputs, flat, setting.s2, N)
-    minimum = theory.lsa.minimum_risk(inputs, flat, setting.s2, N)
+    problem = theory.Problem(inputs, flat, setting.s2, N)
+    expected, minimum = theory.lsa.optimal_preconditioner(problem), theory.lsa.minimum_risk(problem)
     return [
         check.exact("singular_preconditioner", product, expected, PRECONDITIONER_TOLERANCE),
         check.exact("singular_risk", objective.risk(flow.limit), minimum, RISK_TOLERANCE, terms=terms),
@@ -149,7 +149,7 @@ def minima_that_are_not_global(setting: RankOneBranch) -> list[Check]:
     d, N, s2, query_in_sum, starts = setting.d, setting.N, setting.s2, setting.query_in_sum, setting.starts
     model = models.LinearSelfAttention(query_in_sum=query_in_sum)
     objective = objectives.population(setting.task(), model)
-    w_pv, w_kq, half_loss = setting.evaluate(theory.minima.rank_one_branch)
+    w_pv, w_kq, half_loss = theory.minima.rank_one_branch(setting.problem)
     branch = LSAWeights(w_pv, w_kq)
     loss, slope = loss_and_norm(objective, branch)
     rounding = STATIONARY_TOLERANCE * float(np.trace(setting.covariance)) ** 2
@@ -165,7 +165,7 @@ def minima_that_are_not_global(setting: RankOneBranch) -> list[Check]:
     ensemble = training.gradient_flows(objective, begin, weight_tolerance=LOOSE_WEIGHT_TOLERANCE)
     convergence.rest_on(ensemble, int(np.argsort(ensemble.losses[:starts])[starts // 2]))
     expected = theory.minima.half_loss_below_branch(setting.spectrum, s2, N, query_in_sum)
-    minimum = setting.evaluate(theory.lsa.minimum_risk) / 2
+    minimum = theory.lsa.minimum_risk(setting.problem) / 2
     return [
         *checks,
         check.exact("half_loss_reached_from_the_branch", np.median(ensemble.losses[:starts]), expected, SPURIOUS_TOLERANCE),
@@ -178,7 +178,7 @@ def _isotropic_checks(setting: NoisySetting, model: models.LinearSelfAttention) 
     d, N, s2, query_in_sum = setting.d, setting.N, setting.s2, model.query_in_sum
     objective = objectives.population(setting.task(), model)
     beta = N / (N + d + 1 + s2)
-    w_pv, w_kq, half_loss = setting.evaluate(theory.minima.rank_one_branch)
+    w_pv, w_kq, half_loss = theory.minima.rank_one_branch(setting.problem)
     slope, hessian = _second_order(objective, LSAWeights(w_pv, w_kq))
     # The criterion is stated at |p1| = 1 and |k2| = beta; the branch comes with |p1| = |k2|, scaled along its orbit.
     e = w_pv[-1, :d] / np.linalg.norm(w_pv[-1, :d])

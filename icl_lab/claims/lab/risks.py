@@ -75,16 +75,17 @@ def risk_under_shift(setting: ShiftSetting) -> list[Check]:
     key = jax.random.key(setting.seed)
     # Neither trained on the test distribution nor symmetric: the optimum of Lam = I at length N, disturbed.
     disturbance = np.asarray(jax.random.normal(prng.stream(key, "disturbance"), (d, d)))
-    step = np.asarray(theory.lsa.optimal_preconditioner(np.eye(d), np.eye(d), 0.0, setting.N))
+    step = np.asarray(theory.lsa.optimal_preconditioner(theory.Problem(np.eye(d), np.eye(d), 0.0, setting.N)))
     step = step + 0.3 * disturbance / np.sqrt(d)
     weights = _step(step)
     vector = np.asarray(psd_root(tasks) @ jax.random.normal(prng.stream(key, "vector"), (d,)))
     checks = []
     for name, second_moment in (("random_tasks", tasks), ("one_task", np.outer(vector, vector))):
         task = LinearRegression(d, M, inputs, second_moment, np.sqrt(s2))
-        expected = theory.lsa.risk(step, inputs, second_moment, s2, M)
+        expected = theory.lsa.risk(theory.Problem(inputs, second_moment, s2, M), step)
         checks.append(check.exact(f"risk_{name}", objectives.population(task, MODEL).risk(weights), expected, EXACT_TOLERANCE))
-    task = dataclasses.replace(setting, N=M).task()
+    at_test = dataclasses.replace(setting, N=M)
+    task = at_test.task()
     root, roots = jnp.asarray(psd_root(inputs)), jnp.asarray(psd_root(setting.query_moment))
 
     def shifted_query(one):
@@ -102,7 +103,7 @@ def risk_under_shift(setting: ShiftSetting) -> list[Check]:
         return jnp.sum((MODEL(weights, prompt) - prompt.target) ** 2)
 
     mean, error = mean_with_error(simulate(shifted_query, prng.stream(key, "shifted query"), setting.samples))
-    expected = theory.lsa.risk(step, inputs, tasks, s2, M, setting.query_moment)
+    expected = theory.lsa.risk(at_test.problem, step, setting.query_moment)
     checks.append(check.sampled("risk_shifted_query", mean, expected, error))
     mean, error = mean_with_error(simulate(rectified_labels, prng.stream(key, "rectified"), setting.samples))
     expected = theory.nonlinear.bilinear_risk(step, inputs, *theory.nonlinear.rectified_distribution(inputs, vector, s2), M)
@@ -150,16 +151,15 @@ def bayes(setting: BayesSetting) -> list[Check]:
         return simulated_risk(lambda prompt: estimators.ridge(prompt, penalty), on, prng.stream(key, stream), samples)
 
     mean, error = ridge(_bayes_penalty(setting), task, "bayes")
-    expected, uncertainty = setting.evaluate(
-        theory.bayes.risk, contexts=normal_batches(samples, setting.N, setting.d, seed=setting.seed)
-    )
+    contexts = normal_batches(samples, setting.N, setting.d, seed=setting.seed)
+    expected, uncertainty = theory.bayes.risk(setting.problem, contexts)
     other, other_error = ridge(setting.penalty, plain, "ridge")
     integral = theory.bayes.isotropic_ridge_risk(setting.d, setting.N, setting.s2, setting.penalty)
     layer = _trained_risk(task)
     return [
         check.sampled("bayes_risk", mean, expected, math.hypot(error, uncertainty)),
         check.sampled("ridge_risk", other, integral, other_error),
-        check.exact("layer_risk", layer, setting.evaluate(theory.lsa.minimum_risk), RISK_TOLERANCE),
+        check.exact("layer_risk", layer, theory.lsa.minimum_risk(setting.problem), RISK_TOLERANCE),
         check.at_least("layer_above_bayes", layer, expected - check.SIGMAS * uncertainty),
     ]
 
@@ -220,7 +220,7 @@ def crossover(setting: CrossoverSetting) -> list[Check]:
     expected = np.array([[n < trained, n < infinite] for n in lengths], dtype=float)
     # One length of the comparison, simulated with both predictors on the same prompts.
     one_length = setting.at(max(math.floor(trained), d + SPARE_FOR_PLAIN_SAMPLING))
-    task, step = one_length.task(), _step(one_length.evaluate(theory.lsa.optimal_preconditioner))
+    task, step = one_length.task(), _step(theory.lsa.optimal_preconditioner(one_length.problem))
 
     def lead(one):
         prompt = task.sample(one)
@@ -228,7 +228,7 @@ def crossover(setting: CrossoverSetting) -> list[Check]:
         return jnp.sum((layer - prompt.target) ** 2 - (rival - prompt.target) ** 2)
 
     mean, error = mean_with_error(simulate(lead, jax.random.key(setting.seed), setting.samples))
-    difference = one_length.evaluate(theory.lsa.minimum_risk) - theory.bayes.ols_risk(d, one_length.N, s2)
+    difference = theory.lsa.minimum_risk(one_length.problem) - theory.bayes.ols_risk(d, one_length.N, s2)
     return [
         check.exact("who_wins_at_each_length_abs", wins, expected, 0.0),
         check.sampled("simulated_difference_abs", mean, difference, error),
@@ -261,7 +261,7 @@ def one_over_n(setting: LongContexts) -> list[Check]:
     N, penalty = max(setting.N, SHORTEST_LIMIT), _bayes_penalty(setting)
     # N R(N) = limit + a/N + ...; lengths N and 2N remove the first correction.
     once, twice = (length * _trained_risk(setting.at(length)) for length in (5000 * N, 10_000 * N))
-    limit = theory.bayes.scaled_limit(setting.covariance, setting.task_covariance, setting.s2)
+    limit = theory.bayes.scaled_limit(setting.problem)
     checks = [check.exact("layer", 2 * twice - once, limit, 1e-6)]
 
     def scaled_errors(task: LinearRegression) -> Float[np.ndarray, "samples 2"]:

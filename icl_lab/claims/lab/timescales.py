@@ -39,7 +39,7 @@ class PlateauSetting(FlowSetting):
     @property
     def level(self) -> float:
         """u at the end of the plateau, by the limit from balanced starts."""
-        return self.fraction * float(np.sqrt(np.linalg.norm(self.evaluate(theory.lsa.optimal_preconditioner))))
+        return self.fraction * float(np.sqrt(np.linalg.norm(theory.lsa.optimal_preconditioner(self.problem))))
 
     def validate(self) -> None:
         super().validate()
@@ -52,7 +52,7 @@ class PlateauSetting(FlowSetting):
             raise AssumptionError(
                 f"`fraction` must be between 0 and 1; got {self.fraction:g}. u does not reach more than its limit."
             )
-        if (share := self.level / self.evaluate(theory.timecourse.drop_value)) > LARGEST_SHARE_OF_DROP:
+        if (share := self.level / theory.timecourse.drop_value(self.problem)) > LARGEST_SHARE_OF_DROP:
             raise AssumptionError(
                 f"u reaches `fraction` = {self.fraction:g} of its limit in the tail after the drop, at {share:.3g} times what "
                 f"the drop takes it to; take at most {self.fraction / share * LARGEST_SHARE_OF_DROP:.3g}."
@@ -84,7 +84,7 @@ def plateau(setting: PlateauSetting) -> list[Check]:
     }
     integrate = Integrator(exact(setting.task()), starts["larger"])
     expected = {
-        name: setting.evaluate(theory.timecourse.plateau_time, small, theta, setting.fraction) for name, theta in thetas.items()
+        name: theory.timecourse.plateau_time(setting.problem, small, theta, setting.fraction) for name, theta in thetas.items()
     }
     end = 1.5 * max(expected.values()) + 1 / norm
     # Half way between the start and the limit, on the scale of logarithms, both kinds of neglected terms are small.
@@ -125,10 +125,10 @@ def overshoot(setting: OvershootSetting) -> list[Check]:
     """
     d, sigma = setting.d, setting.sigma
     values, basis = np.linalg.eigh(setting.covariance)
-    limit = np.diag(basis.T @ setting.evaluate(theory.lsa.optimal_preconditioner) @ basis)
+    limit = np.diag(basis.T @ theory.lsa.optimal_preconditioner(setting.problem) @ basis)
     start = initializers.zhang(d, sigma)
-    end = setting.evaluate(theory.timecourse.plateau_time, sigma, np.eye(d) / np.sqrt(d), 0.5)
-    end = max(end, 0.0) + SETTLED / setting.evaluate(theory.stability.late_rates).slowest
+    end = theory.timecourse.plateau_time(setting.problem, sigma, np.eye(d) / np.sqrt(d), 0.5)
+    end = max(end, 0.0) + SETTLED / theory.stability.late_rates(setting.problem).slowest
 
     def shares(weights: LSAWeights) -> np.ndarray:
         return _u(weights) * np.diag(basis.T @ weights.w_kq[:d, :d] @ basis) / limit
@@ -168,9 +168,9 @@ def late_rate(setting: LateSetting) -> list[Check]:
     largest stable one starts 1e-8 beside the limit. An eigenvalue missed, or a rate twice too fast, would make it fail.
     """
     d, sigma, objective = setting.d, setting.sigma, exact(setting.task())
-    rates = setting.evaluate(theory.stability.late_rates)
+    rates = theory.stability.late_rates(setting.problem)
     root = initializers.random_theta(jax.random.key(setting.seed), d)
-    plateau_time = max(setting.evaluate(theory.timecourse.plateau_time, sigma, root @ root.T, 0.5), 0.0)
+    plateau_time = max(theory.timecourse.plateau_time(setting.problem, sigma, root @ root.T, 0.5), 0.0)
     times = plateau_time + np.array([10.0, 14.0]) / rates.slowest
     flow = convergence.to_limit(objective, initializers.zhang(d, sigma, root), times=times, weight_tolerance=1e-11)
     integrate = Integrator(objective, flow.limit)
@@ -245,7 +245,7 @@ def slow_mode(setting: TwoModes) -> list[Check]:
     """
     regression, sigma, low, high = setting.regression(), setting.sigma, setting.low, setting.high
     slow = np.linalg.eigh(regression.covariance)[1][:, 0]
-    limit = slow @ regression.evaluate(theory.lsa.optimal_preconditioner) @ slow
+    limit = slow @ theory.lsa.optimal_preconditioner(regression.problem) @ slow
     start = initializers.zhang(2, sigma)
 
     def share(weights: LSAWeights) -> float:
@@ -255,7 +255,7 @@ def slow_mode(setting: TwoModes) -> list[Check]:
         large, small = setting.spectrum
         return theory.timecourse.slow_mode_time(large, small, setting.s2, setting.N, low, high)
 
-    drop = regression.evaluate(theory.timecourse.plateau_time, sigma, np.eye(2) / np.sqrt(2), 0.5)
+    drop = theory.timecourse.plateau_time(regression.problem, sigma, np.eye(2) / np.sqrt(2), 0.5)
     end = max(drop, 0.0) + 3 * time_between(0.0, high)
     events = [lambda w, level=level: share(w) - level for level in (low, high)]
     path = Integrator(exact(regression.task()), start)(start, end, events, method="LSODA", rtol=1e-9, stop=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +81,7 @@ def escape_exponent(setting: EscapeSetting) -> list[Check]:
     padded = np.sort(np.concatenate([expected, np.zeros(len(hessian) - len(expected))]))
     norm = np.linalg.norm(setting.drive)
     top = integrate.value_and_gradient(np.zeros(len(hessian)))[0]
-    level = top - ESCAPED * (top - setting.evaluate(theory.lsa.minimum_risk) / 2)
+    level = top - ESCAPED * (top - theory.lsa.minimum_risk(setting.problem) / 2)
 
     def odd_blocks(flat: np.ndarray, scale: float) -> float:
         """Size of (p1, k2) when the loss has fallen by the share `ESCAPED`."""
@@ -113,7 +115,7 @@ class DescentSetting(CommutingSetting):
 
     def validate(self) -> None:
         super().validate()
-        largest = self.evaluate(theory.stability.late_rates).largest_step
+        largest = theory.stability.late_rates(self.problem).largest_step
         if self.h > LARGEST_STEP * largest:
             raise AssumptionError(
                 f"`h` must be at most {LARGEST_STEP * largest:.6g}, {LARGEST_STEP:g} of the largest stable step; "
@@ -136,8 +138,8 @@ def descent_invariant(setting: DescentSetting) -> list[Check]:
     path = training.descend(objective, start, optax.sgd(h), 256).trajectory.weights
     u, inner = path.w_pv[:, -1, -1], path.w_kq[:, :d, :d]
     changes = np.diff(u**2 - np.sum(inner**2, axis=(1, 2)))
-    velocity = theory.structured.general_velocity
-    slopes = [setting.evaluate(velocity, float(a), b) for a, b in zip(u[:-1], inner[:-1], strict=True)]
+    velocity = partial(theory.structured.general_velocity, setting.problem)
+    slopes = [velocity(float(a), b) for a, b in zip(u[:-1], inner[:-1], strict=True)]
     drift = h**2 * np.array([du**2 - np.sum(slope**2) for du, slope in slopes])
 
     @compiled.jit
@@ -147,16 +149,16 @@ def descent_invariant(setting: DescentSetting) -> list[Check]:
 
         return jax.lax.fori_loop(0, steps, update, jax.tree.map(jnp.asarray, start))
 
-    product = setting.evaluate(theory.lsa.optimal_preconditioner)
+    product = theory.lsa.optimal_preconditioner(setting.problem)
     growth = np.linalg.norm(setting.drive)
-    time = 3 * np.log(1 + 1 / sigma) / growth + 28 / setting.evaluate(theory.stability.late_rates).slowest
+    time = 3 * np.log(1 + 1 / sigma) / growth + 28 / theory.stability.late_rates(setting.problem).slowest
     # Absolute, since a single mode stays balanced at every step.
     checks, ends = [check.exact("kappa_changes_abs", changes, drift, 1e-12)], []
     for share in (1, 2, 4):
         steps = int(np.ceil(time * share / h))
         limit = precision.to_numpy(descended(np.asarray(h / share), np.asarray(steps)))
         u_end, inner_end = float(limit.w_pv[-1, -1]), limit.w_kq[:d, :d]
-        expected, _, kappa = setting.evaluate(theory.stability.descent, sigma, start.w_kq[:d, :d], h / share, steps)
+        expected, _, kappa = theory.stability.descent(setting.problem, sigma, start.w_kq[:d, :d], h / share, steps)
         w_pv, _ = optimum.balanced_weights(product, kappa)
         words = f"step_h_over_{share}"
         checks += [
@@ -200,7 +202,7 @@ class StochasticSetting(SpectralSetting):
 
     def validate(self) -> None:
         super().validate()
-        rates = self.evaluate(theory.stability.late_rates)
+        rates = theory.stability.late_rates(self.problem)
         if self.lr > 0.3 * rates.largest_step:
             raise AssumptionError(
                 f"`lr` must be at most {0.3 * rates.largest_step:.4g}, 0.3 of the largest stable step; got {self.lr:g}."
@@ -236,7 +238,7 @@ def sgd_sanity(setting: StochasticSetting) -> list[Check]:
     tail = np.mean(products[len(products) // 2 :], axis=0)
     best = theory.zhang2023.optimum(task)
     limit = jax.tree.map(lambda matrix: matrix[-1], path)
-    averaged = setting.evaluate(theory.lsa.risk, tail.T)
+    averaged = theory.lsa.risk(setting.problem, tail.T)
     odd = np.concatenate([limit.w_pv[-1, :d], limit.w_kq[d, :d]])
     inactive = np.concatenate([(limit.w_pv - start.w_pv)[:-1].ravel(), (limit.w_kq - start.w_kq)[:, -1]])
     return [
@@ -276,7 +278,7 @@ def one_head_of_full_rank(setting: FullRankHead) -> list[Check]:
     basis = theory.stability.common_basis(setting.covariance, setting.task_covariance)
     keys = sigma / np.sqrt(d) * basis.T[None]
     start = Heads(values=np.array([sigma]), keys=keys, queries=keys)
-    product = setting.evaluate(theory.lsa.optimal_preconditioner)
+    product = theory.lsa.optimal_preconditioner(setting.problem)
     value, gram = theory.zhangsaxe2025.full_rank_limit(product)
     drive = np.linalg.eigvalsh(setting.drive)
     # A plateau of order 1 / sigma, then the slowest mode's growth from sigma and its relaxation.
@@ -284,7 +286,7 @@ def one_head_of_full_rank(setting: FullRankHead) -> list[Check]:
     end = 2 * escape + 2 * (np.log(1 + 1 / sigma) + 30) / (value * drive[0])
     integrate = Integrator(heads_loss(exact(setting.task())), start)
     times = np.linspace(0.0, 2 * escape, 6)
-    v, k = setting.evaluate(theory.zhangsaxe2025.full_rank_flow, sigma, times)
+    v, k = theory.zhangsaxe2025.full_rank_flow(setting.problem, sigma, times)
     path = integrate(start, times[-1])
     states = [path.at(time) for time in times]
     # Long after the drop the strong modes have settled and the flow is stiff.

@@ -14,7 +14,6 @@ from icl_lab.claims.claim import Source
 from icl_lab.claims.mahankali2023.settings import MODEL, PAPER, Isotropic, Pair, RandomStarts, active_rows, bayes_predictor
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
-from icl_lab.claims.settings.regression import problem_of
 from icl_lab.claims.simulation import simulated_risk
 from icl_lab.core.typing import Array, Key
 from icl_lab.models import LSAWeights, SeparateWeights
@@ -54,12 +53,12 @@ def minimisers_up_to_gauge(setting: Gauge) -> list[Check]:
     checks = []
     for name, second_moment in (("full", setting.task_covariance), ("rank_one", thin)):
         task = setting.task_of(second_moment)
-        objective, problem = objectives.population(task, MODEL), problem_of(task)
-        best, minimum = theory.lsa.optimal_preconditioner(*problem), theory.lsa.minimum_risk(*problem)
+        objective, problem = objectives.population(task, MODEL), theory.Problem.of(task)
+        best, minimum = theory.lsa.optimal_preconditioner(problem), theory.lsa.minimum_risk(problem)
         weights = LSAWeights(*balanced_weights(best / setting.N))
         checks += _stationary(f"gauge_orbit_{name}", objective, _moved(setting.stream(f"gauge {name}"), weights), minimum)
         if name == "rank_one" or setting.d == 1:
-            w_pv, w_kq, _ = theory.minima.rank_one_branch(*problem)
+            w_pv, w_kq, _ = theory.minima.rank_one_branch(problem)
             branch = LSAWeights(w_pv / setting.N, w_kq)
             checks += _stationary(f"second_branch_{name}", objective, _moved(setting.stream(f"branch {name}"), branch), minimum)
         else:

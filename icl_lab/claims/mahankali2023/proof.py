@@ -18,7 +18,6 @@ from icl_lab.claims.mahankali2023.settings import MODEL, PAPER, Pair, RandomLaye
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
 from icl_lab.claims.settings.flow_paths import structured
-from icl_lab.claims.settings.regression import problem_of
 from icl_lab.claims.simulation import mean_with_error, normal_batches, simulate
 from icl_lab.core import compiled
 from icl_lab.models import LSAWeights, initializers
@@ -102,7 +101,7 @@ def loss_is_bayes_plus_distance(setting: SimulatedLayers) -> list[Check]:
 
     drawn = simulate(paired, setting.stream("prompts"), setting.samples)
     contexts = normal_batches(setting.samples, setting.N, setting.d, seed=setting.seed)
-    expected, uncertainty = setting.evaluate(theory.bayes.risk, contexts=contexts)
+    expected, uncertainty = theory.bayes.risk(setting.problem, contexts)
     checks = []
     for i in range(2):
         mean, error = mean_with_error(drawn[:, i])
@@ -138,18 +137,14 @@ def moments_of_the_context(setting: Moments) -> list[Check]:
     prompts; nothing is trained. A moment with n^2 for n (n+1), or a ridge predictor with another mean, would make it fail.
     """
     d, task = setting.d, setting.task()
-    inputs, tasks, s2, N = problem_of(task)
-    second, cross = (
-        theory.mahankali2023.context_moment(inputs, tasks, s2, N),
-        theory.mahankali2023.bayes_moment(inputs, tasks, N),
-    )
+    second, cross = theory.mahankali2023.context_moment(setting.problem), theory.mahankali2023.bayes_moment(setting.problem)
     gradient = compiled.jit(jax.grad(objectives.population(task, MODEL)))
 
     def slope(inner):
         """dL/dK1 at p2 = 1, K1 = inner: E[b b^T] K1 Lam - E[b w^T] Lam."""
         return np.asarray(gradient(structured(1.0, inner)).w_kq)[:d, :d]
 
-    inverse = np.linalg.inv(inputs)
+    inverse = np.linalg.inv(setting.covariance)
     at_zero = slope(np.zeros((d, d)))
     ridge = bayes_predictor(task)
 
@@ -181,14 +176,11 @@ def loss_is_a_constant_plus_distance(setting: WhiteningLayers) -> list[Check]:
     difference of exact risks of two heads. A step size without its 1, or a constant that varies with the layer, would make it
     fail.
     """
-    d, N, s2, task = setting.d, setting.N, setting.s2, setting.task()
-    objective = objectives.population(task, MODEL)
+    objective = objectives.population(setting.task(), MODEL)
     layers = [setting.layer(f"layer {i}") for i in range(POINTS)]
-    distances = np.array(
-        [theory.mahankali2023.distance_to_step(w.w_pv, w.w_kq, np.asarray(task.covariance), s2, N) for w in layers]
-    )
+    distances = np.array([theory.mahankali2023.distance_to_step(setting.problem, w.w_pv, w.w_kq) for w in layers])
     risks = np.array([objective.risk(layer) for layer in layers])
-    constant = theory.mahankali2023.minimum_risk(d, N, s2)
+    constant = theory.mahankali2023.minimum_risk(setting.d, setting.N, setting.s2)
     return [
         check.exact("excess_risks", risks, constant + distances, EXACT_TOLERANCE),
         # Differences of numbers of the size of the largest risk.
@@ -205,8 +197,7 @@ def odd_and_even_do_not_interact(setting: PairLayers) -> list[Check]:
     drawn prompt and its negated labels, and their exact risks, are compared with closed forms. An even part put into the odd
     half, or a cross term between the two risks, would make it fail.
     """
-    d, task = setting.d, setting.task()
-    inputs, tasks, s2, N = problem_of(task)
+    d, task, problem = setting.d, setting.task(), setting.problem
     objective = objectives.population(task, MODEL)
     layer = setting.layer("layer")
     # The layer on negated labels is the same layer with the label coordinate of p and K negated.
@@ -217,9 +208,9 @@ def odd_and_even_do_not_interact(setting: PairLayers) -> list[Check]:
         for name, sign in (("odd", -1.0), ("even", 1.0))
     }
     odd, both = objective.risk(halves["odd"]), objective.risk(layer)
-    even = objective.risk(halves["even"]) - np.trace(inputs @ tasks)
-    expected_odd = theory.lsa.risk(analysis.effective_preconditioner(layer, MODEL, N), inputs, tasks, s2, N)
-    total = theory.exact_loss.risk(layer.w_pv, layer.w_kq, inputs, tasks, s2, N, query_in_sum=False, rho=1.0)
+    even = objective.risk(halves["even"]) - np.trace(problem.covariance @ problem.task_covariance)
+    expected_odd = theory.lsa.risk(problem, analysis.effective_preconditioner(layer, MODEL, setting.N))
+    total = theory.exact_loss.risk(problem, layer.w_pv, layer.w_kq, query_in_sum=False, rho=1.0)
     prompt = task.sample(setting.stream("prompt"))
     negated = Prompt(prompt.inputs, -prompt.labels, prompt.query, prompt.target)
     answers = MODEL(layer, prompt)[0], MODEL(layer, negated)[0]

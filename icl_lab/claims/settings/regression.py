@@ -6,14 +6,15 @@ inputs, and with both and a spectrum of the tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab import theory
 from icl_lab.claims.setting import Setting, flag, integer, number, spectrum
 from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError
@@ -21,9 +22,6 @@ from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array
 from icl_lab.tasks.regression.linear import LinearRegression
-from icl_lab.theory.regression import lsa
-
-T = TypeVar("T")
 
 
 class RegressionSetting(Setting):
@@ -57,19 +55,10 @@ class RegressionSetting(Setting):
             noise_std=np.sqrt(self.noise_variance),
         )
 
-    def evaluate(self, formula: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """A closed form at this problem.
-
-        Args:
-          formula: a function whose positional arguments end in Lambda (d, d), Omega (d, d), s2 and N.
-          arguments: those before them.
-          options: its keyword arguments.
-        """
-        return formula(*arguments, *self._problem, **options)
-
     @cached_property
-    def _problem(self) -> tuple[Float[Array, "d d"], Float[Array, "d d"], float, int]:
-        return self.covariance, self.task_covariance, self.noise_variance, self.N
+    def problem(self) -> theory.Problem:
+        """What the closed forms depend on."""
+        return theory.Problem(self.covariance, self.task_covariance, self.noise_variance, self.N)
 
 
 class NoisySetting(RegressionSetting):
@@ -116,11 +105,6 @@ class GeneralSetting(SpectralSetting, NoisySetting):
     @property
     def task_covariance(self) -> Float[Array, "d d"]:
         return covariance([1.0] * self.d if self.Om is None else self.Om, self.d, self.rotate, self.seed, self.tasks_basis)
-
-
-def problem_of(task: LinearRegression) -> tuple[Float[Array, "d d"], Float[Array, "d d"], float, int]:
-    """(Lambda, Omega, s2, N) of a task that is no setting's own, in the order of the closed forms' arguments."""
-    return (*lsa.gaussian_parameters(task), task.context_length)
 
 
 def check_spectrum(values: Sequence[float] | None, dim: int, name: str) -> None:

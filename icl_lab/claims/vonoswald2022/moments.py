@@ -102,7 +102,7 @@ def iid_gram_moments(setting: IndependentMoments) -> list[Check]:
     d, N, sigma, order = setting.d, setting.N, setting.sigma, setting.order
     exact = theory.gram_moments.iid_moments(d, N, order, setting.distribution)
     moments = np.array([float(m) * sigma ** (2 * k) for k, m in enumerate(exact)])
-    *_, variance, kurtosis = setting.problem
+    *_, variance, kurtosis = setting.step_problem
     closed = np.array([N * d * variance, N * d * variance**2 * (N + d + kurtosis - 2)])
     checks = [check.exact("first_two", moments[1:3], closed, EXACT_TOLERANCE)]
     if setting.distribution == "gaussian":

@@ -70,7 +70,7 @@ def wrong_mode_is_the_plateau(setting: Plateau) -> list[Check]:
     random weights, and the best of them must end at the global minimum. The height is also that of a parabola along two
     directions. A flow that rests at another loss, or in weights that are not rank one, would make it fail.
     """
-    d, N, variance, kurtosis = setting.problem
+    d, N, variance, kurtosis = setting.step_problem
     objective = setting.objective()
     height = theory.minima.rank_one_branch_loss(d, N, variance, kurtosis)
     begin = setting.gaussian_starts(setting.starts, 1e-3)

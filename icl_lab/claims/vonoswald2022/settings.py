@@ -55,18 +55,18 @@ class LayerSetting(RegressionSetting):
         return self.variance * np.eye(self.d)
 
     @property
-    def problem(self) -> tuple[Any, ...]:
+    def step_problem(self) -> tuple[Any, ...]:
         """d, N, and variance and kurtosis of a coordinate: what the loss of a step depends on."""
         return self.d, self.N, self.variance, 3.0 if self.distribution == "gaussian" else 9 / 5
 
     @property
     def best_step(self) -> float:
         """The step size of least loss."""
-        return theory.vonoswald2022.optimal_step_size(*self.problem)
+        return theory.vonoswald2022.optimal_step_size(*self.step_problem)
 
     def step_loss(self, step_size: float) -> float:
         """The half loss of one step of gradient descent from zero."""
-        return theory.vonoswald2022.one_step_loss(step_size, *self.problem)
+        return theory.vonoswald2022.one_step_loss(step_size, *self.step_problem)
 
     @property
     def least_loss(self) -> float:

@@ -83,7 +83,7 @@ def centred_descent(setting: CentredDescent) -> list[Check]:
     step and loss come from a regression of the target on it. A D without the centring, as for plain descent, would make it
     fail.
     """
-    d, N, variance, kurtosis = setting.problem
+    d, N, variance, kurtosis = setting.step_problem
 
     def answers(key):
         """The query, the limit of two heads for eta = 1, and plain descent."""
@@ -132,7 +132,7 @@ def scalar_softmax_heads(setting: SoftmaxHeads) -> list[Check]:
     opposite one), and compared with theory's own fit to other prompts, by losses and by scalars that the prompts determine.
     A second head of the same sign, or one head that beats the step, would make it fail.
     """
-    d, N, variance, kurtosis = setting.problem
+    d, N, variance, kurtosis = setting.step_problem
     samples = setting.samples
     keys = jax.random.split(prng.stream(jax.random.key(setting.seed), "prompts"), samples)
     prompts = compiled.jit(jax.vmap(setting.prompt))(keys)
@@ -242,7 +242,7 @@ def off_diagonals_cancel(setting: Cancellation) -> list[Check]:
     diagonal. A sum that stays more than about a third of its start, or parts that do not stay near half of their difference
     at the start, as when they vanish in each head, would make it fail.
     """
-    d, N, variance, kurtosis = setting.problem
+    d, N, variance, kurtosis = setting.step_problem
     starts, steps = setting.starts, setting.steps
     key, signs, temperature = jax.random.key(setting.seed), np.array([1.0, -1.0]), setting.beta / (variance * np.sqrt(d))
     value = theory.softmax_heads.centred_step_size(d, N, variance, kurtosis) / (2 * temperature)

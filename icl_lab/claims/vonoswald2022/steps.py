@@ -45,8 +45,8 @@ class NoisyStep(SimulatedLayer):
         return self.om2 * np.eye(self.d)
 
     @property
-    def problem(self) -> tuple:
-        return *super().problem, self.noise_variance, self.om2
+    def step_problem(self) -> tuple:
+        return *super().step_problem, self.noise_variance, self.om2
 
 
 @claim(
@@ -271,7 +271,7 @@ def replaced_labels(setting: ReplacedLabels) -> list[Check]:
     fail.
     """
     m, task = setting.m, setting.task()
-    d, N, variance, kurtosis = setting.problem
+    d, N, variance, kurtosis = setting.step_problem
     weights = layers.one_step(setting.eta, d, N)
 
     def half_loss(one):

@@ -144,7 +144,7 @@ def alignment_with_a_step(setting: Alignment) -> list[Check]:
     the ends of Adam; flow and Adam start from noisy weights near half the optimum. A layer that ends at another step size,
     as one without the kurtosis, or at a loss 1 % above the least, would make it fail.
     """
-    d, N, variance, kurtosis = setting.problem
+    d, N, variance, kurtosis = setting.step_problem
     eta, least, task, starts, steps = setting.best_step, setting.least_loss, setting.task(), setting.starts, setting.steps
     samples, batch, key = setting.samples, setting.batch, jax.random.key(setting.seed)
     step = eqx.Partial(estimators.gradient_descent, step_size=eta)

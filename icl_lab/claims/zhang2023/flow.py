@@ -104,11 +104,10 @@ def reduced_dynamics(setting: GeneralFlowSetting) -> list[Check]:
     """
     matrix, N = setting.covariance, setting.N
     ((u, inner),) = drawn_weights(setting.seed, setting.d, 1)
-    problem = (matrix, setting.task_covariance, setting.s2, N)
     checks = []
     for words, task, expected in (
         ("", prompts(matrix, N), theory.structured.velocity(u, inner, matrix, N)),
-        ("_general", setting.task(), theory.structured.general_velocity(u, inner, *problem)),
+        ("_general", setting.task(), theory.structured.general_velocity(setting.problem, u, inner)),
     ):
         for query_in_sum, suffix in ((True, ""), (False, "_query_out")):
             objective = objectives.population(task, models.LinearSelfAttention(query_in_sum=query_in_sum))

@@ -77,7 +77,7 @@ def residual_error(setting: ExponentialSetting) -> list[Check]:
     mean, error = simulated_risk(lambda prompt: MODEL(weights, prompt), exponential(M, c).task, key, setting.samples)
     risk, best = theory.random_covariance.exponential_risk, theory.random_covariance.exponential_preconditioner(d, N)
     best_fixed = 1 / float(theory.zhang2023.gamma(eye, N)[0, 0])
-    on_identity = risk_on(weights, prompts(eye, M)), theory.lsa.risk(best * eye, eye, eye, 0.0, M)
+    on_identity = risk_on(weights, prompts(eye, M)), theory.lsa.risk(theory.Problem(eye, eye, 0.0, M), best * eye)
     identity = RegressionLoss.build(prompts(eye, INFINITE_TRAINING), MODEL)
     infinite, infinite_fixed = map(_best_step, (exponential(INFINITE_TRAINING), identity))
     limits, fixed_limits = (
@@ -147,7 +147,8 @@ def rotated_covariance(setting: RotatedSetting) -> list[Check]:
     covariances, weights = setting.support(rotate=True)
     finite = RegressionLoss(setting.task(), MODEL, covariances, weights)
     best = minimiser(finite)
-    step = theory.random_covariance.optimal_preconditioner(covariances, weights, setting.task_covariance, s2, N)
+    problems = [theory.Problem(matrix, setting.task_covariance, s2, N) for matrix in covariances]
+    step = theory.random_covariance.optimal_preconditioner(problems, weights)
     beta = theory.random_covariance.rotated_scale(*setting.rows, s2, N)
     haar = LinearRegression(dim=d, context_length=N, covariates=RotatedSpectrum(*setting.rows), noise_std=np.sqrt(s2))
     at_beta = structured(np.sqrt(beta), np.sqrt(beta) * np.eye(d))

@@ -12,7 +12,6 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import choice, integer, number
-from icl_lab.claims.settings.regression import problem_of
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.zhang2023.measurements import RISK_TOLERANCE, converged, prompts, risk_on, trained
 from icl_lab.claims.zhang2023.settings import (
@@ -239,7 +238,7 @@ def against_least_squares(setting: LeastSquaresSetting) -> list[Check]:
     inverse = np.linalg.inv(theory.zhang2023.gamma(matrix, N))
     for words, length in (("short", d + SPARE), ("long", 10 * (d + SPARE))):
         mean, error = mean_with_error(np.subtract(*errors(length, setting.s2)))
-        of_layer = theory.lsa.risk(inverse, *problem_of(prompts(matrix, length, noise_variance=setting.s2)))
+        of_layer = theory.lsa.risk(theory.Problem.of(prompts(matrix, length, noise_variance=setting.s2)), inverse)
         expected = of_layer - theory.bayes.ols_risk(d, length, setting.s2)
         checks.append(check.sampled(f"noisy_layer_minus_ols_{words}_abs", mean, expected, error))
     return checks

@@ -14,7 +14,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import number, spectrum, table
-from icl_lab.claims.settings.regression import check_spectrum, covariance, problem_of
+from icl_lab.claims.settings.regression import check_spectrum, covariance
 from icl_lab.claims.simulation import mean_with_error, simulate, simulated_risk
 from icl_lab.claims.zhang2023.measurements import RISK_TOLERANCE, converged, prompts, risk_on, trained
 from icl_lab.claims.zhang2023.settings import INFINITE, INFINITE_TOLERANCE, INFINITE_TRAINING, MODEL, PAPER, FixedTaskSetting
@@ -73,16 +73,16 @@ def task_shift(setting: TaskShiftSetting) -> list[Check]:
     mean, error = simulated_risk(lambda prompt: MODEL(flow.limit, prompt), noisy, _prompts_key(setting), setting.samples)
     return [
         converged(flow),
-        check.exact("risk_of_w", risk, theory.lsa.risk(step, *problem_of(of_w)), RISK_TOLERANCE, terms=signal),
+        check.exact("risk_of_w", risk, theory.lsa.risk(theory.Problem.of(of_w), step), RISK_TOLERANCE, terms=signal),
         check.exact("risk_of_3w_over_risk_of_w", three / risk, 9.0, RISK_TOLERANCE, terms=9 * signal / risk),
         check.exact(
             "risk_of_random_tasks",
             risk_on(flow.limit, random),
-            theory.lsa.risk(step, *problem_of(random)),
+            theory.lsa.risk(theory.Problem.of(random), step),
             RISK_TOLERANCE,
             terms=float(np.trace(matrix @ setting.test_tasks)),
         ),
-        check.sampled("simulated_noisy_risk_of_w", mean, theory.lsa.risk(step, *problem_of(noisy)), error),
+        check.sampled("simulated_noisy_risk_of_w", mean, theory.lsa.risk(theory.Problem.of(noisy), step), error),
     ]
 
 
@@ -146,11 +146,11 @@ def query_shift(setting: QueryShiftSetting) -> list[Check]:
         return float(np.sum((answers - root.T @ vector) ** 2))
 
     after_infinite, after_both = (after_infinite_context(one.limit) for one in (flow, infinite))
-    limit = theory.lsa.risk(step, matrix, setting.one_task, 0.0, np.inf, moment)
+    limit = theory.lsa.risk(theory.Problem(matrix, setting.one_task, 0.0, np.inf), step, moment)
     largest = float(vector @ moment @ vector)
     checks = [
         converged(flow),
-        check.sampled("simulated_risk", mean, theory.lsa.risk(step, *problem_of(task), moment), error),
+        check.sampled("simulated_risk", mean, theory.lsa.risk(theory.Problem.of(task), step, moment), error),
         # The closed form is a difference of terms as large as the response.
         check.exact("risk_after_infinite_context", after_infinite, limit, PREDICTION_TOLERANCE, terms=largest),
         check.exact("risk_after_infinite_lengths_abs", after_both, 0.0, VANISHED * largest),
@@ -214,12 +214,12 @@ def covariate_shift(setting: CovariateShiftSetting) -> list[Check]:
     scaled, other = (prompts(inputs, M, one_task) for inputs in (c**2 * matrix, setting.test_covariance))
     in_the_limit = risk_on(infinite.limit, prompts(c**2 * matrix, INFINITE, one_task))
     signal = float(setting.vector @ matrix @ setting.vector)
-    of_queries = theory.lsa.risk(step, matrix, one_task, 0.0, M, setting.query_moment)
+    of_queries = theory.lsa.risk(theory.Problem(matrix, one_task, 0.0, M), step, setting.query_moment)
     return [
         converged(flow),
         converged(infinite, "infinite_flow_converged_abs"),
         *(
-            check.exact(name, risk_on(flow.limit, task), theory.lsa.risk(step, *problem_of(task)), RISK_TOLERANCE)
+            check.exact(name, risk_on(flow.limit, task), theory.lsa.risk(theory.Problem.of(task), step), RISK_TOLERANCE)
             for name, task in (("risk_of_scaled_inputs", scaled), ("risk_of_other_covariance", other))
         ),
         check.sampled("simulated_risk_of_other_queries", mean, of_queries, error),

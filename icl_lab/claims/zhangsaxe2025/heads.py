@@ -58,7 +58,7 @@ def merged(setting: MergedHeads) -> list[Check]:
     integrate = Integrator(exact(setting.task()), start)
     # Small heads grow in parallel, so that the times are those of one head.
     plateau = np.log(1 + 1 / sigma) / np.linalg.norm(theory.timecourse.signal(matrix, setting.task_covariance))
-    end = 3 * plateau + SETTLED / setting.evaluate(theory.stability.late_rates).slowest
+    end = 3 * plateau + SETTLED / theory.stability.late_rates(setting.problem).slowest
     limit = integrate(start, end, rtol=1e-13).at(end)
     ends, inner_ends = limit.w_pv[:, -1, -1], limit.w_kq[:, :d, :d]
     optimum = np.linalg.inv(theory.zhang2023.gamma(matrix, N))

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import check_covariance
 from icl_lab.core.typing import Array
+from icl_lab.theory.regression.problem import Problem
 
 PANELS, HALVINGS, NODES = 60, 30, 16
 REACH = 13.0
@@ -151,24 +152,16 @@ def isotropic_ridge_risk(dim: int, context_length: int, noise_variance: float, p
     return eigenvalue_mean(bias_and_variance, dim, context_length)
 
 
-def risk(
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-    contexts: Iterable[Float[Array, "B N d"]],
-) -> tuple[float, float]:
+def risk(problem: Problem, contexts: Iterable[Float[Array, "B N d"]]) -> tuple[float, float]:
     r"""Excess Bayes risk E tr(Lambda (Omega^{-1} + S / s2)^{-1}) for any pair of covariances, and its standard error.
 
     By the change of variables x = Lambda^{1/2} z it depends on the eigenvalues of Lambda^{1/2} Omega Lambda^{1/2} only. If
     these are equal it is `isotropic_risk` and the error 0.0; else the posterior trace, a far less noisy quantity than the
-    squared error of a prompt, is averaged over given inputs.
+    squared error of a prompt, is averaged over given inputs. Without noise the risk is that of the prior on the complement of
+    the span of the inputs.
 
     Args:
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega, positive definite.
-      noise_variance: s2 >= 0; at 0 the risk is that of the prior on the complement of the span of the inputs.
-      context_length: N.
+      problem: the regression problem, of a finite context; Omega positive definite.
       contexts: batches (B, N, d) of independent standard normal numbers, the whitened inputs z of as many contexts; not read
         where the risk is exact.
 
@@ -180,11 +173,11 @@ def risk(
 
     Source: Mahankali, Hashimoto, Ma (arXiv 2307.03576), Lemma 1, for a general pair.
     """
-    check_covariance(covariance)
-    check_covariance(task_covariance, "task_covariance")
-    dim = len(covariance)
-    factor = np.linalg.cholesky(covariance)
-    signals = np.linalg.eigvalsh(factor.T @ task_covariance @ factor)
+    check_covariance(problem.covariance)
+    check_covariance(problem.task_covariance, "task_covariance")
+    dim, noise_variance, context_length = problem.dim, problem.noise_variance, int(problem.context_length)
+    factor = np.linalg.cholesky(problem.covariance)
+    signals = np.linalg.eigvalsh(factor.T @ problem.task_covariance @ factor)
     if signals[-1] - signals[0] <= 1e-10 * signals[-1]:
         return isotropic_risk(dim, context_length, noise_variance, float(np.mean(signals))), 0.0
     roots = np.sqrt(signals)
@@ -258,7 +251,11 @@ def longest_winning_test(dim: int, noise_variance: float) -> float:
     return dim + 1 + noise_variance
 
 
-def scaled_limit(covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"], noise_variance: float) -> float:
-    """lim N x (excess risk of the optimal layer), (d + 1) tr(Lambda Omega) + d s2; Bayes and least squares keep d s2 of it."""
-    dim = len(covariance)
-    return float((dim + 1) * np.trace(covariance @ task_covariance) + dim * noise_variance)
+def scaled_limit(problem: Problem) -> float:
+    """lim N x (excess risk of the optimal layer), (d + 1) tr(Lambda Omega) + d s2; Bayes and least squares keep d s2 of it.
+
+    Args:
+      problem: the regression problem, at any context length.
+    """
+    signal = np.trace(problem.covariance @ problem.task_covariance)
+    return float((problem.dim + 1) * signal + problem.dim * problem.noise_variance)

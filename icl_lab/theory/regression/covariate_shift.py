@@ -11,6 +11,7 @@ import numpy as np
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.regression import lsa, random_covariance
+from icl_lab.theory.regression.problem import Problem
 
 
 def risk_per_coordinate(trained: str, tested: str, scale: float, dim: int, context_length: int, length: int) -> float:
@@ -33,9 +34,9 @@ def risk_per_coordinate(trained: str, tested: str, scale: float, dim: int, conte
             raise InvalidValueError(f"a covariate distribution is fixed or random; got {name!r}.")
     identity = np.eye(dim)
     if trained == "fixed":
-        step = float(lsa.optimal_preconditioner(identity, identity, 0.0, context_length)[0, 0])
+        step = float(lsa.optimal_preconditioner(Problem(identity, identity, 0.0, context_length))[0, 0])
     else:
         step = random_covariance.exponential_preconditioner(dim, context_length)
     if tested == "fixed":
-        return lsa.risk(step * identity, identity, identity, 0.0, length) / dim
+        return lsa.risk(Problem(identity, identity, 0.0, length), step * identity) / dim
     return random_covariance.exponential_risk(step, dim, length, scale) / dim

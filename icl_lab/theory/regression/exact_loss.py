@@ -21,15 +21,13 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_lab.core.typing import Array
+from icl_lab.theory.regression.problem import Problem
 
 
 def risk(
+    problem: Problem,
     w_pv: Float[Array, "*H D D"],
     w_kq: Float[Array, "*H D D"],
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
     *,
     query_in_sum: bool,
     rho: float | None = None,
@@ -37,33 +35,30 @@ def risk(
     """Excess risk of one layer, of one head or of several (leading axis), at any weights.
 
     Args:
+      problem: the regression problem, of a finite context.
       w_pv: (d+1, d+1) or (H, d+1, d+1).
       w_kq: (d+1, d+1) or (H, d+1, d+1).
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega, positive semidefinite.
-      noise_variance: s2 of the context labels.
-      context_length: N.
       query_in_sum: whether the query token (x_q, 0) takes part in the attention sum.
       rho: what the sum is divided by; None: N.
 
     Returns:
       E(yhat - w.x_q)^2, exact up to rounding.
     """
-    dim = len(covariance)
-    rho = float(context_length) if rho is None else rho
+    dim, covariance, length = problem.dim, problem.covariance, problem.context_length
+    rho = float(length) if rho is None else rho
     # The prediction reads the last row of W_PV, and the query's zero label hides the last column of W_KQ.
     values = w_pv.reshape(-1, dim + 1, dim + 1)[:, -1, :]
     keys = w_kq.reshape(-1, dim + 1, dim + 1)[:, :, :dim]
-    tasks, weights = _gaussian_points(task_covariance)
-    token_covariance = _token_covariances(tasks, covariance, noise_variance)
+    tasks, weights = _gaussian_points(problem.task_covariance)
+    token_covariance = _token_covariances(tasks, covariance, problem.noise_variance)
 
     # yhat = g.x_q + h(x_q), g = sum_h K_h^T G p_h / rho, h = sum_h (p1_h.x_q)(x_q^T K1_h x_q) / rho.
-    mean_gram = context_length * token_covariance
+    mean_gram = length * token_covariance
     slope = np.einsum("hij,pik,hk->pj", keys, mean_gram, values) / rho
     square = np.zeros(len(tasks))
     for p, k in zip(values, keys, strict=True):
         for q, m in zip(values, keys, strict=True):
-            square = square + np.einsum("i,pij,j->p", p, _wishart(token_covariance, k @ covariance @ m.T, context_length), q)
+            square = square + np.einsum("i,pij,j->p", p, _wishart(token_covariance, k @ covariance @ m.T, length), q)
     conditional = square / rho**2 - 2 * np.einsum("pi,ij,pj->p", tasks, covariance, slope)
     conditional = conditional + np.einsum("pi,ij,pj->p", tasks, covariance, tasks)
     if query_in_sum:
@@ -75,20 +70,17 @@ def risk(
 
 
 def risk_gradient(
-    w_pv: Float[Array, "*H D D"],
-    w_kq: Float[Array, "*H D D"],
-    *args,
-    **kwargs,
+    problem: Problem, w_pv: Float[Array, "*H D D"], w_kq: Float[Array, "*H D D"], **options
 ) -> tuple[Float[Array, "*H D D"], Float[Array, "*H D D"]]:
     """Gradient of `risk` with respect to W_PV and W_KQ.
 
     Central differences of unit step: the risk is quadratic in every single entry, so they are exact up to rounding.
 
     Args:
+      problem: the regression problem.
       w_pv: (d+1, d+1) or (H, d+1, d+1).
       w_kq: (d+1, d+1) or (H, d+1, d+1).
-      *args: the other positional arguments of `risk`.
-      **kwargs: its keyword arguments.
+      **options: the keyword arguments of `risk`.
 
     Returns:
       Two arrays, of the shapes of `w_pv` and `w_kq`.
@@ -103,8 +95,8 @@ def risk_gradient(
         return gradient
 
     return (
-        difference(lambda matrix: risk(matrix, w_kq, *args, **kwargs), w_pv),
-        difference(lambda matrix: risk(w_pv, matrix, *args, **kwargs), w_kq),
+        difference(lambda matrix: risk(problem, matrix, w_kq, **options), w_pv),
+        difference(lambda matrix: risk(problem, w_pv, matrix, **options), w_kq),
     )
 
 
@@ -133,7 +125,7 @@ def _token_covariances(
     return tokens
 
 
-def _wishart(tokens: Float[Array, "P D D"], middle: Float[Array, "D D"], count: int) -> Float[Array, "P D D"]:
+def _wishart(tokens: Float[Array, "P D D"], middle: Float[Array, "D D"], count: int | float) -> Float[Array, "P D D"]:
     """E[G A G] of the Gram matrix G of `count` tokens, for any (not only symmetric) A."""
     trace = np.einsum("ij,pji->p", middle, tokens)
     through = tokens @ middle @ tokens

@@ -22,11 +22,12 @@ from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.core.typing import Array
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression import exact_loss
-from icl_lab.theory.regression.lsa import gaussian_parameters, response_moment
+from icl_lab.theory.regression.lsa import response_moment
 from icl_lab.theory.regression.optimum import Optimum, balanced_weights
+from icl_lab.theory.regression.problem import Problem
 
 
-def step_size(dim: int, context_length: int, noise_variance: float) -> float:
+def step_size(dim: int, context_length: int | float, noise_variance: float) -> float:
     """Step size eta of the sum convention, 1 / (n + d + 1 + s2); `context_length` times it in the mean convention.
 
     Source: Mahankali, Hashimoto, Ma (arXiv 2307.03576), Theorems 1 and 2, whose ratio of expectations is evaluated here.
@@ -53,30 +54,34 @@ def optimum(task: LinearRegression) -> Optimum:
 
     Source: Mahankali, Hashimoto, Ma (arXiv 2307.03576), Theorem 1 (isotropic) and Theorem 2.
     """
-    covariance, task_covariance, noise_variance = gaussian_parameters(task)
-    identity = np.eye(task.dim)
-    gap = np.linalg.norm(covariance @ task_covariance - identity) / np.linalg.norm(identity)
+    problem = Problem.of(task)
+    step, identity = _step(problem), np.eye(task.dim)
+    isotropic = bool(np.linalg.norm(problem.covariance - identity) <= 1e-12 * np.linalg.norm(identity))
+    w_pv, w_kq = balanced_weights(step)
+    return Optimum(
+        name="one GD step" if isotropic else "one preconditioned GD step",
+        preconditioner=task.context_length * step,
+        risk=minimum_risk(task.dim, task.context_length, problem.noise_variance),
+        w_pv=w_pv,
+        w_kq=w_kq,
+        source=f"Mahankali, Hashimoto, Ma, arXiv 2307.03576, Theorem {1 if isotropic else 2}",
+        normaliser="none",
+    )
+
+
+def _step(problem: Problem) -> Float[Array, "d d"]:
+    """eta Sigma^{-1}, refused unless tasks have the inverse covariance of the inputs."""
+    identity = np.eye(problem.dim)
+    gap = np.linalg.norm(problem.covariance @ problem.task_covariance - identity) / np.linalg.norm(identity)
     if gap > 1e-9:
         raise UnsupportedProblemError(
             "Theorems 1 and 2 of arXiv 2307.03576 need tasks with the inverse covariance of the inputs; "
             f"covariance @ task_covariance differs from the identity by {gap:.3g} (relative). "
             "Use `theory.lsa.optimum`, which takes any pair."
         )
-    eta = step_size(task.dim, task.context_length, noise_variance)
-    isotropic = bool(np.linalg.norm(covariance - identity) <= 1e-12 * np.linalg.norm(identity))
     # The inverse of a positive definite matrix, symmetric to the last bit.
-    factor = np.linalg.inv(np.linalg.cholesky(covariance))
-    step = eta * factor.T @ factor
-    w_pv, w_kq = balanced_weights(step)
-    return Optimum(
-        name="one GD step" if isotropic else "one preconditioned GD step",
-        preconditioner=task.context_length * step,
-        risk=minimum_risk(task.dim, task.context_length, noise_variance),
-        w_pv=w_pv,
-        w_kq=w_kq,
-        source=f"Mahankali, Hashimoto, Ma, arXiv 2307.03576, Theorem {1 if isotropic else 2}",
-        normaliser="none",
-    )
+    factor = np.linalg.inv(np.linalg.cholesky(problem.covariance))
+    return step_size(problem.dim, problem.context_length, problem.noise_variance) * factor.T @ factor
 
 
 def effective_predictor(
@@ -108,65 +113,48 @@ def effective_predictor(
     return k1.T @ gram @ p1 + power * p2 * k2, (p2 * k1.T + np.outer(k2, p1)) @ moment
 
 
-def context_moment(
-    covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"], noise_variance: float, context_length: int
-) -> Float[Array, "d d"]:
+def context_moment(problem: Problem) -> Float[Array, "d d"]:
     """E[b b^T] of b = sum_i y_i x_i, N(N+1) Lam Om Lam + N tau Lam; n (n + d + 1 + s2) I for Lam = Om = I.
+
+    Args:
+      problem: the regression problem, of a finite context.
 
     Source: proof of Theorem 1 of Mahankali, Hashimoto, Ma (arXiv 2307.03576), evaluated for any pair of covariances.
     """
-    return context_length**2 * response_moment(covariance, task_covariance, noise_variance, context_length)
+    return problem.context_length**2 * response_moment(problem)
 
 
-def bayes_moment(
-    covariance: Float[Array, "d d"], task_covariance: Float[Array, "d d"], context_length: int
-) -> Float[Array, "d d"]:
+def bayes_moment(problem: Problem) -> Float[Array, "d d"]:
     """E[b w_ridge^T] = E[b w^T] = N Lam Om; n I for Lam = Om = I.
+
+    Args:
+      problem: the regression problem, of a finite context.
 
     Source: proof of Theorem 1 of Mahankali, Hashimoto, Ma (arXiv 2307.03576): w_ridge is the conditional mean of w.
     """
-    return context_length * covariance @ task_covariance
+    return problem.context_length * problem.covariance @ problem.task_covariance
 
 
-def distance_to_step(
-    w_pv: Float[Array, "D D"],
-    w_kq: Float[Array, "D D"],
-    covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> float:
+def distance_to_step(problem: Problem, w_pv: Float[Array, "D D"], w_kq: Float[Array, "D D"]) -> float:
     """E (v - eta Sigma^{-1} b)^T Sigma (v - eta Sigma^{-1} b), exactly, for any layer that sums without dividing.
 
     The difference of the two predictors is a layer of two heads; the mean square of any predictor u is half the sum of the
     risks of u and -u, less that of zero.
 
     Args:
+      problem: the regression problem, of inputs of covariance Sigma and tasks of covariance Sigma^{-1}.
       w_pv: (d+1, d+1).
       w_kq: (d+1, d+1).
-      covariance: (d, d), Sigma; tasks have covariance Sigma^{-1}.
-      noise_variance: s2.
-      context_length: n.
+
+    Raises:
+      UnsupportedProblemError: the task covariance is not the inverse covariance.
 
     Source: Lemma 2 of Mahankali, Hashimoto, Ma (arXiv 2307.03576).
     """
-    dim = len(covariance)
-    inverse = np.linalg.inv(covariance)
-    step_pv, step_kq = balanced_weights(step_size(dim, context_length, noise_variance) * inverse)
-    keys = np.stack([w_kq, step_kq])
-    risks = [
-        exact_loss.risk(
-            sign * np.stack([w_pv, -step_pv]),
-            keys,
-            covariance,
-            inverse,
-            noise_variance,
-            context_length,
-            query_in_sum=False,
-            rho=1.0,
-        )
-        for sign in (1.0, -1.0)
-    ]
-    return float(np.mean(risks)) - dim
+    step_pv, step_kq = balanced_weights(_step(problem))
+    values, keys = np.stack([w_pv, -step_pv]), np.stack([w_kq, step_kq])
+    risks = [exact_loss.risk(problem, sign * values, keys, query_in_sum=False, rho=1.0) for sign in (1.0, -1.0)]
+    return float(np.mean(risks)) - problem.dim
 
 
 def scaled_gap(dim: int, noise_variance: float) -> float:

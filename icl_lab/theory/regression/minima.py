@@ -20,6 +20,7 @@ from scipy.optimize import minimize
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.theory.regression import exact_loss, lsa
+from icl_lab.theory.regression.problem import Problem
 
 HESSIAN_STEP = 1e-3
 LARGEST_ROUNDING = 1e-9
@@ -27,12 +28,7 @@ LARGEST_ROUNDING = 1e-9
 BRANCH_EXIT = 0.05
 
 
-def rank_one_branch(
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> tuple[Float[Array, "d+1 d+1"], Float[Array, "d+1 d+1"], float]:
+def rank_one_branch(problem: Problem) -> tuple[Float[Array, "D D"], Float[Array, "D D"], float]:
     r"""The best weights with p2 = 0 and K1 = 0, a stationary point of the whole loss.
 
     .. math:: k_2 p_1^\top = \Lambda^{-1/2} s_1 u v^\top C_N^{-1/2}, \quad L = \tfrac12(\operatorname{tr}\Lambda\Omega - s_1^2)
@@ -41,28 +37,23 @@ def rank_one_branch(
     norm of the loss.
 
     Args:
-      covariance: (d, d), Lambda, positive definite.
-      task_covariance: (d, d), Omega, not zero.
-      noise_variance: s2 >= 0.
-      context_length: N.
+      problem: the regression problem.
 
     Returns:
       W_PV and W_KQ, with |p1| = |k2|, of a layer that divides by N, and the half loss.
 
     Source: the lab's own.
     """
-    best = lsa.optimal_preconditioner(covariance, task_covariance, noise_variance, context_length)
-    moment = lsa.response_moment(covariance, task_covariance, noise_variance, context_length)
     # Cholesky factors in place of symmetric roots: the singular values are the same.
-    left, right = np.linalg.cholesky(covariance), np.linalg.cholesky(moment)
-    u, s, vt = np.linalg.svd(left.T @ best @ right)
+    left, right = np.linalg.cholesky(problem.covariance), np.linalg.cholesky(lsa.response_moment(problem))
+    u, s, vt = np.linalg.svd(left.T @ lsa.optimal_preconditioner(problem) @ right)
     k2 = np.linalg.solve(left.T, s[0] * u[:, 0])
     p1 = np.linalg.solve(right.T, vt[0])
     scale = np.sqrt(np.linalg.norm(p1) / np.linalg.norm(k2))
-    dim = len(covariance)
+    dim = problem.dim
     w_pv, w_kq = np.zeros((dim + 1, dim + 1)), np.zeros((dim + 1, dim + 1))
     w_pv[-1, :dim], w_kq[-1, :dim] = p1 / scale, k2 * scale
-    return w_pv, w_kq, float(np.trace(covariance @ task_covariance) - s[0] ** 2) / 2
+    return w_pv, w_kq, float(np.trace(problem.covariance @ problem.task_covariance) - s[0] ** 2) / 2
 
 
 def branch_curvature(dim: int, context_length: int, noise_variance: float, query_in_sum: bool) -> Float[Array, "3 3"]:
@@ -125,16 +116,15 @@ def half_loss_below_branch(
     Source: the lab's own.
     """
     dim = len(spectrum)
-    covariance, identity = np.diag(spectrum), np.eye(dim)
-    w_pv, w_kq, branch_loss = rank_one_branch(covariance, identity, noise_variance, context_length)
+    problem = Problem(np.diag(spectrum), np.eye(dim), noise_variance, context_length)
+    w_pv, w_kq, branch_loss = rank_one_branch(problem)
     axis = int(np.argmax(np.abs(w_pv[-1, :dim])))
 
     def half_loss(x):
         value, key = np.zeros((dim + 1, dim + 1)), np.zeros((dim + 1, dim + 1))
         value[-1, axis], value[-1, -1], key[-1, axis] = x[:3]
         key[np.arange(dim), np.arange(dim)] = x[3:]
-        arguments = (value, key, covariance, identity, noise_variance, context_length)
-        return exact_loss.risk(*arguments, query_in_sum=query_in_sum) / 2
+        return exact_loss.risk(problem, value, key, query_in_sum=query_in_sum) / 2
 
     units = np.eye(dim + 3)
 

@@ -10,6 +10,7 @@ Diagonal covariances have independent eigenvalues lambda_i, given by (d, m) tabl
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
 from icl_lab.theory.regression.lsa import response_moment
 from icl_lab.theory.regression.optimum import balanced_weights
+from icl_lab.theory.regression.problem import Problem
 from icl_lab.theory.regression.zhang2023 import gamma
 
 
@@ -266,37 +268,27 @@ def exponential_risk(step: float, dim: int, test_length: int | float, factor: fl
     return dim * (factor - 4 * step * factor**2 + step**2 * factor**3 * (6 + (2 * dim + 10) / test_length))
 
 
-def optimal_preconditioner(
-    covariances: Float[Array, "S d d"],
-    probabilities: Float[Array, "S"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> Float[Array, "d d"]:
-    r"""The best preconditioner for any distribution of covariances, which need not commute.
+def optimal_preconditioner(problems: Sequence[Problem], probabilities: Float[Array, "S"]) -> Float[Array, "d d"]:
+    r"""The best preconditioner for prompts that each come from one of several problems, whose covariances need not commute.
 
     .. math:: E[C_N \otimes \Lambda]\operatorname{vec}B = \operatorname{vec}E[\Lambda\Omega\Lambda]
 
-    with vec stacking columns and C_N the `theory.lsa.response_moment` of each Lambda.
+    with vec stacking columns and C_N the `theory.lsa.response_moment` of each problem.
 
     Args:
-      covariances: (S, d, d).
+      problems: the S regression problems, of equal d.
       probabilities: (S,).
-      task_covariance: (d, d), Omega.
-      noise_variance: s2.
-      context_length: N.
 
     Returns:
       (d, d), not symmetric in general.
 
     Source: the lab's own, extending arXiv 2306.09927, Theorem 4.5.
     """
-    dim = len(task_covariance)
+    dim = problems[0].dim
     left, right = np.zeros((dim**2, dim**2)), np.zeros((dim, dim))
-    for weight, matrix in zip(probabilities, covariances, strict=True):
-        moment = response_moment(matrix, task_covariance, noise_variance, context_length)
-        left += weight * np.kron(moment, matrix)
-        right += weight * matrix @ task_covariance @ matrix
+    for weight, problem in zip(probabilities, problems, strict=True):
+        left += weight * np.kron(response_moment(problem), problem.covariance)
+        right += weight * problem.covariance @ problem.task_covariance @ problem.covariance
     return np.linalg.solve(left, right.ravel(order="F")).reshape(dim, dim, order="F")
 
 

@@ -1,6 +1,6 @@
 r"""Gradient flow and gradient descent near rest: the saddle at zero, the balanced optimum, the drift of finite steps.
 
-Notation, the "problem" (Lambda, Omega, s2, N) and the clock are those of `theory.timecourse`; losses are half the mean squared
+Notation and the clock are those of `theory.timecourse`; losses are half the mean squared
 error, so that Hessians are those of L = MSE / 2. All results are the lab's own.
 """
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
 from icl_lab.theory.regression import lsa, structured, timecourse
+from icl_lab.theory.regression.problem import Problem
 
 COMMUTING = 1e-10
 """Largest relative commutator of Lambda and Omega that counts as zero."""
@@ -62,7 +63,7 @@ def common_basis(covariance: Float[Array, "d d"], task_covariance: Float[Array, 
     return np.linalg.eigh(mixture)[1]
 
 
-def late_rates(*problem) -> LateRates:
+def late_rates(problem: Problem) -> LateRates:
     r"""The Hessian's eigenvalues at the balanced optimum u^2 = ||U||_F^2 of commuting Lambda and Omega.
 
     Off-diagonal entries U_ij decouple, with rate u^2 c_i l_j. The diagonal ones form with u an arrow matrix of diagonal
@@ -73,16 +74,16 @@ def late_rates(*problem) -> LateRates:
     (d_i, c_i, l_i are the eigenvalues of D, C, Lambda).
 
     Args:
-      problem: covariance, task_covariance, noise_variance, context_length.
+      problem: the regression problem.
 
     Raises:
       AssumptionError: Lambda and Omega do not commute.
     """
-    covariance, task_covariance = problem[0], problem[1]
+    covariance, task_covariance = problem.covariance, problem.task_covariance
     basis = common_basis(covariance, task_covariance)
     drive, moment, values = (
         np.diag(basis.T @ matrix @ basis)
-        for matrix in (timecourse.signal(covariance, task_covariance), lsa.response_moment(*problem), covariance)
+        for matrix in (timecourse.signal(covariance, task_covariance), lsa.response_moment(problem), covariance)
     )
     product = drive / (moment * values)
     scale = np.sqrt(np.linalg.norm(product))
@@ -113,25 +114,25 @@ def escape_exponent(covariance: Float[Array, "d d"], task_covariance: Float[Arra
 
 
 def descent(
-    u: float, inner: Float[Array, "d d"], step: float, steps: int, *problem
+    problem: Problem, u: float, inner: Float[Array, "d d"], step: float, steps: int
 ) -> tuple[float, Float[Array, "d d"], float]:
     r"""Gradient descent on (u, U), and the drift of the imbalance kappa = u^2 - ||U||_F^2 that it adds up.
 
     Each step changes kappa by exactly h^2 (g_u^2 - ||G_U||_F^2), since u g_u = <U, G_U> wherever the loss depends on u U only.
 
     Args:
+      problem: the regression problem.
       u: corner of W_PV at the start.
       inner: (d, d), U at the start.
       step: h.
       steps: how many.
-      problem: covariance, task_covariance, noise_variance, context_length.
 
     Returns:
       u and U at the end, and kappa at the end *as the start's plus the sum of the changes*.
     """
     kappa = u**2 - np.sum(inner**2)
     for _ in range(steps):
-        du, slope = structured.general_velocity(u, inner, *problem)
+        du, slope = structured.general_velocity(problem, u, inner)
         kappa += step**2 * (du**2 - np.sum(slope**2))
         u, inner = u + step * du, inner + step * slope
     return u, inner, float(kappa)

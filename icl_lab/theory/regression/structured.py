@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from icl_lab.core.typing import Array
 from icl_lab.theory.regression.lsa import response_moment
+from icl_lab.theory.regression.problem import Problem
 from icl_lab.theory.regression.zhang2023 import gamma
 
 
@@ -114,14 +115,7 @@ def velocity(
     return float(-np.trace(u * pull @ inner.T - square @ inner.T)), -(u**2) * pull + u * square
 
 
-def general_velocity(
-    u: float,
-    inner: Float[Array, "d d"],
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int | float,
-) -> tuple[float, Float[Array, "d d"]]:
+def general_velocity(problem: Problem, u: float, inner: Float[Array, "d d"]) -> tuple[float, Float[Array, "d d"]]:
     r"""Gradient flow of structured weights for any task covariance and noise.
 
     .. math:: \dot u = \langle U, D\rangle - u\langle U, C_N U\Lambda\rangle, \qquad
@@ -130,20 +124,17 @@ def general_velocity(
     with C_N the `theory.lsa.response_moment`.
 
     Args:
+      problem: the regression problem.
       u: corner of W_PV.
       inner: (d, d), U, the input block of W_KQ.
-      covariance: (d, d), Lambda.
-      task_covariance: (d, d), Omega.
-      noise_variance: s2.
-      context_length: N.
 
     Returns:
       du/dt and dU/dt (d, d).
 
     Source: the lab's own, extending arXiv 2306.09927, Lemma 5.2.
     """
-    signal = covariance @ task_covariance @ covariance
-    pull = response_moment(covariance, task_covariance, noise_variance, context_length) @ inner @ covariance
+    signal = problem.covariance @ problem.task_covariance @ problem.covariance
+    pull = response_moment(problem) @ inner @ problem.covariance
     return float(np.sum(inner * signal) - u * np.sum(inner * pull)), u * signal - u**2 * pull
 
 

@@ -20,8 +20,8 @@ from icl_lab.core.errors import AssumptionError, InvalidValueError, UnsupportedP
 from icl_lab.core.linalg import check_covariance
 from icl_lab.core.typing import Array
 from icl_lab.tasks.regression.linear import LinearRegression
-from icl_lab.theory.regression.lsa import gaussian_parameters
 from icl_lab.theory.regression.optimum import Optimum, balanced_weights
+from icl_lab.theory.regression.problem import Problem
 
 
 def gamma(covariance: Float[Array, "d d"], context_length: int | float) -> Float[Array, "d d"]:
@@ -87,11 +87,12 @@ def optimum(task: LinearRegression) -> Optimum:
 
     Source: Zhang, Frei, Bartlett (arXiv 2306.09927), Theorem 4.1; the risk is its Theorem 4.2 at M = N.
     """
-    covariance, task_covariance, noise_variance = gaussian_parameters(task)
-    if noise_variance != 0 or np.max(np.abs(task_covariance - np.eye(task.dim))) > 1e-12:
+    problem = Problem.of(task)
+    covariance = problem.covariance
+    if problem.noise_variance != 0 or np.max(np.abs(problem.task_covariance - np.eye(task.dim))) > 1e-12:
         raise UnsupportedProblemError(
             f"Theorem 4.1 of arXiv 2306.09927 needs task_covariance = I and noise_std = 0; got noise variance "
-            f"{noise_variance:g} or another task covariance. Use `theory.lsa.optimum`, which takes both."
+            f"{problem.noise_variance:g} or another task covariance. Use `theory.lsa.optimum`, which takes both."
         )
     preconditioner = _inverse(gamma(covariance, task.context_length))
     w_pv, w_kq = limit(covariance, task.context_length)

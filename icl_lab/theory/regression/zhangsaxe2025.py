@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from icl_lab.core.typing import Array
 from icl_lab.theory.regression import lsa
+from icl_lab.theory.regression.problem import Problem
 from icl_lab.theory.regression.stability import common_basis
 from icl_lab.theory.regression.timecourse import RTOL, signal
 
@@ -166,30 +167,30 @@ def full_rank_limit(product: Float[Array, "d d"]) -> tuple[float, Float[Array, "
     return value, product / value
 
 
-def full_rank_flow(
-    sigma: float,
-    times: Float[Array, "S"],
-    covariance: Float[Array, "d d"],
-    task_covariance: Float[Array, "d d"],
-    noise_variance: float,
-    context_length: int,
-) -> tuple[Float[Array, "S"], Float[Array, "S d"]]:
+def full_rank_flow(problem: Problem, sigma: float, times: Float[Array, "S"]) -> tuple[Float[Array, "S"], Float[Array, "S d"]]:
     r"""One separate head of full rank along its flow from v = sigma and K = Q = sigma / sqrt(d) in the eigenbasis.
 
     .. math:: \dot v = \sum_i d_i k_i^2 - v \sum_i c_i l_i k_i^4, \qquad \dot k_i = v\,d_i k_i - v^2 c_i l_i k_i^3
 
     d_i, c_i, l_i are the eigenvalues of D, C (see `theory.timecourse`) and Lambda, which commute.
 
+    Args:
+      problem: the regression problem.
+      sigma: initial scale.
+      times: (S,).
+
     Returns:
       v (S,) and k (S, d), in the order of `theory.stability.common_basis`.
 
+    Raises:
+      AssumptionError: Lambda and Omega do not commute.
+
     Source: the lab's own.
     """
-    basis = common_basis(covariance, task_covariance)
-    values = np.diag(basis.T @ covariance @ basis)
-    moment = lsa.response_moment(covariance, task_covariance, noise_variance, context_length)
-    drive = np.diag(basis.T @ signal(covariance, task_covariance) @ basis)
-    pull = np.diag(basis.T @ moment @ basis) * values
+    basis = common_basis(problem.covariance, problem.task_covariance)
+    values = np.diag(basis.T @ problem.covariance @ basis)
+    drive = np.diag(basis.T @ signal(problem.covariance, problem.task_covariance) @ basis)
+    pull = np.diag(basis.T @ lsa.response_moment(problem) @ basis) * values
 
     def rates(_: float, state: np.ndarray) -> np.ndarray:
         v, k = state[0], state[1:]

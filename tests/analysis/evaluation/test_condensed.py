@@ -61,7 +61,7 @@ def test_every_number_of_the_comparison_is_that_of_whole_prompts(task, query_in_
                 if value in numbers and np.isfinite(numbers[value]) and not (name == "ols" and n == 3):  # no finite variance
                     spread = np.hypot(numbers[error], found[error])
                     assert abs(numbers[value] - found[value]) <= 4.5 * spread + 1e-12, (n, name, value)
-        exact = theory.lsa.risk(preconditioner, *theory.lsa.gaussian_parameters(task), n)
+        exact = theory.lsa.risk(theory.Problem.of(task.with_context_length(n)), preconditioner)
         found = few[rows]["preconditioned_gradient_descent"]
         assert abs(found["risk"] - exact) < 4.5 * found["standard_error"]
 

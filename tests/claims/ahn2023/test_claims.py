@@ -1,5 +1,7 @@
 """Claims about layers as preconditioned gradient descent: they hold away from the defaults, and planted errors are caught."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -53,7 +55,9 @@ def test_shrinkage_without_the_trace_is_caught(monkeypatch):
 
 def test_a_preconditioner_for_isotropic_tasks_is_caught(monkeypatch):
     right = lsa.optimal_preconditioner
-    monkeypatch.setattr(lsa, "optimal_preconditioner", lambda lam, om, s2, n: right(lam, np.eye(len(lam)), s2, n))
+    monkeypatch.setattr(
+        lsa, "optimal_preconditioner", lambda problem: right(dataclasses.replace(problem, task_covariance=np.eye(problem.dim)))
+    )
     assert {"risk", "preconditioner"} <= failed_checks(run("ahn2023.thm1.general"))
 
 

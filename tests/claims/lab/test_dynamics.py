@@ -28,8 +28,8 @@ def test_a_limit_that_ignores_the_imbalance_is_caught(monkeypatch):
 def test_a_velocity_with_the_wrong_power_of_u_is_caught(monkeypatch):
     right = structured.general_velocity
 
-    def wrong(u, inner, *problem):
-        du, slope = right(u, inner, *problem)
+    def wrong(problem, u, inner):
+        du, slope = right(problem, u, inner)
         return du, slope / u
 
     monkeypatch.setattr(structured, "general_velocity", wrong)
@@ -39,7 +39,7 @@ def test_a_velocity_with_the_wrong_power_of_u_is_caught(monkeypatch):
 
 def test_a_plateau_that_ignores_the_angle_of_the_start_is_caught(monkeypatch):
     right = timecourse.plateau_time
-    aligned = lambda sigma, theta, *rest: right(sigma, np.eye(len(theta)) / np.sqrt(len(theta)), *rest)  # noqa: E731
+    aligned = lambda problem, sigma, theta, share: right(problem, sigma, np.eye(len(theta)) / np.sqrt(len(theta)), share)  # noqa: E731
     monkeypatch.setattr(timecourse, "plateau_time", aligned)
     assert failed("lab.plateau", SMALL) == {"time_from_random", "difference_of_starts_abs"}
 
@@ -47,8 +47,8 @@ def test_a_plateau_that_ignores_the_angle_of_the_start_is_caught(monkeypatch):
 def test_a_drift_of_the_other_sign_is_caught(monkeypatch):
     right = stability.descent
 
-    def wrong(u, inner, *rest):
-        u_end, inner_end, kappa = right(u, inner, *rest)
+    def wrong(problem, u, inner, *rest):
+        u_end, inner_end, kappa = right(problem, u, inner, *rest)
         return u_end, inner_end, 2 * (u**2 - np.sum(inner**2)) - kappa
 
     monkeypatch.setattr(stability, "descent", wrong)

@@ -1,5 +1,6 @@
 """Claims about risks: they hold away from the defaults, also where squared errors have no variance, and errors are caught."""
 
+import dataclasses
 import math
 
 import pytest
@@ -60,7 +61,7 @@ def test_too_few_examples_for_least_squares_are_refused():
 
 def test_a_risk_with_the_wrong_query_moment_is_caught(monkeypatch):
     right = lsa.risk
-    monkeypatch.setattr(lsa, "risk", lambda step, lam, om, s2, m, query=None: right(step, lam, om, s2, m))
+    monkeypatch.setattr(lsa, "risk", lambda problem, step, query=None: right(problem, step))
     assert failed_checks(run("lab.risk-shift")) == {"risk_shifted_query"}
 
 
@@ -87,7 +88,11 @@ def test_a_bias_of_the_wrong_share_is_caught(monkeypatch):
 
 def test_a_bayes_risk_of_half_the_noise_is_caught(monkeypatch):
     right = bayes.risk
-    monkeypatch.setattr(bayes, "risk", lambda lam, om, s2, n, **more: right(lam, om, s2 / 2, n, **more))
+
+    def of_half_the_noise(problem, contexts):
+        return right(dataclasses.replace(problem, noise_variance=problem.noise_variance / 2), contexts)
+
+    monkeypatch.setattr(bayes, "risk", of_half_the_noise)
     assert failed_checks(run("lab.bayes")) == {"bayes_risk"}
 
 

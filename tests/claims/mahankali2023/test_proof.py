@@ -5,6 +5,7 @@ import pytest
 
 from icl_lab.objectives import RegressionLoss
 from icl_lab.theory.regression import bayes, exact_loss, lsa, mahankali2023, minima
+from icl_lab.theory.regression.problem import Problem
 from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
@@ -52,13 +53,16 @@ def test_a_predictor_without_its_label_square_is_caught(monkeypatch):
 
 
 def test_a_wrong_bayes_error_is_caught(monkeypatch):
-    monkeypatch.setattr(bayes, "risk", lambda *args: (1.2 * np.trace(args[0] @ args[1]) / 2, 0.0))
+    monkeypatch.setattr(
+        bayes, "risk", lambda problem, _: (1.2 * np.trace(problem.covariance @ problem.task_covariance) / 2, 0.0)
+    )
     assert failed_checks(run("mahankali2023.lem1")) == {"bayes_error_from_layer_1", "bayes_error_from_layer_2"}
 
 
 def test_moments_without_the_pair_of_equal_examples_are_caught(monkeypatch):
-    def incomplete(lam, om, noise, n):
-        return n * n * lam @ om @ lam + n * (np.trace(lam @ om) + noise) * lam
+    def incomplete(problem):
+        lam, om, n = problem.covariance, problem.task_covariance, problem.context_length
+        return n * n * lam @ om @ lam + n * (np.trace(lam @ om) + problem.noise_variance) * lam
 
     monkeypatch.setattr(mahankali2023, "context_moment", incomplete)
     assert failed_checks(run("mahankali2023.moments")) == {"b_b", "simulated_b_b"}
@@ -80,12 +84,13 @@ def test_a_loss_whose_parts_interact_is_caught(monkeypatch):
 @pytest.mark.slow
 def test_another_optimum_is_not_the_trained_one(monkeypatch):
     right, minimum = lsa.optimal_preconditioner, lsa.minimum_risk
-    monkeypatch.setattr(lsa, "optimal_preconditioner", lambda *args: 1.001 * right(*args))
+    monkeypatch.setattr(lsa, "optimal_preconditioner", lambda problem: 1.001 * right(problem))
     # The minimum itself comes from the same matrix; here it stays right.
-    monkeypatch.setattr(lsa, "minimum_risk", lambda *args: minimum(*args) + unwanted(*args))
+    monkeypatch.setattr(lsa, "minimum_risk", lambda problem: minimum(problem) + unwanted(problem))
 
-    def unwanted(lam, om, s2, n):
-        return 0.001 * np.trace(lam @ right(lam, om, s2, n) @ lam @ om)
+    def unwanted(problem):
+        signal = problem.covariance @ problem.task_covariance
+        return 0.001 * np.trace(problem.covariance @ right(problem) @ signal)
 
     wrong = failed_checks(run("mahankali2023.gauge"))
     assert {"trained_steps_abs", "gauge_orbit_full_risk", "gauge_orbit_full_gradient_abs"} <= wrong
@@ -98,18 +103,19 @@ def test_a_ratio_that_tends_to_one_is_caught(monkeypatch):
 
 def test_the_distance_to_the_step_vanishes_at_the_step_and_is_a_square(rng):
     lam = np.array([[1.3, 0.4], [0.4, 0.7]])
+    problem = Problem(lam, np.linalg.inv(lam), 0.3, 5)
     w_pv, w_kq = np.zeros((2, 3, 3))
     w_pv[-1, -1] = 2.0
     w_kq[:2, :2] = mahankali2023.step_size(2, 5, 0.3) * np.linalg.inv(lam) / 2.0
-    assert mahankali2023.distance_to_step(w_pv, w_kq, lam, 0.3, 5) == pytest.approx(0.0, abs=1e-13)
+    assert mahankali2023.distance_to_step(problem, w_pv, w_kq) == pytest.approx(0.0, abs=1e-13)
     # Excess of the risk over its minimum, the content of the lemma, at the zero layer: d - d (d + 1 + s2) eta.
     zero = np.zeros((3, 3))
     expected = 2 - mahankali2023.minimum_risk(2, 5, 0.3)
-    assert mahankali2023.distance_to_step(zero, zero, lam, 0.3, 5) == pytest.approx(expected, rel=1e-12)
+    assert mahankali2023.distance_to_step(problem, zero, zero) == pytest.approx(expected, rel=1e-12)
     assert mahankali2023.minimum_risk(2, 2, 0.3) == pytest.approx(1.2452830189, abs=1e-10)
 
 
 def test_the_second_branch_is_the_first_with_roles_exchanged():
-    om = np.outer([0.6, -1.1], [0.6, -1.1])
-    w_pv, w_kq, loss = minima.rank_one_branch(np.eye(2), om, 0.2, 4)
-    assert exact_loss.risk(w_pv, w_kq, np.eye(2), om, 0.2, 4, query_in_sum=False) == pytest.approx(2 * loss, rel=1e-13)
+    problem = Problem(np.eye(2), np.outer([0.6, -1.1], [0.6, -1.1]), 0.2, 4)
+    w_pv, w_kq, loss = minima.rank_one_branch(problem)
+    assert exact_loss.risk(problem, w_pv, w_kq, query_in_sum=False) == pytest.approx(2 * loss, rel=1e-13)

@@ -67,10 +67,9 @@ def test_a_flow_of_the_whole_squared_error_is_caught(monkeypatch):
 
 
 def test_a_general_flow_whose_factors_are_swapped_is_caught(monkeypatch):
-    def swapped(u, inner, covariance, tasks, noise, length):
-        moment = structured.response_moment(covariance, tasks, noise, length)
-        signal = covariance @ tasks @ covariance
-        pull = covariance @ inner @ moment
+    def swapped(problem, u, inner):
+        signal = problem.covariance @ problem.task_covariance @ problem.covariance
+        pull = problem.covariance @ inner @ structured.response_moment(problem)
         return float(np.sum(inner * signal) - u * np.sum(inner * pull)), u * signal - u**2 * pull
 
     monkeypatch.setattr(structured, "general_velocity", swapped)

@@ -99,7 +99,7 @@ def test_least_squares_without_its_one_is_caught(monkeypatch):
 
 def test_a_risk_that_takes_the_query_from_the_context_is_caught(monkeypatch):
     right = lsa.risk
-    monkeypatch.setattr(lsa, "risk", lambda step, lam, om, s2, length, query=None: right(step, lam, om, s2, length))
+    monkeypatch.setattr(lsa, "risk", lambda problem, step, query=None: right(problem, step))
     assert failed_checks(run("zhang2023.shift-query")) == {"simulated_risk", "risk_after_infinite_context"}
     assert failed_checks(run("zhang2023.shift-covariate")) == {"simulated_risk_of_other_queries"}
 
@@ -107,8 +107,8 @@ def test_a_risk_that_takes_the_query_from_the_context_is_caught(monkeypatch):
 def test_a_risk_trained_on_the_test_distribution_is_caught(monkeypatch):
     right = lsa.risk
 
-    def retrained(step, lam, om, s2, length, query=None):
-        return right(np.linalg.inv(zhang2023.gamma(lam, 6)), lam, om, s2, length, query)
+    def retrained(problem, step, query=None):
+        return right(problem, np.linalg.inv(zhang2023.gamma(problem.covariance, 6)), query)
 
     monkeypatch.setattr(lsa, "risk", retrained)
     assert failed_checks(run("zhang2023.shift-covariate")) == {"risk_of_scaled_inputs", "risk_of_other_covariance"}

@@ -11,6 +11,7 @@ from icl_lab.objectives.exact import wishart
 from icl_lab.tasks import LinearRegression
 from icl_lab.theory.descent import gram_moments
 from icl_lab.theory.regression import lsa
+from icl_lab.theory.regression.problem import Problem
 
 MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
 
@@ -32,14 +33,14 @@ def test_one_layer_has_the_closed_risk_for_any_covariances(dim, length, rng):
     task = LinearRegression(dim=dim, context_length=length, covariance=inputs, task_covariance=tasks)
     risk = wishart.wishart_cubature(task, one_layer, 2).risk(step)
     # Layers with Q = -diag(A, 0) precondition with the transpose of A.
-    np.testing.assert_allclose(risk, lsa.risk(step.T, inputs, tasks, 0.0, length), rtol=1e-12)
+    np.testing.assert_allclose(risk, lsa.risk(Problem(inputs, tasks, 0.0, length), step.T), rtol=1e-12)
 
 
 def test_the_bidiagonal_rule_has_the_risk_of_multiples(rng):
     inputs = np.diag([1.5, 0.5, 0.8])
     task = LinearRegression(dim=3, context_length=4, covariance=inputs, task_covariance=np.linalg.inv(inputs))
     step = 0.7 * np.linalg.inv(inputs)
-    expected = lsa.risk(step, inputs, np.linalg.inv(inputs), 0.0, 4)
+    expected = lsa.risk(Problem(inputs, np.linalg.inv(inputs), 0.0, 4), step)
     np.testing.assert_allclose(wishart.bidiagonal_cubature(task, one_layer, 2).risk(step), expected, rtol=1e-12)
     spectral = wishart.spectral_cubature(3, 4, one_layer, 2)
     np.testing.assert_allclose(spectral.risk(np.full((1, 1), 0.7)), expected, rtol=1e-12)

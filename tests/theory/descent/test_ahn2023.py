@@ -5,6 +5,7 @@ import pytest
 
 from icl_lab.theory.descent import ahn2023, gram_moments
 from icl_lab.theory.regression import lsa
+from icl_lab.theory.regression.problem import Problem
 
 BEST = {
     # d, n, L, corrected: a, b without the last, risk
@@ -60,9 +61,10 @@ def test_a_stack_is_gradient_descent_on_sampled_prompts(rng):
 def test_one_layer_is_a_case_of_any_covariances():
     values = np.array([1.0, 0.25, 2.0])
     np.testing.assert_allclose(ahn2023.one_layer_risk(values, 6), 1.198329799, rtol=1e-9)
-    best = lsa.optimal_preconditioner(np.diag(values), np.eye(3), 0.0, 6)
+    problem = Problem(np.diag(values), np.eye(3), 0.0, 6)
+    best = lsa.optimal_preconditioner(problem)
     np.testing.assert_allclose(np.diag(ahn2023.shrinkage(values, 6)), best, rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(ahn2023.one_layer_risk(values, 6), lsa.minimum_risk(np.diag(values), np.eye(3), 0.0, 6))
+    np.testing.assert_allclose(ahn2023.one_layer_risk(values, 6), lsa.minimum_risk(problem))
     np.testing.assert_allclose(ahn2023.one_layer_risk(np.ones(5), 20), 30 / 26, rtol=1e-14)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from icl_lab.theory.descent import vonoswald2022
 from icl_lab.theory.regression import lsa
+from icl_lab.theory.regression.problem import Problem
 
 PRINTED = 1e-9
 
@@ -48,7 +49,7 @@ def test_the_optimal_step_size_is_optimal():
 def test_the_gaussian_loss_is_half_the_general_risk():
     eta, noise_variance, task_variance = 0.6, 0.3, 1.7
     half = vonoswald2022.one_step_loss(eta, 3, 6, 0.8, 3.0, noise_variance, task_variance)
-    risk = lsa.risk(eta * np.eye(3), 0.8 * np.eye(3), task_variance * np.eye(3), noise_variance, 6)
+    risk = lsa.risk(Problem(0.8 * np.eye(3), task_variance * np.eye(3), noise_variance, 6), eta * np.eye(3))
     assert half == pytest.approx(risk / 2, rel=1e-13)
 
 

@@ -9,6 +9,7 @@ from scipy.integrate import quad
 from icl_lab.claims.simulation import normal_batches
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.regression import bayes
+from icl_lab.theory.regression.problem import Problem
 
 
 @pytest.mark.parametrize(("dim", "count"), [(3, 7), (5, 20), (8, 4), (4, 4), (1, 5), (6, 3), (20, 40), (3, 10**6)])
@@ -66,13 +67,13 @@ def test_any_pair_of_covariances_against_the_definition(length, rng):
     x = rng.standard_normal((20_000, length, 3)) @ np.linalg.cholesky(lam).T
     posterior = np.linalg.inv(np.linalg.inv(om)[None] + x.transpose(0, 2, 1) @ x / 0.3)
     traces = np.einsum("pij,ji->p", posterior, lam)
-    value, error = bayes.risk(lam, om, 0.3, length, normal_batches(20_000, length, 3, seed=3))
+    value, error = bayes.risk(Problem(lam, om, 0.3, length), normal_batches(20_000, length, 3, seed=3))
     assert abs(value - traces.mean()) < 4 * math.hypot(error, traces.std() / 20_000**0.5)
 
 
 def test_a_pair_that_whitens_to_the_identity_is_exact():
     lam = np.array([[1.5, 0.4], [0.4, 1.0]])
-    value, error = bayes.risk(lam, 2 * np.linalg.inv(lam), 0.3, 5, ())
+    value, error = bayes.risk(Problem(lam, 2 * np.linalg.inv(lam), 0.3, 5), ())
     assert error == 0
     assert value == pytest.approx(bayes.isotropic_risk(2, 5, 0.3, signal=2.0), rel=1e-13)
     assert value == pytest.approx(2 * bayes.isotropic_risk(2, 5, 0.15), rel=1e-12)
@@ -80,8 +81,8 @@ def test_a_pair_that_whitens_to_the_identity_is_exact():
 
 def test_without_noise_the_prior_of_the_unseen_directions_remains():
     lam, om = np.diag([2.0, 1.0, 0.5]), np.diag([1.5, 0.4, 0.7])
-    assert bayes.risk(lam, om, 0.0, 3, normal_batches(100_000, 3, 3, seed=0))[0] == 0
-    without, almost = (bayes.risk(lam, om, s2, 2, normal_batches(100_000, 2, 3, seed=0))[0] for s2 in (0.0, 1e-12))
+    assert bayes.risk(Problem(lam, om, 0.0, 3), normal_batches(100_000, 3, 3, seed=0))[0] == 0
+    without, almost = (bayes.risk(Problem(lam, om, s2, 2), normal_batches(100_000, 2, 3, seed=0))[0] for s2 in (0.0, 1e-12))
     assert without == pytest.approx(almost, rel=1e-6)
     assert bayes.isotropic_risk(3, 2, 0.0) == pytest.approx(1.0, rel=1e-13)
 
@@ -97,7 +98,7 @@ def test_the_infinite_means():
 def test_thresholds_and_limits():
     assert bayes.longest_winning_context(5, 4.0) == pytest.approx(16.6666666667)
     assert bayes.longest_winning_test(5, 4.0) == 10
-    assert bayes.scaled_limit(np.diag([2.0, 1.0]), np.diag([1.0, 3.0]), 0.5) == pytest.approx(3 * 5 + 1)
+    assert bayes.scaled_limit(Problem(np.diag([2.0, 1.0]), np.diag([1.0, 3.0]), 0.5, 1)) == pytest.approx(3 * 5 + 1)
     long = 10**6
     assert long * bayes.isotropic_risk(3, long, 0.5) == pytest.approx(1.5, rel=1e-5)
 

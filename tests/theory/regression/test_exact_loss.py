@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from icl_lab.theory.regression import exact_loss
+from icl_lab.theory.regression.problem import Problem
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 TASK_COVARIANCE = np.array([[1.0, 0.3, 0.0], [0.3, 1.5, -0.2], [0.0, -0.2, 0.7]])
-DISTRIBUTION = (COVARIANCE, TASK_COVARIANCE, 0.25, 5)
+PROBLEM = Problem(COVARIANCE, TASK_COVARIANCE, 0.25, 5)
 
 # A sum of about 1e5 products of up to ten Gaussian nodes.
 QUADRATURE = 1e-11
@@ -29,16 +30,16 @@ FIRST = layer([0.1, -0.2, 0.3], 0.8, [[0.5, 0.1, 0.0], [-0.2, 0.4, 0.1], [0.0, 0
 SECOND = layer([0.2, 0.1, -0.1], -0.3, [[0.1, 0.0, 0.2], [0.0, -0.3, 0.0], [0.1, 0.1, 0.2]], [-0.1, 0.2, 0.05])
 
 
-def quadrature(w_pv, w_kq, covariance, task_covariance, noise_variance, query_in_sum, rho):
+def quadrature(problem, w_pv, w_kq, query_in_sum, rho):
     """The risk at d = N = 2 by a tensor Gauss-Hermite rule through the literal forward pass: exact for its degree."""
     three, weights3 = np.polynomial.hermite_e.hermegauss(3)  # degree 5 in each of w, x, noise
     four, weights4 = np.polynomial.hermite_e.hermegauss(4)  # degree 7 in each of x_q
-    root, task_root = np.linalg.cholesky(covariance), np.linalg.cholesky(task_covariance)
+    root, task_root = np.linalg.cholesky(problem.covariance), np.linalg.cholesky(problem.task_covariance)
     grid = np.array(list(itertools.product(range(3), repeat=8)))
     nodes, weight = three[grid], np.prod(weights3[grid], axis=1)
     w = nodes[:, :2] @ task_root.T
     x = nodes[:, 2:6].reshape(-1, 2, 2) @ root.T
-    y = np.einsum("pnd,pd->pn", x, w) + np.sqrt(noise_variance) * nodes[:, 6:]
+    y = np.einsum("pnd,pd->pn", x, w) + np.sqrt(problem.noise_variance) * nodes[:, 6:]
     context = np.concatenate([x, y[:, :, None]], axis=2)
     gram = np.einsum("pni,pnj->pij", context, context)
     total = 0.0
@@ -54,32 +55,31 @@ def quadrature(w_pv, w_kq, covariance, task_covariance, noise_variance, query_in
 @pytest.mark.parametrize("rho", [2.0, 1.0])
 def test_the_risk_agrees_with_brute_force_quadrature(query_in_sum, rho, rng):
     w_pv, w_kq = rng.normal(size=(2, 3, 3))
-    covariance = np.array([[1.0, 0.4], [0.4, 0.6]])
-    task_covariance = np.array([[0.8, -0.5], [-0.5, 1.3]])
-    expected = quadrature(w_pv, w_kq, covariance, task_covariance, 0.3, query_in_sum, rho)
-    got = exact_loss.risk(w_pv, w_kq, covariance, task_covariance, 0.3, 2, query_in_sum=query_in_sum, rho=rho)
+    problem = Problem(np.array([[1.0, 0.4], [0.4, 0.6]]), np.array([[0.8, -0.5], [-0.5, 1.3]]), 0.3, 2)
+    expected = quadrature(problem, w_pv, w_kq, query_in_sum, rho)
+    got = exact_loss.risk(problem, w_pv, w_kq, query_in_sum=query_in_sum, rho=rho)
     assert got == pytest.approx(expected, rel=QUADRATURE)
 
 
 @pytest.mark.parametrize(("query_in_sum", "expected"), [(True, 3.09641985), (False, 3.06700585)])
 def test_reference_numbers_of_one_head(query_in_sum, expected):
-    assert exact_loss.risk(*FIRST, *DISTRIBUTION, query_in_sum=query_in_sum) == pytest.approx(expected, abs=1e-10)
+    assert exact_loss.risk(PROBLEM, *FIRST, query_in_sum=query_in_sum) == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize(("query_in_sum", "expected"), [(True, 3.3244305625), (False, 3.1612935625)])
 def test_reference_numbers_of_two_heads(query_in_sum, expected):
     w_pv, w_kq = (np.stack(pair) for pair in zip(FIRST, SECOND, strict=True))
-    assert exact_loss.risk(w_pv, w_kq, *DISTRIBUTION, query_in_sum=query_in_sum) == pytest.approx(expected, abs=1e-10)
+    assert exact_loss.risk(PROBLEM, w_pv, w_kq, query_in_sum=query_in_sum) == pytest.approx(expected, abs=1e-10)
 
 
 def test_a_head_split_in_two_is_the_same_head():
     w_pv, w_kq = FIRST
-    split = exact_loss.risk(np.stack([0.3 * w_pv, 0.7 * w_pv]), np.stack([w_kq, w_kq]), *DISTRIBUTION, query_in_sum=True)
-    assert split == pytest.approx(exact_loss.risk(w_pv, w_kq, *DISTRIBUTION, query_in_sum=True), rel=1e-13)
+    split = exact_loss.risk(PROBLEM, np.stack([0.3 * w_pv, 0.7 * w_pv]), np.stack([w_kq, w_kq]), query_in_sum=True)
+    assert split == pytest.approx(exact_loss.risk(PROBLEM, w_pv, w_kq, query_in_sum=True), rel=1e-13)
 
 
 def test_reference_gradient():
-    w_pv, w_kq = exact_loss.risk_gradient(*FIRST, *DISTRIBUTION, query_in_sum=True)
+    w_pv, w_kq = exact_loss.risk_gradient(PROBLEM, *FIRST, query_in_sum=True)
     half_w_pv, half_w_kq = w_pv / 2, w_kq / 2
     # The step is 1 and the risk of order 10, so rounding stays below 1e-13.
     assert half_w_pv[-1] == pytest.approx([1.681725, -0.21709, 0.0193625, 1.361432], abs=1e-10)

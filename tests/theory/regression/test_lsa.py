@@ -1,6 +1,7 @@
 """The general optimum and the risk of bilinear predictors: by hand, by optimisation, by sampling."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from icl_lab.core.errors import InvalidValueError, NotPositiveDefiniteError, Uns
 from icl_lab.tasks.distributions.covariates import Uniform
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression import exact_loss, lsa
+from icl_lab.theory.regression.problem import Problem
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 TASK_COVARIANCE = np.array([[1.0, 0.3, 0.0], [0.3, 1.5, -0.2], [0.0, -0.2, 0.7]])
-DISTRIBUTION = (COVARIANCE, TASK_COVARIANCE, 0.25, 5)
+PROBLEM = Problem(COVARIANCE, TASK_COVARIANCE, 0.25, 5)
 
 ROUNDING = 1e-13
 PRINTED = 1e-9  # ten printed digits
@@ -22,32 +24,34 @@ PRINTED = 1e-9  # ten printed digits
 def test_one_dimension_by_hand():
     # minimise E (b x y_bar - w x)^2: b = o / ((1 + 1/N) l o + (l o + s2) / N).
     l, o, s2, n = 0.7, 1.3, 0.4, 6  # noqa: E741
-    got = lsa.optimal_preconditioner(np.array([[l]]), np.array([[o]]), s2, n)[0, 0]
+    problem = Problem(np.array([[l]]), np.array([[o]]), s2, n)
+    got = lsa.optimal_preconditioner(problem)[0, 0]
     assert got == pytest.approx(o / ((1 + 1 / n) * l * o + (l * o + s2) / n), rel=ROUNDING)
-    assert lsa.minimum_risk(np.array([[l]]), np.array([[o]]), s2, n) == pytest.approx(l * o - l * o * l * got, rel=ROUNDING)
+    assert lsa.minimum_risk(problem) == pytest.approx(l * o - l * o * l * got, rel=ROUNDING)
 
 
 def test_an_infinite_context_needs_the_inverse_covariance_and_has_no_risk():
-    best = lsa.optimal_preconditioner(COVARIANCE, TASK_COVARIANCE, 0.25, math.inf)
+    problem = replace(PROBLEM, context_length=math.inf)
+    best = lsa.optimal_preconditioner(problem)
     np.testing.assert_allclose(best, np.linalg.inv(COVARIANCE), rtol=0, atol=1e-13)
-    assert lsa.minimum_risk(COVARIANCE, TASK_COVARIANCE, 0.25, math.inf) == pytest.approx(0.0, abs=1e-13)
+    assert lsa.minimum_risk(problem) == pytest.approx(0.0, abs=1e-13)
 
 
 def test_reference_numbers():
-    best = lsa.optimal_preconditioner(*DISTRIBUTION)
+    best = lsa.optimal_preconditioner(PROBLEM)
     assert best[np.triu_indices(3)] == pytest.approx(
         [0.3071645722, 0.0303613261, 0.0058763857, 0.5617681392, -0.0525610053, 0.5543430312], abs=PRINTED
     )
-    assert lsa.minimum_risk(*DISTRIBUTION) == pytest.approx(1.6347336795, abs=PRINTED)
-    at = {m: lsa.risk(best, *DISTRIBUTION[:3], m) for m in (1, 5, 20, math.inf)}
+    assert lsa.minimum_risk(PROBLEM) == pytest.approx(1.6347336795, abs=PRINTED)
+    at = {m: lsa.risk(replace(PROBLEM, context_length=m), best) for m in (1, 5, 20, math.inf)}
     assert list(at.values()) == pytest.approx([5.2335376836, 1.6347336795, 0.9599579287, 0.7350326785], abs=PRINTED)
 
 
 def test_no_other_preconditioner_does_better(rng):
-    best, least = lsa.optimal_preconditioner(*DISTRIBUTION), lsa.minimum_risk(*DISTRIBUTION)
-    assert lsa.risk(best, *DISTRIBUTION) == pytest.approx(least, rel=ROUNDING)
+    best, least = lsa.optimal_preconditioner(PROBLEM), lsa.minimum_risk(PROBLEM)
+    assert lsa.risk(PROBLEM, best) == pytest.approx(least, rel=ROUNDING)
     found = scipy.optimize.minimize(
-        lambda flat: lsa.risk(flat.reshape(3, 3), *DISTRIBUTION), rng.normal(size=9), method="BFGS", options={"gtol": 1e-9}
+        lambda flat: lsa.risk(PROBLEM, flat.reshape(3, 3)), rng.normal(size=9), method="BFGS", options={"gtol": 1e-9}
     )
     # The solver differentiates numerically: gradients to about 1e-8.
     assert found.fun == pytest.approx(least, rel=1e-10)
@@ -57,7 +61,7 @@ def test_no_other_preconditioner_does_better(rng):
 @pytest.mark.parametrize("query_in_sum", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_no_weights_of_the_whole_layer_do_better(query_in_sum, rng):
     # All 6 + 3 entries that matter at d = 2, through the reference that knows nothing of bilinear predictors.
-    distribution = (np.array([[1.5, 0.3], [0.3, 0.5]]), np.array([[0.6, 0.2], [0.2, 1.0]]), 0.2, 6)
+    problem = Problem(np.array([[1.5, 0.3], [0.3, 0.5]]), np.array([[0.6, 0.2], [0.2, 1.0]]), 0.2, 6)
 
     def weights(flat):
         w_pv, w_kq = np.zeros((3, 3)), np.zeros((3, 3))
@@ -65,24 +69,24 @@ def test_no_weights_of_the_whole_layer_do_better(query_in_sum, rng):
         return w_pv, w_kq
 
     def loss(flat):
-        return exact_loss.risk(*weights(flat), *distribution, query_in_sum=query_in_sum)
+        return exact_loss.risk(problem, *weights(flat), query_in_sum=query_in_sum)
 
     def slope(flat):
-        w_pv, w_kq = exact_loss.risk_gradient(*weights(flat), *distribution, query_in_sum=query_in_sum)
+        w_pv, w_kq = exact_loss.risk_gradient(problem, *weights(flat), query_in_sum=query_in_sum)
         return np.concatenate([w_pv[-1], w_kq[:, :2].ravel()])
 
     runs = [scipy.optimize.minimize(loss, 0.5 * rng.normal(size=9), jac=slope, method="BFGS") for _ in range(6)]
     best = min(runs, key=lambda run: run.fun)
-    assert best.fun == pytest.approx(lsa.minimum_risk(*distribution), rel=1e-9)
+    assert best.fun == pytest.approx(lsa.minimum_risk(problem), rel=1e-9)
     w_pv, w_kq = weights(best.x)
-    np.testing.assert_allclose(w_pv[-1, 2] * w_kq[:2, :2].T, lsa.optimal_preconditioner(*distribution), atol=1e-4)
+    np.testing.assert_allclose(w_pv[-1, 2] * w_kq[:2, :2].T, lsa.optimal_preconditioner(problem), atol=1e-4)
 
 
 def test_the_optimum_is_that_of_the_whole_layer():
     task = LinearRegression(3, 5, COVARIANCE, TASK_COVARIANCE, noise_std=0.5)
     best = lsa.optimum(task)
     for query_in_sum in (True, False):
-        risk = exact_loss.risk(best.w_pv, best.w_kq, *DISTRIBUTION, query_in_sum=query_in_sum)
+        risk = exact_loss.risk(PROBLEM, best.w_pv, best.w_kq, query_in_sum=query_in_sum)
         assert risk == pytest.approx(best.risk, rel=1e-12)
     assert best.w_pv[-1, -1] == pytest.approx(0.9226452036, abs=PRINTED)
     assert np.linalg.norm(best.w_kq) == pytest.approx(best.w_pv[-1, -1], rel=ROUNDING)
@@ -91,11 +95,11 @@ def test_the_optimum_is_that_of_the_whole_layer():
 def test_a_singular_task_covariance_is_served():
     direction = np.array([1.0, -2.0, 0.5])
     rank_one = np.outer(direction, direction)
-    best = lsa.optimal_preconditioner(COVARIANCE, rank_one, 0.25, 5)
+    best = lsa.optimal_preconditioner(replace(PROBLEM, task_covariance=rank_one))
     # B* = omega [(1 + 1/N) Lambda omega + tau/N]^{-1}: for omega = v v^T a multiple of v v^T.
     size = direction @ COVARIANCE @ direction
     np.testing.assert_allclose(best, rank_one / ((1 + 1 / 5) * size + (size + 0.25) / 5), atol=1e-13)
-    nearly = lsa.optimal_preconditioner(COVARIANCE, rank_one + 1e-9 * np.eye(3), 0.25, 5)
+    nearly = lsa.optimal_preconditioner(replace(PROBLEM, task_covariance=rank_one + 1e-9 * np.eye(3)))
     np.testing.assert_allclose(nearly, best, atol=1e-7)
 
 
@@ -112,21 +116,22 @@ def test_the_risk_under_every_shift_is_that_of_simulated_prompts(rng):
     mean = np.einsum("pn,pnd->pd", y, x) / length
     error = (np.einsum("pi,ij,pj->p", query, preconditioner, mean) - np.sum(w * query, axis=1)) ** 2
     moment = query_root @ query_root.T + np.outer(query_mean, query_mean)
-    expected = lsa.risk(preconditioner, covariance, tasks, 0.3, length, moment)
+    problem = Problem(covariance, tasks, 0.3, length)
+    expected = lsa.risk(problem, preconditioner, moment)
     standard_error = np.std(error) / np.sqrt(samples)
     assert standard_error < 0.02 * expected
     assert abs(np.mean(error) - expected) < 4 * standard_error
     # The twins that must fail: a transpose, the covariance of the query instead of its second moment.
     for wrong in (
-        lsa.risk(preconditioner.T, covariance, tasks, 0.3, length, moment),
-        lsa.risk(preconditioner, covariance, tasks, 0.3, length, query_root @ query_root.T),
+        lsa.risk(problem, preconditioner.T, moment),
+        lsa.risk(problem, preconditioner, query_root @ query_root.T),
     ):
         assert abs(np.mean(error) - wrong) > 4 * standard_error
 
 
 def test_the_risk_falls_like_one_over_the_context_length():
     lengths = np.array([1e4, 1e5, 1e6])
-    risks = np.array([lsa.minimum_risk(*DISTRIBUTION[:3], n) for n in lengths])
+    risks = np.array([lsa.minimum_risk(replace(PROBLEM, context_length=n)) for n in lengths])
     # N times the risk tends to (d + 1) tr(Lambda Omega) + d s2, up to O(1/N).
     constant = 4 * np.trace(COVARIANCE @ TASK_COVARIANCE) + 3 * 0.25
     gaps = np.abs(lengths * risks / constant - 1)
@@ -141,10 +146,10 @@ def test_distributions_without_a_closed_form_are_refused():
 
 def test_bad_arguments_are_refused():
     with pytest.raises(InvalidValueError, match=r"context_length.*>= 1"):
-        lsa.optimal_preconditioner(COVARIANCE, TASK_COVARIANCE, 0.25, 0)
+        lsa.optimal_preconditioner(replace(PROBLEM, context_length=0))
     with pytest.raises(InvalidValueError, match="noise_variance"):
-        lsa.optimal_preconditioner(COVARIANCE, TASK_COVARIANCE, -0.1, 5)
+        lsa.optimal_preconditioner(replace(PROBLEM, noise_variance=-0.1))
     with pytest.raises(InvalidValueError, match="zero"):
-        lsa.optimal_preconditioner(COVARIANCE, np.zeros((3, 3)), 0.25, 5)
+        lsa.optimal_preconditioner(replace(PROBLEM, task_covariance=np.zeros((3, 3))))
     with pytest.raises(NotPositiveDefiniteError):
-        lsa.optimal_preconditioner(np.diag([1.0, 1.0, 0.0]), TASK_COVARIANCE, 0.25, 5)
+        lsa.optimal_preconditioner(replace(PROBLEM, covariance=np.diag([1.0, 1.0, 0.0])))

@@ -6,6 +6,7 @@ import pytest
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression import exact_loss, lsa, mahankali2023
+from icl_lab.theory.regression.problem import Problem
 
 PRINTED = 1e-9
 
@@ -40,10 +41,10 @@ def test_the_optimum_is_the_general_one_at_the_inverse_task_covariance(rng):
     assert ours.risk == pytest.approx(lab.risk, rel=1e-11)
     assert "Theorem 2" in ours.source
     # Its weights belong to a layer that sums.
-    distribution = (covariance, inverse, 0.36, 7)
-    summed = exact_loss.risk(ours.w_pv, ours.w_kq, *distribution, query_in_sum=False, rho=1.0)
+    problem = Problem(covariance, inverse, 0.36, 7)
+    summed = exact_loss.risk(problem, ours.w_pv, ours.w_kq, query_in_sum=False, rho=1.0)
     assert summed == pytest.approx(ours.risk, rel=1e-11)
-    averaged = exact_loss.risk(ours.w_pv, ours.w_kq, *distribution, query_in_sum=False)
+    averaged = exact_loss.risk(problem, ours.w_pv, ours.w_kq, query_in_sum=False)
     assert averaged > 1.1 * ours.risk
 
 

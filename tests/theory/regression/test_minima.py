@@ -6,16 +6,18 @@ import pytest
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.descent import vonoswald2022
 from icl_lab.theory.regression import exact_loss, lsa, minima
+from icl_lab.theory.regression.problem import Problem
 
 
-def half_loss(w_pv, w_kq, lam, om, noise, length, query_in_sum):
-    return exact_loss.risk(w_pv, w_kq, lam, om, noise, length, query_in_sum=query_in_sum) / 2
+def half_loss(problem, w_pv, w_kq, query_in_sum):
+    return exact_loss.risk(problem, w_pv, w_kq, query_in_sum=query_in_sum) / 2
 
 
 @pytest.mark.parametrize("query_in_sum", [True, False])
 @pytest.mark.parametrize(("dim", "length", "noise"), [(2, 3, 0.0), (3, 8, 0.3), (4, 2, 1.0)])
 def test_the_criterion_is_the_hessian_of_the_loss(dim, length, noise, query_in_sum):
     beta, e = length / (length + dim + 1 + noise), np.eye(dim)[0]
+    problem = Problem(np.eye(dim), np.eye(dim), noise, length)
     directions = []
     for block in (np.eye(dim) - np.outer(e, e), np.outer(e, e)):
         directions.append((np.zeros((dim + 1, dim + 1)), np.pad(block, ((0, 1), (0, 1)))))
@@ -28,7 +30,7 @@ def test_the_criterion_is_the_hessian_of_the_loss(dim, length, noise, query_in_s
     def at(x):
         pv = w_pv + sum(c * v for c, (v, _) in zip(x, directions, strict=True))
         kq = w_kq + sum(c * k for c, (_, k) in zip(x, directions, strict=True))
-        return half_loss(pv, kq, np.eye(dim), np.eye(dim), noise, length, query_in_sum)
+        return half_loss(problem, pv, kq, query_in_sum)
 
     step, units = 1e-2, np.eye(3)
 
@@ -54,20 +56,19 @@ def test_one_dimension_is_refused():
 
 @pytest.mark.parametrize("query_in_sum", [True, False])
 def test_the_branch_is_stationary_and_has_its_loss(query_in_sum):
-    lam = np.array([[1.3, 0.4], [0.4, 0.7]])
-    om = np.array([[0.9, -0.2], [-0.2, 1.4]])
-    w_pv, w_kq, loss = minima.rank_one_branch(lam, om, 0.3, 4)
-    assert half_loss(w_pv, w_kq, lam, om, 0.3, 4, query_in_sum) == pytest.approx(loss, rel=1e-13)
-    slopes = exact_loss.risk_gradient(w_pv, w_kq, lam, om, 0.3, 4, query_in_sum=query_in_sum)
+    problem = Problem(np.array([[1.3, 0.4], [0.4, 0.7]]), np.array([[0.9, -0.2], [-0.2, 1.4]]), 0.3, 4)
+    w_pv, w_kq, loss = minima.rank_one_branch(problem)
+    assert half_loss(problem, w_pv, w_kq, query_in_sum) == pytest.approx(loss, rel=1e-13)
+    slopes = exact_loss.risk_gradient(problem, w_pv, w_kq, query_in_sum=query_in_sum)
     assert max(np.abs(slope).max() for slope in slopes) < 1e-12
 
 
 def test_the_branch_is_global_for_tasks_of_rank_one():
     lam, direction = np.array([[1.3, 0.4], [0.4, 0.7]]), np.array([0.6, -1.1])
-    om = np.outer(direction, direction)
-    w_pv, w_kq, loss = minima.rank_one_branch(lam, om, 0.3, 4)
-    assert 2 * loss == pytest.approx(lsa.minimum_risk(lam, om, 0.3, 4), rel=1e-12)
-    np.testing.assert_allclose(np.outer(w_kq[-1, :2], w_pv[-1, :2]), lsa.optimal_preconditioner(lam, om, 0.3, 4), rtol=1e-12)
+    problem = Problem(lam, np.outer(direction, direction), 0.3, 4)
+    w_pv, w_kq, loss = minima.rank_one_branch(problem)
+    assert 2 * loss == pytest.approx(lsa.minimum_risk(problem), rel=1e-12)
+    np.testing.assert_allclose(np.outer(w_kq[-1, :2], w_pv[-1, :2]), lsa.optimal_preconditioner(problem), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -125,5 +126,5 @@ def test_the_axial_loss_is_that_of_simulated_contexts(rng, kurtosis, half_width)
 
 @pytest.mark.parametrize(("dim", "length", "variance"), [(1, 4, 1.0), (3, 2, 0.25), (5, 30, 2.0)])
 def test_the_branch_of_isotropic_inputs_is_that_of_any_covariance(dim, length, variance):
-    _, _, loss = minima.rank_one_branch(variance * np.eye(dim), np.eye(dim), 0.0, length)
+    _, _, loss = minima.rank_one_branch(Problem(variance * np.eye(dim), np.eye(dim), 0.0, length))
     assert minima.rank_one_branch_loss(dim, length, variance, 3.0) == pytest.approx(loss, rel=1e-13)

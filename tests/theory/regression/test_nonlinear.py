@@ -5,6 +5,7 @@ import pytest
 
 from icl_lab.tasks import Linear, Monomial, RandomCosine, ReLUNetwork, Sign, SingleIndex
 from icl_lab.theory.regression import lsa, mahankali2023, nonlinear
+from icl_lab.theory.regression.problem import Problem
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_linear_labels_of_one_task_agree_with_the_shifted_risk(rng):
     lam, w, step = np.array([[1.2, 0.3], [0.3, 0.7]]), np.array([0.5, -2.0]), rng.normal(size=(2, 2))
     image = lam @ w
     spread = (w @ image + 0.4) * lam + np.outer(image, image)
-    expected = lsa.risk(step, lam, np.outer(w, w), 0.4, 5)
+    expected = lsa.risk(Problem(lam, np.outer(w, w), 0.4, 5), step)
     assert nonlinear.bilinear_risk(step, lam, w, spread, 0.0, 5) == pytest.approx(expected, rel=1e-13)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.regression import exact_loss, lsa, random_covariance, structured, zhang2023
+from icl_lab.theory.regression.problem import Problem
 
 VALUES = np.array([[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]])
 PROBABILITIES = np.array([[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]])
@@ -62,7 +63,8 @@ def test_both_velocities_are_the_mean_slope_of_the_layer(moments, weights):
     w_pv, w_kq = np.zeros((2, 4, 4))
     w_pv[-1, -1], w_kq[:3, :3] = u, inner
     spectra, shares = support()
-    slopes = [exact_loss.risk_gradient(w_pv, w_kq, m, np.eye(3), 0.0, LENGTH, query_in_sum=True) for m in spectra]
+    problems = [Problem(matrix, np.eye(3), 0.0, LENGTH) for matrix in spectra]
+    slopes = [exact_loss.risk_gradient(problem, w_pv, w_kq, query_in_sum=True) for problem in problems]
     du = -sum(p * s[0][-1, -1] for p, s in zip(shares, slopes, strict=True)) / 2
     d_inner = -sum(p * s[1][:3, :3] for p, s in zip(shares, slopes, strict=True)) / 2
     for velocity in (
@@ -133,7 +135,7 @@ def test_reference_risks_in_twenty_dimensions():
     assert random_covariance.exponential_risk(step, 20, 40) / 20 == pytest.approx(0.4482758621, abs=PRINTED)
     assert random_covariance.exponential_risk(fixed, 20, 40) / 20 == pytest.approx(1.4944907283, abs=PRINTED)
     for value, expected in ((step, 0.5643281807), (fixed, 0.3442622951)):
-        risk = lsa.risk(value * np.eye(20), np.eye(20), np.eye(20), 0.0, 40) / 20
+        risk = lsa.risk(Problem(np.eye(20), np.eye(20), 0.0, 40), value * np.eye(20)) / 20
         assert risk == pytest.approx(expected, abs=PRINTED)
 
 
@@ -147,7 +149,7 @@ def test_exponential_eigenvalues_by_quadrature():
     risk = 0.0
     for index in itertools.product(range(2), repeat=3):
         matrix = 1.5 * np.diag(nodes[list(index)])
-        risk += np.prod(shares[list(index)]) * lsa.risk(0.4 * np.eye(3), matrix, np.eye(3), 0.0, 5)
+        risk += np.prod(shares[list(index)]) * lsa.risk(Problem(matrix, np.eye(3), 0.0, 5), 0.4 * np.eye(3))
     assert random_covariance.exponential_risk(0.4, 3, 5, 1.5) == pytest.approx(risk, rel=1e-12)
 
 
@@ -155,17 +157,18 @@ def test_the_best_preconditioner_of_covariances_that_do_not_commute(rng):
     roots = rng.normal(size=(4, 3, 3))
     matrices, weights = roots @ roots.transpose(0, 2, 1) + 0.2 * np.eye(3), np.array([0.1, 0.2, 0.3, 0.4])
     tasks = roots[1] @ roots[1].T
-    best = random_covariance.optimal_preconditioner(matrices, weights, tasks, 0.3, LENGTH)
+    problems = [Problem(matrix, tasks, 0.3, LENGTH) for matrix in matrices]
+    best = random_covariance.optimal_preconditioner(problems, weights)
 
     def risk(step):
-        return sum(p * lsa.risk(step, m, tasks, 0.3, LENGTH) for p, m in zip(weights, matrices, strict=True))
+        return sum(p * lsa.risk(problem, step) for p, problem in zip(weights, problems, strict=True))
 
     for direction in rng.normal(size=(5, 3, 3)):
         slope = (risk(best + direction) - risk(best - direction)) / 2
         assert abs(slope) < 1e-10 * risk(best + direction)
         assert risk(best + 0.1 * direction) > risk(best)
-    alone = random_covariance.optimal_preconditioner(matrices[:1], np.ones(1), tasks, 0.3, LENGTH)
-    np.testing.assert_allclose(alone, lsa.optimal_preconditioner(matrices[0], tasks, 0.3, LENGTH), rtol=1e-9, atol=1e-10)
+    alone = random_covariance.optimal_preconditioner(problems[:1], np.ones(1))
+    np.testing.assert_allclose(alone, lsa.optimal_preconditioner(problems[0]), rtol=1e-9, atol=1e-10)
 
 
 def test_rotated_covariances_by_averaging_over_rotations(rng):
@@ -178,5 +181,5 @@ def test_rotated_covariances_by_averaging_over_rotations(rng):
         for row in itertools.product(range(2), repeat=3):
             matrix = np.diag(values[np.arange(3), list(row)])
             top += np.trace(matrix @ matrix)
-            bottom += np.trace(matrix @ lsa.response_moment(matrix, np.eye(3), noise, 6))
+            bottom += np.trace(matrix @ lsa.response_moment(Problem(matrix, np.eye(3), noise, 6)))
         assert random_covariance.rotated_scale(values, halves, noise, 6) == pytest.approx(top / bottom, rel=1e-12)

@@ -5,13 +5,14 @@ import pytest
 
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.regression import lsa, stability, structured
+from icl_lab.theory.regression.problem import Problem
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
-PROBLEM = (COVARIANCE, np.eye(3), 0.0, 10)
+PROBLEM = Problem(COVARIANCE, np.eye(3), 0.0, 10)
 
 
 def test_late_rates_of_a_known_problem():
-    rates = stability.late_rates(*PROBLEM)
+    rates = stability.late_rates(PROBLEM)
     np.testing.assert_allclose(rates.slowest, 0.4509040798, rtol=1e-9)
     np.testing.assert_allclose(rates.spectrum[-1], 15.1379233, rtol=1e-8)
     np.testing.assert_allclose(rates.largest_step, 0.1321185, rtol=1e-6)
@@ -19,19 +20,19 @@ def test_late_rates_of_a_known_problem():
 
 
 def test_late_rates_are_the_eigenvalues_of_the_linearised_flow():
-    problem = (np.diag([1.5, 0.7]), np.diag([1.0, 2.0]), 0.3, 5)
-    best = lsa.optimal_preconditioner(*problem)
+    problem = Problem(np.diag([1.5, 0.7]), np.diag([1.0, 2.0]), 0.3, 5)
+    best = lsa.optimal_preconditioner(problem)
     u = np.sqrt(np.linalg.norm(best))
     point = np.concatenate([[u], (best / u).ravel()])
 
     def velocity(state):
-        du, inner = structured.general_velocity(state[0], state[1:].reshape(2, 2), *problem)
+        du, inner = structured.general_velocity(problem, state[0], state[1:].reshape(2, 2))
         return np.concatenate([[du], inner.ravel()])
 
     step = 1e-5
     jacobian = np.stack([(velocity(point + step * e) - velocity(point - step * e)) / (2 * step) for e in np.eye(5)], axis=1)
     # Central differences leave step^2.
-    np.testing.assert_allclose(np.sort(np.linalg.eigvals(-jacobian).real), stability.late_rates(*problem).spectrum, atol=1e-8)
+    np.testing.assert_allclose(np.sort(np.linalg.eigvals(-jacobian).real), stability.late_rates(problem).spectrum, atol=1e-8)
 
 
 def test_the_spectrum_at_zero():
@@ -47,7 +48,7 @@ def test_escape_exponents():
 
 
 def test_descent_drifts_by_a_known_amount():
-    u, inner, drift = stability.descent(0.1, 0.1 * np.eye(3) / np.sqrt(3), 0.05, 2000, *PROBLEM)
+    u, inner, drift = stability.descent(PROBLEM, 0.1, 0.1 * np.eye(3) / np.sqrt(3), 0.05, 2000)
     np.testing.assert_allclose(u, 1.1659119559, rtol=1e-9)
     np.testing.assert_allclose(u**2 - np.linalg.norm(inner) ** 2, -0.0118768968, rtol=1e-7)
     np.testing.assert_allclose(drift, -0.0118768968, rtol=1e-7)
@@ -55,9 +56,9 @@ def test_descent_drifts_by_a_known_amount():
 
 def test_late_rates_solve_the_secular_equation():
     values = np.diag(COVARIANCE)
-    product = np.diag(lsa.optimal_preconditioner(*PROBLEM))
-    scale, pull = np.linalg.norm(product), np.diag(lsa.response_moment(*PROBLEM)) * values
-    for h in stability.late_rates(*PROBLEM).diagonal:
+    product = np.diag(lsa.optimal_preconditioner(PROBLEM))
+    scale, pull = np.linalg.norm(product), np.diag(lsa.response_moment(PROBLEM)) * values
+    for h in stability.late_rates(PROBLEM).diagonal:
         np.testing.assert_allclose(h - np.sum(pull * product**2) / scale, np.sum(values**4 / (h - scale * pull)), atol=1e-8)
 
 

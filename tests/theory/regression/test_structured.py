@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab.theory.regression import exact_loss, lsa, structured
+from icl_lab.theory.regression.problem import Problem
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 LENGTH = 10
@@ -48,22 +49,24 @@ def test_the_quadratic_form_is_the_prediction(rng, dim, length, negative):
 
 def test_the_velocity_is_the_slope_of_the_whole_layer(general):
     covariance, tasks, u, inner = general
-    for omega, noise, velocity in (
-        (np.eye(3), 0.0, structured.velocity(u, inner, covariance, LENGTH)),
-        (tasks, 0.4, structured.general_velocity(u, inner, covariance, tasks, 0.4, LENGTH)),
+    noiseless, noisy = Problem(covariance, np.eye(3), 0.0, LENGTH), Problem(covariance, tasks, 0.4, LENGTH)
+    for problem, velocity in (
+        (noiseless, structured.velocity(u, inner, covariance, LENGTH)),
+        (noisy, structured.general_velocity(noisy, u, inner)),
     ):
-        slopes = exact_loss.risk_gradient(*embed(u, inner), covariance, omega, noise, LENGTH, query_in_sum=True)
+        slopes = exact_loss.risk_gradient(problem, *embed(u, inner), query_in_sum=True)
         assert velocity[0] == pytest.approx(-slopes[0][-1, -1] / 2, rel=1e-10)
         np.testing.assert_allclose(velocity[1], -slopes[1][:3, :3] / 2, rtol=1e-10, atol=1e-10)
 
 
 def test_the_reduced_loss_is_half_the_risk_less_that_of_zero(general):
     covariance, _, u, inner = general
-    risk = exact_loss.risk(*embed(u, inner), covariance, np.eye(3), 0.0, LENGTH, query_in_sum=True)
+    problem = Problem(covariance, np.eye(3), 0.0, LENGTH)
+    risk = exact_loss.risk(problem, *embed(u, inner), query_in_sum=True)
     reduced = structured.reduced_loss(u, inner, covariance, LENGTH)
     assert reduced == pytest.approx((risk - np.trace(covariance)) / 2, rel=1e-11)
     lowest = structured.minimum_reduced_loss(covariance, LENGTH)
-    assert lowest == pytest.approx((lsa.minimum_risk(covariance, np.eye(3), 0.0, LENGTH) - np.trace(covariance)) / 2, rel=1e-11)
+    assert lowest == pytest.approx((lsa.minimum_risk(problem) - np.trace(covariance)) / 2, rel=1e-11)
     assert structured.loss_gap(u, inner, covariance, LENGTH) == pytest.approx(reduced - lowest, rel=1e-11)
 
 

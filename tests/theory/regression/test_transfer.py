@@ -7,6 +7,7 @@ import pytest
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.regression import lsa, nonlinear, transfer, zhang2023
+from icl_lab.theory.regression.problem import Problem
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 VECTOR = np.array([1.0, -0.5, 2.0])
@@ -81,7 +82,7 @@ def test_the_three_terms_are_the_risk_of_the_trained_bilinear_predictor(label, g
 def test_linear_labels_are_a_fixed_task(general):
     distribution = transfer.single_index_distribution("linear", VECTOR, general)
     step = np.linalg.inv(zhang2023.gamma(general, LENGTH))
-    expected = lsa.risk(step, general, np.outer(VECTOR, VECTOR), 0.0, TEST_LENGTH)
+    expected = lsa.risk(Problem(general, np.outer(VECTOR, VECTOR), 0.0, TEST_LENGTH), step)
     assert transfer.error(general, LENGTH, TEST_LENGTH, distribution) == pytest.approx(expected, rel=1e-11)
 
 
@@ -105,13 +106,13 @@ def test_the_sample_size_bounds_the_risk(general):
 def test_the_isotropic_risk_is_the_general_one():
     assert transfer.isotropic_risk(3, 10, math.inf) == pytest.approx(0.2448979592, abs=PRINTED)
     for noise, other in ((0.0, 0.0), (0.5, 0.2)):
-        step = lsa.optimal_preconditioner(np.eye(3), np.eye(3), noise, 10)
-        expected = lsa.risk(step, np.eye(3), np.eye(3), other, 6)
+        step = lsa.optimal_preconditioner(Problem(np.eye(3), np.eye(3), noise, 10))
+        expected = lsa.risk(Problem(np.eye(3), np.eye(3), other, 6), step)
         assert transfer.isotropic_risk(3, 10, 6, noise, other) == pytest.approx(expected, rel=1e-12)
 
 
 def test_scaled_inputs():
     assert transfer.scaled_inputs_error(2.0, 4.25) == 153.0
     task = np.outer(VECTOR, VECTOR)
-    expected = lsa.risk(np.linalg.inv(COVARIANCE), 1.69 * COVARIANCE, task, 0.0, math.inf)
+    expected = lsa.risk(Problem(1.69 * COVARIANCE, task, 0.0, math.inf), np.linalg.inv(COVARIANCE))
     assert transfer.scaled_inputs_error(1.3, 4.25) == pytest.approx(expected, rel=1e-12)

@@ -8,6 +8,7 @@ import pytest
 from icl_lab.core.errors import AssumptionError, InvalidValueError, NotPositiveDefiniteError, UnsupportedProblemError
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression import exact_loss, lsa, zhang2023
+from icl_lab.theory.regression.problem import Problem
 
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
 LENGTH = 10
@@ -54,11 +55,11 @@ def test_the_optimum_is_the_general_one_without_noise(general):
 
 def test_the_limit_is_a_stationary_point_of_the_whole_layer(general):
     covariance, _ = general
-    distribution = (covariance, np.eye(3), 0.0, LENGTH)
+    problem = Problem(covariance, np.eye(3), 0.0, LENGTH)
     w_pv, w_kq = zhang2023.limit(covariance, LENGTH)
-    slopes = exact_loss.risk_gradient(w_pv, w_kq, *distribution, query_in_sum=True)
+    slopes = exact_loss.risk_gradient(problem, w_pv, w_kq, query_in_sum=True)
     # Differences of unit step: rounding of the risk at weights of order one.
-    scale = exact_loss.risk(w_pv + 1, w_kq + 1, *distribution, query_in_sum=True)
+    scale = exact_loss.risk(problem, w_pv + 1, w_kq + 1, query_in_sum=True)
     assert max(np.max(np.abs(slope)) for slope in slopes) < 1e-13 * scale
 
 
@@ -72,7 +73,7 @@ def test_the_risk_is_that_of_the_trained_bilinear_predictor(general):
     covariance, _ = general
     inverse = np.linalg.inv(zhang2023.gamma(covariance, LENGTH))
     for length in (1, 7, math.inf):
-        expected = lsa.risk(inverse, covariance, np.eye(3), 0.0, length)
+        expected = lsa.risk(Problem(covariance, np.eye(3), 0.0, length), inverse)
         assert zhang2023.risk(covariance, LENGTH, length) == pytest.approx(expected, rel=1e-11)
 
 
@@ -99,7 +100,8 @@ def test_the_reduced_flow_is_the_gradient_of_the_whole_layer(general):
     u, inner = zhang2023.reduced_flow(0.1, covariance, LENGTH, theta, np.array([0.0, 0.5 - step, 0.5, 0.5 + step]))
     w_pv, w_kq = np.zeros((2, 4, 4))
     w_pv[-1, -1], w_kq[:3, :3] = u[2], inner[2]
-    slope_pv, slope_kq = exact_loss.risk_gradient(w_pv, w_kq, covariance, np.eye(3), 0.0, LENGTH, query_in_sum=True)
+    problem = Problem(covariance, np.eye(3), 0.0, LENGTH)
+    slope_pv, slope_kq = exact_loss.risk_gradient(problem, w_pv, w_kq, query_in_sum=True)
     # Half the risk; central differences in time are accurate to step^2 times a third derivative.
     speed = np.linalg.norm(slope_kq)
     assert (u[3] - u[1]) / (2 * step) == pytest.approx(-slope_pv[-1, -1] / 2, abs=3e-4 * speed)
@@ -131,13 +133,13 @@ def test_the_flow_respects_its_bounds(general):
     times = np.linspace(0, 5, 12)
     u, inner = zhang2023.reduced_flow(scale, covariance, LENGTH, theta, times)
     assert np.all(u >= zhang2023.scale_lower_bound(scale, covariance, LENGTH, theta))
-    distribution = (covariance, np.eye(3), 0.0, LENGTH)
+    problem = Problem(covariance, np.eye(3), 0.0, LENGTH)
     gaps, squares = [], []
     for value, matrix in zip(u, inner, strict=True):
         w_pv, w_kq = np.zeros((2, 4, 4))
         w_pv[-1, -1], w_kq[:3, :3] = value, matrix
-        gaps.append((exact_loss.risk(w_pv, w_kq, *distribution, query_in_sum=True) - lsa.minimum_risk(*distribution)) / 2)
-        slopes = exact_loss.risk_gradient(w_pv, w_kq, *distribution, query_in_sum=True)
+        gaps.append((exact_loss.risk(problem, w_pv, w_kq, query_in_sum=True) - lsa.minimum_risk(problem)) / 2)
+        slopes = exact_loss.risk_gradient(problem, w_pv, w_kq, query_in_sum=True)
         squares.append(sum(np.sum((slope / 2) ** 2) for slope in slopes))
     gaps, squares = np.array(gaps), np.array(squares)
     resolved = gaps > 1e-9  # below, the ratio is rounding noise

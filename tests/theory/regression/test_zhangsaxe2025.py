@@ -7,6 +7,7 @@ import pytest
 import scipy.integrate
 
 from icl_lab.theory.regression import lsa, zhangsaxe2025
+from icl_lab.theory.regression.problem import Problem
 
 SPECTRUM, LENGTH = np.array([1.0, 0.6, 0.36]), 31
 
@@ -19,7 +20,7 @@ def test_plateaus_of_a_known_spectrum():
 def test_a_fixed_point_has_the_risk_of_its_product():
     for learned in ([1.0, 0.0, 1.0], [0.0, 1.0, 0.0]):
         product = np.diag(zhangsaxe2025.subset_product(SPECTRUM, LENGTH, np.array(learned)))
-        risk = lsa.risk(product, np.diag(SPECTRUM), np.eye(3), 0.0, LENGTH)
+        risk = lsa.risk(Problem(np.diag(SPECTRUM), np.eye(3), 0.0, LENGTH), product)
         np.testing.assert_allclose(zhangsaxe2025.subset_risk(SPECTRUM, LENGTH, np.array(learned)), risk, rtol=1e-12)
 
 
@@ -40,7 +41,7 @@ def test_the_time_of_one_head_is_that_of_its_equation():
 
 
 def test_a_head_of_full_rank_ends_balanced():
-    best = lsa.optimal_preconditioner(np.diag(SPECTRUM), np.eye(3), 0.0, LENGTH)
+    best = lsa.optimal_preconditioner(Problem(np.diag(SPECTRUM), np.eye(3), 0.0, LENGTH))
     value, gram = zhangsaxe2025.full_rank_limit(best)
     np.testing.assert_allclose(value, 1.6723997976, rtol=1e-9)
     np.testing.assert_allclose(value**2, np.trace(gram), rtol=1e-12)
@@ -50,7 +51,7 @@ def test_a_head_of_full_rank_ends_balanced():
 def risk(values, keys, queries, covariance, length):
     """Of the heads' product, as a bilinear predictor."""
     product = np.einsum("h,hri,hrj->ij", values, keys, queries)
-    return lsa.risk(product.T, covariance, np.eye(len(covariance)), 0.0, length)
+    return lsa.risk(Problem(covariance, np.eye(len(covariance)), 0.0, length), product.T)
 
 
 def test_the_velocity_is_minus_the_gradient_of_half_the_risk(rng):
@@ -106,24 +107,23 @@ def test_prefixes_are_no_strict_saddles():
 
 
 def test_the_last_plateau_is_the_optimum():
-    covariance = np.diag(SPECTRUM)
-    optimum = lsa.minimum_risk(covariance, np.eye(3), 0.0, LENGTH)
+    optimum = lsa.minimum_risk(Problem(np.diag(SPECTRUM), np.eye(3), 0.0, LENGTH))
     assert zhangsaxe2025.plateau_risks(SPECTRUM, LENGTH)[-1] == pytest.approx(optimum, rel=1e-12)
 
 
 def test_the_flow_of_full_rank_is_the_separate_flow():
-    problem = (np.diag([1.0, 0.4]), np.eye(2), 0.0, 6)
-    v, k = zhangsaxe2025.full_rank_flow(0.5, np.array([0.0, 1e-6, 0.3]), *problem)
+    problem = Problem(np.diag([1.0, 0.4]), np.eye(2), 0.0, 6)
+    v, k = zhangsaxe2025.full_rank_flow(problem, 0.5, np.array([0.0, 1e-6, 0.3]))
     keys = 0.5 / np.sqrt(2) * np.eye(2)[None]
-    dv, dk, _ = zhangsaxe2025.separate_velocity(np.array([0.5]), keys, keys, problem[0], 6)
+    dv, dk, _ = zhangsaxe2025.separate_velocity(np.array([0.5]), keys, keys, problem.covariance, 6)
     assert (v[1] - v[0]) / 1e-6 == pytest.approx(dv[0], rel=1e-4)
     np.testing.assert_allclose(np.sort((k[1] - k[0]) / 1e-6), np.sort(np.diag(dk[0])), rtol=1e-4)
 
 
 def test_the_flow_of_full_rank_ends_at_its_limit():
-    problem = (np.diag(SPECTRUM), np.eye(3), 0.0, LENGTH)
-    value, gram = zhangsaxe2025.full_rank_limit(lsa.optimal_preconditioner(*problem))
-    v, k = zhangsaxe2025.full_rank_flow(0.2, np.array([0.0, 5.0, 400.0]), *problem)
+    problem = Problem(np.diag(SPECTRUM), np.eye(3), 0.0, LENGTH)
+    value, gram = zhangsaxe2025.full_rank_limit(lsa.optimal_preconditioner(problem))
+    v, k = zhangsaxe2025.full_rank_flow(problem, 0.2, np.array([0.0, 5.0, 400.0]))
     np.testing.assert_allclose(v**2, np.sum(k**2, axis=1), rtol=1e-9)
     np.testing.assert_allclose(v[-1], value, rtol=1e-9)
     np.testing.assert_allclose(np.sort(k[-1] ** 2), np.sort(np.diag(gram)), rtol=1e-8)
