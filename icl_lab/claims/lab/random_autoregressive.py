@@ -91,7 +91,7 @@ def feature_moments(setting: MomentsSetting) -> list[Check]:
         "live_features_of_phases": (active, d**3),
     }
     checks = [check.exact(name, features.count, expected, 0.0) for name, (features, expected) in counts.items()]
-    key = jax.random.key(setting.seed)
+    key = setting.key
     draws = 0.5 / sigma * np.asarray(jax.random.normal(prng.stream(key, "weights"), (2, p + 1, p + 1)))
     weights = LSAWeights(draws[0], draws[1])
     streamed = objectives.SampledLoss.build(task, MODEL, prng.stream(key, "prompts"), samples, groups=50)
@@ -148,7 +148,7 @@ def random_ar1(setting: FirstOrder) -> list[Check]:
         moments = theory.random_autoregressive.random_feature_moments(1, N, bound, variance)
         (step,), best = theory.random_autoregressive.span_minimum(moments, theory.random_autoregressive.step_basis(1, False))
         excess = best - variance
-    key = prng.stream(jax.random.key(setting.seed), "starts")
+    key = setting.stream("starts")
     draws = 0.5 / sigma * np.asarray(jax.random.normal(key, (2, setting.starts, 2, 2)))
     weights = trained(loss, LSAWeights(draws[0], draws[1]))
     theta, layer = _theta(loss, weights), loss.risk(weights) - variance

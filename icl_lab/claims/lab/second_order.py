@@ -15,7 +15,7 @@ from icl_lab.claims.lab.autoregressive import PAPER
 from icl_lab.claims.lab.random_autoregressive import MODEL, RandomSeries, trained
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer
-from icl_lab.core import compiled, prng
+from icl_lab.core import compiled
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights
@@ -73,7 +73,7 @@ def random_ar2(setting: SecondOrder) -> list[Check]:
         preconditioner, preconditioned_risk = _restricted_risk(loss, 2, free=True)
         # From Gaussian weights most flows end in minima that are not global.
         scale = np.sqrt(np.linalg.norm(preconditioner))
-        key = prng.stream(jax.random.key(setting.seed), "starts")
+        key = setting.stream("starts")
         draws = 0.3 * scale * np.asarray(jax.random.normal(key, (2, starts, 3, 3)))
         step = _step(preconditioner)
         disturbed = LSAWeights(scale * step.w_pv[None] + draws[0], step.w_kq[None] / scale + draws[1])

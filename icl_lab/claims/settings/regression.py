@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from icl_lab import theory
 from icl_lab.claims.setting import Setting, flag, integer, number, spectrum
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal
@@ -71,12 +72,11 @@ class NoisySetting(RegressionSetting):
         return self.s2
 
 
-class SpectralSetting(RegressionSetting):
+class SpectralSetting(Seeded, RegressionSetting):
     """Inputs of any covariance, by its eigenvalues, on the axes or on a random basis."""
 
     Lam: list[float] | None = spectrum("eigenvalues of the input covariance", "; null: 2 down to 1/2")
     rotate: bool = flag(False, "random eigenvectors", "of the covariances")
-    seed: int = integer(0, 0, "random seed", "of the bases")
 
     inputs_basis: ClassVar[str] = "inputs"
     """The random stream of the eigenvectors of Lambda."""

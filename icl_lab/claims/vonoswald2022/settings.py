@@ -11,6 +11,7 @@ from jaxtyping import Float
 from icl_lab import models, theory
 from icl_lab.claims.setting import choice, integer, number
 from icl_lab.claims.settings.regression import RegressionSetting
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.tasks.distributions.covariates import Gaussian, Uniform
@@ -93,12 +94,11 @@ class LayerSetting(RegressionSetting):
         return Rule.exact(self.distribution, self.d, self.N, self.sigma, degree)
 
 
-class SimulatedSetting(RegressionSetting):
+class SimulatedSetting(Seeded, RegressionSetting):
     """A task whose prompts are drawn."""
 
     d = 10
     samples: int = integer(20_000, 1_000, "number of draws", "of prompts")
-    seed: int = integer(0, 0, "random seed", "of the prompts")
 
 
 class SimulatedLayer(LayerSetting, SimulatedSetting):
@@ -109,14 +109,13 @@ class SimulatedLayer(LayerSetting, SimulatedSetting):
         return Rule.of_contexts(self.draw_inputs(self.samples, self.N, self.seed + 1), self.variance)
 
 
-class PromptSetting(LayerSetting):
+class PromptSetting(Seeded, LayerSetting):
     """One prompt, whose labels no linear map gives."""
 
     d = 4
     N = 7
     distribution = "gaussian"
     sigma = 1.0
-    seed: int = integer(0, 0, "random seed", "of inputs, labels and W_0")
 
     @property
     def label_dim(self) -> int:
@@ -126,7 +125,7 @@ class PromptSetting(LayerSetting):
     def instance(self) -> tuple[Prompt, Float[Array, "k d"]]:
         """The prompt and W_0, a start that is not zero, so that no term of a step is missing."""
         check_prompt_fits(self.N, self.d)
-        key, k = jax.random.key(self.seed), self.label_dim
+        key, k = self.key, self.label_dim
         inputs = np.asarray(self.covariates.sample(prng.stream(key, "inputs"), self.N + 1))
         labels = np.asarray(jax.random.normal(prng.stream(key, "labels"), (self.N, k)))
         initial = np.asarray(jax.random.normal(prng.stream(key, "initial"), (k, self.d)))

@@ -11,6 +11,7 @@ from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
 from icl_lab.claims.settings.regression import RegressionSetting
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.zhang2023.settings import PAPER
 from icl_lab.training import covariate_shift
 from icl_lab.training.covariate_shift import Training
@@ -21,7 +22,7 @@ WIDE_MARGIN = 2.0
 """A transformer beats a line by a wide margin if its error is at most half of it."""
 
 
-class DecoderSetting(RegressionSetting):
+class DecoderSetting(Seeded, RegressionSetting):
     """A decoder, and how it is trained on prompts N(0, I) or with random covariances."""
 
     N: int = integer(16, 4, "context length", "of training")
@@ -32,7 +33,6 @@ class DecoderSetting(RegressionSetting):
     batch: int = integer(64, 1, "prompts of an update")
     rate: float = number(1e-3, positive=True, meaning="learning rate", detail="of Adam")
     samples: int = integer(20_000, 1_000, "number of draws", "of test prompts")
-    seed: int = integer(0, 0, "random seed", "of weights and prompts")
 
     def training(self) -> Training:
         """Size and schedule: all coordinates and examples are in use for the second half of the training at the latest."""

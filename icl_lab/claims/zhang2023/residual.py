@@ -14,10 +14,10 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, spectrum, table
 from icl_lab.claims.settings.flow_paths import structured
 from icl_lab.claims.settings.regression import NoisySetting, RegressionSetting, check_spectrum, covariance
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import simulate, simulated_risk
 from icl_lab.claims.zhang2023.measurements import LIMIT_TOLERANCE, gradient, minimiser, no_gradient, prompts, risk_on, trained
 from icl_lab.claims.zhang2023.settings import INFINITE, INFINITE_TOLERANCE, INFINITE_TRAINING, MODEL, PAPER, RandomSetting
-from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.objectives import RegressionLoss
 from icl_lab.tasks import ExponentialDiagonal, RotatedSpectrum
@@ -27,7 +27,7 @@ from icl_lab.tasks.regression.linear import LinearRegression
 FACTORS = (1.0, 4.0, 9.0)
 
 
-class ExponentialSetting(RegressionSetting):
+class ExponentialSetting(Seeded, RegressionSetting):
     """Covariances with independent exponential eigenvalues, and beside them the identity, which is their mean."""
 
     d = 4
@@ -35,7 +35,6 @@ class ExponentialSetting(RegressionSetting):
     M: int = integer(10, 1, "test context length")
     c: float = number(1.0, positive=True, meaning="scale of the test inputs", detail=": the mean of their eigenvalues")
     samples: int = integer(400_000, 1_000, "number of draws", "of prompts")
-    seed: int = integer(0, 0, "random seed", "of the prompts")
 
     def exponential(self, length: int, factor: float = 1.0) -> RegressionLoss:
         """The exact half loss for independent exponential eigenvalues of mean c, on prompts of one length.
@@ -73,7 +72,7 @@ def residual_error(setting: ExponentialSetting) -> list[Check]:
     objective = exponential(N)
     weights = minimiser(objective)
     fixed = trained(setting.task()).limit
-    key = jax.random.key(setting.seed)
+    key = setting.key
     mean, error = simulated_risk(lambda prompt: MODEL(weights, prompt), exponential(M, c).task, key, setting.samples)
     risk, best = theory.random_covariance.exponential_risk, theory.random_covariance.exponential_preconditioner(d, N)
     best_fixed = 1 / float(theory.zhang2023.gamma(eye, N)[0, 0])
@@ -159,7 +158,7 @@ def rotated_covariance(setting: RotatedSetting) -> list[Check]:
         unit = MODEL(structured(1.0, np.eye(d)), prompt)[0]
         return jnp.concatenate([jnp.stack([unit * prompt.target[0], unit**2]), slope.w_kq[:d, :d].ravel()])
 
-    drawn = simulate(statistics, prng.stream(jax.random.key(setting.seed), "prompts"), samples)
+    drawn = simulate(statistics, setting.stream("prompts"), samples)
     ratio = np.mean(drawn[:, 0]) / np.mean(drawn[:, 1])
     spread = np.std(drawn[:, 0] - ratio * drawn[:, 1], ddof=1) / np.sqrt(samples) / np.mean(drawn[:, 1])
     slopes, errors = np.mean(drawn[:, 2:], axis=0), np.std(drawn[:, 2:], axis=0, ddof=1) / np.sqrt(samples)

@@ -77,7 +77,7 @@ def error_on_any_labels(setting: LabelSetting) -> list[Check]:
 
         return jnp.stack([squared_error(link, variance) for link in links.values() for variance in noises])
 
-    errors = simulate(squared_errors, prng.stream(jax.random.key(setting.seed), "prompts"), setting.samples)
+    errors = simulate(squared_errors, setting.stream("prompts"), setting.samples)
     checks = [converged(flow)]
     for column, (name, variance) in zip(errors.T, [(name, v) for name in links for v in noises], strict=True):
         distribution = theory.transfer.single_index_distribution(name, direction, matrix, variance)
@@ -210,7 +210,7 @@ def against_least_squares(setting: LeastSquaresSetting) -> list[Check]:
     vanishes, or s2 d / (M - d) in place of s2 d / (M - d - 1) for least squares, would make it fail.
     """
     d, N, M, matrix = setting.d, setting.N, setting.M, setting.covariance
-    key = jax.random.key(setting.seed)
+    key = setting.key
     flow, trace = trained(setting.task()), np.trace(matrix)
 
     def errors(length: int, noise_variance: float) -> tuple[np.ndarray, np.ndarray]:

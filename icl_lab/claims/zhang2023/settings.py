@@ -14,7 +14,7 @@ from icl_lab import models, objectives, theory
 from icl_lab.claims.setting import choice, integer, number, table, vector
 from icl_lab.claims.settings.flow_paths import exact
 from icl_lab.claims.settings.regression import RegressionSetting, SpectralSetting
-from icl_lab.core import prng
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.typing import Array
@@ -36,7 +36,6 @@ class TrainedSetting(SpectralSetting):
     """Training prompts without noise: inputs of any covariance, and tasks N(0, I)."""
 
     N: int = integer(10, 1, "context length", "of training")
-    seed: int = integer(0, 0, "random seed", "of the bases, and of starts and prompts")
     inputs_basis = "rotation"
 
     @property
@@ -45,7 +44,7 @@ class TrainedSetting(SpectralSetting):
         return exact(self.task())
 
 
-class StartSetting(RegressionSetting):
+class StartSetting(Seeded, RegressionSetting):
     """The start of Assumption 3.3, and the same one where covariances are random."""
 
     sigma: float = number(
@@ -55,14 +54,13 @@ class StartSetting(RegressionSetting):
         detail="; sigma^2 ||Gamma|| sqrt(d) < 2, and as Theorem 4.5 bounds it where covariances are random",
     )
     theta: str = choice("identity", ("identity", "random"), "matrix Theta of the start")
-    seed: int = integer(0, 0, "random seed", "of the start")
 
     @property
     def root(self) -> Float[np.ndarray, "d d"]:
         """Theta, scaled to || Theta Theta^T ||_F = 1."""
         if self.theta == "identity":
             return np.eye(self.d) / self.d**0.25
-        return np.asarray(initializers.random_theta(jax.random.key(self.seed), self.d))
+        return np.asarray(initializers.random_theta(self.key, self.d))
 
     @property
     def product(self) -> Float[np.ndarray, "d d"]:
@@ -120,7 +118,7 @@ class FixedTaskSetting(TransferSetting):
             raise InvalidValueError("`w` must not be zero; its labels and their errors would all be zero.")
 
 
-class RandomSetting(RegressionSetting):
+class RandomSetting(Seeded, RegressionSetting):
     """Inputs of a diagonal covariance with independent random eigenvalues, drawn once a prompt."""
 
     N: int = integer(8, 1, "context length", "of training")
@@ -130,7 +128,6 @@ class RandomSetting(RegressionSetting):
     probabilities: list[list[float]] | None = table(
         None, 0.0, "probabilities of the values", "; null: the default's own, or equal ones"
     )
-    seed: int = integer(0, 0, "random seed", "of bases, weights and prompts")
 
     default_rows: ClassVar[tuple[list[list[float]], list[list[float]]]] = (
         [[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]],
@@ -182,7 +179,7 @@ class RandomSetting(RegressionSetting):
         spectra, weights = self.distribution.support()
         if not rotate:
             return spectra[:, :, None] * np.eye(self.d), weights
-        keys = jax.random.split(prng.stream(jax.random.key(self.seed), "bases"), len(spectra))
+        keys = jax.random.split(self.stream("bases"), len(spectra))
         bases = np.asarray(jax.vmap(lambda key: haar_orthogonal(key, self.d))(keys))
         matrices = (bases * spectra[:, None, :]) @ bases.transpose(0, 2, 1)
         return (matrices + matrices.transpose(0, 2, 1)) / 2, weights

@@ -21,7 +21,7 @@ from icl_lab.claims.zhang2023.settings import INFINITE, INFINITE_TOLERANCE, INFI
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import check_covariance, psd_root
-from icl_lab.core.typing import Array, Key
+from icl_lab.core.typing import Array
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.prompt import Prompt
 
@@ -33,10 +33,6 @@ VANISHED = 1e-15
 
 def _preconditioner(setting: FixedTaskSetting) -> np.ndarray:
     return np.linalg.inv(theory.zhang2023.gamma(setting.covariance, setting.N))
-
-
-def _prompts_key(setting: FixedTaskSetting) -> Key:
-    return prng.stream(jax.random.key(setting.seed), "prompts")
 
 
 class TaskShiftSetting(FixedTaskSetting):
@@ -70,7 +66,7 @@ def task_shift(setting: TaskShiftSetting) -> list[Check]:
     risk, three = (risk_on(flow.limit, task) for task in (of_w, of_3w))
     signal = float(setting.vector @ matrix @ setting.vector)
     noisy, random = (prompts(matrix, M, tasks, s2) for tasks in (one_task, setting.test_tasks))
-    mean, error = simulated_risk(lambda prompt: MODEL(flow.limit, prompt), noisy, _prompts_key(setting), setting.samples)
+    mean, error = simulated_risk(lambda prompt: MODEL(flow.limit, prompt), noisy, setting.stream("prompts"), setting.samples)
     return [
         converged(flow),
         check.exact("risk_of_w", risk, theory.lsa.risk(theory.Problem.of(of_w), step), RISK_TOLERANCE, terms=signal),
@@ -121,7 +117,7 @@ def _risk_on_other_queries(weights: LSAWeights, setting: QueryShiftSetting) -> t
         prompt = Prompt(inputs=prompt.inputs, labels=prompt.labels, query=query, target=(prompt.latent @ query)[None])
         return jnp.sum((MODEL(weights, prompt) - prompt.target) ** 2)
 
-    return mean_with_error(simulate(squared_error, _prompts_key(setting), setting.samples))
+    return mean_with_error(simulate(squared_error, setting.stream("prompts"), setting.samples))
 
 
 @claim("zhang2023.shift-query", QueryShiftSetting, Source(PAPER, "section 4.2, query shift", "corrected"))
@@ -157,7 +153,7 @@ def query_shift(setting: QueryShiftSetting) -> list[Check]:
     ]
     if d == 1:
         return checks  # no query is orthogonal to a context
-    key = prng.stream(jax.random.key(setting.seed), "few inputs")
+    key = setting.stream("few inputs")
     context = np.asarray(task.covariates.sample(key, min(setting.M, d - 1)))
     normal = np.linalg.svd(context)[2][-1]
     labels = context @ vector
