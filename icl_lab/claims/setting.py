@@ -116,9 +116,13 @@ def choice(default: str, options: Sequence[str], meaning: str = "", detail: str 
     return custom(default, "one of " + ", ".join(options), convert, meaning, detail)
 
 
+SPECTRUM = "null or a list of d numbers > 0"
+"""What a spectrum accepts; that there are d of them is for a setting to check, which knows d."""
+
+
 def spectrum(meaning: str = "", detail: str = "") -> Any:
     """A list of positive eigenvalues, or null for the claim's own default of the right length."""
-    return custom(None, "null or a list of d numbers > 0", lambda value: _numbers(value, positive=True), meaning, detail)
+    return custom(None, SPECTRUM, lambda value: _numbers(value, positive=True), meaning, detail)
 
 
 def vector(default: Sequence[float] | None, meaning: str = "", detail: str = "") -> Any:

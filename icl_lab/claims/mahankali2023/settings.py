@@ -7,7 +7,7 @@ import numpy as np
 
 from icl_lab import estimators, models
 from icl_lab.claims.setting import integer, number, spectrum
-from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting, check_spectrum, covariance
+from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting, covariance
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core.linalg import inverse_covariance
 from icl_lab.core.typing import Array
@@ -49,10 +49,6 @@ class Pair(Whitening):
     @property
     def task_covariance(self) -> Array:
         return super().task_covariance if self.Om is None else covariance(self.Om, self.d, self.rotate, self.seed, "tasks")
-
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Om, self.d, "Om")
 
 
 class RandomStarts(Isotropic):

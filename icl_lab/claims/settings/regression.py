@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_lab import theory
-from icl_lab.claims.setting import Setting, flag, integer, number, spectrum
+from icl_lab.claims.setting import SPECTRUM, Setting, flag, integer, number, spectrum
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array
+from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian
 from icl_lab.tasks.regression.linear import LinearRegression
 
 
@@ -30,6 +31,12 @@ class RegressionSetting(Setting):
 
     d: int = integer(3, 1, "dimension", "of the inputs")
     N: int = integer(10, 1, "context length")
+
+    def validate(self) -> None:
+        super().validate()
+        for name, parameter in self.parameters().items():
+            if parameter.accepts == SPECTRUM:
+                check_spectrum(getattr(self, name), self.d, name)
 
     @property
     def covariance(self) -> Float[Array, "d d"]:
@@ -46,12 +53,17 @@ class RegressionSetting(Setting):
         """s2, of a label."""
         return 0.0
 
+    @property
+    def covariates(self) -> CovariateDistribution:
+        """The distribution of an input."""
+        return Gaussian(self.covariance)
+
     def task(self) -> LinearRegression:
         """The distribution of prompts."""
         return LinearRegression(
             dim=self.d,
             context_length=self.N,
-            covariance=self.covariance,
+            covariates=self.covariates,
             task_covariance=self.task_covariance,
             noise_std=np.sqrt(self.noise_variance),
         )
@@ -81,10 +93,6 @@ class SpectralSetting(Seeded, RegressionSetting):
     inputs_basis: ClassVar[str] = "inputs"
     """The random stream of the eigenvectors of Lambda."""
 
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Lam, self.d, "Lam")
-
     @property
     def covariance(self) -> Float[Array, "d d"]:
         return covariance(self.Lam, self.d, self.rotate, self.seed, self.inputs_basis)
@@ -97,10 +105,6 @@ class GeneralSetting(SpectralSetting, NoisySetting):
 
     tasks_basis: ClassVar[str] = "tasks"
     """The random stream of the eigenvectors of Omega; that of the inputs' makes the two commute."""
-
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Om, self.d, "Om")
 
     @property
     def task_covariance(self) -> Float[Array, "d d"]:

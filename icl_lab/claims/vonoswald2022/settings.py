@@ -16,7 +16,6 @@ from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.tasks.distributions.covariates import Gaussian, Uniform
 from icl_lab.tasks.prompt import Prompt, check_prompt_fits
-from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.descent.descent_steps import Rule
 
 PAPER = "von Oswald et al. 2022, arXiv 2212.07677"
@@ -41,7 +40,6 @@ class LayerSetting(RegressionSetting):
 
     @property
     def covariates(self) -> Gaussian | Uniform:
-        """The distribution of an input."""
         if self.distribution == "gaussian":
             return Gaussian(np.full(self.d, self.sigma**2))
         return Uniform(self.d, half_width=self.sigma)
@@ -73,15 +71,6 @@ class LayerSetting(RegressionSetting):
     def least_loss(self) -> float:
         """The half loss of the best step."""
         return self.step_loss(self.best_step)
-
-    def task(self) -> LinearRegression:
-        return LinearRegression(
-            dim=self.d,
-            context_length=self.N,
-            covariates=self.covariates,
-            task_covariance=self.task_covariance,
-            noise_std=np.sqrt(self.noise_variance),
-        )
 
     def draw_inputs(self, count: int, length: int, generator: int | np.random.Generator) -> Float[np.ndarray, "count length d"]:
         """Inputs from numpy, for what has no closed form: streams apart from those of the prompts."""

@@ -15,7 +15,6 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, spectrum
-from icl_lab.claims.settings.regression import check_spectrum
 from icl_lab.claims.simulation import simulate
 from icl_lab.claims.vonoswald2022 import layers
 from icl_lab.claims.vonoswald2022.settings import PAPER, UNNORMALISED, SimulatedLayer, SimulatedSetting
@@ -102,10 +101,6 @@ class AnyCovariance(SimulatedSetting):
         "eigenvalues of the input covariance", "; null: (1, 1, 1/4, 1/16, 1), repeated or cut to d"
     )
     samples = 40_000
-
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Lam, self.d, "Lam")
 
     @property
     def covariance(self) -> Float[Array, "d d"]:

@@ -13,7 +13,7 @@ from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, spectrum, table
 from icl_lab.claims.settings.flow_paths import structured
-from icl_lab.claims.settings.regression import NoisySetting, RegressionSetting, check_spectrum, covariance
+from icl_lab.claims.settings.regression import NoisySetting, RegressionSetting, covariance
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import simulate, simulated_risk
 from icl_lab.claims.zhang2023.measurements import LIMIT_TOLERANCE, gradient, minimiser, no_gradient, prompts, risk_on, trained
@@ -123,10 +123,6 @@ class RotatedSetting(RandomSetting, NoisySetting):
     @property
     def task_covariance(self) -> Array:
         return np.eye(self.d) if self.Om is None else covariance(self.Om, self.d, True, self.seed, "tasks")
-
-    def validate(self) -> None:
-        check_spectrum(self.Om, self.d, "Om")
-        super().validate()
 
 
 @claim(

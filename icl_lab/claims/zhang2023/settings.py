@@ -21,7 +21,6 @@ from icl_lab.core.typing import Array
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks import FiniteDiagonal
-from icl_lab.tasks.regression.linear import LinearRegression
 
 PAPER = "Zhang, Frei, Bartlett 2023, arXiv 2306.09927"
 MODEL = models.LinearSelfAttention()
@@ -146,14 +145,13 @@ class RandomSetting(Seeded, RegressionSetting):
         return values, given if self.probabilities is None else np.asarray(self.probabilities)
 
     @property
-    def distribution(self) -> FiniteDiagonal:
-        """The distribution of an input."""
+    def covariates(self) -> FiniteDiagonal:
         return FiniteDiagonal(*self.rows)
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
         """E[Lambda]."""
-        return np.asarray(self.distribution.covariance)
+        return np.asarray(self.covariates.covariance)
 
     @property
     def moments(self) -> theory.random_covariance.DiagonalMoments:
@@ -165,18 +163,9 @@ class RandomSetting(Seeded, RegressionSetting):
         """The exact half loss of the layer, averaged over the support of Lambda."""
         return objectives.RegressionLoss.build(self.task(), MODEL)
 
-    def task(self) -> LinearRegression:
-        return LinearRegression(
-            dim=self.d,
-            context_length=self.N,
-            covariates=self.distribution,
-            task_covariance=self.task_covariance,
-            noise_std=np.sqrt(self.noise_variance),
-        )
-
     def support(self, rotate: bool) -> tuple[Float[np.ndarray, "S d d"], Float[np.ndarray, "S"]]:
         """Every covariance with its probability; with `rotate`, each has a random basis of its own."""
-        spectra, weights = self.distribution.support()
+        spectra, weights = self.covariates.support()
         if not rotate:
             return spectra[:, :, None] * np.eye(self.d), weights
         keys = jax.random.split(self.stream("bases"), len(spectra))
@@ -186,7 +175,7 @@ class RandomSetting(Seeded, RegressionSetting):
 
     def validate(self) -> None:
         super().validate()
-        distribution = self.distribution
+        distribution = self.covariates
         if distribution.dim != self.d:
             raise InvalidValueError(f"`values` must hold d = {self.d} lists; got {distribution.dim}. Set `d` too.")
         size = np.prod([np.count_nonzero(row) for row in distribution.probabilities], dtype=np.float64)
