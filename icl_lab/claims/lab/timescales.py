@@ -11,9 +11,9 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.lab.settings import CommutingSetting, FlowSetting
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import flag, integer, number, spectrum
+from icl_lab.claims.setting import check_spectrum, flag, integer, number, spectrum
 from icl_lab.claims.settings.flow_paths import Integrator, exact, structured
-from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting, check_spectrum
+from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core.errors import AssumptionError
 from icl_lab.models import initializers

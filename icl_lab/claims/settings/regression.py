@@ -15,10 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_lab import theory
-from icl_lab.claims.setting import SPECTRUM, Setting, flag, integer, number, spectrum
+from icl_lab.claims.setting import Setting, flag, integer, number, spectrum
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core import precision
-from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array
@@ -31,12 +30,6 @@ class RegressionSetting(Setting):
 
     d: int = integer(3, 1, "dimension", "of the inputs")
     N: int = integer(10, 1, "context length")
-
-    def validate(self) -> None:
-        super().validate()
-        for name, parameter in self.parameters().items():
-            if parameter.accepts == SPECTRUM:
-                check_spectrum(getattr(self, name), self.d, name)
 
     @property
     def covariance(self) -> Float[Array, "d d"]:
@@ -109,14 +102,6 @@ class GeneralSetting(SpectralSetting, NoisySetting):
     @property
     def task_covariance(self) -> Float[Array, "d d"]:
         return covariance([1.0] * self.d if self.Om is None else self.Om, self.d, self.rotate, self.seed, self.tasks_basis)
-
-
-def check_spectrum(values: Sequence[float] | None, dim: int, name: str) -> None:
-    """Raise `InvalidValueError` unless a spectrum is null or has one eigenvalue for each of `dim` dimensions."""
-    if values is not None and len(values) != dim:
-        raise InvalidValueError(
-            f"`{name}` must hold d = {dim} eigenvalues; got {len(values)}. Set `d` too, or null for the default spectrum."
-        )
 
 
 def covariance(
