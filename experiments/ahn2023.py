@@ -11,21 +11,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import common
 import hydra
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab import analysis, models, objectives, tasks, theory, training
-from icl_lab.core import precision, prng
+from icl_lab.core import prng
 from icl_lab.core.linalg import psd_root
 from icl_lab.models import LSAWeights
 from icl_lab.report.figures import heat_maps
-from icl_lab.report.style import house_style, save
+from icl_lab.report.style import save
 
 MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
 
@@ -173,9 +174,6 @@ def matrices(config: DictConfig, task: tasks.LinearRegression, runs: dict, optim
 @hydra.main(version_base="1.3", config_path="../configs", config_name="ahn2023")
 def main(config: DictConfig) -> None:
     """Train every stack, and draw every figure with its numbers beside it."""
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
     rotation = tasks.random_rotation(config.dim, config.seed)
     spectrum = np.array(config.spectrum, dtype=float)
     task = tasks.LinearRegression(
@@ -186,7 +184,7 @@ def main(config: DictConfig) -> None:
     )
     # One layer has nothing to gain from B.
     cases = [(depth, corrected) for depth in config.layers for corrected in (False, True) if depth > 1 or not corrected]
-    with precision.float64(), house_style():
+    with common.configured_figures(config) as folder:
         optima = {
             (depth, corrected): theory.ahn2023.best_stack(config.dim, config.context_length, depth, corrected)
             for depth, corrected in cases
@@ -195,7 +193,6 @@ def main(config: DictConfig) -> None:
         losses(config, task, runs, optima, folder)
         distances(config, task, runs, folder)
         matrices(config, task, runs, optima, folder)
-    print(f"Figures and their numbers: {folder}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ python experiments/mahankali2023.py [-o figures/mahankali2023]          about th
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+import common
 import equinox as eqx
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from rich.progress import track
 from icl_lab import analysis, estimators, objectives, tasks, theory, training
 from icl_lab.models import LinearSelfAttention
 from icl_lab.models.initializers import zhang
-from icl_lab.report.style import house_style, save
+from icl_lab.report.style import save
 
 DIM, NOISE = 5, 4.0
 """A noise variance at which the layer beats least squares on a visible range of lengths."""
@@ -116,14 +116,9 @@ def _learned_step(task: tasks.NonlinearRegression, key) -> float:
 
 def main() -> None:
     """Draw every figure, with its numbers beside it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=Path("figures/mahankali2023"))
-    folder = parser.parse_args().output
-    folder.mkdir(parents=True, exist_ok=True)
-    with house_style():
+    with common.figures(common.folder_argument("mahankali2023", __doc__)) as folder:
         for figure in track((risks, step_sizes), "mahankali2023"):
             figure(folder)
-    print(f"Figures and their numbers: {folder}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import common
 import equinox as eqx
 import hydra
 import jax
@@ -17,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab import analysis, estimators, models, objectives, tasks, theory, training
-from icl_lab.core import precision, prng
+from icl_lab.core import prng
 from icl_lab.core.typing import Weights
 from icl_lab.models import constructions, initializers
-from icl_lab.report.style import house_style, save
+from icl_lab.report.style import save
 from icl_lab.theory.descent.descent_steps import Rule
 
 MODEL = models.LinearSelfAttention(query_in_sum=False, readout_sign=-1.0, normaliser="none")
@@ -371,17 +372,13 @@ def fixed_tasks(config: DictConfig, folder: Path) -> None:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="vonoswald2022")
 def main(config: DictConfig) -> None:
     """Draw every figure, with its numbers beside it."""
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-    with precision.float64(), house_style():
+    with common.configured_figures(config) as folder:
         spectra(config, folder)
         weights = one_layer(config, folder)
         scaled(config, weights, folder)
         repeated(config, weights, folder)
         fixed_tasks(config, folder)
         two_layers(config, folder)
-    print(f"Figures and their numbers: {folder}")
 
 
 if __name__ == "__main__":

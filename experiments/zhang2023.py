@@ -5,9 +5,9 @@ python experiments/zhang2023.py [-o figures/zhang2023]          about a minute o
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ from icl_lab.core import precision
 from icl_lab.models import LinearSelfAttention
 from icl_lab.models.initializers import zhang
 from icl_lab.report.figures import heat_maps
-from icl_lab.report.style import house_style, save
+from icl_lab.report.style import save
 
 # The running example: three input directions of different variance, ten examples.
 COVARIANCE = np.diag([2.0, 1.0, 0.5])
@@ -170,14 +170,9 @@ def _simulated_risk(weights, covariance, query_moment, task_covariance) -> tuple
 
 def main() -> None:
     """Draw every figure, with its numbers beside it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=Path("figures/zhang2023"))
-    folder = parser.parse_args().output
-    folder.mkdir(parents=True, exist_ok=True)
-    with house_style():
+    with common.figures(common.folder_argument("zhang2023", __doc__)) as folder:
         for figure in track((convergence, learned_matrices, lengths, shifts), "zhang2023"):
             figure(folder)
-    print(f"Figures and their numbers: {folder}")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from icl_lab import theory
-from icl_lab.analysis import covariate_shift
-from icl_lab.analysis.covariate_shift import Training
 from icl_lab.report.style import house_style, save
+from icl_lab.training import covariate_shift
+from icl_lab.training.covariate_shift import Training
 from icl_lab.training.prefixes import Curriculum
 
 

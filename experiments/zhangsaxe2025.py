@@ -5,9 +5,7 @@ python experiments/zhangsaxe2025.py [-o figures/zhangsaxe2025]          about a 
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
+import common
 import jax
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 from icl_lab import objectives, tasks, theory, training
 from icl_lab.models import LinearSelfAttention
 from icl_lab.models.initializers import gaussian, separate_gaussian
-from icl_lab.report.style import house_style, save
+from icl_lab.report.style import save
 
 SPECTRUM, LENGTH, HEADS = np.array([1.0, 0.6, 0.36]), 31, 3
 SCALE, END = 2e-2, 3e4
@@ -23,10 +21,6 @@ SCALE, END = 2e-2, 3e4
 
 def main() -> None:
     """Loss along the flow of separate and merged heads, with the predicted plateaus."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=Path("figures/zhangsaxe2025"))
-    folder = parser.parse_args().output
-    folder.mkdir(parents=True, exist_ok=True)
     task = tasks.LinearRegression(dim=len(SPECTRUM), context_length=LENGTH, covariance=SPECTRUM)
     objective = objectives.population(task, LinearSelfAttention())
     times = np.geomspace(1.0, END, 300)
@@ -37,7 +31,7 @@ def main() -> None:
     }
     plateaus = theory.zhangsaxe2025.plateau_risks(SPECTRUM, LENGTH)
     numbers: dict[str, np.ndarray] = {"time": times, "predicted plateau": plateaus}
-    with house_style():
+    with common.figures(common.folder_argument("zhangsaxe2025", __doc__)) as folder:
         figure = Figure(figsize=(6.8, 4.2), layout="constrained")
         axes = figure.subplots()
         for name, start in starts.items():
@@ -56,7 +50,6 @@ def main() -> None:
             "rank-one heads rest at every prediction in turn, doing principal component regression in context in between.",
             numbers,
         )
-    print(f"Figure and its numbers: {folder}")
 
 
 if __name__ == "__main__":

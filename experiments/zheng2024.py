@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import common
 import equinox as eqx
 import hydra
 import jax
@@ -15,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab import models, objectives, tasks, theory, training
-from icl_lab.core import precision, prng
+from icl_lab.core import prng
 from icl_lab.models import PairedWeights
 from icl_lab.report.figures import heat_maps
-from icl_lab.report.style import house_style, save
+from icl_lab.report.style import save
 
 MODEL = models.LinearSelfAttention(causal=True, embedding="paired")
 STARTS = {
@@ -259,15 +260,11 @@ def random_starts(config: DictConfig, folder: Path) -> None:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="zheng2024")
 def main(config: DictConfig) -> None:
     """Train, and draw every figure with its numbers beside it."""
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-    with precision.float64(), house_style():
+    with common.configured_figures(config) as folder:
         paths = trained(config)
         for figure in track((products, recovery, all_ones), "figures"):
             figure(config, paths, folder)
         random_starts(config, folder)
-    print(f"Figures and their numbers: {folder}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import common
 import equinox as eqx
 import hydra
 import jax
@@ -15,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab import analysis, models, objectives, tasks, theory, training
-from icl_lab.core import precision, prng
+from icl_lab.core import prng
 from icl_lab.core.typing import Weights
 from icl_lab.models import initializers
-from icl_lab.report.style import house_style, save
+from icl_lab.report.style import save
 from icl_lab.tasks.series.forecasting import PublishedSeries, forecast_prompt, published_series
 from icl_lab.training.windows import train_on_windows
 
@@ -241,13 +242,9 @@ def softmax_comparison(config: DictConfig, folder: Path) -> None:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="zhou2025")
 def main(config: DictConfig) -> None:
     """Draw every figure, with its numbers beside it."""
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-    with precision.float64(), house_style():
+    with common.configured_figures(config) as folder:
         for figure in (rollouts, softmax_comparison, depth, context_scaling):
             figure(config, folder)
-    print(f"Figures and their numbers: {folder}")
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 def _try_json(path: str | None) -> None:
     """Raise `InvalidValueError`, before anything runs, if `--json` cannot be written there."""
     if path not in (None, "-"):
-        from icl_lab.runs import outputs
+        from icl_lab.report import outputs
 
         outputs.try_file(path, "--json")
 
@@ -270,19 +270,20 @@ def _print_checks(entries: list[dict[str, Any]]) -> None:
 
 def _table(options: argparse.Namespace) -> int:
     with display("table"):
+        from icl_lab.report import run_table
         from icl_lab.runs import table
 
         if options.output is not None:
-            table.check_file(options.output)
+            run_table.check_file(options.output)
         rows = table.collect(options.root)
     status = 0
     if options.output is not None:
-        status = _written("-o", options.output, lambda: table.write(rows, options.output))
+        status = _written("-o", options.output, lambda: run_table.write(rows, options.output))
     if options.output is None or status:
-        table.show(rows)
+        run_table.show(rows)
     else:
         print(f"{len(rows)} runs written to {options.output}")
-    return max(status, _say_damaged(table.damaged(rows)))
+    return max(status, _say_damaged(run_table.damaged(rows)))
 
 
 def _say_damaged(sentences: Sequence[str]) -> int:

@@ -28,7 +28,8 @@ from icl_lab.models import LinearSelfAttention
 from icl_lab.models.initializers import zhang
 from icl_lab.objectives.exact.regression import StructuredLoss
 from icl_lab.objectives.objective import Objective
-from icl_lab.training.segment import Stop, first_step_size, integrate, pick_solver, step_tolerance
+from icl_lab.training.segment import Stop, integrate
+from icl_lab.training.solver import chosen_solver, first_step_size, step_tolerance
 
 _integrate = eqx.filter_jit(integrate)
 STEPS = 128
@@ -64,7 +65,7 @@ def step_growth(quick: bool) -> dict[str, Any]:
     problems = {dim: problem(dim) for dim in dims}
     with precision.float64():
         restricted = [StructuredLoss.restrict(*problems[dim][:2]) for dim in dims]
-        solvers = [pick_solver(*pair) for pair in restricted]
+        solvers = [chosen_solver("auto", *pair) for pair in restricted]
         programs = [stretch(*pair, solver) for pair, solver in zip(restricted, solvers, strict=True)]
         programs += [stretch(*problems[dim][:2], "tsit5") for dim in asked]
         seconds = [total / STEPS for total in common.medians_in_turns(programs, 3 if quick else 9)]

@@ -3,7 +3,6 @@
 Closed forms come in as arguments; nothing here imports `theory`. Results are float64 numpy.
 """
 
-from icl_lab.analysis import covariate_shift as covariate_shift
 from icl_lab.analysis.functions import FunctionComparison as FunctionComparison
 from icl_lab.analysis.functions import compare_functions as compare_functions
 from icl_lab.analysis.functions import sensitivity as sensitivity

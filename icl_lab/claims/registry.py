@@ -76,6 +76,11 @@ def select(patterns: Iterable[str] = ()) -> list[Claim]:
 
     Raises:
       InvalidValueError: a pattern matches nothing, which suggests the closest ids, or all of them match slow claims only.
+
+    Examples:
+      >>> from icl_lab.claims import registry
+      >>> [claim.id for claim in registry.select(["mahankali2023.thm*"])]
+      ['mahankali2023.thm1', 'mahankali2023.thm2', 'mahankali2023.thm3']
     """
     known = all_claims()
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)

@@ -15,6 +15,7 @@ what only one claim says of it is the detail that follows.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, dataclass_transform
@@ -39,6 +40,7 @@ class Parameter:
       convert: the value as the claim wants it; raises ValueError, TypeError or OverflowError if it is not accepted.
       symbol: what the symbol stands for, in the words that all claims use for it.
       detail: what this claim says of it besides, as the end of that sentence.
+      length: the parameter that says how many eigenvalues it holds, if it is a spectrum.
     """
 
     default: Any
@@ -46,6 +48,7 @@ class Parameter:
     convert: Callable[[Any], Any]
     symbol: str = ""
     detail: str = ""
+    length: str = ""
 
     @property
     def meaning(self) -> str:
@@ -116,9 +119,13 @@ def choice(default: str, options: Sequence[str], meaning: str = "", detail: str 
     return custom(default, "one of " + ", ".join(options), convert, meaning, detail)
 
 
+"""What a spectrum accepts; that there are d of them is for a setting to check, which knows d."""
+
+
 def spectrum(meaning: str = "", detail: str = "") -> Any:
     """A list of positive eigenvalues, or null for the claim's own default of the right length."""
-    return custom(None, "null or a list of d numbers > 0", lambda value: _numbers(value, positive=True), meaning, detail)
+    convert = functools.partial(_numbers, positive=True)
+    return Parameter(None, "null or a list of d numbers > 0", convert, meaning, detail, length="d").field()
 
 
 def vector(default: Sequence[float] | None, meaning: str = "", detail: str = "") -> Any:
@@ -173,6 +180,14 @@ def restricted(field: Any, accepts: str, condition: Callable[[Any], bool]) -> An
     return custom(one.default, accepts, convert, one.symbol, one.detail)
 
 
+def check_spectrum(values: Sequence[float] | None, dim: int, name: str) -> None:
+    """Raise `InvalidValueError` unless a spectrum is null or has one eigenvalue for each of `dim` dimensions."""
+    if values is not None and len(values) != dim:
+        raise InvalidValueError(
+            f"`{name}` must hold d = {dim} eigenvalues; got {len(values)}. Set `d` too, or null for the default spectrum."
+        )
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False)
 class Setting:
     """The parameters of a claim; a claim without any takes this class itself.
@@ -209,6 +224,9 @@ class Setting:
             if name == "seed":
                 check_seed(value, name)
             object.__setattr__(self, name, value)
+        for name, parameter in self.parameters().items():
+            if parameter.length in self.parameters():
+                check_spectrum(getattr(self, name), getattr(self, parameter.length), name)
         self.validate()
 
     def validate(self) -> None:

@@ -46,6 +46,12 @@ def run(
       InvalidValueError: a pattern that selects nothing, an override that no selected claim accepts, or a value out of range.
       AssumptionError: a parameter outside a theorem's assumption.
       DeviceError: no device to compute on. Nothing has run in any of these cases.
+
+    Examples:
+      >>> from icl_lab.claims import verify
+      >>> (entry,) = verify.run(["zhang2023.setup"], {"d": 3, "N": 5})
+      >>> entry["verdict"], [check["passed"] for check in entry["checks"]]
+      ('passed', [True, True, True, True, True])
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise InvalidValueError(f"`jobs` must be an integer >= 1; got {jobs!r}. It is a number of processes.")

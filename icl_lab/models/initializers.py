@@ -48,6 +48,14 @@ def zhang(dim: int, scale: float, theta: Float[Array, "d d"] | None = None) -> L
       InvalidValueError: dim < 1, or Theta has another shape or holds a NaN.
 
     Source: Zhang, Frei, Bartlett (arXiv 2306.09927), Assumption 3.3.
+
+    Examples:
+      >>> from icl_lab import models
+      >>> start = models.initializers.zhang(dim=2, scale=0.1)
+      >>> print(start.w_kq.round(4))
+      [[0.0707 0.     0.    ]
+       [0.     0.0707 0.    ]
+       [0.     0.     0.    ]]
     """
     check_count(dim, "dim", 1, "It is the number of input coordinates.")
     if not (np.isfinite(scale) and scale > 0):

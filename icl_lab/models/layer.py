@@ -13,6 +13,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Inexact
 
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array, Weights
 
 
@@ -39,3 +40,11 @@ class Layer(eqx.Module):
     @abc.abstractmethod
     def query_update(self, weights: Any, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "D"]:
         """What the layer adds to the last token, for prepared weights, at the cost of that token alone: O(T)."""
+
+
+def check_class(weights: Weights, expected: type, place: str) -> None:
+    """Raise `InvalidValueError` unless the weights of `place` are of the class that its layer takes."""
+    if not isinstance(weights, expected):
+        raise InvalidValueError(
+            f"the weights of {place} must be `{expected.__name__}`, which its layer takes; got {type(weights).__name__}."
+        )

@@ -96,4 +96,13 @@ class LinearSelfAttention(LinearLayer, SelfAttention):
       query_in_sum, causal: which token attends to which, see `models.attention`.
       normaliser: "context_length" or "none", see `LinearLayer`.
       embedding, loops, readout_sign, layer_norm, clip: tokens, loops and readout, see `models.learner`.
+
+    Examples:
+      >>> import jax
+      >>> from icl_lab import models, tasks, theory
+      >>> task = tasks.LinearRegression(dim=2, context_length=8)
+      >>> w_pv, w_kq = theory.zhang2023.limit(task.covariance, task.context_length)
+      >>> model = models.LinearSelfAttention()
+      >>> model(models.LSAWeights(w_pv, w_kq), task.sample(jax.random.key(0))).shape
+      (1,)
     """

@@ -11,9 +11,9 @@ import equinox as eqx
 from jaxtyping import Inexact
 
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.core.typing import Array
+from icl_lab.core.typing import Array, Weights
 from icl_lab.models.attention import AttentionLayer
-from icl_lab.models.layer import Layer
+from icl_lab.models.layer import Layer, check_class
 from icl_lab.models.weights import LSAWeights
 
 
@@ -38,8 +38,9 @@ class MappedLayer(Layer):
 
     attention: AttentionLayer
 
-    def prepared(self, weights: MappedWeights, width: int, place: str) -> MappedWeights:
+    def prepared(self, weights: Weights, width: int, place: str) -> MappedWeights:
         """The weights with a head axis on those of attention."""
+        check_class(weights, MappedWeights, place)
         if weights.token_map.shape != (width, width):
             raise InvalidValueError(
                 f"`token_map` of {place} must be ({width}, {width}), because the tokens are {width} wide; got shape "

@@ -25,10 +25,10 @@ from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.prng import stream
-from icl_lab.core.typing import Array, Key
+from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.mixers.base import Gate, Mixer
 from icl_lab.models.initializers import check_gaussian, normal
-from icl_lab.models.layer import Layer
+from icl_lab.models.layer import Layer, check_class
 from icl_lab.tasks.prompt import check_count
 
 FIRST_LOG_DECAY = -0.02
@@ -127,13 +127,9 @@ class MixerLayer(Layer):
     mixer: Mixer
     query_in_sum: bool = eqx.field(static=True, kw_only=True, default=False)
 
-    def prepared(self, weights: MixerWeights, width: int, place: str) -> MixerWeights:
+    def prepared(self, weights: Weights, width: int, place: str) -> MixerWeights:
         """The weights as they are, after a check of every shape."""
-        if not isinstance(weights, MixerWeights):
-            raise InvalidValueError(
-                f"the weights of {place} must be `MixerWeights`, as the layer is one round {self.mixer.name}; got "
-                f"{type(weights).__name__}."
-            )
+        check_class(weights, MixerWeights, place)
         gates = {gate.name: gate for gate in self.mixer.description.gates}
         if weights.gates.keys() != gates.keys():
             raise InvalidValueError(

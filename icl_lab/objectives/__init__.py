@@ -48,6 +48,15 @@ def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: i
       key: for sampling; seed 0 if omitted.
       prompts: how many prompts the moments are sampled from, where they are sampled.
       layers: number of layers of the weights; more than one is no polynomial.
+
+    Examples:
+      >>> from icl_lab import models, objectives, tasks
+      >>> task = tasks.LinearRegression(dim=2, context_length=8)
+      >>> loss = objectives.population(task, models.LinearSelfAttention())
+      >>> type(loss).__name__
+      'RegressionLoss'
+      >>> round(float(loss.risk(models.initializers.zhang(dim=2, scale=1e-6))), 3)  # E (w.x)^2 = d
+      2.0
     """
     key = jax.random.key(0) if key is None else key
     if layers == 1:

@@ -25,17 +25,22 @@ from icl_lab.core import devices, precision
 from icl_lab.core.errors import in_words
 from icl_lab.core.prng import check_seed
 from icl_lab.report import console as present
-from icl_lab.runs import distributed, figures, provenance, records, store
+from icl_lab.report import run_figures
+from icl_lab.runs import distributed, provenance, records, store
 from icl_lab.runs.simulate import Simulation, simulate
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Where a run is, and whether its training ended as it should."""
+    """Where a run is, and its status as in status.json."""
 
     folder: Path
     status: str
-    converged: bool
+
+    @property
+    def converged(self) -> bool:
+        """Whether its training ended as it should."""
+        return self.status == "done"
 
 
 def execute(config: DictConfig, console: Console | None = None) -> Outcome:
@@ -65,7 +70,7 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
     if not distributed.is_first():
         with precision.float64():
             status = simulate(resolved).status
-        return Outcome(folder=folder, status=status, converged=status == "done")
+        return Outcome(folder, status)
 
     def work() -> tuple[Simulation, dict[str, Any]]:
         # A process that went on from a checkpoint would leave the others behind.
@@ -152,7 +157,8 @@ def _write(result: Simulation, folder: Path) -> None:
 def _draw(result: Simulation, folder: Path) -> str | None:
     """Draw the figures of a run; why there are none if drawing fails, which is no reason to lose the training."""
     try:
-        figures.draw(result, folder)
+        curve = result.metrics["risk_curve"]
+        run_figures.draw(folder, result.training, result.model, result.optimum, curve, result.task.context_length)
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
         problem = f"not drawn: {in_words(error)}"
@@ -188,4 +194,4 @@ def _made_with() -> dict[str, Any]:
 def _outcome(folder: Path, console: Console) -> Outcome:
     status = records.read_status(folder)
     present.print_comparison(records.read_metrics(folder), status, folder, console)
-    return Outcome(folder=folder, status=status["status"], converged=status["status"] == "done")
+    return Outcome(folder, status["status"])

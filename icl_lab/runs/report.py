@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from icl_lab.core.errors import DamagedRunError, InvalidValueError
 from icl_lab.core.progress import each
 from icl_lab.report import console as present
-from icl_lab.report import page, results
-from icl_lab.runs import outputs, records, table
+from icl_lab.report import outputs, page, results, run_table
+from icl_lab.runs import records, table
 
 LARGEST_PAGE = 5_000_000
 """Bytes of a page; figures are left out from the last run on until it is no larger."""
@@ -77,17 +77,17 @@ def _results(path: Path) -> page.Results:
 
 def _run_root(root: Path) -> tuple[page.RunRoot, list[str]]:
     rows = table.collect(root)
-    varying = table.varying_keys(rows)
+    varying = run_table.varying_keys(rows)
     rows.sort(key=lambda row: (*_ending(row["status"]), *(_order(row.get(name)) for name in varying)))
-    numbers = [name for name in (*table.NUMBERS, f"{table.CIRCUMSTANCES}seconds") if any(name in row for row in rows)]
-    shown = ["hash", "status", *varying[: table.SHOWN], *numbers]
+    numbers = [name for name in (*run_table.NUMBERS, f"{run_table.CIRCUMSTANCES}seconds") if any(name in row for row in rows)]
+    shown = ["hash", "status", *varying[: run_table.SHOWN], *numbers]
     several = len({row["experiment"] for row in rows}) > 1
     shown = ["experiment", *shown] if several else shown
-    runs, damaged = [], dict.fromkeys(table.damaged(rows))
+    runs, damaged = [], dict.fromkeys(run_table.damaged(rows))
     for row in rows[:IN_FULL]:
-        folder, settings = root / row["folder"], varying[: table.SHOWN]
+        folder, settings = root / row["folder"], varying[: run_table.SHOWN]
         try:
-            if row["status"] == table.DAMAGED:
+            if row["status"] == run_table.DAMAGED:
                 raise DamagedRunError(row["error"])
             runs.append(_run(folder, row, settings))
         except DamagedRunError as error:
@@ -97,10 +97,10 @@ def _run_root(root: Path) -> tuple[page.RunRoot, list[str]]:
         name=str(root),
         date=_date(max((root / row["folder"] / "status.json").stat().st_mtime for row in rows)),
         machine="; ".join(dict.fromkeys(filter(None, map(_machine, rows)))),
-        columns=[table.title(name) for name in shown],
-        rows=[[table.cell(row.get(name)) for name in shown] for row in rows[:LISTED]],
+        columns=[run_table.title(name) for name in shown],
+        rows=[[run_table.cell(row.get(name)) for name in shown] for row in rows[:LISTED]],
         rows_in_all=len(rows),
-        failures=sum(row["status"] in ("failed", table.DAMAGED) for row in rows),
+        failures=sum(row["status"] in ("failed", run_table.DAMAGED) for row in rows),
         comparison_columns=present.COLUMNS,
         runs=runs,
     )
@@ -109,7 +109,7 @@ def _run_root(root: Path) -> tuple[page.RunRoot, list[str]]:
 
 def _ending(status: str | None) -> tuple[bool, bool]:
     """Runs that raised or are damaged come first, then those that did not converge."""
-    return status == "done", status not in ("failed", table.DAMAGED)
+    return status == "done", status not in ("failed", run_table.DAMAGED)
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
@@ -118,20 +118,20 @@ def _order(value: Any) -> tuple[bool, float, str]:
     return value is None, float(value) if number else 0.0, "" if number else str(value)
 
 
-def _machine(row: table.Row) -> str:
+def _machine(row: run_table.Row) -> str:
     """Device, precision and version of a run, as far as they are recorded."""
-    made = f"{table.CIRCUMSTANCES}provenance."
+    made = f"{run_table.CIRCUMSTANCES}provenance."
     names = ("device.platform", "precision.default_float")
     words = [str(row[made + name]) for name in names if row.get(made + name) is not None]
     version = row.get(f"{made}icl_lab")
     return ", ".join([*words, *([f"icl_lab {version}"] if version is not None else [])])
 
 
-def _run(folder: Path, row: table.Row, varying: Sequence[str]) -> page.Run:
+def _run(folder: Path, row: run_table.Row, varying: Sequence[str]) -> page.Run:
     status = records.read_status(folder)
     metrics = records.read_metrics(folder) if (folder / "metrics.json").is_file() else None
     failed = row["status"] == "failed"
-    settings = ", ".join(f"{name} = {table.cell(row.get(name))}" for name in varying)
+    settings = ", ".join(f"{name} = {run_table.cell(row.get(name))}" for name in varying)
     return page.Run(
         title=f"{row['hash']}{': ' if settings else ''}{settings}",
         status=str(status.get("verdict") or row["status"]).replace("_", " "),
@@ -145,11 +145,11 @@ def _run(folder: Path, row: table.Row, varying: Sequence[str]) -> page.Run:
     )
 
 
-def _unreadable(row: table.Row, reason: str) -> page.Run:
+def _unreadable(row: run_table.Row, reason: str) -> page.Run:
     """A run with a file that cannot be read, for which the page says that instead."""
     return page.Run(
         title=row["hash"],
-        status=table.DAMAGED,
+        status=run_table.DAMAGED,
         sentence=reason,
         failed=True,
         converged=False,

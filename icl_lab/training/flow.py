@@ -76,6 +76,14 @@ def gradient_flow(
     Raises:
       InvalidValueError: a solver, tolerance or number of steps that is none, or times that do not increase from 0 on.
       NonFiniteError: initial weights, or a loss at them, that are NaN or infinite.
+
+    Examples:
+      >>> from icl_lab import models, objectives, tasks, training
+      >>> task = tasks.LinearRegression(dim=2, context_length=8)
+      >>> loss = objectives.population(task, models.LinearSelfAttention())
+      >>> path = training.gradient_flow(loss, models.initializers.zhang(dim=2, scale=0.1))
+      >>> print(path.verdict, path.limit.w_kq.shape)
+      Verdict.CONVERGED (3, 3)
     """
     check_flow(solver, weight_tolerance, max_steps)
     times = _checked_times(times)
@@ -130,7 +138,9 @@ def gradient_flows(
     Args:
       objective: any objective; it is called without a key, and integrated in the weights themselves.
       starts: real weights with a leading axis S.
-      weight_tolerance, solver, rtol: as in `training.gradient_flow`.
+      weight_tolerance: relative weight error, estimated by a Newton step, at which a start has converged.
+      solver: "tsit5", "dopri8" (explicit), "kvaerno5" (implicit), or "auto" by the spread of the objective's relaxation rates.
+      rtol: relative tolerance of the step controller; by default well below `weight_tolerance`.
       max_steps: budget of solver steps of each start.
       progress: show on stderr how far it is, once it takes more than a few seconds.
 
@@ -175,7 +185,9 @@ def gradient_flow_each(
     Args:
       problems: pairs of objective and initial weights. Those that can share a program do (objectives of one type, weights of
         one shape, one solver), a bounded number at a time.
-      weight_tolerance, solver, max_steps: as in `training.gradient_flow`, for every problem.
+      weight_tolerance: relative weight error, estimated by a Newton step, at which a problem has converged.
+      solver: "tsit5", "dopri8", "kvaerno5" or "exponential" for every problem, or "auto" by the spread of each one's rates.
+      max_steps: budget of solver steps of each problem.
       known: indices of problems whose results are not needed. Those that are solved together with others are solved all the
         same, so that the bits of a result do not depend on which others are known.
 

@@ -105,7 +105,18 @@ def train_on_windows(
 
 
 def windows_mse(model: SelfAttention, weights: Weights, series: Float[Array, "T"], order: int, context_length: int) -> float:
-    """The mean squared error on all windows of a series, in float64; arguments as `train_on_windows`."""
+    """The mean squared error on all windows of a series, in float64.
+
+    Args:
+      model: on "hankel" tokens.
+      weights: one layer or a tuple of layers.
+      series: (T,), in time order.
+      order: p, length of a lag window.
+      context_length: N complete columns in a window of N + p values.
+
+    Raises:
+      InvalidValueError: a series shorter than a window and the value after it.
+    """
     with precision.float64():
         held_out = WindowLoss.of(model, weights, series, order, context_length, np.float64)
         return float(_mse(held_out, precision.to_double(weights)))

@@ -18,3 +18,10 @@ def failed_checks(entry):
 def failed(id, settings):
     """The names of the checks of a claim that fail at chosen settings."""
     return failed_checks(run_claim(id, settings))
+
+
+def assert_holds(id, *several):
+    """That a claim holds at each of several settings."""
+    for settings in several:
+        (entry,) = verify.run([id], settings)
+        assert entry["passed"], (id, settings, failed_checks(entry), entry.get("reason"))

@@ -141,7 +141,10 @@ def test_weights_that_do_not_fit_are_named():
     good = draw("gla")
     model = Layered(MixerLayer(mixers.named("gla")))
     refusals = [
-        ("layer 0 must be `MixerWeights`, as the layer is one round gla; got LSAWeights", LSAWeights(np.eye(5), np.eye(5))),
+        (
+            "the weights of layer 0 must be `MixerWeights`, which its layer takes; got LSAWeights",
+            LSAWeights(np.eye(5), np.eye(5)),
+        ),
         (r"`gates` of layer 0 must be \['log_decay'\], those of gla; got \['write_strength'\]", draw("deltanet")),
         (r"`w_q` of layer 0 must be \(2, 4, 5\).*got shape \(2, 4, 6\)", draw("gla", width=WIDTH + 1)),
         (

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from icl_lab import cli
 from icl_lab.core.errors import DamagedRunError, InvalidValueError
-from icl_lab.runs import execute, figures, identify, records, store, sweep, table
+from icl_lab.report import run_figures, run_table
+from icl_lab.runs import execute, identify, records, store, sweep, table
 
 FILES = ("status.json", "metrics.json", "config.yaml", "weights.npz")
 DAMAGES = {
@@ -75,7 +76,7 @@ def test_damaged_run_is_a_row_that_says_so(runs, tmp_path):
     (folder / "status.json").write_text("{}")
     rows = {row["hash"]: row for row in table.collect(tmp_path / "runs")}
     assert rows["other"]["status"] == "done"
-    assert rows[folder.name]["status"] == table.DAMAGED
+    assert rows[folder.name]["status"] == run_table.DAMAGED
     assert "lacks status" in rows[folder.name]["error"]
 
 
@@ -103,7 +104,7 @@ def test_training_is_kept_without_its_figures_if_drawing_fails(published, tmp_pa
     def fail(*_):
         raise ModuleNotFoundError("no such backend")
 
-    monkeypatch.setattr(figures, "draw", fail)
+    monkeypatch.setattr(run_figures, "draw", fail)
     config = OmegaConf.merge(published[2], {"run_root": str(tmp_path / "new"), "analysis": {"figures": True}})
     outcome = execute.execute(config)
     assert outcome.status == "done"

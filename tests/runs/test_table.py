@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
+from icl_lab.report import run_table
 from icl_lab.runs import records, table
 
 
@@ -50,7 +51,7 @@ def test_one_experiment_is_a_table_too(root):
 
 def test_csv_has_every_column_and_full_precision(root, tmp_path):
     path = tmp_path / "out.csv"
-    table.write(table.collect(root), path)
+    run_table.write(table.collect(root), path)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3
@@ -61,7 +62,7 @@ def test_csv_has_every_column_and_full_precision(root, tmp_path):
 
 def test_printed_table_shows_what_differs(root):
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    table.show(table.collect(root), console)
+    run_table.show(table.collect(root), console)
     text = console.export_text()
     console.file.close()
     for expected in ("task.dim", "model.risk", "0.3", "3333", "failed"):
@@ -76,19 +77,19 @@ def test_missing_root_and_empty_root_and_other_endings_are_refused(root, tmp_pat
     with pytest.raises(InvalidValueError, match="holds no run"):
         table.collect(empty)
     with pytest.raises(InvalidValueError, match=r"\.csv or \.parquet"):
-        table.write(table.collect(root), tmp_path / "out.xlsx")
+        run_table.write(table.collect(root), tmp_path / "out.xlsx")
 
 
 def test_parquet_without_polars_says_which_extra(root, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(UnsupportedProblemError, match=r"icl-lab\[tables\]"):
-        table.write(table.collect(root), tmp_path / "out.parquet")
+        run_table.write(table.collect(root), tmp_path / "out.parquet")
 
 
 def test_parquet_holds_the_same_numbers(root, tmp_path):
     polars = pytest.importorskip("polars")
     path = tmp_path / "out.parquet"
-    table.write(table.collect(root), path)
+    run_table.write(table.collect(root), path)
     frame = polars.read_parquet(path)
     assert frame["metrics.comparison.model.risk"].to_list() == [0.1 + 0.2, 0.5, None]
 
@@ -98,7 +99,7 @@ def test_a_column_has_one_type_and_what_json_cannot_write_is_a_number_again(tmp_
     _run(root / "a" / "1111", {"x": 1, "y": True, "z": 3, "empty": None}, {"loss": 1, "where": {"bound": "inf"}})
     _run(root / "a" / "2222", {"x": 2, "y": False, "z": "three", "empty": None}, {"loss": 0.5, "where": {"bound": "nan"}})
     rows = table.collect(root)
-    types = {name: {type(row[name]) for row in rows} for name in table.columns(rows)}
+    types = {name: {type(row[name]) for row in rows} for name in run_table.columns(rows)}
     expected = {"x": int, "y": bool, "z": str, "metrics.loss": float, "metrics.where.bound": float}
     assert {name: types[name] for name in expected} == {name: {kind} for name, kind in expected.items()}
     assert math.isinf(rows[0]["metrics.where.bound"])
@@ -113,8 +114,8 @@ def test_circumstances_are_apart_from_results_and_come_last(tmp_path):
     for seconds, name in ((1.0, "1111"), (2.0, "2222")):
         status = records.read_json(root / "a" / name / "status.json")
         records.write_json(root / "a" / name / "status.json", {**status, "seconds": seconds, "provenance": {"cpus": 2}})
-    names = table.columns(table.collect(root))
-    apart = [name for name in names if name.startswith(table.CIRCUMSTANCES)]
+    names = run_table.columns(table.collect(root))
+    apart = [name for name in names if name.startswith(run_table.CIRCUMSTANCES)]
     assert names[-len(apart) :] == apart
     assert set(apart) == {"status.training_seconds", "status.seconds", "status.provenance.cpus"}
     assert "metrics.training.seconds" not in names
@@ -138,7 +139,7 @@ def test_ten_thousand_configurations_are_parsed_once_where_they_agree(tmp_path, 
 
 def test_csv_has_the_same_types_in_polars(root, tmp_path):
     polars = pytest.importorskip("polars")
-    table.write(table.collect(root), tmp_path / "out.csv")
+    run_table.write(table.collect(root), tmp_path / "out.csv")
     frame = polars.read_csv(tmp_path / "out.csv")
     assert frame["task.dim"].to_list() == [3, 4, 0]
     assert frame["metrics.comparison.model.risk"].to_list() == [0.1 + 0.2, 0.5, None]

@@ -124,7 +124,7 @@ def test_counts_and_scales_are_checked_by_name():
 
 @pytest.mark.parametrize("name", [*TASKS, "sine", "rescaled"])
 def test_another_length_is_the_same_task_but_for_its_length(name, key):
-    others = {"sine": SineRegression(3, 2.0, "code", noise_std=0.1), "rescaled": Rescaled(TASKS["gaussian"], 2.0, 0.5)}
+    others = {"sine": SineRegression(3, 2.0, "published", noise_std=0.1), "rescaled": Rescaled(TASKS["gaussian"], 2.0, 0.5)}
     task = (TASKS | others)[name]
     there = task.with_context_length(5)
     assert there.sample(key).inputs.shape == (5, task.dim)

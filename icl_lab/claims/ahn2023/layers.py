@@ -32,11 +32,6 @@ SLOPE_TOLERANCE = 1e-10
 RISK_TOLERANCE = 1e-9
 WEIGHT_TOLERANCE = 1e-5
 STATIONARY_TOLERANCE = 1e-8
-# The paper's figure gives two digits.
-PUBLISHED_TOLERANCE = 0.02
-PUBLISHED_DIAGONALS = (0.425, 0.69, 1.705)
-"""Middles of the ranges .42-.43, .69, 1.69-1.72 of the trained diagonals."""
-PAPER_SPECTRUM = (1.0, 1.0, 0.25, 0.0625, 1.0)
 
 
 def _risk(name: str, setting: Layers, measured, expected) -> Check:
@@ -189,6 +184,11 @@ def best_moving_layers(setting: MovingLayers) -> list[Check]:
         check.exact("B", ends.lowest["B"], _diagonal(b[:-1], setting.d), WEIGHT_TOLERANCE),
         _none_below(setting, ends, minimum),
     ]
+
+
+PUBLISHED_DIAGONALS, PUBLISHED_TOLERANCE = (0.425, 0.69, 1.705), 0.02
+"""Middles of the ranges .42-.43, .69, 1.69-1.72 of the trained diagonals, of which the paper's figure gives two digits."""
+PAPER_SPECTRUM = (1.0, 1.0, 0.25, 0.0625, 1.0)
 
 
 class PublishedLayers(CorrelatedSearch):

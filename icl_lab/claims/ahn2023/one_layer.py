@@ -8,14 +8,15 @@ import numpy as np
 
 from icl_lab import analysis, objectives, theory
 from icl_lab.claims import check
-from icl_lab.claims.ahn2023.settings import MODEL, PAPER, Layers, Seeded
+from icl_lab.claims.ahn2023.settings import MODEL, PAPER, Layers
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.quasi_newton import minimise
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import choice, integer, number, spectrum
 from icl_lab.claims.settings.flow_paths import structured
-from icl_lab.claims.settings.regression import SpectralSetting, check_spectrum, covariance
+from icl_lab.claims.settings.regression import RegressionSetting, SpectralSetting, covariance
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import ratio_with_error, simulate
 from icl_lab.core import compiled
 from icl_lab.core.linalg import inverse_covariance
@@ -81,7 +82,7 @@ def _forward(layers: tuple[LSAWeights, ...], prompt: Prompt) -> tuple[Array, Arr
     return jnp.stack(slots), tokens, MODEL(layers, prompt)[0]
 
 
-class OneLayer(Seeded, SpectralSetting):
+class OneLayer(SpectralSetting):
     """One layer on inputs of any covariance, searched over all entries."""
 
     N = 6
@@ -138,10 +139,6 @@ class AnyTasks(OneLayer):
             return inverse_covariance(self.covariance)
         return covariance(self.Om, self.d, self.rotate, self.seed, "tasks", largest=1.5)
 
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Om, self.d, "Om")
-
 
 @claim(
     "ahn2023.thm1.general",
@@ -164,7 +161,7 @@ def best_single_layer_for_any_tasks(setting: AnyTasks) -> list[Check]:
     return _checked_minimum(setting, expected, minimum)
 
 
-class ReLULayer(Seeded):
+class ReLULayer(Seeded, RegressionSetting):
     """Prompts for a layer of ReLU attention."""
 
     N = 8

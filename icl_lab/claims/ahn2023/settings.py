@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -17,10 +16,10 @@ from icl_lab.claims import check
 from icl_lab.claims.quasi_newton import Ends, minimise
 from icl_lab.claims.setting import integer, table
 from icl_lab.claims.settings.regression import RegressionSetting, covariance
-from icl_lab.core import prng
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import check_covariance, inverse_covariance
-from icl_lab.core.typing import Array, Key
+from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights
 from icl_lab.objectives.exact import wishart
 from icl_lab.objectives.exact.cubature import CubatureLoss
@@ -63,8 +62,7 @@ def shared_answer(L: int, weights: dict, prompt: Prompt) -> Array:
 
 def spectral_loss(d: int, N: int, degree: int, answer: Callable) -> CubatureLoss:
     """The half loss of layers that are multiples of the identity in whitened inputs, on prompts of one dimension."""
-    nodes, quadrature_weights = theory.gram_moments.gauss_rule(wishart.path_moments(d, N, degree + 1))
-    return wishart.spectral_cubature(d, N, nodes, quadrature_weights, answer)
+    return wishart.spectral_cubature(d, N, answer, degree)
 
 
 def degree_of(L: int, moving: bool) -> int:
@@ -76,21 +74,7 @@ def _growing(L: int) -> np.ndarray:
     return np.geomspace(0.5, 0.5 * 4 ** (L - 1), L)
 
 
-class Seeded(RegressionSetting):
-    """Inputs N(0, I), tasks N(0, I), and random streams."""
-
-    seed: int = integer(0, 0, "random seed", "of all that is drawn")
-
-    def stream(self, name: str) -> Key:
-        """The random stream of this name."""
-        return prng.stream(jax.random.key(self.seed), name)
-
-    def normals(self, name: str, *shape: int) -> np.ndarray:
-        """Standard normal numbers from the stream of this name."""
-        return np.asarray(jax.random.normal(self.stream(name), shape))
-
-
-class Layers(Seeded):
+class Layers(Seeded, RegressionSetting):
     """L layers; they are called moving if B_l is free, and not 0."""
 
     d = 2

@@ -10,6 +10,7 @@ ORDER = (
     "training",
     "autoregressive",
     "random_autoregressive",
+    "second_order",
     "rotations",
     "planar",
 )

@@ -13,7 +13,8 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, integer, number, restricted, vector
+from icl_lab.claims.setting import integer, number, restricted, vector
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.core import compiled, prng
 from icl_lab.tasks.prompt import Prompt
@@ -25,11 +26,10 @@ SERIES = {1: [0.5], 2: [0.5, -0.3], 3: [0.4, -0.2, 0.3]}
 """Coefficients of the examples, by order; higher orders continue the last with zeros."""
 
 
-class InnovationsSetting(Setting):
+class InnovationsSetting(Seeded):
     """Gaussian innovations."""
 
     sigma: float = number(1.0, positive=True, meaning="standard deviation of the innovations")
-    seed: int = integer(0, 0, "random seed", "of weights and prompts")
 
 
 class SeriesSetting(InnovationsSetting):
@@ -84,7 +84,7 @@ def moments_of_a_series(setting: SeriesSetting) -> list[Check]:
     if not setting.samples:
         return checks
     # The window at the end of a series: what a wrong distribution of the start would spoil.
-    windows = simulate(lambda key: jnp.asarray(task.sample(key).query), jax.random.key(setting.seed), setting.samples)
+    windows = simulate(lambda key: jnp.asarray(task.sample(key).query), setting.key, setting.samples)
     mean, error = _second_moments(windows)
     return [*checks, check.sampled("simulated_covariance", mean, covariance, error)]
 
@@ -95,7 +95,7 @@ def _second_moments(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(products, axis=0), np.std(products, axis=0, ddof=1) / np.sqrt(len(draws))
 
 
-class PriorSetting(Setting):
+class PriorSetting(Seeded):
     """Random coefficients of a stationary series."""
 
     p: int = integer(2, 1, "order of the series")
@@ -110,7 +110,6 @@ class PriorSetting(Setting):
         lambda value: value <= 1,
     )
     samples: int = integer(400_000, 10_000, "number of draws", "of the coefficients")
-    seed: int = integer(0, 0, "random seed", "of the coefficients")
 
 
 @claim(
@@ -129,7 +128,7 @@ def uniform_coefficients(setting: PriorSetting) -> list[Check]:
     """
     p, bound, samples = setting.p, setting.bound, setting.samples
     task = RandomAutoregressive(p, context_length=1, bound=bound)
-    key = jax.random.key(setting.seed)
+    key = setting.key
     drawn = simulate(task.sample_coefficients, prng.stream(key, "coefficients"), samples)
     mean, error = _second_moments(drawn)
     expected = theory.autoregressive.uniform_second_moments(p, bound)
@@ -194,7 +193,7 @@ def least_squares_in_context(setting: InContext) -> list[Check]:
     """
     rho, N = setting.coefficients, setting.N
     task = setting.task(N)
-    prompts = compiled.jit(lambda key: task.sample_batch(key, setting.samples))(jax.random.key(setting.seed))
+    prompts = compiled.jit(lambda key: task.sample_batch(key, setting.samples))(setting.key)
     best = np.asarray(prompts.query) @ rho[::-1]
     leading = theory.autoregressive.least_squares_excess(len(rho), N, setting.sigma**2)
     checks = []
@@ -205,14 +204,13 @@ def least_squares_in_context(setting: InContext) -> list[Check]:
     return checks
 
 
-class ConjugateSetting(Setting):
+class ConjugateSetting(Seeded):
     """Gaussian entries of W, and Gaussian coefficients of a series."""
 
     d: int = integer(1, 1, "dimension", "of the states, and order of the AR series")
     T: int = integer(6, 2, "states of a sequence", ", so T - 1 observations of W")
     sigma: float = number(0.7, positive=True, meaning="standard deviation of the noise")
     tau: float = number(0.8, positive=True, meaning="standard deviation of an entry of W")
-    seed: int = integer(0, 0, "random seed", "of W, coefficients and sequences")
 
 
 @claim(

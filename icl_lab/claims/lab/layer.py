@@ -15,7 +15,7 @@ from icl_lab.claims.lab.settings import LayerSetting
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
 from icl_lab.claims.simulation import simulated_risk
-from icl_lab.core import compiled, prng
+from icl_lab.core import compiled
 from icl_lab.models import LinearSelfAttention, LSAWeights
 
 # Both sides are sums of a few thousand float64 terms with mild cancellation.
@@ -33,12 +33,12 @@ class LossSetting(LayerSetting):
 
     def weights(self) -> LSAWeights:
         """Gaussian in every entry; a leading axis for several heads."""
-        key = prng.stream(jax.random.key(self.seed), "weights")
+        key = self.stream("weights")
         return models.initializers.gaussian(key, self.d + 1, self.scale, self.heads if self.heads > 1 else None)
 
     def simulate(self, model: LinearSelfAttention, name: str) -> tuple[float, float]:
         """The risk of the weights on prompts of the random stream `name`, and its standard error."""
-        key = prng.stream(jax.random.key(self.seed), name)
+        key = self.stream(name)
         return simulated_risk(functools.partial(model, self.weights()), self.task(), key, self.samples)
 
 

@@ -17,7 +17,8 @@ from icl_lab.claims.lab.risks import EXACT_TOLERANCE, SPARE_FOR_PLAIN_SAMPLING
 from icl_lab.claims.lab.settings import RiskSetting
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import flag, integer, number, spectrum
-from icl_lab.claims.settings.regression import NoisySetting, check_spectrum, covariance
+from icl_lab.claims.settings.regression import NoisySetting, covariance
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import simulate, squared_errors
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import AssumptionError
@@ -98,7 +99,7 @@ def least_squares(setting: EnoughExamples) -> list[Check]:
     squared errors have no variance there; where the mean is infinite the exponent of their tail is estimated. On the same
     inputs and noise two tasks must give one error. A degree of freedom too many would make it fail.
     """
-    d, N, s2, task, key = setting.d, setting.N, setting.s2, setting.task(), jax.random.key(setting.seed)
+    d, N, s2, task, key = setting.d, setting.N, setting.s2, setting.task(), setting.key
     vector = jax.random.normal(prng.stream(key, "vector"), (d,))
 
     def errors_of_two_tasks(one):
@@ -118,7 +119,7 @@ def least_squares(setting: EnoughExamples) -> list[Check]:
     ]
 
 
-class FewExamples(NoisySetting):
+class FewExamples(Seeded, NoisySetting):
     """Isotropic inputs, and fewer examples than dimensions."""
 
     d = 8
@@ -128,7 +129,6 @@ class FewExamples(NoisySetting):
     Om: list[float] | None = spectrum("eigenvalues of the task covariance", "; null: all 1")
     rotate: bool = flag(False, "random eigenvectors", "of the task covariance")
     samples: int = integer(100_000, 10_000, "number of draws", "of prompts")
-    seed: int = integer(0, 0, "random seed", "of the basis and of prompts")
 
     @property
     def covariance(self) -> Float[Array, "d d"]:
@@ -137,10 +137,6 @@ class FewExamples(NoisySetting):
     @property
     def task_covariance(self) -> Float[Array, "d d"]:
         return covariance(self.Om or [1.0] * self.d, self.d, self.rotate, self.seed, "tasks")
-
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Om, self.d, "Om")
 
 
 @claim(
@@ -160,5 +156,5 @@ def minimum_norm(setting: FewExamples) -> list[Check]:
         expected = theory.bayes.minimum_norm_risk(d, N, s2, setting.lam, float(np.trace(setting.task_covariance)))
     else:
         expected = theory.bayes.ols_risk(d, N, s2)
-    key = prng.stream(jax.random.key(setting.seed), "prompts")
+    key = setting.stream("prompts")
     return [_least_squares_check("minimum_norm", setting.task(), expected, key, setting.samples)]

@@ -44,7 +44,6 @@ class GlobalMinimum(LayerSetting):
         detail="of the random starts; large ones end in local minima more often",
     )
     starts: int = integer(12, 1, "number of starts", ", random, of which the best counts")
-    seed: int = integer(0, 0, "random seed", "of starts and bases")
 
 
 @claim(
@@ -68,7 +67,7 @@ def global_minimum(setting: GlobalMinimum) -> list[Check]:
     # A model that sums without dividing carries B / N in its weights.
     ratio = N / setting.divisor
     scale = setting.sigma / ratio ** (1 / 3)
-    drawn = initializers.gaussian(prng.stream(jax.random.key(setting.seed), "starts"), d + 1, scale, setting.starts)
+    drawn = initializers.gaussian(setting.stream("starts"), d + 1, scale, setting.starts)
     begin = jax.tree.map(lambda first, rest: np.concatenate([first[None], rest]), initializers.zhang(d, scale), drawn)
     ensemble = training.gradient_flows(objective, begin, weight_tolerance=WEIGHT_TOLERANCE)
     risks = 2 * ensemble.losses
@@ -125,7 +124,6 @@ class RankOneBranch(SpectralSetting, NoisySetting):
     query_in_sum: bool = flag(True, "whether the query token is among the attended ones")
     sigma: float = number(0.03, positive=True, meaning="initial scale", detail="of the random starts")
     starts: int = integer(6, 1, "number of starts", "near the branch, and as many random ones")
-    seed: int = integer(0, 0, "random seed", "of starts and bases")
 
     @property
     def spectrum(self) -> Float[np.ndarray, "d"]:
@@ -158,7 +156,7 @@ def minima_that_are_not_global(setting: RankOneBranch) -> list[Check]:
         check.exact("half_loss_general", float(loss), half_loss, EXACT_TOLERANCE),
         check.exact("gradient_general_abs", float(slope), 0.0, rounding),
     ]
-    key = jax.random.key(setting.seed)
+    key = setting.key
     near = initializers.gaussian(prng.stream(key, "near"), d + 1, NEAR, starts)
     drawn = initializers.gaussian(prng.stream(key, "random"), d + 1, setting.sigma, starts)
     begin = jax.tree.map(lambda at, off, other: np.concatenate([at[None] + off, other]), branch, near, drawn)

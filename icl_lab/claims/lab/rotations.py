@@ -14,7 +14,8 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, choice, integer, number, restricted
+from icl_lab.claims.setting import choice, integer, number, restricted
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import mean_with_error, simulate, simulated_risk
 from icl_lab.core import compiled, prng
 from icl_lab.models import PairedWeights
@@ -92,7 +93,7 @@ def _permanent(cov: np.ndarray, left, right):
     return sum(cov[left[0], right[k]] * _permanent(cov, left[1:], right[:k] + right[k + 1 :]) for k in range(len(right)))
 
 
-class RotationSetting(Setting):
+class RotationSetting(Seeded):
     """Sequences of block rotations by random angles."""
 
     d: int = restricted(
@@ -103,7 +104,6 @@ class RotationSetting(Setting):
     T: int = integer(20, 3, "states of a sequence", "; the loss sums positions 2 .. T - 1")
     sigma: float = number(0.0, 0.0, "standard deviation of the noise")
     samples: int = integer(100_000, 0, "number of draws", "of sequences; 0: no simulation")
-    seed: int = integer(0, 0, "random seed", "of the sequences")
 
 
 @claim(
@@ -136,18 +136,17 @@ def one_step_on_rotations(setting: RotationSetting) -> list[Check]:
     if not samples:
         return checks
     task = LinearDynamics(d, T - 2, RotationBlocks(haar_basis=True), noise_std=sigma)
-    mean, error = simulated_risk(partial(MODEL, one_step_layer(d, step)), task, jax.random.key(setting.seed), samples)
+    mean, error = simulated_risk(partial(MODEL, one_step_layer(d, step)), task, setting.key, samples)
     target, c, M = closed[-1]
     expected = target - 2 * step * c / (T - 2) + step**2 * M / (T - 2) ** 2
     return [*checks, check.sampled("risk_at_the_last_position", mean, expected, error)]
 
 
-class HaarSequences(Setting):
+class HaarSequences(Seeded):
     """Noise-free sequences of a Haar-random W."""
 
     d: int = integer(5, 1, "dimension", "of the states")
     samples: int = integer(40_000, 1_000, "number of draws", "of sequences")
-    seed: int = integer(0, 0, "random seed", "of the sequences")
 
 
 class HaarAverages(HaarSequences):
@@ -189,7 +188,7 @@ def one_step_on_haar(setting: HaarAverages) -> list[Check]:
         gram, query = total / 2**DOUBLINGS, power @ start
         return jnp.stack([query @ gram @ query, jnp.sum((gram @ query) ** 2)])
 
-    drawn = simulate(time_averages, jax.random.key(setting.seed), setting.samples)
+    drawn = simulate(time_averages, setting.key, setting.samples)
     (cross, cross_error), (square, square_error) = mean_with_error(drawn[:, 0]), mean_with_error(drawn[:, 1])
     c, M = theory.rotations.haar_step_limits(d, group == "SO")
     # First-order changes of the ratios c/M and c^2/M.
@@ -217,7 +216,7 @@ def minimum_norm(setting: HaarSequences) -> list[Check]:
     """
     d = setting.d
     task = LinearDynamics(d, d, HaarOrthogonal())
-    longest = compiled.jit(lambda key: task.sample_batch(key, setting.samples))(jax.random.key(setting.seed))
+    longest = compiled.jit(lambda key: task.sample_batch(key, setting.samples))(setting.key)
     states = np.concatenate([longest.inputs, longest.query[:, None], longest.target[:, None]], axis=1)
     # Nothing is seen at t = 1, and the prediction is zero.
     errors = [np.sum(states[:, 1] ** 2, axis=1)]
@@ -263,7 +262,7 @@ def noisy_least_squares(setting: LongRotations) -> list[Check]:
             prompt = task.sample(key)
             return jnp.sum((estimator(prompt) - prompt.latent @ prompt.query) ** 2)
 
-        return mean_with_error(simulate(squared_distance, prng.stream(jax.random.key(setting.seed), name), setting.samples))
+        return mean_with_error(simulate(squared_distance, setting.stream(name), setting.samples))
 
     mean, error = excess("long", LinearDynamics(d, T - 1, RotationBlocks(), noise_std=sigma), estimators.ols)
     expected = theory.rotations.unit_root_excess(d, T, sigma**2)

@@ -16,7 +16,6 @@ class AnisotropicSetting(GeneralSetting):
     s2 = 0.25
     Om: list[float] | None = spectrum("eigenvalues of the task covariance", "; null: 3/2 down to 1/2")
     rotate = True
-    seed: int = integer(0, 0, "random seed", "of weights, bases and prompts")
 
     @property
     def task_covariance(self) -> Float[Array, "d d"]:
@@ -44,8 +43,6 @@ class RiskSetting(AnisotropicSetting):
 
 class FlowSetting(GeneralSetting):
     """A gradient flow of the exact loss."""
-
-    seed: int = integer(0, 0, "random seed", "of bases and starts")
 
     @property
     def drive(self) -> Float[Array, "d d"]:

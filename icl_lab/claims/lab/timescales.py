@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import scipy.optimize
 
@@ -12,9 +11,10 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.lab.settings import CommutingSetting, FlowSetting
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, flag, integer, number, spectrum
+from icl_lab.claims.setting import check_spectrum, flag, integer, number, spectrum
 from icl_lab.claims.settings.flow_paths import Integrator, exact, structured
-from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting, check_spectrum
+from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core.errors import AssumptionError
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
@@ -74,7 +74,7 @@ def plateau(setting: PlateauSetting) -> list[Check]:
     """
     d, sigma, level, drive = setting.d, setting.sigma, setting.level, setting.drive
     norm = float(np.linalg.norm(drive))
-    root = initializers.random_theta(jax.random.key(setting.seed), d)
+    root = initializers.random_theta(setting.key, d)
     thetas = {"identity": np.eye(d) / np.sqrt(d), "random": root @ root.T}
     small = sigma / 100
     starts = {
@@ -169,7 +169,7 @@ def late_rate(setting: LateSetting) -> list[Check]:
     """
     d, sigma, objective = setting.d, setting.sigma, exact(setting.task())
     rates = theory.stability.late_rates(setting.problem)
-    root = initializers.random_theta(jax.random.key(setting.seed), d)
+    root = initializers.random_theta(setting.key, d)
     plateau_time = max(theory.timecourse.plateau_time(setting.problem, sigma, root @ root.T, 0.5), 0.0)
     times = plateau_time + np.array([10.0, 14.0]) / rates.slowest
     flow = convergence.to_limit(objective, initializers.zhang(d, sigma, root), times=times, weight_tolerance=1e-11)
@@ -201,7 +201,7 @@ def _growth(integrate: Integrator, state: np.ndarray, step: float, steps: int = 
     return float(np.linalg.norm(integrate.gradient(state)) / first)
 
 
-class TwoModes(Setting):
+class TwoModes(Seeded):
     """Two dimensions, one with a much smaller eigenvalue of the input covariance."""
 
     N: int = integer(400, 1, "context length")
@@ -213,7 +213,6 @@ class TwoModes(Setting):
     sigma: float = number(1e-3, positive=True, meaning="initial scale")
     low: float = number(0.25, positive=True, meaning="share of the limit at which the clock starts")
     high: float = number(0.75, positive=True, meaning="share of the limit at which the clock stops")
-    seed: int = integer(0, 0, "random seed", "of the basis")
 
     def validate(self) -> None:
         super().validate()

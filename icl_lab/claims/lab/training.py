@@ -73,7 +73,7 @@ def escape_exponent(setting: EscapeSetting) -> list[Check]:
     power, or a growth rate at zero other than ||D||_F and the singular values of D, would make it fail.
     """
     d, sigma = setting.d, setting.sigma
-    key = jax.random.key(setting.seed)
+    key = setting.key
     integrate = Integrator(exact(setting.task()), initializers.gaussian(key, d + 1, 1.0))
     hessian = integrate.hessian(np.zeros(2 * (d + 1) ** 2))
     expected = theory.stability.origin_spectrum(setting.covariance, setting.task_covariance)
@@ -194,7 +194,6 @@ def _train(objective: objectives.StreamedLoss, start: LSAWeights, lr: float, ste
 class StochasticSetting(SpectralSetting):
     """Stochastic gradient descent that is stable and long enough."""
 
-    seed: int = integer(0, 0, "random seed", "of basis and prompts")
     sigma: float = number(0.1, positive=True, meaning="initial scale")
     batch: int = integer(256, 2, "number of fresh prompts a step")
     steps: int = integer(6000, 500, "number of steps")
@@ -229,7 +228,7 @@ def sgd_sanity(setting: StochasticSetting) -> list[Check]:
     the flow's product, or moves an entry that no gradient reaches, would make it fail.
     """
     d, batch, task = setting.d, setting.batch, setting.task()
-    key = jax.random.key(setting.seed)
+    key = setting.key
     streamed = objectives.StreamedLoss.build(task, models.LinearSelfAttention(), prng.stream(key, "fixed"), batch, batch)
     start = initializers.zhang(d, setting.sigma)
     path = _train(streamed, start, setting.lr, setting.steps, prng.stream(key, "prompts"))

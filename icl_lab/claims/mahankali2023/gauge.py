@@ -7,26 +7,17 @@ import dataclasses
 import jax
 import numpy as np
 
-from icl_lab import analysis, objectives, theory, training
+from icl_lab import analysis, models, objectives, theory, training
 from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
-from icl_lab.claims.mahankali2023.settings import (
-    MODEL,
-    PAPER,
-    Isotropic,
-    Pair,
-    RandomStarts,
-    active_rows,
-    bayes_predictor,
-)
+from icl_lab.claims.mahankali2023.settings import MODEL, PAPER, Isotropic, Pair, RandomStarts, active_rows, bayes_predictor
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
 from icl_lab.claims.simulation import simulated_risk
 from icl_lab.core.typing import Array, Key
-from icl_lab.models import LSAWeights, SeparateWeights, initializers
+from icl_lab.models import LSAWeights, SeparateWeights
 from icl_lab.objectives.curvature import loss_and_norm
-from icl_lab.objectives.objective import Objective
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression.optimum import balanced_weights
 
@@ -34,8 +25,6 @@ WEIGHT_TOLERANCE = 1e-8
 LIMIT_TOLERANCE = 1e-7
 RISK_TOLERANCE = 1e-10
 EXACT_TOLERANCE = 1e-11
-LONG = 10**6
-"""Context length at which the large-n limits are read."""
 
 
 class Gauge(RandomStarts, Pair):
@@ -97,9 +86,9 @@ def _stationary(name: str, objective, weights: SeparateWeights, minimum: float) 
     ]
 
 
-def _trained_minimisers(setting: Gauge, objective: Objective, best: Array, minimum: float) -> list[Check]:
+def _trained_minimisers(setting: Gauge, objective: objectives.Objective, best: Array, minimum: float) -> list[Check]:
     """Every start that ends at the global minimum ends in the one orbit."""
-    drawn = initializers.gaussian(setting.stream("starts"), setting.d + 1, setting.start_scale, setting.starts)
+    drawn = models.initializers.gaussian(setting.stream("starts"), setting.d + 1, setting.start_scale, setting.starts)
     ensemble = training.gradient_flows(objective, drawn, weight_tolerance=WEIGHT_TOLERANCE)
     convergence.rest_on(ensemble, ensemble.best)
     winners = [i for i, name in enumerate(ensemble.outcomes(minimum / 2)) if name == "global minimum"]
@@ -114,6 +103,10 @@ def _trained_minimisers(setting: Gauge, objective: Objective, best: Array, minim
         check.exact("trained_steps_abs", max(errors, default=0.0), 0.0, LIMIT_TOLERANCE),
         check.exact("trained_unused_blocks_abs", max(unused, default=0.0), 0.0, LIMIT_TOLERANCE),
     ]
+
+
+LONG = 10**6
+"""Context length at which the large-n limits are read."""
 
 
 class GapToBayes(Isotropic):
@@ -134,7 +127,7 @@ def the_gap_to_bayes(setting: GapToBayes) -> list[Check]:
     """
     d, N, s2, task = setting.d, setting.N, setting.s2, setting.task()
     objective = objectives.population(task, MODEL)
-    layer = objective.risk(convergence.to_limit(objective, initializers.zhang(d, 0.3 * N ** (-1 / 3))).limit)
+    layer = objective.risk(convergence.to_limit(objective, models.initializers.zhang(d, 0.3 * N ** (-1 / 3))).limit)
     mean, error = simulated_risk(bayes_predictor(task), task, setting.stream("prompts"), setting.samples)
     bayes = theory.bayes.isotropic_risk(d, N, s2)
     # The best layer at a length that is nearly infinite.

@@ -13,16 +13,8 @@ from icl_lab import analysis, estimators, models, objectives, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
-from icl_lab.claims.mahankali2023.settings import (
-    MODEL,
-    PAPER,
-    Isotropic,
-    Pair,
-    RandomLayers,
-    Whitening,
-    active_rows,
-    bayes_predictor,
-)
+from icl_lab.claims.mahankali2023 import settings
+from icl_lab.claims.mahankali2023.settings import MODEL, PAPER, Pair, RandomLayers, bayes_predictor
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
 from icl_lab.claims.settings.flow_paths import structured
@@ -38,7 +30,7 @@ POINTS = 4
 """Random layers at which an identity is checked."""
 
 
-class Forward(Isotropic):
+class Forward(settings.Isotropic):
     """One prompt, a layer with random weights and one of a GD step."""
 
     eta: float = number(0.1, meaning="step size", detail="on the sum over examples")
@@ -172,7 +164,7 @@ def moments_of_the_context(setting: Moments) -> list[Check]:
     ]
 
 
-class WhiteningLayers(RandomLayers, Whitening):
+class WhiteningLayers(RandomLayers, settings.Whitening):
     """Random layers on inputs N(0, Sigma) with tasks N(0, Sigma^{-1})."""
 
 
@@ -223,7 +215,7 @@ def odd_and_even_do_not_interact(setting: PairLayers) -> list[Check]:
     negated = Prompt(prompt.inputs, -prompt.labels, prompt.query, prompt.target)
     answers = MODEL(layer, prompt)[0], MODEL(layer, negated)[0]
     parts = theory.mahankali2023.effective_predictor(
-        *active_rows(layer), np.asarray(prompt.inputs), np.asarray(prompt.labels)[:, 0]
+        *settings.active_rows(layer), np.asarray(prompt.inputs), np.asarray(prompt.labels)[:, 0]
     )
     query = np.asarray(prompt.query)
     return [

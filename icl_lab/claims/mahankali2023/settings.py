@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from icl_lab import estimators, models
 from icl_lab.claims.setting import integer, number, spectrum
-from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting, check_spectrum, covariance
-from icl_lab.core import prng
+from icl_lab.claims.settings.regression import NoisySetting, SpectralSetting, covariance
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core.linalg import inverse_covariance
-from icl_lab.core.typing import Array, Key
+from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.regression.linear import LinearRegression
@@ -21,16 +20,11 @@ PAPER = "Mahankali, Hashimoto, Ma 2023, arXiv 2307.03576"
 MODEL = models.LinearSelfAttention(query_in_sum=False, normaliser="none")
 
 
-class Isotropic(NoisySetting):
+class Isotropic(Seeded, NoisySetting):
     """Inputs N(0, I), tasks N(0, I) and noisy labels."""
 
     N: int = integer(5, 1, "context length", ", the paper's n")
     s2 = 0.5
-    seed: int = integer(0, 0, "random seed", "of all that is drawn")
-
-    def stream(self, name: str) -> Key:
-        """The random stream of this name."""
-        return prng.stream(jax.random.key(self.seed), name)
 
 
 class Whitening(Isotropic, SpectralSetting):
@@ -55,10 +49,6 @@ class Pair(Whitening):
     @property
     def task_covariance(self) -> Array:
         return super().task_covariance if self.Om is None else covariance(self.Om, self.d, self.rotate, self.seed, "tasks")
-
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Om, self.d, "Om")
 
 
 class RandomStarts(Isotropic):

@@ -16,11 +16,12 @@ from jaxtyping import Float
 
 from icl_lab import theory
 from icl_lab.claims.setting import Setting, flag, integer, number, spectrum
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core import precision
-from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array
+from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian
 from icl_lab.tasks.regression.linear import LinearRegression
 
 
@@ -45,12 +46,17 @@ class RegressionSetting(Setting):
         """s2, of a label."""
         return 0.0
 
+    @property
+    def covariates(self) -> CovariateDistribution:
+        """The distribution of an input."""
+        return Gaussian(self.covariance)
+
     def task(self) -> LinearRegression:
         """The distribution of prompts."""
         return LinearRegression(
             dim=self.d,
             context_length=self.N,
-            covariance=self.covariance,
+            covariates=self.covariates,
             task_covariance=self.task_covariance,
             noise_std=np.sqrt(self.noise_variance),
         )
@@ -71,19 +77,14 @@ class NoisySetting(RegressionSetting):
         return self.s2
 
 
-class SpectralSetting(RegressionSetting):
+class SpectralSetting(Seeded, RegressionSetting):
     """Inputs of any covariance, by its eigenvalues, on the axes or on a random basis."""
 
     Lam: list[float] | None = spectrum("eigenvalues of the input covariance", "; null: 2 down to 1/2")
     rotate: bool = flag(False, "random eigenvectors", "of the covariances")
-    seed: int = integer(0, 0, "random seed", "of the bases")
 
     inputs_basis: ClassVar[str] = "inputs"
     """The random stream of the eigenvectors of Lambda."""
-
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Lam, self.d, "Lam")
 
     @property
     def covariance(self) -> Float[Array, "d d"]:
@@ -98,21 +99,9 @@ class GeneralSetting(SpectralSetting, NoisySetting):
     tasks_basis: ClassVar[str] = "tasks"
     """The random stream of the eigenvectors of Omega; that of the inputs' makes the two commute."""
 
-    def validate(self) -> None:
-        super().validate()
-        check_spectrum(self.Om, self.d, "Om")
-
     @property
     def task_covariance(self) -> Float[Array, "d d"]:
         return covariance([1.0] * self.d if self.Om is None else self.Om, self.d, self.rotate, self.seed, self.tasks_basis)
-
-
-def check_spectrum(values: Sequence[float] | None, dim: int, name: str) -> None:
-    """Raise `InvalidValueError` unless a spectrum is null or has one eigenvalue for each of `dim` dimensions."""
-    if values is not None and len(values) != dim:
-        raise InvalidValueError(
-            f"`{name}` must hold d = {dim} eigenvalues; got {len(values)}. Set `d` too, or null for the default spectrum."
-        )
 
 
 def covariance(

@@ -13,7 +13,7 @@ from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, vector
 from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER, ROUNDING, OutputsSetting, PromptSetting, StepSetting
-from icl_lab.core import compiled, prng
+from icl_lab.core import compiled
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, constructions
@@ -30,7 +30,6 @@ class Features(OutputsSetting):
     width: int = integer(9, 1, "number of features", ", each a tanh")
     eta: float = number(0.2, meaning="step size", detail="of the mean gradient, below 2/width")
     K: int = integer(50, 2, "number of layers", ", besides 1, 2 and infinitely many")
-    seed: int = integer(0, 0, "random seed", "of inputs, labels and features")
 
     def validate(self) -> None:
         super().validate()
@@ -56,7 +55,7 @@ def layers_on_features_are_kernel_regression(setting: Features) -> list[Check]:
     """
     d, k, N, width, eta = setting.d, setting.k, setting.N, setting.width, setting.eta
     prompt, _ = setting.instance()
-    rows = np.asarray(jax.random.normal(prng.stream(jax.random.key(setting.seed), "features"), (d + 1, width)))
+    rows = np.asarray(jax.random.normal(setting.stream("features"), (d + 1, width)))
 
     def features(x):
         return np.tanh(x @ rows[1:] + rows[:1])

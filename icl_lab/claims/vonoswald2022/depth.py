@@ -62,7 +62,7 @@ def _losses(descents: list[Descent], setting: SimulatedLayer) -> Float[np.ndarra
         missed = [prompt.latent - layers.query_weights(stack, prompt) for stack in stacks]
         return jnp.stack([variance * jnp.sum(one**2) / 2 for one in missed])
 
-    return simulate(half_losses, jax.random.key(setting.seed), setting.samples)
+    return simulate(half_losses, setting.key, setting.samples)
 
 
 class PlainSteps(SimulatedLayer):
@@ -230,7 +230,7 @@ def repeated_layer(setting: RepeatedLayer) -> list[Check]:
         largest = jnp.linalg.eigvalsh(prompt.inputs.T @ prompt.inputs)[-1]
         return jnp.stack([variance / 2 * jnp.sum((prompt.latent - found) ** 2), largest])
 
-    drawn = simulate(outcome, jax.random.key(setting.seed), setting.samples)
+    drawn = simulate(outcome, setting.key, setting.samples)
     others = setting.other_rule().nodes.reshape(setting.samples, d).max(axis=1)
     diverging, reference = (float(np.mean(eta / N * s > 2)) for s in (drawn[:, 1], others))
     error = np.sqrt((diverging + reference + 2 / setting.samples) / setting.samples)
@@ -275,7 +275,7 @@ def alignment_of_two_optima(setting: TwoOptima) -> list[Check]:
         cosine = u @ v / (jnp.linalg.norm(u) * jnp.linalg.norm(v))
         return jnp.stack([cosine, jnp.linalg.norm(u - v), jnp.abs((u - v) @ prompt.query)])
 
-    drawn = simulate(metrics, jax.random.key(setting.seed), setting.samples)
+    drawn = simulate(metrics, setting.key, setting.samples)
     generator = np.random.default_rng(setting.seed + 1)
     inputs = setting.draw_inputs(setting.samples, N + 1, generator)
     tasks = generator.standard_normal((setting.samples, d))

@@ -14,6 +14,7 @@ from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer
 from icl_lab.claims.settings.regression import RegressionSetting
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022 import layers
 from icl_lab.claims.vonoswald2022.depth import LOSS_TOLERANCE, SCALAR_TOLERANCE
@@ -34,14 +35,13 @@ def drawn_rule(setting: LayerSetting, samples: int, seed: int) -> Rule:
     return Rule(nodes, np.full(nodes.size, 1 / samples), setting.N, setting.variance)
 
 
-class FiniteSample(RegressionSetting):
+class FiniteSample(Seeded, RegressionSetting):
     """Standard normal inputs, and coefficients that are fitted to a sample of tasks."""
 
     d = 5
     N = 20
     tasks: int = integer(20_000, 1_000, "number of tasks", "of the sample")
     starts: int = integer(60, 1, "number of starts", "of the search for the population optimum")
-    seed: int = integer(0, 0, "random seed", "of the sample")
 
 
 @claim(
@@ -110,7 +110,7 @@ def label_scores_do_not_help(setting: LabelScores) -> list[Check]:
         scored = models.LSAWeights(layer.w_pv, layer.w_kq + score * corner)
         return jax.vmap(lambda prompt: (UNNORMALISED((scored, scored), prompt)[0] - prompt.target[0]) ** 2 / 2)(prompts)
 
-    keys = jax.random.split(jax.random.key(setting.seed))
+    keys = jax.random.split(setting.key)
     fitting, fresh = (compiled.jit(lambda key: task.sample_batch(key, setting.samples))(key) for key in keys)
     slope = compiled.jit(jax.value_and_grad(lambda point, prompts: jnp.mean(losses(point, prompts))))
     without = np.array([best.step_sizes[0], best.curvatures[0], 0.0]) / units

@@ -13,8 +13,9 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, vector
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER, ROUNDING, LayerSetting, OutputsSetting, PromptSetting
-from icl_lab.core import compiled, prng
+from icl_lab.core import compiled
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
 from icl_lab.models import constructions
@@ -38,7 +39,7 @@ class CorrectedLayers(PromptSetting):
 
     def coefficients(self) -> tuple[Array, Array]:
         """K step sizes and curvatures of the size at which layers neither do nothing nor diverge."""
-        shares = np.asarray(jax.random.uniform(prng.stream(jax.random.key(self.seed), "scalars"), (2, self.K), minval=0.2))
+        shares = np.asarray(jax.random.uniform(self.stream("scalars"), (2, self.K), minval=0.2))
         # About the largest eigenvalue of the Gram matrix.
         largest = self.variance * (np.sqrt(self.N) + np.sqrt(self.d)) ** 2
         return self.N * shares[0] / largest, shares[1] / largest
@@ -125,13 +126,12 @@ def _degree(K: int, curvature: float, guess: int) -> float:
     return 2 * full - half
 
 
-class Spectrum(LayerSetting):
+class Spectrum(Seeded, LayerSetting):
     """Contexts whose Gram matrix one layer changes."""
 
     N = 25
     gamma: list[float] = vector([0.0, 0.05, 0.099, 0.12], "curvatures", ", for the unnormalised Gram matrix")
     samples: int = integer(10_000, 100, "number of draws", "of contexts, over which a median is taken")
-    seed: int = integer(0, 0, "random seed", "of the inputs")
 
     def validate(self) -> None:
         super().validate()
@@ -150,7 +150,7 @@ def curvature_shrinks_the_spectrum(setting: Spectrum) -> list[Check]:
     cubic term, or a peak in another place, would make it fail.
     """
     d, N, covariates = setting.d, setting.N, setting.covariates
-    keys = jax.random.split(jax.random.key(setting.seed), setting.samples)
+    keys = jax.random.split(setting.key, setting.samples)
     inputs = np.asarray(compiled.jit(jax.vmap(lambda key: covariates.sample(key, N)))(keys))
 
     @compiled.jit

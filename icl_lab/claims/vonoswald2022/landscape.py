@@ -12,6 +12,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER, LayerSetting
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.objectives.exact.independent import IndependentLoss
@@ -27,12 +28,11 @@ TWO_HEADS_SUFFICE = ((2, 2), (3, 30))
 NORMAL = {"distribution": "gaussian", "sigma": 1.0}
 
 
-class Landscape(LayerSetting):
+class Landscape(Seeded, LayerSetting):
     """One layer, all of whose weights are free."""
 
     d = 3
     N = 5
-    seed: int = integer(0, 0, "random seed", "of the starts")
 
     def objective(self) -> IndependentLoss:
         """The exact half loss."""
@@ -41,7 +41,7 @@ class Landscape(LayerSetting):
     def gaussian_starts(self, count: int, scale: float, heads: int | None = None) -> LSAWeights:
         """Starts with a leading axis, of entries of size scale/sig; the first of them do not depend on their number."""
         size = scale / np.sqrt(self.variance)
-        keys = [jax.random.fold_in(jax.random.key(self.seed), i) for i in range(count)]
+        keys = [jax.random.fold_in(self.key, i) for i in range(count)]
         starts = [initializers.gaussian(key, self.d + 1, size, heads=heads) for key in keys]
         return jax.tree.map(lambda *w: np.stack(w), *starts)
 

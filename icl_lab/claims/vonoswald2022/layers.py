@@ -117,7 +117,7 @@ def simulated_loss(name: str, weights: Sequence[LSAWeights], setting: SimulatedS
     """The check of a model's half loss on the setting's prompts, averaged over the query given the rest."""
     samples, task = setting.samples, setting.task()
     chunks = np.array_split(np.asarray(range(samples)), -(-samples // CHUNK))
-    keys = [jax.random.split(jax.random.fold_in(jax.random.key(setting.seed), int(chunk[0])), CHUNK) for chunk in chunks]
+    keys = [jax.random.split(jax.random.fold_in(setting.key, int(chunk[0])), CHUNK) for chunk in chunks]
     # Everything but the sizes is an argument, so that settings of the same sizes share one compilation.
     weights, task, metric = jax.tree.map(jnp.asarray, (tuple(weights), task, task.covariance))
     losses = [

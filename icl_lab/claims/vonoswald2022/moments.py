@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -70,7 +69,7 @@ def _simulated_moments(setting: SimulatedSetting, covariates: Gaussian | Uniform
             found.append(jnp.trace(power))
         return jnp.stack(found)
 
-    drawn = simulate(traces, jax.random.key(setting.seed), samples)
+    drawn = simulate(traces, setting.key, samples)
     means, errors = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(samples)
     return [check.sampled(f"simulated_m_{k + 1}", means[k], moments[k + 1], errors[k]) for k in range(order)]
 

@@ -35,14 +35,12 @@ class FixedTasks(Landscape):
 
     d: int = integer(10, 2, "dimension", "of the inputs")
     N = 10
-    seed: int = integer(0, 0, "random seed", "of the fixed tasks and of the start")
 
 
 class Plateau(FixedTasks):
     """One layer from several small starts."""
 
     starts: int = integer(6, 1, "number of starts", ", small and random")
-    seed: int = integer(0, 0, "random seed", "of the starts and of a direction")
 
 
 def wrong_mode(direction: Array, size: float) -> LSAWeights:

@@ -170,7 +170,6 @@ class Gauge(OutputsSetting):
     """Weights of one layer and a change of their factors."""
 
     s: float = number(-1.7, meaning="factor between the two matrices", detail=", not 0")
-    seed: int = integer(0, 0, "random seed", "of tokens, weights and the change of basis")
 
     def validate(self) -> None:
         super().validate()
@@ -186,7 +185,7 @@ def weights_up_to_gauge(setting: Gauge) -> list[Check]:
     with scales moved from one pair of matrices to the other; all are compared with attention by the products. A transposed
     W_K^T W_Q, or a layer that changes with the sign of s, would make it fail.
     """
-    s, width, key = setting.s, setting.d + setting.k, jax.random.key(setting.seed)
+    s, width, key = setting.s, setting.d + setting.k, setting.key
     prompt, _ = setting.instance()
     tokens = np.asarray(MODEL.tokens(prompt, prompt.labels[0]))
     w_p, w_v, w_k, w_q = np.asarray(jax.random.normal(prng.stream(key, "weights"), (4, width, width)))

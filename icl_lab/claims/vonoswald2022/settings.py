@@ -11,11 +11,11 @@ from jaxtyping import Float
 from icl_lab import models, theory
 from icl_lab.claims.setting import choice, integer, number
 from icl_lab.claims.settings.regression import RegressionSetting
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.tasks.distributions.covariates import Gaussian, Uniform
 from icl_lab.tasks.prompt import Prompt, check_prompt_fits
-from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.descent.descent_steps import Rule
 
 PAPER = "von Oswald et al. 2022, arXiv 2212.07677"
@@ -40,7 +40,6 @@ class LayerSetting(RegressionSetting):
 
     @property
     def covariates(self) -> Gaussian | Uniform:
-        """The distribution of an input."""
         if self.distribution == "gaussian":
             return Gaussian(np.full(self.d, self.sigma**2))
         return Uniform(self.d, half_width=self.sigma)
@@ -73,15 +72,6 @@ class LayerSetting(RegressionSetting):
         """The half loss of the best step."""
         return self.step_loss(self.best_step)
 
-    def task(self) -> LinearRegression:
-        return LinearRegression(
-            dim=self.d,
-            context_length=self.N,
-            covariates=self.covariates,
-            task_covariance=self.task_covariance,
-            noise_std=np.sqrt(self.noise_variance),
-        )
-
     def draw_inputs(self, count: int, length: int, generator: int | np.random.Generator) -> Float[np.ndarray, "count length d"]:
         """Inputs from numpy, for what has no closed form: streams apart from those of the prompts."""
         generator, shape = np.random.default_rng(generator), (count, length, self.d)
@@ -93,12 +83,11 @@ class LayerSetting(RegressionSetting):
         return Rule.exact(self.distribution, self.d, self.N, self.sigma, degree)
 
 
-class SimulatedSetting(RegressionSetting):
+class SimulatedSetting(Seeded, RegressionSetting):
     """A task whose prompts are drawn."""
 
     d = 10
     samples: int = integer(20_000, 1_000, "number of draws", "of prompts")
-    seed: int = integer(0, 0, "random seed", "of the prompts")
 
 
 class SimulatedLayer(LayerSetting, SimulatedSetting):
@@ -109,14 +98,13 @@ class SimulatedLayer(LayerSetting, SimulatedSetting):
         return Rule.of_contexts(self.draw_inputs(self.samples, self.N, self.seed + 1), self.variance)
 
 
-class PromptSetting(LayerSetting):
+class PromptSetting(Seeded, LayerSetting):
     """One prompt, whose labels no linear map gives."""
 
     d = 4
     N = 7
     distribution = "gaussian"
     sigma = 1.0
-    seed: int = integer(0, 0, "random seed", "of inputs, labels and W_0")
 
     @property
     def label_dim(self) -> int:
@@ -126,7 +114,7 @@ class PromptSetting(LayerSetting):
     def instance(self) -> tuple[Prompt, Float[Array, "k d"]]:
         """The prompt and W_0, a start that is not zero, so that no term of a step is missing."""
         check_prompt_fits(self.N, self.d)
-        key, k = jax.random.key(self.seed), self.label_dim
+        key, k = self.key, self.label_dim
         inputs = np.asarray(self.covariates.sample(prng.stream(key, "inputs"), self.N + 1))
         labels = np.asarray(jax.random.normal(prng.stream(key, "labels"), (self.N, k)))
         initial = np.asarray(jax.random.normal(prng.stream(key, "initial"), (k, self.d)))

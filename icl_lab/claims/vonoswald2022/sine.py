@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,18 +10,18 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, choice, integer, number, vector
+from icl_lab.claims.setting import choice, integer, number, vector
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import simulate
 from icl_lab.claims.vonoswald2022.layers import mean_check
 from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER
-from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import constructions
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.regression.sine import DISTRIBUTIONS, SineRegression, features
 
 
-class SineWaves(Setting):
+class SineWaves(Seeded):
     """Sine waves on uniform inputs."""
 
     N: int = integer(10, 1, "context length")
@@ -36,7 +35,6 @@ class SineWaves(Setting):
     a: list[float] | None = vector(None, "ends of the amplitude's interval", "; null: those of the waves")
     rho: list[float] | None = vector(None, "ends of the phase's interval", "; null: those of the waves, 0 and pi")
     samples: int = integer(200_000, 1_000, "number of draws", "of prompts")
-    seed: int = integer(0, 0, "random seed", "of the prompts")
 
     def validate(self) -> None:
         super().validate()
@@ -81,7 +79,7 @@ def reference_losses(setting: SineWaves) -> list[Check]:
         prompt = features(task.sample(one))
         return jnp.concatenate([prompt.query, prompt.target, _updates(prompt)])
 
-    rows = simulate(linear_parts, prng.stream(jax.random.key(setting.seed), "prompts"), setting.samples)
+    rows = simulate(linear_parts, setting.stream("prompts"), setting.samples)
     phi, target, from_zero, changes = rows[:, :2], rows[:, 2], rows[:, 3], rows[:, 4:]
     fixed = np.linalg.lstsq(phi, target)[0]
     # The update is affine in the start: that of 0 plus a sum over the coefficients of the start.

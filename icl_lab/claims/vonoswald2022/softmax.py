@@ -16,6 +16,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.vonoswald2022.layers import mean_check
 from icl_lab.claims.vonoswald2022.settings import PAPER, UNNORMALISED, LayerSetting, SimulatedLayer
@@ -92,7 +93,7 @@ def centred_descent(setting: CentredDescent) -> list[Check]:
         limit = jax.jacfwd(lambda e: SOFTMAX(scalar_heads(e * signs, signs / 2, d), prompt))(0.0)
         return jnp.stack([prompt.query, limit, linear_answer(prompt)])
 
-    rows = simulate(answers, prng.stream(jax.random.key(setting.seed), "prompts"), setting.samples)
+    rows = simulate(answers, setting.stream("prompts"), setting.samples)
     target, centred, plain = np.moveaxis(rows, 1, 0)
     eta, eta_error = _slope(centred, target)
     loss, plain_loss = (_half_losses(target - _slope(one, target)[0] * one) for one in (centred, plain))
@@ -134,7 +135,7 @@ def scalar_softmax_heads(setting: SoftmaxHeads) -> list[Check]:
     """
     d, N, variance, kurtosis = setting.step_problem
     samples = setting.samples
-    keys = jax.random.split(prng.stream(jax.random.key(setting.seed), "prompts"), samples)
+    keys = jax.random.split(setting.stream("prompts"), samples)
     prompts = compiled.jit(jax.vmap(setting.prompt))(keys)
     unit = 1 / (variance * np.sqrt(d))
 
@@ -208,7 +209,7 @@ def _excess(name: str, first: np.ndarray, second: np.ndarray) -> Check:
     return check.at_least(name, 1 + difference, 1 + check.SIGMAS * error, standard_error=error)
 
 
-class Cancellation(LayerSetting):
+class Cancellation(Seeded, LayerSetting):
     """Two heads of opposite signs with random off-diagonal parts."""
 
     d: int = integer(4, 2, "dimension", "of the inputs")
@@ -217,7 +218,6 @@ class Cancellation(LayerSetting):
     beta: float = number(0.1, positive=True, meaning="temperature at the start", detail=", in units of 1 / (sig2 sqrt(d))")
     starts: int = integer(4, 1, "number of starts", ", random off-diagonal parts")
     steps: int = integer(400, 100, "number of updates", "of Adam")
-    seed: int = integer(0, 0, "random seed", "of the parts and of the prompts")
 
     def validate(self) -> None:
         super().validate()
@@ -244,7 +244,7 @@ def off_diagonals_cancel(setting: Cancellation) -> list[Check]:
     """
     d, N, variance, kurtosis = setting.step_problem
     starts, steps = setting.starts, setting.steps
-    key, signs, temperature = jax.random.key(setting.seed), np.array([1.0, -1.0]), setting.beta / (variance * np.sqrt(d))
+    key, signs, temperature = setting.key, np.array([1.0, -1.0]), setting.beta / (variance * np.sqrt(d))
     value = theory.softmax_heads.centred_step_size(d, N, variance, kurtosis) / (2 * temperature)
     # Two heads that are a centred step, with off-diagonal parts of their own of half the size of the diagonal.
     noise = np.asarray(jax.random.normal(prng.stream(key, "parts"), (starts, 2, d, d))) / 2 * (1 - np.eye(d))

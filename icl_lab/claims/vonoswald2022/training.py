@@ -15,6 +15,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.vonoswald2022.layers import one_step
 from icl_lab.claims.vonoswald2022.settings import PAPER, UNNORMALISED, LayerSetting, SimulatedLayer
 from icl_lab.core import prng
@@ -55,14 +56,13 @@ def _starts(d: int, rate: float, scales: np.ndarray, stretches: np.ndarray, seed
     )
 
 
-class Segments(LayerSetting):
+class Segments(Seeded, LayerSetting):
     """Starts of gradient flow near the optimum, of both signs."""
 
     d = 3
     N = 5
     starts: int = integer(2, 2, "number of starts", "of the flow, every other one of negative beta")
     scale: float = number(0.5, positive=True, meaning="size of the starts", detail=", relative to the optimum")
-    seed: int = integer(0, 0, "random seed", "of the starts")
 
 
 @claim(
@@ -127,7 +127,6 @@ class Alignment(SimulatedLayer):
     batch: int = integer(512, 64, "prompts of an update", ", all fresh")
     starts: int = integer(1, 1, "number of starts", "of Adam")
     samples: int = integer(10_000, 1_000, "number of draws", "of prompts, for a measure")
-    seed: int = integer(0, 0, "random seed", "of starts and prompts")
 
 
 @claim(
@@ -146,7 +145,7 @@ def alignment_with_a_step(setting: Alignment) -> list[Check]:
     """
     d, N, variance, kurtosis = setting.step_problem
     eta, least, task, starts, steps = setting.best_step, setting.least_loss, setting.task(), setting.starts, setting.steps
-    samples, batch, key = setting.samples, setting.batch, jax.random.key(setting.seed)
+    samples, batch, key = setting.samples, setting.batch, setting.key
     step = eqx.Partial(estimators.gradient_descent, step_size=eta)
 
     def compared(weights: LSAWeights) -> analysis.FunctionComparison:
@@ -209,7 +208,7 @@ def alignment_with_a_step(setting: Alignment) -> list[Check]:
     ]
 
 
-class LayerNorm(LayerSetting):
+class LayerNorm(Seeded, LayerSetting):
     """The same layer with and without LayerNorm, trained by Adam."""
 
     d = 4
@@ -218,7 +217,6 @@ class LayerNorm(LayerSetting):
     alpha: float = number(5.0, 2.0, "factor of the test distribution", ", of the inputs of the last comparison")
     starts: int = integer(2, 1, "number of starts", ", random initial weights")
     steps: int = integer(800, 100, "number of updates", "of Adam")
-    seed: int = integer(0, 0, "random seed", "of initial weights and prompts")
 
 
 @claim("vonoswald2022.layernorm", LayerNorm, Source(PAPER, "Figure 14 and the text on LayerNorm"))
@@ -231,7 +229,7 @@ def layer_norm_costs(setting: LayerNorm) -> list[Check]:
     as bad as the step on inputs alpha times as large, would make it fail.
     """
     d, N, starts, steps, eta = setting.d, setting.N, setting.starts, setting.steps, setting.best_step
-    key, larger = jax.random.key(setting.seed), dataclasses.replace(setting, sigma=setting.alpha * setting.sigma)
+    key, larger = setting.key, dataclasses.replace(setting, sigma=setting.alpha * setting.sigma)
     tasks = [setting.task(), larger.task()]
     # Both matrices of the step, divided evenly, have entries of this size.
     size = float(np.sqrt(eta))

@@ -10,8 +10,9 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, integer, number, restricted
+from icl_lab.claims.setting import integer, number, restricted
 from icl_lab.claims.settings.dynamics import NoisyDynamicsSetting
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core import compiled, prng
 from icl_lab.models import LSAWeights, PairedWeights, constructions
 from icl_lab.tasks.prompt import Prompt
@@ -23,14 +24,12 @@ ROUNDING = 1e-12
 REFINEMENT_TOLERANCE = 1e-10
 
 
-class SequenceSetting(NoisyDynamicsSetting):
+class SequenceSetting(Seeded, NoisyDynamicsSetting):
     """One noisy sequence with a Haar-orthogonal transition."""
-
-    seed: int = integer(0, 0, "random seed", "of the sequence")
 
     def states(self) -> np.ndarray:
         """x_1 .. x_{T+1}."""
-        prompt = self.task_at(self.T).sample(jax.random.key(self.seed))
+        prompt = self.task_at(self.T).sample(self.key)
         return np.concatenate([prompt.inputs, prompt.query[None], prompt.target[None]])
 
 
@@ -96,7 +95,7 @@ def mesa_layer(setting: MesaLayer) -> list[Check]:
     ]
 
 
-class SeveralLayers(Setting):
+class SeveralLayers(Seeded):
     """Random examples for residual layers and for layers that refine the query."""
 
     d: int = integer(4, 1, "dimension", "of inputs and labels")
@@ -108,7 +107,6 @@ class SeveralLayers(Setting):
     kappa: float = restricted(
         number(10.0, meaning="condition number", detail="of S + lam in the rates"), "a number > 1", lambda value: value > 1
     )
-    seed: int = integer(0, 0, "random seed", "of the examples")
 
 
 @claim(
@@ -123,7 +121,7 @@ def several_layers(setting: SeveralLayers) -> list[Check]:
     without its square root would make it fail.
     """
     d, n, L, eta, K, lam = setting.d, setting.n, setting.L, setting.eta, setting.K, setting.lam
-    key = jax.random.key(setting.seed)
+    key = setting.key
     inputs = np.asarray(jax.random.normal(prng.stream(key, "inputs"), (n + 1, d)))
     labels = np.asarray(jax.random.normal(prng.stream(key, "labels"), (n, d)))
     prompt = Prompt(inputs[:-1], labels, inputs[-1], np.zeros(d))

@@ -26,7 +26,6 @@ from icl_lab.claims.zhang2023.measurements import (
     velocity_checks,
 )
 from icl_lab.claims.zhang2023.settings import PAPER, FlowSetting, TrainedSetting
-from icl_lab.core import prng
 from icl_lab.core.linalg import psd_root
 from icl_lab.core.typing import Array
 from icl_lab.models import initializers
@@ -133,7 +132,7 @@ def balance_is_conserved(setting: UnbalancedSetting) -> list[Check]:
     """
     d, sigma, matrix = setting.d, setting.sigma, setting.covariance
     times = np.linspace(0.0, 4.0, 9) * np.log(2 + 1 / sigma) / np.linalg.norm(matrix @ matrix)
-    unbalanced = initializers.gaussian(prng.stream(jax.random.key(setting.seed), "start"), d + 1, setting.scale)
+    unbalanced = initializers.gaussian(setting.stream("start"), d + 1, setting.scale)
     # A head axis makes the flow integrate every entry of both matrices, although only some of them ever move.
     checks = []
     for name, start in {"structured": setting.start, "gaussian": unbalanced}.items():

@@ -14,10 +14,10 @@ from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer
 from icl_lab.claims.settings.flow_paths import structured
 from icl_lab.claims.settings.regression import RegressionSetting
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.zhang2023.measurements import EXACT_TOLERANCE, converged, drawn_weights, path_from_start
 from icl_lab.claims.zhang2023.settings import MODEL, PAPER, FlowSetting, TrainedSetting
-from icl_lab.core import compiled, prng
-from icl_lab.core.typing import Key
+from icl_lab.core import compiled
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks.prompt import Prompt
@@ -26,19 +26,14 @@ from icl_lab.tasks.prompt import Prompt
 MINIMISER_TOLERANCE = 1e-8
 
 
-class PromptSetting(RegressionSetting):
+class PromptSetting(Seeded, RegressionSetting):
     """One prompt."""
 
     N = 6
-    seed: int = integer(0, 0, "random seed", "of weights and prompt")
-
-    @property
-    def key(self) -> Key:
-        return jax.random.key(self.seed)
 
     @property
     def prompt(self) -> Prompt:
-        return self.task().sample(prng.stream(self.key, "prompt"))
+        return self.task().sample(self.stream("prompt"))
 
 
 def _data(prompt: Prompt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,9 +54,7 @@ def prediction_is_bilinear(setting: PromptSetting) -> list[Check]:
     transposes W_KQ would make it fail.
     """
     d, prompt = setting.d, setting.prompt
-    weights, other = (
-        initializers.gaussian(prng.stream(setting.key, name), d + 1, 1.0) for name in ("weights", "other weights")
-    )
+    weights, other = (initializers.gaussian(setting.stream(name), d + 1, 1.0) for name in ("weights", "other weights"))
     # The same last row of W_PV and first columns of W_KQ, everything else new.
     twin = LSAWeights(
         w_pv=np.concatenate([other.w_pv[:-1], weights.w_pv[-1:]]),
@@ -94,7 +87,7 @@ def prediction_is_a_quadratic_form(setting: PromptSetting) -> list[Check]:
     """
     d, prompt = setting.d, setting.prompt
     # vec(U) stacks the columns of U = [[K1, p1], [k2^T, p2]].
-    vec = np.asarray(jax.random.normal(prng.stream(setting.key, "weights"), ((d + 1) ** 2,)))
+    vec = np.asarray(jax.random.normal(setting.stream("weights"), ((d + 1) ** 2,)))
 
     def predict(vec):
         active = vec.reshape(d + 1, d + 1).T

@@ -27,10 +27,6 @@ PATH_WEIGHT_TOLERANCE = 1e-8
 # Away from the training length the risk is not stationary at the limit: its error is linear in that of the weights.
 RISK_WEIGHT_TOLERANCE = 1e-11
 RISK_TOLERANCE = 1e-10
-# Lengths that stand for infinity; what they leave is of their inverse.
-INFINITE = 10**16
-INFINITE_TRAINING = 10**10
-INFINITE_TOLERANCE = 1e-8
 
 
 def drawn_weights(seed: int, dim: int, count: int) -> list[tuple[float, Array]]:
@@ -86,7 +82,7 @@ def risk_on(weights: LSAWeights, task: LinearRegression) -> float:
 
 def converged(flow: training.TrainingResult, name: str = "flow_converged_abs") -> Check:
     """The check that a flow has reached a minimum."""
-    return check.holds(name, flow.verdict == training.Verdict.CONVERGED)
+    return check.holds(name, flow.converged)
 
 
 def same_weights(measured: LSAWeights, expected: LSAWeights, tolerance: float) -> list[Check]:

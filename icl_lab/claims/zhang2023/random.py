@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
 from icl_lab import theory
@@ -26,7 +25,6 @@ from icl_lab.claims.zhang2023.measurements import (
     velocity_checks,
 )
 from icl_lab.claims.zhang2023.settings import MODEL, PAPER, RandomSetting, StartSetting
-from icl_lab.core import prng
 from icl_lab.models.weights import LSAWeights
 from icl_lab.objectives import RegressionLoss
 
@@ -133,7 +131,7 @@ def random_limits(setting: RandomFlowSetting) -> list[Check]:
     d, objective, moments = setting.d, setting.objective, setting.moments
     flow = convergence.to_limit(objective, setting.start, weight_tolerance=WEIGHT_TOLERANCE)
     step = theory.random_covariance.preconditioner(moments)
-    prompt = objective.task.sample(prng.stream(jax.random.key(setting.seed), "prompt"))
+    prompt = objective.task.sample(setting.stream("prompt"))
     mean_response = np.asarray(prompt.labels[:, 0] @ prompt.inputs) / setting.N
     lowest = theory.random_covariance.minimum_reduced_loss(moments) + np.trace(setting.covariance) / 2
     expected = np.asarray(prompt.query) @ step @ mean_response

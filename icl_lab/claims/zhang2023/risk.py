@@ -13,17 +13,17 @@ from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import choice, integer, number
 from icl_lab.claims.simulation import mean_with_error, simulate
-from icl_lab.claims.zhang2023.measurements import (
+from icl_lab.claims.zhang2023.measurements import RISK_TOLERANCE, converged, prompts, risk_on, trained
+from icl_lab.claims.zhang2023.settings import (
     INFINITE,
     INFINITE_TOLERANCE,
     INFINITE_TRAINING,
-    RISK_TOLERANCE,
-    converged,
-    prompts,
-    risk_on,
-    trained,
+    MODEL,
+    PAPER,
+    FixedTaskSetting,
+    TrainedSetting,
+    TransferSetting,
 )
-from icl_lab.claims.zhang2023.settings import MODEL, PAPER, FixedTaskSetting, TrainedSetting, TransferSetting
 from icl_lab.core import prng
 from icl_lab.core.errors import AssumptionError
 from icl_lab.tasks import Gaussian, Link, Monomial, ReLU, Sign
@@ -77,7 +77,7 @@ def error_on_any_labels(setting: LabelSetting) -> list[Check]:
 
         return jnp.stack([squared_error(link, variance) for link in links.values() for variance in noises])
 
-    errors = simulate(squared_errors, prng.stream(jax.random.key(setting.seed), "prompts"), setting.samples)
+    errors = simulate(squared_errors, setting.stream("prompts"), setting.samples)
     checks = [converged(flow)]
     for column, (name, variance) in zip(errors.T, [(name, v) for name in links for v in noises], strict=True):
         distribution = theory.transfer.single_index_distribution(name, direction, matrix, variance)
@@ -93,11 +93,7 @@ def error_on_any_labels(setting: LabelSetting) -> list[Check]:
     return checks
 
 
-@claim(
-    "zhang2023.thm4.2-linear",
-    TransferSetting,
-    Source(PAPER, "Theorem 4.2, averaged over the task vector", "extended"),
-)
+@claim("zhang2023.thm4.2-linear", TransferSetting, Source(PAPER, "Theorem 4.2, averaged over the task vector", "extended"))
 def risk_at_other_lengths(setting: TransferSetting) -> list[Check]:
     """On linear tasks w ~ N(0, I) the error after M examples is (tr(Lam) t2 + t3)/M +
     (t3 + 2 tr(Lam) t2 + tr(Lam)^2 t1)/N^2, t_k = tr(Gamma^{-2} Lam^k).
@@ -214,7 +210,7 @@ def against_least_squares(setting: LeastSquaresSetting) -> list[Check]:
     vanishes, or s2 d / (M - d) in place of s2 d / (M - d - 1) for least squares, would make it fail.
     """
     d, N, M, matrix = setting.d, setting.N, setting.M, setting.covariance
-    key = jax.random.key(setting.seed)
+    key = setting.key
     flow, trace = trained(setting.task()), np.trace(matrix)
 
     def errors(length: int, noise_variance: float) -> tuple[np.ndarray, np.ndarray]:

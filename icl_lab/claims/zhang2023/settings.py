@@ -14,25 +14,27 @@ from icl_lab import models, objectives, theory
 from icl_lab.claims.setting import choice, integer, number, table, vector
 from icl_lab.claims.settings.flow_paths import exact
 from icl_lab.claims.settings.regression import RegressionSetting, SpectralSetting
-from icl_lab.core import prng
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import haar_orthogonal
 from icl_lab.core.typing import Array
 from icl_lab.models import initializers
 from icl_lab.models.weights import LSAWeights
 from icl_lab.tasks import FiniteDiagonal
-from icl_lab.tasks.regression.linear import LinearRegression
 
 PAPER = "Zhang, Frei, Bartlett 2023, arXiv 2306.09927"
 MODEL = models.LinearSelfAttention()
 LARGEST_SUPPORT = 2**14
+# Lengths that stand for infinity; what they leave is of their inverse.
+INFINITE = 10**16
+INFINITE_TRAINING = 10**10
+INFINITE_TOLERANCE = 1e-8
 
 
 class TrainedSetting(SpectralSetting):
     """Training prompts without noise: inputs of any covariance, and tasks N(0, I)."""
 
     N: int = integer(10, 1, "context length", "of training")
-    seed: int = integer(0, 0, "random seed", "of the bases, and of starts and prompts")
     inputs_basis = "rotation"
 
     @property
@@ -41,7 +43,7 @@ class TrainedSetting(SpectralSetting):
         return exact(self.task())
 
 
-class StartSetting(RegressionSetting):
+class StartSetting(Seeded, RegressionSetting):
     """The start of Assumption 3.3, and the same one where covariances are random."""
 
     sigma: float = number(
@@ -51,14 +53,13 @@ class StartSetting(RegressionSetting):
         detail="; sigma^2 ||Gamma|| sqrt(d) < 2, and as Theorem 4.5 bounds it where covariances are random",
     )
     theta: str = choice("identity", ("identity", "random"), "matrix Theta of the start")
-    seed: int = integer(0, 0, "random seed", "of the start")
 
     @property
     def root(self) -> Float[np.ndarray, "d d"]:
         """Theta, scaled to || Theta Theta^T ||_F = 1."""
         if self.theta == "identity":
             return np.eye(self.d) / self.d**0.25
-        return np.asarray(initializers.random_theta(jax.random.key(self.seed), self.d))
+        return np.asarray(initializers.random_theta(self.key, self.d))
 
     @property
     def product(self) -> Float[np.ndarray, "d d"]:
@@ -116,7 +117,7 @@ class FixedTaskSetting(TransferSetting):
             raise InvalidValueError("`w` must not be zero; its labels and their errors would all be zero.")
 
 
-class RandomSetting(RegressionSetting):
+class RandomSetting(Seeded, RegressionSetting):
     """Inputs of a diagonal covariance with independent random eigenvalues, drawn once a prompt."""
 
     N: int = integer(8, 1, "context length", "of training")
@@ -126,7 +127,6 @@ class RandomSetting(RegressionSetting):
     probabilities: list[list[float]] | None = table(
         None, 0.0, "probabilities of the values", "; null: the default's own, or equal ones"
     )
-    seed: int = integer(0, 0, "random seed", "of bases, weights and prompts")
 
     default_rows: ClassVar[tuple[list[list[float]], list[list[float]]]] = (
         [[0.5, 2.0], [1.0, 3.0], [0.2, 1.0]],
@@ -145,14 +145,13 @@ class RandomSetting(RegressionSetting):
         return values, given if self.probabilities is None else np.asarray(self.probabilities)
 
     @property
-    def distribution(self) -> FiniteDiagonal:
-        """The distribution of an input."""
+    def covariates(self) -> FiniteDiagonal:
         return FiniteDiagonal(*self.rows)
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
         """E[Lambda]."""
-        return np.asarray(self.distribution.covariance)
+        return np.asarray(self.covariates.covariance)
 
     @property
     def moments(self) -> theory.random_covariance.DiagonalMoments:
@@ -164,28 +163,19 @@ class RandomSetting(RegressionSetting):
         """The exact half loss of the layer, averaged over the support of Lambda."""
         return objectives.RegressionLoss.build(self.task(), MODEL)
 
-    def task(self) -> LinearRegression:
-        return LinearRegression(
-            dim=self.d,
-            context_length=self.N,
-            covariates=self.distribution,
-            task_covariance=self.task_covariance,
-            noise_std=np.sqrt(self.noise_variance),
-        )
-
     def support(self, rotate: bool) -> tuple[Float[np.ndarray, "S d d"], Float[np.ndarray, "S"]]:
         """Every covariance with its probability; with `rotate`, each has a random basis of its own."""
-        spectra, weights = self.distribution.support()
+        spectra, weights = self.covariates.support()
         if not rotate:
             return spectra[:, :, None] * np.eye(self.d), weights
-        keys = jax.random.split(prng.stream(jax.random.key(self.seed), "bases"), len(spectra))
+        keys = jax.random.split(self.stream("bases"), len(spectra))
         bases = np.asarray(jax.vmap(lambda key: haar_orthogonal(key, self.d))(keys))
         matrices = (bases * spectra[:, None, :]) @ bases.transpose(0, 2, 1)
         return (matrices + matrices.transpose(0, 2, 1)) / 2, weights
 
     def validate(self) -> None:
         super().validate()
-        distribution = self.distribution
+        distribution = self.covariates
         if distribution.dim != self.d:
             raise InvalidValueError(f"`values` must hold d = {self.d} lists; got {distribution.dim}. Set `d` too.")
         size = np.prod([np.count_nonzero(row) for row in distribution.probabilities], dtype=np.float64)

@@ -14,6 +14,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import choice, integer, number, optional
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import simulate
 from icl_lab.claims.zheng2024.settings import (
     EXACT_TOLERANCE,
@@ -26,7 +27,6 @@ from icl_lab.claims.zheng2024.settings import (
     StartSetting,
     each,
 )
-from icl_lab.core import prng
 from icl_lab.core.typing import Array
 from icl_lab.models import PairedWeights
 from icl_lab.theory.dynamics.zheng2024 import SYMMETRIC_DISTRIBUTIONS
@@ -38,13 +38,12 @@ SEQUENCES = 3
 ROUNDING_TOLERANCE = 1e-20
 
 
-class OneStep(StartSetting):
+class OneStep(Seeded, StartSetting):
     """Short sequences, and a position of test sequences."""
 
     d = 3
     T = 12
     t: int = integer(9, 2, "position", "at which the layer predicts")
-    seed: int = integer(0, 0, "random seed", "of the test sequences")
 
 
 def trained(setting: PhaseSetting) -> PairedWeights:
@@ -68,7 +67,7 @@ def layer_is_one_gradient_step(setting: OneStep) -> list[Check]:
     """
     weights, t = trained(setting), setting.t
     product = float(np.trace(weights.value @ weights.key_query)) / setting.d
-    prompts = setting.task_at(t).sample_batch(jax.random.key(setting.seed), SEQUENCES)
+    prompts = setting.task_at(t).sample_batch(setting.key, SEQUENCES)
     states = np.concatenate([np.asarray(prompts.inputs), np.asarray(prompts.query)[:, None]], axis=1)
     steps = np.array([theory.recovery.gradient_step(sequence, product / (t - 1)) for sequence in states])
     answers = {
@@ -126,14 +125,13 @@ def error_at_a_position(setting: ErrorSetting) -> list[Check]:
     return checks
 
 
-class SimulatedSetting(PhaseSetting):
+class SimulatedSetting(Seeded, PhaseSetting):
     """The paper's size, and simulated test sequences."""
 
     d = 5
     T = 100
     t: int = integer(30, 2, "position", "at which x_{t+1} is predicted from x_1 .. x_t")
     samples: int = integer(60_000, 1_000, "number of draws", "of test sequences")
-    seed: int = integer(0, 0, "random seed", "of the test sequences")
 
     def simulated(self, weights: PairedWeights) -> np.ndarray:
         """Real parts of the mean ratio yhat/x over the coordinates that are not zero, and squared errors: (samples, 2)."""
@@ -149,7 +147,7 @@ class SimulatedSetting(PhaseSetting):
                 [jnp.sum(ratios.real) / jnp.sum(occupied.astype(float)), jnp.sum(jnp.abs(answer - prompt.target) ** 2)]
             )
 
-        return simulate(statistics, prng.stream(jax.random.key(self.seed), "sequences"), self.samples)
+        return simulate(statistics, self.stream("sequences"), self.samples)
 
 
 def _long_limits(setting: SimulatedSetting) -> tuple[float, float]:
@@ -238,7 +236,7 @@ def which_distributions_are_recovered(setting: RecoverySetting) -> list[Check]:
     mean, error = np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1) / np.sqrt(setting.samples)
     ratio = theory.recovery.mean_ratio(distribution, setting.limit_product, scale)
     expected = theory.recovery.squared_error(constants, setting.d, setting.limit_product, t)
-    starts = jax.vmap(lambda key: setting.start.sample(key, setting.d))(jax.random.split(jax.random.key(setting.seed), 1000))
+    starts = jax.vmap(lambda key: setting.start.sample(key, setting.d))(jax.random.split(setting.key, 1000))
     long_product, relative = _long_limits(setting)
     if distribution == "sparse":
         simulated = [

@@ -10,7 +10,8 @@ from icl_lab.claims import check, convergence
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import integer, number, vector
+from icl_lab.claims.setting import number, vector
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.zheng2024.settings import (
     INACTIVE_TOLERANCE,
     LIMIT_TOLERANCE,
@@ -21,7 +22,6 @@ from icl_lab.claims.zheng2024.settings import (
     PhaseSetting,
     StartSetting,
 )
-from icl_lab.core import prng
 from icl_lab.models import LSAWeights, PairedWeights
 
 FLOW_TOLERANCE = 1e-8
@@ -140,13 +140,12 @@ def flow_limit(setting: FlowSetting) -> list[Check]:
     return checks
 
 
-class RandomStarts(PhaseSetting):
+class RandomStarts(Seeded, PhaseSetting):
     """Random P and K, Gaussian x_1."""
 
     d = 5
     T = 100
     std: list[float] | None = vector([0.01, 0.1, 0.5], "standard deviations of a weight at the start", ", of P and K")
-    seed: int = integer(0, 0, "random seed", "of the starts")
 
 
 @claim(
@@ -163,7 +162,7 @@ def random_starts(setting: RandomStarts) -> list[Check]:
     d, product, objective = setting.d, setting.limit_product, setting.loss()
     checks = []
     for size in setting.std or [0.1]:
-        key = prng.stream(jax.random.key(setting.seed), f"start {size}")
+        key = setting.stream(f"start {size}")
         value, key_query = size * np.asarray(jax.random.normal(key, (2, d, d), complex))
         flow = convergence.to_limit(
             objective, PairedWeights(value, key_query), weight_tolerance=LIMIT_TOLERANCE, max_steps=MOST_STEPS

@@ -16,6 +16,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import Setting, choice, integer, number
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import mean_with_error
 from icl_lab.claims.zheng2024.flow import blocks
 from icl_lab.claims.zheng2024.settings import EXACT_TOLERANCE, INACTIVE_TOLERANCE, MODEL, PAPER, AnyStart, EveryStart, each
@@ -42,11 +43,10 @@ class Multiples(Setting):
     b: float = number(0.47, meaning="multiple of the identity in P", detail=", P = b I")
 
 
-class Sampled(AnyStart):
+class Sampled(Seeded, AnyStart):
     """Random weights, and sequences where there are too many for an exact average."""
 
     samples: int = integer(30_000, 1_000, "number of draws", "of sequences, where they are too many for an exact average")
-    seed: int = integer(0, 0, "random seed", "of weights and sequences")
 
 
 class SampledEach(EveryStart, Sampled):
@@ -98,10 +98,8 @@ def _without_first_block(weights: LSAWeights) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(weights.w_pv)[:d, d:], np.asarray(weights.w_kq)[d:, d:]
 
 
-class DiagonalWeights(Multiples, AnyStart):
+class DiagonalWeights(Seeded, Multiples, AnyStart):
     """Weights a I and b I, and random complex diagonals."""
-
-    seed: int = integer(0, 0, "random seed", "of the diagonals")
 
 
 @claim(
@@ -121,7 +119,7 @@ def loss_at_diagonal_weights(setting: DiagonalWeights) -> list[Check]:
     objective = setting.loss()
     curvature = theory.zheng2024.curvature(constants, T)
     polynomial = d / 2 * (T - 2) * (constants.m2 - 2 * a * b * constants.kappa1 + (a * b) ** 2 * curvature)
-    a_j, b_j = np.asarray(jax.random.normal(jax.random.key(setting.seed), (2, d), complex)) / setting.scale
+    a_j, b_j = np.asarray(jax.random.normal(setting.key, (2, d), complex)) / setting.scale
     ones = np.ones(d)
     uniform = objective.risk(setting.identities(a, b)) / 2
     return [
@@ -146,7 +144,7 @@ def finite_average(setting: Sampled) -> list[Check]:
     or a Gaussian node too few, would make it fail.
     """
     d, T, name = setting.d, setting.T, setting.distribution
-    weights = gaussian_layer(jax.random.key(setting.seed), d, setting.scale)
+    weights = gaussian_layer(setting.key, d, setting.scale)
     measured = setting.loss(active=False).risk(weights) / 2
     checks = [brute_force("loss", measured, weights, setting)]
     if T * 2**d * theory.phases.sequence_count(name, d, T) > MOST_POSITIONS:
@@ -188,7 +186,7 @@ def gram_of_the_active_blocks(setting: SampledEach) -> list[Check]:
     """
     checks = []
     for one in each(setting):
-        weights = gaussian_pair(prng.stream(jax.random.key(one.seed), one.distribution), one.d, one.scale)
+        weights = gaussian_pair(one.stream(one.distribution), one.d, one.scale)
         checks.append(brute_force(one.distribution, one.loss().risk(weights) / 2, weights.merged(), one))
     return checks
 
@@ -203,7 +201,7 @@ def gram_of_all_blocks(setting: SampledEach) -> list[Check]:
     """
     checks = []
     for one in each(setting):
-        key, name = prng.stream(jax.random.key(one.seed), one.distribution), one.distribution
+        key, name = one.stream(one.distribution), one.distribution
         weights, pair = gaussian_layer(key, one.d, one.scale), gaussian_pair(key, one.d, one.scale)
         objective = one.loss(active=False)
         checks += [
@@ -213,12 +211,11 @@ def gram_of_all_blocks(setting: SampledEach) -> list[Check]:
     return checks
 
 
-class RealStarts(EveryStart):
+class RealStarts(Seeded, EveryStart):
     """Each distribution of a real x_1."""
 
     distributions: ClassVar[tuple[str, ...]] = tuple(name for name in DISTRIBUTIONS if name != "complex_gaussian")
     distribution: str = choice("all", ("all", *distributions), "distribution of x_1")
-    seed: int = integer(0, 0, "random seed", "of weights and sequences")
 
 
 @claim("zheng2024.dead-blocks", RealStarts, Source(PAPER, "icl_lab, extending the proof of Theorem 4.1", "extended"))
@@ -232,7 +229,7 @@ def blocks_that_never_move(setting: RealStarts) -> list[Check]:
     """
     checks = []
     for one in each(setting):
-        name, key = one.distribution, prng.stream(jax.random.key(one.seed), one.distribution)
+        name, key = one.distribution, one.stream(one.distribution)
         pair = gaussian_pair(prng.stream(key, "weights"), one.d, one.scale)
         real = PairedWeights(np.real(pair.value) + 0j, np.real(pair.key_query) + 0j)
         states = _orbits(prng.stream(key, "sequences"), one.d, one.T, one.start)

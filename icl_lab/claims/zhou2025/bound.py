@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -71,7 +70,7 @@ def _orthogonality_checks(
     objective: objectives.MomentLoss, reference: theory.isserlis.FeatureMoments, setting: NoGainSetting
 ) -> list[Check]:
     """The innovation is uncorrelated with any answer, so that errors add: one layer at random weights, and two."""
-    key, order = jax.random.key(setting.seed), reference.order
+    key, order = setting.key, reference.order
     layers = tuple(initializers.gaussian(prng.stream(key, name), order + 1, 0.3) for name in ("one", "two"))
     linear = jnp.asarray(reference.linear_weights)
 

@@ -15,7 +15,8 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, integer, vector
+from icl_lab.claims.setting import integer, vector
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.settings.series import SeriesSetting, check_coefficients
 from icl_lab.claims.simulation import mean_with_error
 from icl_lab.claims.zhou2025.settings import LSA, PAPER, SignalSetting
@@ -30,6 +31,14 @@ IDENTITY_TOLERANCE = 1e-14
 LARGEST_CORRECTION = 0.75
 DEPTH_CHUNK = 1_000
 SHOWN = 5
+
+
+class MonotoneSetting(Seeded, SeriesSetting):
+    """Random layers, and one more that writes nothing."""
+
+    N: int = integer(20, 1, "context length", ", in windows")
+    L: int = integer(2, 1, "number of layers", "before one is added")
+    samples: int = integer(20_000, 1_000, "number of draws", "of series")
 
 
 def _without_value(key, width: int, scale: float) -> LSAWeights:
@@ -56,15 +65,6 @@ def _risk_gradient(weights, prompts):
     return jax.grad(lambda w: jnp.mean((_answers(w, prompts) - prompts.target[:, 0]) ** 2))(jax.tree.map(jnp.asarray, weights))
 
 
-class MonotoneSetting(SeriesSetting):
-    """Random layers, and one more that writes nothing."""
-
-    N: int = integer(20, 1, "context length", ", in windows")
-    L: int = integer(2, 1, "number of layers", "before one is added")
-    samples: int = integer(20_000, 1_000, "number of draws", "of series")
-    seed: int = integer(0, 0, "random seed", "of weights and series")
-
-
 @claim("zhou2025.monotone", MonotoneSetting, Source(PAPER, "monotone improvement with depth, and the bound for AR(p)"))
 def a_layer_more_never_hurts(setting: MonotoneSetting) -> list[Check]:
     """More layers never hurt, since a layer with P = 0 changes no prediction, and no number of layers gets below sigma^2: the
@@ -74,7 +74,7 @@ def a_layer_more_never_hurts(setting: MonotoneSetting) -> list[Check]:
     0 before or behind them, and after one short step of gradient descent from there. A layer that writes anything, a step that
     raises the risk, or answers correlated with the innovation would make it fail.
     """
-    key, L, sigma, task = jax.random.key(setting.seed), setting.L, setting.sigma, setting.task(setting.N)
+    key, L, sigma, task = setting.key, setting.L, setting.sigma, setting.task(setting.N)
     width = setting.order + 1
     # Updates of a third of a token; smaller ones in a stack, which cubes rare large prompts again and again.
     scale = math.sqrt(0.3 / (width * float(task.autocovariances(1)[0]))) / L
@@ -98,7 +98,7 @@ def a_layer_more_never_hurts(setting: MonotoneSetting) -> list[Check]:
     ]
 
 
-class TrainedDepth(Setting):
+class TrainedDepth(Seeded):
     """Layers trained on a series of unit noise by Adam."""
 
     rho: list[float] | None = vector((0.5, -0.3), "autoregressive coefficients", ", nearest lag first")
@@ -107,7 +107,6 @@ class TrainedDepth(Setting):
     steps: int = integer(2_000, 1, "number of updates", "of Adam, its rate falling from 0.01 to 0 by a cosine")
     batch: int = integer(128, 1, "prompts in a batch", ", fresh ones at each update")
     samples: int = integer(50_000, 1_000, "number of draws", "of test prompts")
-    seed: int = integer(0, 0, "random seed", "of weights and series")
 
     def validate(self) -> None:
         super().validate()
@@ -123,7 +122,7 @@ def trained_layers_beat_one(setting: TrainedDepth) -> list[Check]:
     excess is a mean over other prompts. Training that stops at what one layer can do would make it fail.
     """
     rho, N, steps = setting.rho or (), setting.N, setting.steps
-    key, task = jax.random.key(setting.seed), Autoregressive(rho, N)
+    key, task = setting.key, Autoregressive(rho, N)
     starts = jax.random.split(prng.stream(key, "init"), setting.L)
     layers = tuple(jax.tree.map(np.float32, initializers.gaussian(one, len(rho) + 1, 0.2)) for one in starts)
     loss = objectives.StreamedLoss.build(task, LSA, prng.stream(key, "prompts"), batch=setting.batch)
@@ -140,12 +139,11 @@ def trained_layers_beat_one(setting: TrainedDepth) -> list[Check]:
     ]
 
 
-class TwoLayers(SignalSetting):
+class TwoLayers(Seeded, SignalSetting):
     """A long context."""
 
     N: int = integer(640, 2, "context length", ", in windows; the limit is measured where its correction is at most 0.75")
     samples: int = integer(10_000, 1_000, "number of draws", "of series")
-    seed: int = integer(0, 0, "random seed", "of weights and series")
 
 
 @claim("zhou2025.depth2", TwoLayers, Source("icl_lab, extending arXiv 2510.09776", "icl_lab", "extended"))
@@ -158,7 +156,7 @@ def two_layers(setting: TwoLayers) -> list[Check]:
     would make it fail.
     """
     N, sigma, coefficients = setting.N, setting.sigma, setting.coefficients
-    key, weights = jax.random.key(setting.seed), constructions.series.two_layers(coefficients, sigma)
+    key, weights = setting.key, constructions.series.two_layers(coefficients, sigma)
     prompts = _sample(setting.task(N), prng.stream(key, "prompts"), SHOWN)
     answers = _predict(weights, prompts)
     expected, best = theory.rollout.two_layer_prediction(np.asarray(jax.vmap(series)(prompts)), coefficients, sigma)

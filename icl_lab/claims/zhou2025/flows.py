@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from icl_lab import objectives, training
-from icl_lab.claims.setting import Setting, integer
-from icl_lab.core import prng
+from icl_lab.claims.setting import integer
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.models import LSAWeights, initializers
 from icl_lab.tasks.series.autoregressive import Autoregressive
 
@@ -25,13 +25,12 @@ ENOUGH_STARTS, ROUNDS = 8, 6
 """"Best of at least eight starts": with that many, more are drawn, for a few rounds, until one is at the minimum."""
 
 
-class StartsSetting(Setting):
+class StartsSetting(Seeded):
     """Gradient flow from random starts."""
 
     starts: int = integer(
         8, 1, "number of starts", ", random; with eight or more, further ones are drawn until one finds the global minimum"
     )
-    seed: int = integer(0, 0, "random seed", "of the starts")
 
     @property
     def are_enough(self) -> bool:
@@ -81,7 +80,7 @@ def train(objective: objectives.MomentLoss, starts: LSAWeights) -> Limits:
 
 def random_starts(order: int, spread: float, setting: StartsSetting, part: int) -> LSAWeights:
     """Gaussian starts for a series of standard deviation `spread`; the answer is cubic in it, and quadratic in the weights."""
-    key = jax.random.fold_in(prng.stream(jax.random.key(setting.seed), "starts"), part)
+    key = jax.random.fold_in(setting.stream("starts"), part)
     return initializers.gaussian(key, order + 1, START_SCALE / spread, setting.starts)
 
 

@@ -13,7 +13,8 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, integer, vector
+from icl_lab.claims.setting import integer, vector
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.zhou2025.settings import LSA, PAPER, MixedSetting, SignalSetting, series_prompt
 from icl_lab.core import compiled, prng
 from icl_lab.core.errors import InvalidValueError
@@ -33,13 +34,12 @@ RATE_CONSTANT = 16.0
 CHUNK = 10_000
 
 
-class FeaturesSetting(Setting):
+class FeaturesSetting(Seeded):
     """Random weights, and random series of random coefficients."""
 
     p: int = integer(2, 1, "lags in a window", "and order of the series")
     N: int = integer(12, 1, "context length", ", in windows")
     prompts: int = integer(20, 1, "number of prompts", ", each of another series")
-    seed: int = integer(0, 0, "random seed", "of weights and series")
 
 
 @claim(
@@ -56,7 +56,7 @@ def prediction_is_linear_in_features(setting: FeaturesSetting) -> list[Check]:
     written definition; the gradient of its answers gives the weights that do not matter. Nothing is trained. An off-diagonal
     pair counted once, or a query that takes part in the sum, would make it fail.
     """
-    p, N, key = setting.p, setting.N, jax.random.key(setting.seed)
+    p, N, key = setting.p, setting.N, setting.key
     drawn = RandomAutoregressive(p, N).sample_batch(prng.stream(key, "series"), setting.prompts)
     weights = initializers.gaussian(prng.stream(key, "weights"), p + 1, 1.0)
     answer = compiled.jit(jax.vmap(lambda w, prompt: LSA(w, prompt)[0], in_axes=(None, 0)))
@@ -77,12 +77,11 @@ def prediction_is_linear_in_features(setting: FeaturesSetting) -> list[Check]:
     ]
 
 
-class MomentsSetting(SignalSetting):
+class MomentsSetting(Seeded, SignalSetting):
     """Short contexts, and simulated ones."""
 
     n: int = integer(8, 2, "values of a context", ", n = N + p")
     samples: int = integer(400_000, 10_000, "number of draws", "of series")
-    seed: int = integer(0, 0, "random seed", "of weights and series")
 
     def validate(self) -> None:
         super().validate()
@@ -100,7 +99,7 @@ def moments_are_exact(setting: MomentsSetting) -> list[Check]:
     Isserlis' theorem, and that with means over simulated series; nothing is trained. A pairing that is left out of M or c, or a
     feature that counts once in place of twice, would make it fail.
     """
-    order, key = setting.order, jax.random.key(setting.seed)
+    order, key = setting.order, setting.key
     length = setting.n - order
     task, objective, reference = setting.task(length), setting.loss(length), setting.moments(length)
     weights = initializers.gaussian(prng.stream(key, "weights"), order + 1, 1.0)

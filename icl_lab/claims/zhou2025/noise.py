@@ -14,9 +14,9 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import choice, integer
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.zhou2025.settings import LAB, LSA, PAPER, SignalSetting, series_prompt
-from icl_lab.core import prng
 from icl_lab.core.typing import Array, Key
 from icl_lab.models import constructions
 
@@ -32,13 +32,12 @@ DRAWS: dict[str, Callable[[Key, tuple[int, ...]], Array]] = {
 }
 
 
-class SimulatedSetting(SignalSetting):
+class SimulatedSetting(Seeded, SignalSetting):
     """A series with innovations of any distribution, run through the layer of the innovation filter."""
 
     rho = (0.6,)
     N: int = integer(50, 1, "context length", ", in windows")
     samples: int = integer(2_000, 1, "number of draws", "of series")
-    seed: int = integer(0, 0, "random seed", "of the series")
 
     def series(self, distribution: str, length: int, key: Key) -> Array:
         """The last `length` values of a series that has run long enough to forget its start at zero."""
@@ -61,7 +60,7 @@ class SimulatedSetting(SignalSetting):
             prompt = series_prompt(self.series(distribution, self.N + self.order + 1, one), self.order)
             return jnp.stack([LSA(weights, prompt)[0], linear @ prompt.query])
 
-        return simulate(pair, prng.stream(jax.random.key(self.seed), "series"), self.samples)
+        return simulate(pair, self.stream("series"), self.samples)
 
 
 class KurtosisSetting(SimulatedSetting):
@@ -90,7 +89,7 @@ def gap_grows_with_kurtosis(setting: KurtosisSetting) -> list[Check]:
     pairs = setting.answers_and_forecasts(distribution)
     unit = theory.zhou2025.signal_variance(rho, sigma) / N
     mean, error = mean_with_error((pairs[:, 0] - pairs[:, 1]) ** 2 / unit)
-    draws = np.asarray(DRAWS[distribution](prng.stream(jax.random.key(setting.seed), "kurtosis"), (25 * setting.samples,)))
+    draws = np.asarray(DRAWS[distribution](setting.stream("kurtosis"), (25 * setting.samples,)))
     kurtosis, kurtosis_error = mean_with_error(draws**4)
     exact = theory.zhou2025.innovation_gap(rho, sigma, N, fourth, sixth) / unit
     gamma = theory.bartlett.autocovariances(rho, np.zeros(0), sigma, theory.bartlett.memory(rho) + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import optax
 
@@ -11,7 +10,8 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
-from icl_lab.claims.setting import Setting, integer, number
+from icl_lab.claims.setting import integer, number
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.zhou2025.settings import LSA, PAPER
 from icl_lab.core import prng
 from icl_lab.core.errors import InvalidValueError
@@ -41,11 +41,11 @@ SIZE_TOLERANCE = 1e-12
 SCALED_SHARE = 0.003 / 0.0169
 
 
-class PublishedSeries(Setting):
+class PublishedSeries(Seeded):
     """Several series of the public code."""
 
     p: int = integer(3, 1, "lags in a window", "and order of the series")
-    seed: int = integer(FIRST_LISTED_SEED, 0, "random seed", "of the public code's data, the first of several")
+    seed = FIRST_LISTED_SEED
     seeds: int = integer(7, 1, "number of seeds")
     N: int = integer(100, 1, "context length", ", in windows, at which the gap is measured")
 
@@ -86,11 +86,11 @@ def published_context_scaling(setting: PublishedSeries) -> list[Check]:
     return checks
 
 
-class PublishedTraining(Setting):
+class PublishedTraining(Seeded):
     """One series of the public code and its training."""
 
     p: int = integer(3, 1, "lags in a window", "and order of the series")
-    seed: int = integer(100, 0, "random seed", "of the public code's data, and of weights and shuffles")
+    seed = 100
     sigma: float = number(
         PUBLISHED_NOISE, positive=True, meaning="standard deviation of the innovations", detail=", at most 0.05"
     )
@@ -121,7 +121,7 @@ def published_training_stops_short(setting: PublishedTraining) -> list[Check]:
     it is, or that does not on the divided one, would make it fail.
     """
     p, N, sigma, epochs = setting.p, setting.N, setting.sigma, setting.epochs
-    key = jax.random.key(setting.seed)
+    key = setting.key
     rho, values = published_series(p, setting.seed, sigma, setting.length)
     train, held_out = np.split(values, [round(0.8 * setting.length)])
     start, adam = initializers.gaussian(prng.stream(key, "init"), p + 1, 0.01), optax.adam(1e-3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import jax
 import numpy as np
 import scipy.linalg
 
@@ -14,9 +13,10 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.settings.series import SeriesSetting
 from icl_lab.claims.zhou2025.settings import LSA, PAPER
-from icl_lab.core import compiled, prng
+from icl_lab.core import compiled
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.models import constructions
@@ -30,18 +30,17 @@ LAYER_TOLERANCE = 1e-9
 LARGEST = 1e3
 
 
-class RolloutSetting(SeriesSetting):
+class RolloutSetting(Seeded, SeriesSetting):
     """Simulated series, continued step by step from their last values."""
 
     rho = (0.5, -0.3, 0.2)
     sigma = math.sqrt(0.7)
     samples: int = integer(50_000, 1_000, "number of draws", "of series")
-    seed: int = integer(0, 0, "random seed", "of the series")
 
     def drawn(self, length: int) -> np.ndarray:
         """Simulated series of `length` windows, (samples, length + p)."""
         task = self.task(length)
-        drawn = compiled.jit(lambda key: task.sample_batch(key, self.samples))(prng.stream(jax.random.key(self.seed), "series"))
+        drawn = compiled.jit(lambda key: task.sample_batch(key, self.samples))(self.stream("series"))
         return np.concatenate([np.asarray(drawn.inputs)[:, 0], np.asarray(drawn.labels)[..., 0]], axis=1)
 
 

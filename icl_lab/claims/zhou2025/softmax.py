@@ -14,6 +14,7 @@ from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, vector
+from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.settings.series import SeriesSetting
 from icl_lab.claims.simulation import mean_with_error, normal_batches, simulate
 from icl_lab.core import compiled, prng
@@ -26,13 +27,12 @@ EXTENSION = "icl_lab, extending arXiv 2510.09776"
 SOFTMAX_CORRECTION = 20
 
 
-class LongContext(SeriesSetting):
+class LongContext(Seeded, SeriesSetting):
     """A context so long that a softmax over it is nearly a mean, and a query."""
 
     q: list[float] | None = vector(None, "query", ", p + 1 entries; null: 0.3, -0.2, 0.5 in turn, over sigma^2")
     N: int = integer(20_000, 1_000, "context length", ", in windows")
     samples: int = integer(40, 10, "number of draws", "of series")
-    seed: int = integer(0, 0, "random seed", "of the series")
 
     def validate(self) -> None:
         super().validate()
@@ -48,7 +48,7 @@ def softmax_in_a_long_context(setting: LongContext) -> list[Check]:
     Two softmax heads with weights built by hand, without training, are run on long simulated series: one reads the mean out,
     the other predicts. A limit without the covariance, sigma^2 q, or an answer biased against w.h would make it fail.
     """
-    sigma, coefficients, width, key = setting.sigma, setting.coefficients, setting.order + 1, jax.random.key(setting.seed)
+    sigma, coefficients, width, key = setting.sigma, setting.coefficients, setting.order + 1, setting.key
     query = np.resize([0.3, -0.2, 0.5], width) / sigma**2 if setting.q is None else np.asarray(setting.q)
     task = setting.task(setting.N)
     # Scores against a query token of one: W_KQ e_1 = q.
@@ -78,14 +78,13 @@ def softmax_in_a_long_context(setting: LongContext) -> list[Check]:
     ]
 
 
-class HeadSetting(SeriesSetting):
+class HeadSetting(Seeded, SeriesSetting):
     """The softmax head, its scale inside the range in which the gap is finite."""
 
     rho = (0.3,)
     C: float = number(1.0, positive=True, meaning="scale of the values", detail="; C^2 > 2 V/sigma^2")
     N: int = integer(400, 20, "context length", ", in windows")
     samples: int = integer(40_000, 1_000, "number of draws", "of series")
-    seed: int = integer(0, 0, "random seed", "of the series")
 
     def validate(self) -> None:
         super().validate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +14,6 @@ from icl_lab.claims.setting import integer
 from icl_lab.claims.simulation import mean_with_error, simulate
 from icl_lab.claims.zhou2025.flows import ENOUGH_STARTS, GAP_TOLERANCE, Limits, StartsSetting, best_of_starts, train
 from icl_lab.claims.zhou2025.settings import LAB, PAPER, SignalSetting
-from icl_lab.core import prng
 from icl_lab.core.errors import AssumptionError
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, initializers
@@ -101,7 +99,7 @@ def near_reversed_filter(setting: TrainedSetting) -> LSAWeights:
     layer = theory.zhou2025.reversed_weights(*setting.known)
     w_pv, w_kq = layer.matrices()
     scale = np.sqrt(np.linalg.norm(w_kq) / np.linalg.norm(w_pv))
-    drawn = initializers.gaussian(prng.stream(jax.random.key(setting.seed), "near"), len(w_pv), 1.0)
+    drawn = initializers.gaussian(setting.stream("near"), len(w_pv), 1.0)
     size = 0.1 * np.linalg.norm(w_kq) / scale / len(w_pv)
     return LSAWeights(w_pv * scale + size * drawn.w_pv, w_kq / scale + size * drawn.w_kq)
 
@@ -225,9 +223,7 @@ def layer_loses_to_least_squares(setting: CrossoverSetting) -> list[Check]:
         prompt = task.sample(one)
         return (estimators.ols(prompt)[0] - forecast @ prompt.query) ** 2
 
-    excess, error = mean_with_error(
-        simulate(squared_distance, prng.stream(jax.random.key(setting.seed), "series"), setting.samples)
-    )
+    excess, error = mean_with_error(simulate(squared_distance, setting.stream("series"), setting.samples))
     unit = theory.autoregressive.least_squares_excess(len(rho), N, sigma**2)
     loses = 2 * theory.zhou2025.signal_variance(rho, sigma) > len(rho) * sigma**2
     closed = theory.zhou2025.trained_gap(rho, sigma, N)

@@ -23,6 +23,7 @@ import math
 import equinox as eqx
 import jax
 import numpy as np
+import scipy.special
 from jaxtyping import Float
 
 from icl_lab.core import precision
@@ -166,7 +167,7 @@ def coefficient_quadrature(
     The partial autocorrelations are independent, r_1 uniform on (-1, 1) and r_2 of density (1 - r_2)/2; each axis has a
     Gauss-Legendre rule.
     """
-    rules = [np.polynomial.legendre.leggauss(count) for count in nodes]
+    rules = [scipy.special.roots_legendre(count) for count in nodes]
     densities = (np.full(nodes[0], 0.5), *(0.5 * (1 - points) for points, _ in rules[1:]))
     partial = np.array(list(itertools.product(*(points for points, _ in rules))))
     quadrature_weights = [weights * density for (_, weights), density in zip(rules, densities, strict=True)]

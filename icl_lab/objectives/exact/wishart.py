@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -90,24 +91,51 @@ def bidiagonal_cubature(task: LinearRegression, model: Callable[[Weights, Prompt
     return _average(task, model, factors, d * quadrature_weights, np.eye(d)[:1])
 
 
-def spectral_cubature(
-    dim: int,
-    context_length: int,
-    nodes: Float[Array, "r"],
-    quadrature_weights: Float[Array, "r"],
-    model: Callable[[Weights, Prompt], Array],
-) -> CubatureLoss:
+def spectral_cubature(dim: int, context_length: int, model: Callable[[Weights, Prompt], Array], degree: int) -> CubatureLoss:
     """The half loss of layers that are multiples of the identity, on prompts of one dimension.
 
     Args:
-      dim: d of the prompts that are meant; the quadrature_weights sum to it.
+      dim: d of the prompts that are meant.
       context_length: n of the prompts that are meant.
-      nodes, quadrature_weights: (r,), a rule for the eigenvalues of W with identity covariance, see `path_moments`.
-      model: as for `wishart_cubature`.
+      model, degree: as for `wishart_cubature`.
     """
+    nodes, quadrature_weights = spectral_rule(dim, context_length, degree)
     task = LinearRegression(dim=1, context_length=context_length)
     factors = np.sqrt(np.maximum(nodes, 0.0)).reshape(-1, 1, 1)
     return _average(task, model, factors, quadrature_weights * dim / np.sum(quadrature_weights), np.eye(1))
+
+
+def spectral_rule(dim: int, context_length: int, degree: int) -> Rule:
+    """Nodes s_j and weights w_j with E tr f(W) = sum_j w_j f(s_j) for polynomials f up to a degree, standard normal inputs.
+
+    The exact factors L D L^T of the Hankel matrix of the moments hold the recursion of the orthogonal polynomials.
+
+    Args:
+      dim: d; the weights sum to it.
+      context_length: N, examples in W.
+      degree: of the polynomials; an odd one costs as many nodes as the even one below it.
+
+    Returns:
+      nodes (r,), r = degree // 2 + 1, and weights (r,).
+
+    Source: Golub and Welsch, Calculation of Gauss Quadrature Rules (1969), Section 4.
+    """
+    count = degree // 2 + 1
+    moments = path_moments(dim, context_length, 2 * count - 1)
+    lower = [[Fraction(0)] * count for _ in range(count + 1)]
+    pivots: list[Fraction] = []
+    for column in range(count):
+        for row in range(column, count + 1):
+            known = sum((lower[row][k] * pivots[k] * lower[column][k] for k in range(column)), start=Fraction(0))
+            lower[row][column] = moments[row + column] - known
+        pivots.append(lower[column][column])
+        for row in range(column, count + 1):
+            lower[row][column] /= pivots[-1]
+    steps = [lower[column + 1][column] for column in range(count)]
+    centres = [float(step - before) for step, before in zip(steps, [Fraction(0), *steps], strict=False)]
+    sides = np.sqrt([float(pivot / before) for before, pivot in itertools.pairwise(pivots)])
+    nodes, vectors = np.linalg.eigh(np.diag(centres) + np.diag(sides, 1) + np.diag(sides, -1))
+    return nodes, dim * vectors[0] ** 2
 
 
 def path_moments(dim: int, context_length: int, order: int) -> list[int]:

@@ -46,11 +46,11 @@ def launch(arguments: Sequence[str]) -> int:
     cache.enable()
     distributed.join()
     compose.register()
-    here: list[outcomes.Outcome] = []
+    here: list[outcomes.JobEnd] = []
     launcher = os.getpid()
     outcomes.Outcomes.folder = None
 
-    def job(config: DictConfig) -> outcomes.Outcome:
+    def job(config: DictConfig) -> outcomes.JobEnd:
         if os.getpid() != launcher:
             streams.outlive_readers()
         # In the process that a launcher runs the job in, before JAX is imported there.
@@ -63,11 +63,11 @@ def launch(arguments: Sequence[str]) -> int:
             config.run_root = to_absolute_path(config.run_root)
         try:
             run = execute(config)
-            outcome = outcomes.Outcome(0) if run.converged else outcomes.Outcome(1, f"ended as {run.status}: {run.folder}")
+            outcome = outcomes.JobEnd(0) if run.converged else outcomes.JobEnd(1, f"ended as {run.status}: {run.folder}")
         except Exception as error:
             if before_raise:
                 raise
-            outcome = outcomes.Outcome(_report(error), in_words(error))
+            outcome = outcomes.JobEnd(_report(error), in_words(error))
         here.append(outcome)
         return outcome
 
@@ -85,12 +85,12 @@ def launch(arguments: Sequence[str]) -> int:
             try:
                 resolved.append(execute.resolve(config))
             except InvalidValueError as error:
-                here.append(outcomes.Outcome(_report(error), str(error)))
+                here.append(outcomes.JobEnd(_report(error), str(error)))
         for point in sweep.execute_all(resolved) if resolved else ():
             if point.error is not None:
-                here.append(outcomes.Outcome(_report(point.error), str(point.error)))
+                here.append(outcomes.JobEnd(_report(point.error), str(point.error)))
             else:
-                here.append(outcomes.Outcome(0 if point.status == "done" else 1))
+                here.append(outcomes.JobEnd(0 if point.status == "done" else 1))
 
     points.register()
     points.Points.do = do

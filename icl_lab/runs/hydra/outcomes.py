@@ -19,7 +19,7 @@ FILE = "outcome.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class JobEnd:
     """The end of one job.
 
     Attributes:
@@ -32,7 +32,7 @@ class Outcome:
 
 
 class Outcomes(Callback):
-    """Writes the `Outcome` that a job returns into its log folder, wherever the job runs."""
+    """Writes the `JobEnd` that a job returns into its log folder, wherever the job runs."""
 
     folder: ClassVar[Path | None] = None
     """The log folder of the sweep that this process launched last."""
@@ -42,7 +42,7 @@ class Outcomes(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         outcome = job_return._return_value  # the property raises what the job raised
-        if isinstance(outcome, Outcome):
+        if isinstance(outcome, JobEnd):
             content = {**dataclasses.asdict(outcome), "overrides": list(job_return.overrides or [])}
             records.write_json(Path(config.hydra.runtime.output_dir) / FILE, content)
 

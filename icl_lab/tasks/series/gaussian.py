@@ -55,8 +55,8 @@ class GaussianSeries(Task):
     def with_context_length(self, length: int) -> GaussianSeries:
         if not 1 <= length <= self.context_length:
             raise InvalidValueError(
-                f"`length` must be between 1 and {self.context_length}, since the series is known by its autocovariances up to "
-                f"lag {self.context_length + self.dim}; got {length!r}."
+                f"`length` must be between 1 and {self.context_length}, since the autocovariances are known up to lag "
+                f"{self.context_length + self.dim}; got {length!r}."
             )
         return GaussianSeries(self.autocovariance[: length + self.dim + 1], self.dim)
 

@@ -46,8 +46,8 @@ def gdpp_tokens(
 
 
 def gdpp_polynomials(
-    eigenvalues: Float[Array, "m"], step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"], context_length: int
-) -> tuple[Float[Array, "m"], Float[Array, "m"]]:
+    eigenvalues: Float[Array, "*m"], step_sizes: Float[Array, "K"], curvatures: Float[Array, "K"], context_length: int
+) -> tuple[Float[Array, "*m"], Float[Array, "*m"]]:
     r"""The polynomials p_K and rho_K of GD++ from W_0 = 0 on eigenvalues s of the initial Gram matrix sum_i x_i x_i^T.
 
     .. math:: \rho_{k+1} = \rho_k (1 - \tfrac{\eta_k}{N} s p_k^2), \quad p_{k+1} = p_k (1 - \gamma_k s p_k^2),
@@ -56,13 +56,13 @@ def gdpp_polynomials(
     An input becomes p_K(W) x_j, a label w^T rho_K(W) x_j, and the prediction is w^T (I - rho_K(W)) x_q.
 
     Args:
-      eigenvalues: (m,), s.
+      eigenvalues: s, of any shape.
       step_sizes: (K,), eta of each layer.
       curvatures: (K,), gamma of each layer.
       context_length: N.
 
     Returns:
-      p_K and rho_K, (m,) each.
+      p_K and rho_K, each of the shape of the eigenvalues.
 
     Source: von Oswald et al. (arXiv 2212.07677), GD++, diagonalised for the lab.
     """

@@ -7,7 +7,7 @@ from icl_lab.claims import registry, verify
 from icl_lab.claims.zheng2024 import loss as zheng2024_loss
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.theory.dynamics import all_ones, diagonal_loss, phases, recovery, zheng2024
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 
@@ -173,16 +173,14 @@ def test_a_wrong_recovery_condition_is_caught(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("id", SETTINGS)
 def test_the_claim_holds_at_its_defaults(id):
-    (entry,) = verify.run([id])
-    assert entry["passed"], (failed_checks(entry), entry.get("reason"))
+    assert_holds(id, {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["gaussian", "sparse", "rademacher", "complex_gaussian"])
 def test_the_limit_holds_for_every_distribution_of_the_assumption(distribution):
-    for changes in ({"d": 3, "T": 12, "sigma": 0.7}, {"d": 5, "T": 60, "sigma": 2.0, "a0": 1.5, "b0": 0.3}, {"d": 1, "T": 3}):
-        (entry,) = verify.run(["zheng2024.thm4.1"], {"distribution": distribution} | changes)
-        assert entry["passed"], (changes, failed_checks(entry), entry.get("reason"))
+    several = ({"d": 3, "T": 12, "sigma": 0.7}, {"d": 5, "T": 60, "sigma": 2.0, "a0": 1.5, "b0": 0.3}, {"d": 1, "T": 3})
+    assert_holds("zheng2024.thm4.1", *({"distribution": distribution} | changes for changes in several))
 
 
 @pytest.mark.slow
@@ -190,6 +188,4 @@ def test_the_limit_holds_for_every_distribution_of_the_assumption(distribution):
 def test_the_claim_holds_away_from_its_defaults(id):
     overrides = {"d": 3, "T": 12, "sigma": 0.7, "seed": 5, "t": 9, "time": 0.02, "samples": 20_000}
     accepted = registry.all_claims()[id].parameters
-    overrides = {name: value for name, value in overrides.items() if name in accepted}
-    (entry,) = verify.run([id], overrides)
-    assert entry["passed"], (failed_checks(entry), entry.get("reason"))
+    assert_holds(id, {name: value for name, value in overrides.items() if name in accepted})

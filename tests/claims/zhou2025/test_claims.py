@@ -9,7 +9,7 @@ from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import constructions
 from icl_lab.theory.series import bartlett, isserlis, zhou2025
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
 
@@ -176,5 +176,4 @@ def test_a_minimum_that_is_too_high_is_caught(monkeypatch):
     ],
 )
 def test_the_claim_holds_for_longer_memories(id, overrides):
-    (entry,) = verify.run([id], overrides)
-    assert entry["passed"], (failed_checks(entry), entry.get("reason"))
+    assert_holds(id, overrides)

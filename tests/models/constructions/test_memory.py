@@ -73,3 +73,5 @@ def test_a_map_of_another_width_is_named(rng):
     for weights in (MappedWeights(attention, np.eye(3)), MappedWeights(LSAWeights(np.eye(3), np.eye(3)), np.eye(4))):
         with pytest.raises(InvalidValueError, match=r"of layer 0 must be \(4, 4\).*got shape \(3, 3\)"):
             memory.MODEL.apply(weights, rng.normal(size=(5, 4)))
+    with pytest.raises(InvalidValueError, match="the weights of layer 0 must be `MappedWeights`"):
+        memory.MODEL.apply(attention, rng.normal(size=(5, 4)))

@@ -42,9 +42,15 @@ def test_the_bidiagonal_rule_has_the_risk_of_multiples(rng):
     step = 0.7 * np.linalg.inv(inputs)
     expected = lsa.risk(Problem(inputs, np.linalg.inv(inputs), 0.0, 4), step)
     np.testing.assert_allclose(wishart.bidiagonal_cubature(task, one_layer, 2).risk(step), expected, rtol=1e-12)
-    nodes, quadrature_weights = gram_moments.gauss_rule(wishart.path_moments(3, 4, 3))
-    spectral = wishart.spectral_cubature(3, 4, nodes, quadrature_weights, one_layer)
+    spectral = wishart.spectral_cubature(3, 4, one_layer, 2)
     np.testing.assert_allclose(spectral.risk(np.full((1, 1), 0.7)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dim", "length", "degree"), [(3, 4, 2), (5, 20, 8), (4, 2, 8), (2, 4, 27)])
+def test_the_spectral_rule_is_that_of_chebyshevs_algorithm(dim, length, degree):
+    moments = [int(m) for m in gram_moments.gaussian_moments(dim, length, 2 * (degree // 2) + 1)]
+    for one, other in zip(wishart.spectral_rule(dim, length, degree), gram_moments.gauss_rule(moments), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11)
 
 
 def test_what_the_rules_cannot_do_is_refused():

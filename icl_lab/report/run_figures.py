@@ -3,55 +3,76 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from icl_lab import analysis
 from icl_lab.core.progress import phase
+from icl_lab.models import Learner
 from icl_lab.report.console import LABELS
-from icl_lab.runs.simulate import Simulation
+from icl_lab.theory import Optimum
+from icl_lab.training import TrainingResult
 
 
 @phase("figures")
-def draw(result: Simulation, folder: Path) -> None:
-    """Draw every figure that has a meaning for the run into `folder`, each with its numbers beside it."""
+def draw(
+    folder: Path,
+    training: TrainingResult,
+    model: Learner,
+    optimum: Optimum | None,
+    curve: dict[str, Any],
+    context_length: int,
+) -> None:
+    """Draw every figure that has a meaning for a run, each with its numbers beside it.
+
+    Args:
+      folder: where they go; made here.
+      training: the path and its limit.
+      model: what was trained.
+      optimum: the closed form that applies, if one does.
+      curve: `risk_curve` of the metrics of the run.
+      context_length: N of training.
+    """
     from icl_lab.report import house_style
 
     folder.mkdir()
     with house_style():
-        _training(result, folder / "training.png")
-        _risk_curve(result, folder / "risk_curve.png")
-        _invariants(result, folder / "invariants.png")
-        if result.optimum is not None:
-            _weights(result, folder / "weights.png")
+        _risk_curve(curve, context_length, folder / "risk_curve.png")
+        _invariants(training, model, folder / "invariants.png")
+        _training(training, None if optimum is None else (model, optimum, context_length), folder / "training.png")
+        if optimum is not None:
+            _weights(training, model, optimum, context_length, folder / "weights.png")
 
 
-def _clock(result: Simulation) -> str:
-    return "step" if result.training.method == "optax" else "flow time t"
+def _clock(training: TrainingResult) -> str:
+    return "step" if training.method == "optax" else "flow time t"
 
 
-def _training(result: Simulation, path: Path) -> None:
+def _training(training: TrainingResult, closed_form: tuple[Learner, Optimum, int] | None, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from icl_lab import report
 
-    trajectory = result.training.trajectory
+    trajectory, clock = training.trajectory, _clock(training)
     figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     numbers = {"time": trajectory.times, "loss": trajectory.losses, "gradient_norm": trajectory.gradient_norms}
-    if result.optimum is None:
-        report.decay(left, trajectory.times, trajectory.losses, "half loss", _clock(result))
-        report.decay(right, trajectory.times, trajectory.gradient_norms, "norm of the gradient", _clock(result))
+    if closed_form is None:
+        report.decay(left, trajectory.times, trajectory.losses, "half loss", clock)
+        report.decay(right, trajectory.times, trajectory.gradient_norms, "norm of the gradient", clock)
         caption = "The loss and the norm of its gradient along training."
     else:
+        model, optimum, context_length = closed_form
         # Below rounding of the loss its distance to the minimum is noise.
-        gap = trajectory.losses - 0.5 * result.optimum.risk
+        gap = trajectory.losses - 0.5 * optimum.risk
         gap = np.where(gap > 1e-15 * trajectory.losses[0], gap, np.nan)
-        distances = np.asarray(
-            [_preconditioner_error(result, index) for index in range(len(trajectory.times))], dtype=np.float64
-        )
-        report.decay(left, trajectory.times, gap, "half loss above the closed form's", _clock(result))
-        report.decay(right, trajectory.times, distances, "relative weight distance", _clock(result))
+        path_of_weights = [trajectory.at(index) for index in range(len(trajectory.times))]
+        learned = [analysis.effective_preconditioner(weights, model, context_length) for weights in path_of_weights]
+        expected = np.linalg.norm(optimum.preconditioner)
+        distances = np.array([np.linalg.norm(one - optimum.preconditioner) / expected for one in learned])
+        report.decay(left, trajectory.times, gap, "half loss above the closed form's", clock)
+        report.decay(right, trajectory.times, distances, "relative weight distance", clock)
         numbers |= {"loss_above_closed_form": gap, "weight_distance": distances}
         caption = (
             "The loss falls to the minimum that theory names, and the weights (gauge-invariant product) to the closed "
@@ -60,25 +81,16 @@ def _training(result: Simulation, path: Path) -> None:
     report.save(figure, path, caption, numbers)
 
 
-def _preconditioner_error(result: Simulation, index: int) -> float:
-    assert result.optimum is not None
-    weights = result.training.trajectory.at(index)
-    learned = analysis.effective_preconditioner(weights, result.model, result.task.context_length)
-    expected = result.optimum.preconditioner
-    return float(np.linalg.norm(learned - expected) / np.linalg.norm(expected))
-
-
-def _risk_curve(result: Simulation, path: Path) -> None:
+def _risk_curve(curve: dict[str, Any], context_length: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from icl_lab import report
 
-    curve = result.metrics["risk_curve"]
     figure = Figure(layout="constrained")
     risks = {LABELS[name]: values for name, values in curve["risk"].items()}
     errors = {LABELS[name]: values for name, values in curve["standard_error"].items()}
     lengths = curve["context_lengths"]
-    report.risk_curves(figure.subplots(), lengths, risks, errors, curve["closed_form"], result.task.context_length)
+    report.risk_curves(figure.subplots(), lengths, risks, errors, curve["closed_form"], context_length)
     numbers = {"context_length": lengths}
     for name in curve["risk"]:
         numbers |= {name: curve["risk"][name], f"{name}_standard_error": curve["standard_error"][name]}
@@ -92,18 +104,18 @@ def _risk_curve(result: Simulation, path: Path) -> None:
     report.save(figure, path, caption, numbers)
 
 
-def _invariants(result: Simulation, path: Path) -> None:
+def _invariants(training: TrainingResult, model: Learner, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from icl_lab import report
 
-    trajectory = result.training.trajectory
-    drifts = analysis.drift(trajectory.weights, result.model)
+    trajectory = training.trajectory
+    drifts = analysis.drift(trajectory.weights, model)
     drifts = {name: np.real(values) for name, values in drifts.items()}
     if not drifts:
         return
     figure = Figure(layout="constrained")
-    report.invariant_drift(figure.subplots(), trajectory.times, drifts, _clock(result))
+    report.invariant_drift(figure.subplots(), trajectory.times, drifts, _clock(training))
     caption = (
         "Quantities that gradient flow conserves exactly: the drift is the integrator's error and should stay near its "
         "tolerance. Discrete training has no such conservation law, and its drift shows the size of its steps."
@@ -111,13 +123,12 @@ def _invariants(result: Simulation, path: Path) -> None:
     report.save(figure, path, caption, {"time": trajectory.times, **drifts})
 
 
-def _weights(result: Simulation, path: Path) -> None:
+def _weights(training: TrainingResult, model: Learner, optimum: Optimum, context_length: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
     from icl_lab import report
 
-    assert result.optimum is not None
-    comparison = analysis.compare(result.training.limit, result.optimum, result.model, result.task.context_length)
+    comparison = analysis.compare(training.limit, optimum, model, context_length)
     shown = [row for row in comparison.rows if row.name in ("preconditioner", "w_pv", "w_kq")]
     figure = Figure(figsize=(9.0, 2.8 * len(shown)), layout="constrained")
     rows = figure.subplots(len(shown), 3, squeeze=False)

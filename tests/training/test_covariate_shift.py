@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from icl_lab.analysis import covariate_shift
-from icl_lab.analysis.covariate_shift import Training
 from icl_lab.core.errors import InvalidValueError
+from icl_lab.training import covariate_shift
+from icl_lab.training.covariate_shift import Training
 from icl_lab.training.prefixes import Curriculum
 
 TINY = Training(width=8, layers=1, heads=2, steps=2, batch=4, curriculum=Curriculum(1, 1, 1, 1))
