@@ -150,7 +150,7 @@ layers = []
 for seed in range(6):
     ways = analysis.interpolate(step, initializers.gaussian(jax.random.key(seed), d + 1, 0.5), np.geomspace(0.01, 1, 8))
     layers += [LSAWeights(*pair) for pair in zip(ways.w_pv, ways.w_kq, strict=True)]
-distances = np.array([theory.mahankali2023.distance_to_step(w.w_pv, w.w_kq, np.eye(d), s2, n) for w in layers])
+distances = np.array([theory.mahankali2023.distance_to_step(theory.Problem.of(isotropic), w.w_pv, w.w_kq) for w in layers])
 excess = np.array([loss.risk(w) for w in layers])
 constant = theory.mahankali2023.minimum_risk(d, n, s2)
 print(f"largest relative gap between the two sides: {np.max(np.abs(excess - constant - distances) / excess):.0e}")
