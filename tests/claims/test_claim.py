@@ -32,9 +32,9 @@ def _claim(setting=Toy):
 
 
 def test_overrides_replace_defaults():
-    resolved = _claim().resolve({"d": 7, "Lam": [2, 1.5], "s2": 0}).to_json()
+    resolved = _claim().resolve({"d": 2, "Lam": [2, 1.5], "s2": 0}).to_json()
     defaults = {"sigma": 0.1, "rotate": False, "distribution": "gaussian", "w": None, "A": None}
-    assert resolved == {"d": 7, "s2": 0.0, "Lam": [2.0, 1.5], **defaults}
+    assert resolved == {"d": 2, "s2": 0.0, "Lam": [2.0, 1.5], **defaults}
 
 
 def test_a_whole_number_in_scientific_notation_is_an_integer():
@@ -90,17 +90,25 @@ def test_a_value_out_of_range_is_refused_with_the_range(name, value, accepted):
         _claim().resolve({name: value})
 
 
+def test_a_spectrum_has_an_eigenvalue_for_each_dimension():
+    assert _claim().resolve({"d": 2, "Lam": [1, 2]}).Lam == [1.0, 2.0]
+    with pytest.raises(InvalidValueError, match=r"toy\.claim: `Lam` must hold d = 3 eigenvalues; got 2"):
+        _claim().resolve({"Lam": [1, 2]})
+    with pytest.raises(InvalidValueError, match="3 eigenvalues"):
+        Toy(Lam=[1, 2])
+
+
 def test_a_setting_validates_its_parameters_together():
     class Strict(Toy):
         def validate(self):
-            if self.Lam is not None and len(self.Lam) != self.d:
-                raise InvalidValueError(f"`Lam` must hold {self.d} eigenvalues")
+            if self.rotate and self.d == 1:
+                raise InvalidValueError("one dimension has no other basis")
 
-    assert _claim(Strict).resolve({"d": 2, "Lam": [1, 2]}).Lam == [1.0, 2.0]
-    with pytest.raises(InvalidValueError, match=r"toy\.claim: .*3 eigenvalues"):
-        _claim(Strict).resolve({"Lam": [1, 2]})
-    with pytest.raises(InvalidValueError, match="3 eigenvalues"):
-        Strict(Lam=[1, 2])
+    assert _claim(Strict).resolve({"d": 2, "rotate": True}).rotate
+    with pytest.raises(InvalidValueError, match=r"toy\.claim: .*no other basis"):
+        _claim(Strict).resolve({"d": 1, "rotate": True})
+    with pytest.raises(InvalidValueError, match="no other basis"):
+        Strict(d=1, rotate=True)
 
 
 def test_a_subclass_adds_parameters_and_gives_others_a_new_default():
