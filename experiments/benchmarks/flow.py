@@ -26,7 +26,6 @@ from icl_lab.core import precision
 from icl_lab.core.typing import Weights
 from icl_lab.models import LinearSelfAttention
 from icl_lab.models.initializers import zhang
-from icl_lab.objectives.exact.regression import StructuredLoss
 from icl_lab.objectives.objective import Objective
 from icl_lab.training.segment import Stop, integrate
 from icl_lab.training.solver import chosen_solver, first_step_size, step_tolerance
@@ -64,7 +63,7 @@ def step_growth(quick: bool) -> dict[str, Any]:
     asked = [dim for dim in dims if 25 <= dim <= 200]
     problems = {dim: problem(dim) for dim in dims}
     with precision.float64():
-        restricted = [StructuredLoss.restrict(*problems[dim][:2]) for dim in dims]
+        restricted = [objective.coordinates(start)[:2] for objective, start, *_ in (problems[dim] for dim in dims)]
         solvers = [chosen_solver("auto", *pair) for pair in restricted]
         programs = [stretch(*pair, solver) for pair, solver in zip(restricted, solvers, strict=True)]
         programs += [stretch(*problems[dim][:2], "tsit5") for dim in asked]

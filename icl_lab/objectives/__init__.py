@@ -21,13 +21,14 @@ from icl_lab.objectives.exact.moments import Moments as Moments
 from icl_lab.objectives.exact.phases import phase_features as phase_features
 from icl_lab.objectives.exact.phases import phase_loss as phase_loss
 from icl_lab.objectives.exact.regression import RegressionLoss as RegressionLoss
-from icl_lab.objectives.exact.regression import StructuredLoss as StructuredLoss
-from icl_lab.objectives.exact.regression import StructuredWeights as StructuredWeights
 from icl_lab.objectives.exact.series import hankel_features as hankel_features
 from icl_lab.objectives.exact.series import series_loss as series_loss
+from icl_lab.objectives.objective import Loss as Loss
 from icl_lab.objectives.objective import Objective as Objective
 from icl_lab.objectives.sampled import SampledLoss as SampledLoss
 from icl_lab.objectives.streamed import StreamedLoss as StreamedLoss
+from icl_lab.objectives.structured import StructuredLoss as StructuredLoss
+from icl_lab.objectives.structured import StructuredWeights as StructuredWeights
 from icl_lab.tasks.prompt import Task
 
 EXACT: tuple[Callable[[Task, eqx.Module], Objective | None], ...] = (
@@ -39,7 +40,7 @@ EXACT: tuple[Callable[[Task, eqx.Module], Objective | None], ...] = (
 """The exact losses of one layer; the first that is known for a task and a model is taken."""
 
 
-def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: int = 100_000, layers: int = 1) -> Objective:
+def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: int = 20_000, layers: int = 1) -> Objective:
     """The best available loss of a model on a task: exact if known, else from sampled moments, else on streamed prompts.
 
     Args:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.arrow import arrow_from_products
-from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.objective import Loss
 
 DENSE_LIMIT = 400
 NULL_SHARE = 1e-11
@@ -64,7 +64,7 @@ def loss_and_norm(
 
 
 @compiled.jit
-def curvature(objective: Objective, weights: Weights, graded: bool = False) -> Curvature:
+def curvature(objective: Loss, weights: Weights, graded: bool = False) -> Curvature:
     """The `Curvature` of an objective at real weights.
 
     Args:
@@ -141,7 +141,7 @@ def _graded(hessian, gradient, weights, symmetries):
     return step, jnp.maximum(faint - symmetries, 0) + negative
 
 
-def _symmetries(objective: Objective, hessian, flat, unravel):
+def _symmetries(objective: Loss, hessian, flat, unravel):
     """The number of directions along which the prediction does not change.
 
     By the derivative of its coefficients, or where it has none (softmax, several layers) the weights that are not read at all.

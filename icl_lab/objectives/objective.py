@@ -20,49 +20,16 @@ LARGEST_SPREAD = 1e9
 """Ratio of relaxation rates up to which every one of them is found in a Hessian of double precision."""
 
 
-class Objective(eqx.Module):
-    """Half the mean squared error of a model's prediction, L = 1/2 E |yhat - target|^2, as a function of its weights.
+class Loss(eqx.Module):
+    """A half loss of real unknowns as arrays alone: what a flow integrates.
 
-    The half makes gradient flow run on the clock of Zhang, Frei, Bartlett (arXiv 2306.09927): dW/dt = -grad L. Regression
-    targets are noiseless, so L is half the risk in excess of the query's own noise. `risk` is E |yhat - target|^2, without
-    the half.
-
-    Attributes:
-      task: the distribution of the prompts.
-      model: the architecture.
+    Whatever the task's numbers are (its length, spectrum, noise, pool), losses of one kind and dimension share their compiled
+    programs.
     """
-
-    task: eqx.AbstractVar[Task]
-    model: eqx.AbstractVar[eqx.Module]
 
     @abc.abstractmethod
     def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
         """The half loss at `weights`. Only streamed prompts use `key`; without it they use one fixed set of prompts."""
-
-    def risk(self, weights: Weights) -> float:
-        """E |yhat - target|^2 at `weights`, in float64."""
-        with precision.float64():
-            return 2.0 * float(_value(self, precision.to_double(weights)))
-
-    def standard_error(self, weights: Weights) -> float:
-        """Standard error of `risk(weights)` from sampling the prompts; 0.0 where the loss is exact."""
-        return 0.0
-
-    def coordinates(self, weights: Weights) -> tuple[Objective, Weights, Callable[[Weights], Weights]]:
-        """The problem in real unknowns, in which gradient flow takes the same path.
-
-        Args:
-          weights: where the flow starts, real or complex.
-
-        Returns:
-          The objective of the unknowns, their values at `weights`, and the map back to weights. Real weights are their own
-          unknowns, complex ones have their real and imaginary parts: dz/dt = -(dL/dRe z + i dL/dIm z), without the conjugate
-          that JAX's gradient of a complex argument carries.
-        """
-        if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(weights)):
-            return self, weights, unchanged
-        pair = jax.tree.map(lambda w: w.real.copy(), weights), jax.tree.map(lambda w: w.imag.copy(), weights)
-        return RealifiedObjective(self.task, self.model, self), pair, join
 
     @property
     def relaxation(self) -> tuple[Float[Array, "*S d d"], Float[Array, "*S d d"]] | None:
@@ -79,18 +46,9 @@ class Objective(eqx.Module):
         return 1.0
 
     @property
-    def graded(self) -> bool:
-        """Whether curvatures may differ by more than rounding shows in a Hessian of double precision.
-
-        A direction in which the Hessian vanishes is then perhaps no symmetry, but too slow to be seen beside the others. Rates
-        go like the third power of the inputs' variances, which a few prompts show.
-        """
-        return self.rate_spread > LARGEST_SPREAD or second_moment_spread(_example_inputs(self.task)) ** 3 > LARGEST_SPREAD
-
-    @property
     def input_rounding(self) -> float | Float[Array, "*S"]:
         """Relative error of the limit that the rounding of the task's own numbers to double precision leaves, where known; (S,)
-        for a stack of S objectives."""
+        for a stack of S losses."""
         return 0.0
 
     def coefficients(self, weights: Weights) -> Inexact[Array, "..."] | None:
@@ -101,32 +59,75 @@ class Objective(eqx.Module):
         return None
 
 
-class RealifiedObjective(Objective):
-    """An objective of complex weights as a function of their (real part, imaginary part) trees."""
+class Objective(Loss):
+    """Half the mean squared error of a model's prediction, L = 1/2 E |yhat - target|^2, as a function of its weights.
 
-    task: Task
-    model: eqx.Module
-    complex_objective: Objective
+    The half makes gradient flow run on the clock of Zhang, Frei, Bartlett (arXiv 2306.09927): dW/dt = -grad L. Regression
+    targets are noiseless, so L is half the risk in excess of the query's own noise. `risk` is E |yhat - target|^2, without
+    the half.
 
-    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
-        return self.complex_objective(join(weights), key)
+    Attributes:
+      task: the distribution of the prompts.
+      model: the architecture.
+    """
 
-    def risk(self, weights: Weights) -> float:
-        return self.complex_objective.risk(join(weights))
-
-    def standard_error(self, weights: Weights) -> float:
-        return self.complex_objective.standard_error(join(weights))
+    task: eqx.AbstractVar[Task]
+    model: eqx.AbstractVar[eqx.Module]
 
     @property
-    def rate_spread(self) -> float:
-        return self.complex_objective.rate_spread
+    def bare(self) -> Loss:
+        """The same function of the weights without the task, where there is one."""
+        return self
+
+    def risk(self, weights: Weights) -> float:
+        """E |yhat - target|^2 at `weights`, in float64."""
+        with precision.float64():
+            return 2.0 * float(_value(self.bare, precision.to_double(weights)))
+
+    def standard_error(self, weights: Weights) -> float:
+        """Standard error of `risk(weights)` from sampling the prompts; 0.0 where the loss is exact."""
+        return 0.0
+
+    def coordinates(self, weights: Weights) -> tuple[Loss, Weights, Callable[[Weights], Weights]]:
+        """The problem in real unknowns, in which gradient flow takes the same path.
+
+        Args:
+          weights: where the flow starts, real or complex.
+
+        Returns:
+          The loss of the unknowns, their values at `weights`, and the map back to weights. Real weights are their own
+          unknowns, complex ones have their real and imaginary parts: dz/dt = -(dL/dRe z + i dL/dIm z), without the conjugate
+          that JAX's gradient of a complex argument carries.
+        """
+        if not any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(weights)):
+            return self.bare, weights, unchanged
+        pair = jax.tree.map(lambda w: w.real.copy(), weights), jax.tree.map(lambda w: w.imag.copy(), weights)
+        return RealifiedLoss(self.bare), pair, join
 
     @property
     def graded(self) -> bool:
-        return self.complex_objective.graded
+        """Whether curvatures may differ by more than rounding shows in a Hessian of double precision.
+
+        A direction in which the Hessian vanishes is then perhaps no symmetry, but too slow to be seen beside the others. Rates
+        go like the third power of the inputs' variances, which a few prompts show.
+        """
+        return self.rate_spread > LARGEST_SPREAD or second_moment_spread(_example_inputs(self.task)) ** 3 > LARGEST_SPREAD
+
+
+class RealifiedLoss(Loss):
+    """A loss of complex weights as a function of their (real part, imaginary part) trees."""
+
+    complex_loss: Loss
+
+    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
+        return self.complex_loss(join(weights), key)
+
+    @property
+    def rate_spread(self) -> float:
+        return self.complex_loss.rate_spread
 
     def coefficients(self, weights: Weights) -> Inexact[Array, "..."] | None:
-        return self.complex_objective.coefficients(join(weights))
+        return self.complex_loss.coefficients(join(weights))
 
 
 def join(pair: tuple[Weights, Weights]) -> Weights:
@@ -140,8 +141,8 @@ def unchanged(weights: Weights) -> Weights:
 
 
 @compiled.jit
-def _value(objective: Objective, weights: Weights) -> Float[Array, ""]:
-    return objective(weights)
+def _value(loss: Loss, weights: Weights) -> Float[Array, ""]:
+    return loss(weights)
 
 
 def second_moment_spread(vectors: Inexact[Array, "*count D"]) -> float:

@@ -3,6 +3,11 @@
 The moments of `objectives.moments` are streamed: prompts are drawn in chunks inside one compiled loop, and memory is that of
 the moments plus one chunk whatever the number of prompts. Prompts fall into equal groups whose spread gives the standard
 error. The prompts of a chunk are laid over all devices.
+
+Prompts of `LinearRegression` are drawn at a length of a few sizes and cut by a mask, so that context lengths share a program.
+Each counts together with its twin of opposite labels, which is as likely: moments of an odd number of labels are zero.
+
+Weights that were trained on sampled moments are fitted to that sample. `SampledLoss.held_out` is their risk on other prompts.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 
 from icl_lab.core import compiled, devices, precision
 from icl_lab.core import progress as progress_of
@@ -21,7 +26,7 @@ from icl_lab.core.errors import MemoryBudgetError, NonFiniteError, UnsupportedPr
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
+from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.tasks.regression.linear import LinearRegression
 
@@ -35,6 +40,32 @@ PIECE_ELEMENTS = 2**15
 """Numbers in the examples of a prompt above which it is drawn in pieces of that size in all prompts of a chunk."""
 PROMPTS_OF_PIECES = 8
 """Prompts of a chunk that are drawn in pieces."""
+SHORTEST = 16
+"""Examples of the shortest prompts that are drawn for regression."""
+HELD_OUT_CHUNK = 512
+"""Prompts whose errors are in memory at once, at most."""
+
+
+class HeldOut(eqx.Module):
+    """The risk of weights on prompts that the moments have not seen.
+
+    Attributes:
+      risk, standard_error: mean squared error over the fresh prompts.
+      gap, gap_error: `risk` less that on the moments themselves; positive for weights that were fitted to these.
+      largest_share: of one prompt in the variance behind `standard_error`; see `core.tails`.
+      prompts: how many were drawn.
+    """
+
+    risk: float
+    standard_error: float
+    gap: float
+    gap_error: float
+    largest_share: float
+    prompts: int = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        gap = f"{self.gap:.3g} ± {self.gap_error:.2g} above the sample's"
+        return f"held-out risk {self.risk:.6g} ± {self.standard_error:.2g}, {gap}"
 
 
 class SampledLoss(MomentLoss):
@@ -43,10 +74,12 @@ class SampledLoss(MomentLoss):
     Attributes:
       moments: their means over the groups.
       groups: the moments of each group of prompts, with a leading axis.
+      seed_key: raw key data that the prompts were drawn from.
       prompts: number of prompts in all groups.
     """
 
     groups: Moments
+    seed_key: Array
     prompts: int = eqx.field(static=True)
 
     @staticmethod
@@ -54,7 +87,7 @@ class SampledLoss(MomentLoss):
         task: Task,
         model: eqx.Module,
         key: Key,
-        prompts: int = 100_000,
+        prompts: int = 20_000,
         groups: int = 10,
         memory_limit: int = MEMORY_LIMIT,
         progress: bool = False,
@@ -103,9 +136,11 @@ class SampledLoss(MomentLoss):
                 )
             per_group = -(-prompts // groups)
             positions = task.context_length if every_position else 1
-            tokens = jax.eval_shape(lambda key: model.tokens(task.sample(key)), key)
+            drawn, length = _padded(task, model)
+            tokens = jax.eval_shape(lambda key: model.tokens(drawn.sample(key)), key)
             chunk = min(per_group, CHUNK_ELEMENTS // (features.count * positions), TOKEN_ELEMENTS // tokens.size)
             if _drawn_in_pieces(task, model, features):
+                drawn, length = task, None
                 chunk = min(per_group, PROMPTS_OF_PIECES)
             chunk = max(chunk, 1)
             chunks = -(-per_group // chunk)
@@ -113,19 +148,26 @@ class SampledLoss(MomentLoss):
             def moments_of(index):
                 with precision.float64():  # the scope is a thread's own
                     group_key = jax.random.fold_in(key, index)
-                    return precision.to_numpy(_moments(task, model, features, group_key, chunks, chunk, every_position))
+                    count = np.asarray(chunks)
+                    return precision.to_numpy(_moments(drawn, model, features, group_key, count, chunk, length, every_position))
 
             # Two groups at a time: while one draws, the other multiplies. Sums over several devices must not interleave.
             workers = 2 if jax.device_count() == 1 else 1
             with progress_of.display("drawing moments", progress), ThreadPoolExecutor(workers) as pool:
-                moments = list(progress_of.each("drawing moments", pool.map(moments_of, range(groups)), groups))
-            each = jax.tree.map(lambda *group: np.stack(group), *moments)
+                # The first by itself: two threads would both compile.
+                first = moments_of(0)
+                rest = pool.map(moments_of, range(1, groups))
+                moments = [first, *progress_of.each("drawing moments", rest, groups - 1)]
+            rho = 1 if every_position else model.normaliser_at(task.context_length + 1)
+            mixed = _parity_mixed(features) if has_label_twins(task, model) else None
+            each = jax.tree.map(lambda *group: np.stack(group), *(_finished(one, rho, mixed) for one in moments))
             loss = SampledLoss(
                 task=task,
                 model=model,
                 features=features,
                 moments=jax.tree.map(lambda m: np.asarray(np.mean(m, axis=0)), each),
                 groups=each,
+                seed_key=np.asarray(jax.random.key_data(key)),
                 prompts=groups * chunks * chunk,
             )
         if not all(np.all(np.isfinite(m)) for m in jax.tree.leaves(loss.moments)):
@@ -137,44 +179,148 @@ class SampledLoss(MomentLoss):
 
     def standard_error(self, weights: Weights) -> float:
         with precision.float64():
-            theta = self.coefficients(jax.tree.map(jnp.asarray, weights))
-            risks = np.asarray(jax.vmap(lambda moments: moments.risk(theta))(jax.tree.map(jnp.asarray, self.groups)))
+            risks = np.asarray(_risks(self.bare, self.groups, jax.tree.map(jnp.asarray, weights)))
         return float(np.std(risks, ddof=1) / np.sqrt(len(risks)))
+
+    def held_out(self, weights: Weights, prompts: int = 20_000) -> HeldOut:
+        """The risk of weights on fresh prompts.
+
+        Args:
+          weights: of one layer.
+          prompts: how many to draw, rounded up to whole chunks.
+        """
+        with precision.float64():
+            key = stream(jax.random.wrap_key_data(jnp.asarray(self.seed_key)), "held out")
+            drawn, length = _padded(self.task, self.model)
+            size = (drawn.context_length + 1) * (drawn.dim + drawn.label_dim)
+            chunk = int(np.clip(TOKEN_ELEMENTS // size, 1, HELD_OUT_CHUNK))
+            chunks = np.asarray(-(-prompts // chunk))
+            theta = self.coefficients(jax.tree.map(jnp.asarray, weights))
+            rho = np.asarray(float(self.model.normaliser_at(self.task.context_length + 1)))
+            sums = _errors(drawn, self.model, self.features, theta / rho, key, chunks, chunk, length)
+            first, second, largest = (float(x) for x in sums)
+            in_sample, own_error = self.risk(weights), self.standard_error(weights)
+        count = int(chunks) * chunk
+        risk = first / count
+        deviations = max(second - count * risk**2, 0.0)
+        error = float(np.sqrt(deviations / (count - 1) / count))
+        return HeldOut(
+            risk=risk,
+            standard_error=error,
+            gap=risk - in_sample,
+            gap_error=float(np.hypot(error, own_error)),
+            largest_share=(largest - risk) ** 2 / deviations if deviations > 0 else 0.0,
+            prompts=count,
+        )
+
+
+def _padded(task: Task, model: LinearSelfAttention) -> tuple[Task, np.ndarray | None]:
+    """The task at the length at which its prompts are drawn, and its own length as an array; None if they are the same prompts.
+
+    Of `LinearRegression` a prompt is as good as the beginning of a longer one. There are two lengths an octave.
+    """
+    if not (_is_plain_regression(task) and model.embedding == "merged"):
+        return task, None
+    octave = 2 ** int(np.log2(max(task.context_length - 1, SHORTEST // 2)))
+    length = 3 * octave // 2 if task.context_length <= 3 * octave // 2 else 2 * octave
+    return task.with_context_length(length), np.asarray(task.context_length)
+
+
+def _is_plain_regression(task: Task) -> bool:
+    """Whether prompts are drawn by `LinearRegression` itself; a subclass may mean something else by them."""
+    return isinstance(task, LinearRegression) and all(
+        getattr(type(task), name) is getattr(LinearRegression, name)
+        for name in ("sample", "sample_task", "with_context_length")
+    )
+
+
+def has_label_twins(task: Task, model: LinearSelfAttention) -> bool:
+    """Whether a prompt with all labels and its target reversed is as likely, and tokens hold labels as they are."""
+    return _is_plain_regression(task) and model.embedding == "merged"
+
+
+def _parity_mixed(features: Features) -> np.ndarray:
+    """(F, F + 1) True where one of two features, or a feature and the target, has an odd number of labels and the other not."""
+    (label,) = features.outputs
+    odd = (np.asarray(features.rows) == label) != (np.asarray(features.columns) == label)
+    parities = np.repeat(odd, len(features.queries))
+    return parities[:, None] != np.append(parities, True)[None, :]
+
+
+def _finished(moments: Moments, rho: float, mixed: np.ndarray | None) -> Moments:
+    """Moments with the normaliser, and without those that vanish over a prompt and its twin."""
+    gram, cross = moments.gram / rho**2, moments.cross / rho
+    if mixed is not None:
+        gram[mixed[:, :-1]] = 0.0
+        cross[mixed[:, -1]] = 0.0
+    return Moments(gram=gram, cross=cross, variance=moments.variance)
 
 
 @compiled.jit
-def _moments(task, model, features: Features, key, chunks: int, chunk: int, every_position: bool):
-    """Moments of one group of prompts, streamed over its chunks."""
+def _risks(loss: MomentPolynomial, groups: Moments, weights: Weights) -> Float[Array, "g"]:
+    theta = loss.coefficients(weights)
+    return jax.lax.map(lambda moments: moments.risk(theta), groups)
+
+
+@compiled.jit
+def _moments(
+    task, model, features: Features, key, chunks: Array, chunk: int, length: Array | None, every_position: bool
+) -> Moments:
+    """Moments of one group of prompts, streamed over its chunks, without the normaliser."""
 
     def batch(index):
         keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
-        if in_pieces:
+        if _drawn_in_pieces(task, model, features):
             phi, target = _from_pieces(task, model, features, keys)
         else:
-            phi, target = _from_whole(task, model, features, keys, every_position)
+            phi, target = _from_whole(task, model, features, keys, length, every_position)
         cross = phi @ jnp.conj(target).astype(phi.dtype)
         return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
 
-    in_pieces = _drawn_in_pieces(task, model, features)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))
-    sums, _ = jax.lax.scan(lambda s, index: (jax.tree.map(jnp.add, s, batch(index)), None), zeros, jnp.arange(chunks))
+    sums = jax.lax.fori_loop(0, chunks, lambda index, s: jax.tree.map(jnp.add, s, batch(index)), zeros)
     return jax.tree.map(lambda s: s / (chunks * chunk), sums)
 
 
-def _from_whole(task: Task, model: LinearSelfAttention, features: Features, keys: Key, every_position: bool):
-    """Features (F, B) and targets (B, k) of whole prompts; with `every_position` N of each prompt."""
+@compiled.jit
+def _errors(task, model, features: Features, theta, key, chunks: Array, chunk: int, length: Array | None):
+    """Sums over fresh prompts of the squared error and of its square, and the largest squared error."""
+
+    def batch(index):
+        keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
+        phi, target = _from_whole(task, model, features, keys, length, False)
+        errors = jnp.sum(jnp.abs((theta @ phi).T - target) ** 2, axis=1)
+        return jnp.sum(errors), jnp.sum(errors**2), jnp.max(errors)
+
+    def add(index, sums):
+        first, second, largest = batch(index)
+        return sums[0] + first, sums[1] + second, jnp.maximum(sums[2], largest)
+
+    return jax.lax.fori_loop(0, chunks, add, (jnp.zeros(()), jnp.zeros(()), jnp.zeros(())))
+
+
+def _from_whole(
+    task: Task, model: LinearSelfAttention, features: Features, keys: Key, length: Array | None, every_position: bool
+):
+    """Features (F, B) without their normaliser, and targets (B, k), of whole prompts; with `every_position` N of each prompt.
+
+    With a `length` only so many of the examples of a prompt count.
+    """
     prompts = jax.vmap(task.sample)(keys)
     tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
     if every_position:
         return _at_every_position(model, features, tokens, prompts)
     attended = tokens if model.query_in_sum else tokens[:-1]
-    return features.values(attended, tokens[-1] / model.normaliser_at(tokens.shape[0])), prompts.target
+    if length is not None:
+        positions = jnp.arange(attended.shape[0])
+        attended = jnp.where(((positions < length) | (positions == task.context_length))[:, None, None], attended, 0.0)
+    return features.values(attended, tokens[-1]), prompts.target
 
 
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
     """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
     long = task.context_length * len(features.queries) > PIECE_ELEMENTS
-    return long and isinstance(task, LinearRegression) and model.embedding == "merged" and not model.causal
+    return long and _is_plain_regression(task) and model.embedding == "merged" and not model.causal
 
 
 def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):
@@ -197,7 +343,7 @@ def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: F
     if model.query_in_sum:
         sums = sums + features.pairs(tokens[None])
     target = jnp.sum(queries * vectors, axis=1, keepdims=True)
-    return features.products(sums, tokens / model.normaliser_at(task.context_length + 1)), target
+    return features.products(sums, tokens), target
 
 
 def _at_every_position(model, features: Features, tokens: Inexact[Array, "T D B"], prompts: Prompt):

@@ -26,7 +26,7 @@ from icl_lab.core import compiled, precision
 from icl_lab.core.errors import NonFiniteError
 from icl_lab.core.typing import Weights
 from icl_lab.objectives.curvature import curvature, loss_and_norm
-from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.objective import Loss
 from icl_lab.training import checkpoints
 from icl_lab.training.progress import Report
 from icl_lab.training.recorder import Recorder
@@ -59,7 +59,7 @@ class Flows:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Loss,
         starts: Weights,
         solver: str,
         rtols: Float[np.ndarray, "S"],

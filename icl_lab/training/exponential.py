@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from icl_lab.core.typing import Array, Weights
-from icl_lab.objectives.exact.regression import StructuredWeights
-from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.objective import Loss
+from icl_lab.objectives.structured import StructuredWeights
 
 NEWTON_STEPS = 16
 LARGEST_GROWTH = 4.0
@@ -56,7 +56,7 @@ class _Loop(NamedTuple):
     path: Float[Array, "S d d"]
 
 
-def applies(objective: Objective, state: Weights) -> bool:
+def applies(objective: Loss, state: Weights) -> bool:
     """Whether the method is defined along the whole flow: the loss must have a `relaxation`, u must not vanish, which
     |u| >= ||V||_F at the start ensures, and every entry must relax."""
     if objective.relaxation is None:

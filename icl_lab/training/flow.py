@@ -21,7 +21,7 @@ from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.curvature import curvature, norm
-from icl_lab.objectives.objective import Objective, unchanged
+from icl_lab.objectives.objective import Loss, Objective, unchanged
 from icl_lab.training.driver import SHORT_SEGMENT, Flows, Judgement, part
 from icl_lab.training.progress import progress_reporter
 from icl_lab.training.result import Ensemble, TrainingResult, Trajectory, check_starts
@@ -93,13 +93,13 @@ def gradient_flow(
     with precision.float64(), progress_reporter(progress) as report:
         one = _Prepared.of(objective, weights, solver, rtol, weight_tolerance, limit=times is None)
         flow = Flows(
-            one.objective,
+            one.loss,
             _stacked([one.start]),
             one.method,
             np.array([one.rtol]),
             max_steps,
             report,
-            graded=one.objective.graded,
+            graded=one.graded,
             checkpoint=checkpoint,
         )
         if (error := flow.error(0)) is not None:
@@ -116,7 +116,7 @@ def gradient_flow(
         result = _result(one, flow, 0, judgement, 0.0)
         polished = None
         if polish and result.converged:
-            polished = precision.to_numpy(one.embed(_polish(one.objective, part(flow.state, 0))))
+            polished = precision.to_numpy(one.embed(_polish(one, part(flow.state, 0))))
         result = dataclasses.replace(result, polished=polished, resumed=resumed, seconds=clock.perf_counter() - started)
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
@@ -157,17 +157,17 @@ def gradient_flows(
     count = check_starts(starts)
     started = clock.perf_counter()
     with precision.float64(), progress_reporter(progress, "gradient flows") as report:
-        state = precision.to_double(starts)
-        method = chosen_solver(solver, objective, part(state, 0))
-        tolerance = step_tolerance(rtol, method, weight_tolerance, objective)
+        state, loss, graded = precision.to_double(starts), objective.bare, objective.graded
+        method = chosen_solver(solver, loss, part(state, 0))
+        tolerance = step_tolerance(rtol, method, weight_tolerance, loss)
         rtols = np.full(count, tolerance)
-        flows = Flows(objective, state, method, rtols, max_steps, report, graded=objective.graded, keep_path=False)
+        flows = Flows(loss, state, method, rtols, max_steps, report, graded=graded, keep_path=False)
         for start in range(count):
             if (error := flows.error(start)) is not None:
                 raise NonFiniteError(f"start {start}: {error}")
         judgements = flows.run_to_limit(weight_tolerance)
         share = (clock.perf_counter() - started) / count
-        problems = [_Prepared(objective, part(state, i), unchanged, method, tolerance) for i in range(count)]
+        problems = [_Prepared(objective, loss, part(state, i), unchanged, method, tolerance, graded) for i in range(count)]
         results = [_result(one, flows, i, judgements[i], share) for i, one in enumerate(problems)]
     return Ensemble(tuple(results))
 
@@ -218,10 +218,12 @@ class _Prepared:
     """A problem in the coordinates in which it is integrated; `embed` is the way back to weights."""
 
     objective: Objective
+    loss: Loss
     start: Weights
     embed: Callable[[Weights], Weights]
     method: str
     rtol: float
+    graded: bool
 
     @staticmethod
     def of(
@@ -229,20 +231,22 @@ class _Prepared:
     ) -> _Prepared:
         loss, start, embed = objective.coordinates(precision.to_double(weights))
         method = chosen_solver(solver, loss, start, limit)
-        return _Prepared(loss, start, embed, method, step_tolerance(rtol, method, weight_tolerance, loss))
+        # With a relaxation every rate stands by itself.
+        graded = loss.relaxation is None and objective.graded
+        return _Prepared(objective, loss, start, embed, method, step_tolerance(rtol, method, weight_tolerance, loss), graded)
 
     @functools.cached_property
     def signature(self) -> Hashable:
         """Equal for problems that one program can solve together."""
-        arrays, rest = eqx.partition((self.objective, self.start), eqx.is_array)
+        arrays, rest = eqx.partition((self.loss, self.start), eqx.is_array)
         shapes = tuple((np.shape(leaf), np.result_type(leaf)) for leaf in jax.tree.leaves(arrays))
-        return self.method, self.objective.graded, jax.tree.structure(arrays), shapes, tuple(jax.tree.leaves(rest))
+        return self.method, self.graded, jax.tree.structure(arrays), shapes, tuple(jax.tree.leaves(rest))
 
     @property
     def bytes(self) -> int:
         """Memory of the problem in a stack: its arrays, and its path several times over."""
         path = 4 * SHORT_SEGMENT * sum(np.size(leaf) for leaf in jax.tree.leaves(self.start))
-        return 8 * (path + sum(np.size(leaf) for leaf in jax.tree.leaves(eqx.filter(self.objective, eqx.is_array))))
+        return 8 * (path + sum(np.size(leaf) for leaf in jax.tree.leaves(eqx.filter(self.loss, eqx.is_array))))
 
 
 def _together(group: Sequence[_Prepared], weight_tolerance: float, max_steps: int) -> list[TrainingResult | NonFiniteError]:
@@ -253,14 +257,14 @@ def _together(group: Sequence[_Prepared], weight_tolerance: float, max_steps: in
     same = all(one.objective is group[0].objective for one in group)
     with precision.float64(), progress_reporter(False, "gradient flows") as report:
         flows = Flows(
-            group[0].objective if same else _stacked([one.objective for one in padded]),
+            group[0].loss if same else _stacked([one.loss for one in padded]),
             _stacked([one.start for one in padded]),
             group[0].method,
             np.array([one.rtol for one in padded]),
             max_steps,
             report,
             stacked=not same,
-            graded=group[0].objective.graded,
+            graded=group[0].graded,
         )
         judgements = flows.run_to_limit(weight_tolerance)
         share = (clock.perf_counter() - started) / len(group)
@@ -271,7 +275,7 @@ def _result(one: _Prepared, flows: Flows, index: int, judgement: Judgement, seco
     verdict, reason, evidence = judgement
     time = float(flows.time[index])
     if flows.keep_path:
-        trajectory = flows.recorders[index].trajectory(one.objective, one.embed)
+        trajectory = flows.recorders[index].trajectory(one.loss, one.embed)
     else:
         slopes = float(flows.initial_norms[index]), evidence.gradient_norm
         end = one.embed(part(flows.state, index))
@@ -293,11 +297,11 @@ def _result(one: _Prepared, flows: Flows, index: int, judgement: Judgement, seco
     )
 
 
-def _polish(objective: Objective, state: Weights) -> Weights:
+def _polish(one: _Prepared, state: Weights) -> Weights:
     """Newton steps, least-norm along the gauge, as long as they shrink."""
     last = np.inf
     for _ in range(POLISH_ROUNDS):
-        step = precision.to_numpy(curvature(objective, state, objective.graded).newton_step)
+        step = precision.to_numpy(curvature(one.loss, state, one.graded).newton_step)
         size = norm(step)
         if not size < 0.5 * last:
             break

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from icl_lab.core.typing import Array, Weights
 from icl_lab.objectives.curvature import loss_and_norm
-from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.objective import Loss
 from icl_lab.training import exponential
 from icl_lab.training.implicit import ArrowSolver
 
@@ -39,7 +39,7 @@ class Segment(eqx.Module):
 
 
 def integrate(
-    objective: Objective,
+    objective: Loss,
     state: Weights,
     start: Float[Array, ""],
     end: Float[Array, ""],

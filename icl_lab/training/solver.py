@@ -8,7 +8,7 @@ import numpy as np
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Weights
 from icl_lab.objectives.curvature import DENSE_LIMIT
-from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.objective import Loss
 from icl_lab.tasks.prompt import check_count
 from icl_lab.training import exponential
 
@@ -31,7 +31,7 @@ def check_flow(solver: str, weight_tolerance: float, max_steps: int, prefix: str
     check_count(max_steps, f"{prefix}max_steps", 1, "A flow takes at least one step.")
 
 
-def chosen_solver(solver: str, objective: Objective, state: Weights, limit: bool = True) -> str:
+def chosen_solver(solver: str, objective: Loss, state: Weights, limit: bool = True) -> str:
     """The solver of a flow: `solver` itself, or by the spread of rates if it is "auto".
 
     That is explicit for moderate spreads; for wide ones exponential where it applies, else implicit where a linear solve is
@@ -61,7 +61,7 @@ def chosen_solver(solver: str, objective: Objective, state: Weights, limit: bool
     return "kvaerno5" if unknowns <= DENSE_LIMIT and worthwhile else "tsit5"
 
 
-def step_tolerance(rtol: float | None, solver: str, weight_tolerance: float, objective: Objective) -> float:
+def step_tolerance(rtol: float | None, solver: str, weight_tolerance: float, objective: Loss) -> float:
     """Tolerance of the step controller.
 
     At its stability limit an explicit solver leaves errors of the size of its tolerance in the fastest mode, whose gradient

@@ -86,7 +86,7 @@ def test_the_newton_step_leads_back_to_the_minimum(near_minimum):
 
 def test_structured_and_dense_routes_agree(near_minimum):
     loss, _, moved = near_minimum
-    structured, point = objectives.StructuredLoss.restrict(loss, moved)
+    structured, point, _ = loss.coordinates(moved)
     point = jax.tree.map(jnp.asarray, point)
     arrow = objectives.curvature(structured, point)
     flat, unravel = ravel_pytree(point)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -48,8 +47,6 @@ class RandomSeries(InnovationsSetting):
 
 def trained(loss: MomentLoss, starts: LSAWeights, weight_tolerance: float = 1e-8) -> LSAWeights:
     """Where gradient flow ends lowest."""
-    # One structure for every length, so that flows on all of them are compiled once.
-    loss = dataclasses.replace(loss, task=RandomAutoregressive(loss.task.dim, 1))
     # Implicit, since the Gram of the features is nearly singular.
     ends = training.gradient_flows(loss, starts, solver="kvaerno5", weight_tolerance=weight_tolerance)
     convergence.rest_on(ends, ends.best)

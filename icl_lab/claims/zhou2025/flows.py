@@ -11,7 +11,6 @@ from icl_lab import objectives, training
 from icl_lab.claims.setting import integer
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.models import LSAWeights, initializers
-from icl_lab.tasks.series.autoregressive import Autoregressive
 
 # The flow stops at the first, which leaves errors of a gap well below the second.
 WEIGHT_TOLERANCE, GAP_TOLERANCE = 1e-7, 1e-7
@@ -66,9 +65,9 @@ class Limits:
 
 def train(objective: objectives.MomentLoss, starts: LSAWeights) -> Limits:
     """Gradient flow from a batch of starts."""
-    # The loss is a function of the moments alone; with one task for all series of an order it compiles once.
-    same = dataclasses.replace(objective, task=Autoregressive(np.full(objective.task.dim, 0.5 / objective.task.dim), 1))
-    ensemble = training.gradient_flows(same, starts, weight_tolerance=WEIGHT_TOLERANCE, solver="tsit5", max_steps=MAX_STEPS)
+    ensemble = training.gradient_flows(
+        objective, starts, weight_tolerance=WEIGHT_TOLERANCE, solver="tsit5", max_steps=MAX_STEPS
+    )
     return Limits(
         weights=ensemble.limits,
         risks=2 * np.asarray(ensemble.losses),

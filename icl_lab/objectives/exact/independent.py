@@ -20,8 +20,8 @@ from jaxtyping import Float
 from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.exact.moments import Features, MomentLoss, Moments
-from icl_lab.objectives.objective import Objective
+from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments
+from icl_lab.objectives.objective import Loss, Objective
 from icl_lab.objectives.sampled import MEMORY_LIMIT
 from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, Sphere, Uniform
 from icl_lab.tasks.prompt import Task
@@ -34,6 +34,21 @@ class IndependentLoss(MomentLoss):
     Attributes:
       pairs: (P, P), E[G_ab G_cd] over the pairs of the features.
       queries: (Q, Q), the covariance of the query.
+    """
+
+    pairs: Float[Array, "P P"]
+    queries: Float[Array, "Q Q"]
+
+    @property
+    def bare(self) -> Loss:
+        return IndependentPolynomial(self.features, self.moments, self.model.readout_sign, self.pairs, self.queries)
+
+
+class IndependentPolynomial(MomentPolynomial):
+    """The half loss by the two factors of E[phi phi^T].
+
+    Attributes:
+      pairs, queries: see `IndependentLoss`.
     """
 
     pairs: Float[Array, "P P"]

@@ -10,17 +10,21 @@ and so do their moments.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Inexact
+from jaxtyping import Float, Inexact, Int
 
-from icl_lab.core import compiled, precision
+from icl_lab.core import compiled
 from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.linalg import SINGULAR
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.objective import LARGEST_SPREAD, Objective, second_moment_spread
+from icl_lab.objectives.objective import LARGEST_SPREAD, Loss, Objective, second_moment_spread
+from icl_lab.objectives.structured import Entries, StructuredLoss, in_subspace
 from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression
 
@@ -34,10 +38,9 @@ def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8
 
 
 def _short(task: Task) -> Task:
-    """The task with a context of a few examples where they are independent: its active features are the same, at no memory."""
-    if not isinstance(task, LinearRegression) or task.context_length <= EXAMPLES:
-        return task
-    return task.with_context_length(EXAMPLES)
+    """The task with a context of a few examples where it is regression: its active features are the same, at no memory, and
+    one program finds them for every length."""
+    return task.with_context_length(EXAMPLES) if type(task) is LinearRegression else task
 
 
 class Features(eqx.Module):
@@ -133,13 +136,21 @@ class Moments(eqx.Module):
         return self.variance - 2 * jnp.real(linear) + jnp.real(square)
 
 
-class MomentLoss(Objective):
-    """Half loss of one linear attention layer from its moments, exact where they are."""
+class MomentPolynomial(Loss):
+    """Half loss of one linear attention layer as a polynomial, of its moments alone.
 
-    task: Task
-    model: LinearSelfAttention
+    Attributes:
+      features: which features the moments are of.
+      moments: their moments.
+      readout_sign: see `models.LinearSelfAttention`.
+    """
+
     features: Features
     moments: Moments
+    readout_sign: float = eqx.field(static=True)
+
+    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
+        return 0.5 * jax.tree.map(jnp.asarray, self.moments).risk(self.coefficients(weights))
 
     def coefficients(self, weights: Weights) -> Inexact[Array, "k F"]:
         """theta of the weights of one layer, the sign of the readout included.
@@ -151,15 +162,77 @@ class MomentLoss(Objective):
             if len(weights) != 1:
                 raise InvalidValueError(f"feature moments describe one layer; got weights of {len(weights)} layers.")
             (weights,) = weights
-        return self.model.readout_sign * self.features.coefficients(weights)
+        return self.readout_sign * self.features.coefficients(weights)
+
+    @property
+    def rate_spread(self) -> float:
+        # Relaxation rates scale like products of token variances; the tokens' spread to the third power bounds them.
+        diagonal = np.abs(np.diagonal(self.moments.gram))
+        # A feature that never occurs (products of two inputs of which one is zero) has no rate.
+        return (
+            float(np.max(diagonal) / np.min(diagonal, initial=np.max(diagonal), where=diagonal > 0)) if diagonal.any() else 1.0
+        )
+
+
+class MomentLoss(Objective):
+    """Half loss of one linear attention layer from its moments, exact where they are."""
+
+    task: Task
+    model: LinearSelfAttention
+    features: Features
+    moments: Moments
+
+    @property
+    def bare(self) -> Loss:
+        return MomentPolynomial(self.features, self.moments, self.model.readout_sign)
 
     def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
-        return 0.5 * jax.tree.map(jnp.asarray, self.moments).risk(self.coefficients(weights))
+        return self.bare(weights)
 
-    def risk(self, weights: Weights) -> float:
-        # A compiled program for every context length would cost more than it saves.
-        with precision.float64():
-            return 2.0 * float(self(jax.tree.map(jnp.asarray, weights)))
+    def coefficients(self, weights: Weights) -> Inexact[Array, "..."]:
+        """theta of the weights of one layer, the sign of the readout included.
+
+        Raises:
+          InvalidValueError: weights of more than one layer.
+        """
+        return self.bare.coefficients(weights)  # pyright: ignore[reportReturnType]
+
+    def coordinates(self, weights: Weights) -> tuple[Loss, Weights, Callable[[Weights], Weights]]:
+        """On the subspace p1 = k2 = 0, where the moments leave it invariant, those of a `StructuredLoss`."""
+        odd = self._label_features()
+        if odd is None or not in_subspace(weights):
+            return super().coordinates(weights)
+        values, basis = np.linalg.eigh(self.moments.gram[np.ix_(odd, odd)])
+        if not values[0] > SINGULAR * values[-1]:
+            return super().coordinates(weights)
+        axes = Entries(frozen=weights, basis=basis)
+        shape = weights.w_kq[:-1, :-1].shape
+        loss = StructuredLoss(
+            offset=np.asarray(self.moments.variance),
+            signal=self.model.readout_sign * (basis.T @ self.moments.cross[odd, 0]).reshape(shape),
+            curvature=values.reshape(shape),
+            rounding=np.asarray(np.finfo(np.float64).eps * values[-1] / values[0]),
+        )
+        return loss, axes.start, axes
+
+    def _label_features(self) -> Int[np.ndarray, "dd"] | None:
+        """The features with one label, x_a y x_c, if moments between them and the others vanish; else None.
+
+        Of merged tokens in d dimensions, in the order of the entries (a, c) of the top-left block of W_KQ.
+        """
+        features = self.features
+        slots = set(features.queries)
+        if features.outputs != (len(slots),) or slots != set(range(len(slots))) or not features.symmetric:
+            return None
+        is_label = np.asarray(features.columns) == len(slots)
+        mixed = is_label & (np.asarray(features.rows) < len(slots))
+        odd = np.flatnonzero(np.repeat(mixed, len(slots)))
+        if len(odd) != len(slots) ** 2:
+            return None
+        even = np.setdiff1d(np.arange(features.count), odd)
+        if np.any(self.moments.gram[np.ix_(odd, even)]) or np.any(self.moments.cross[even]):
+            return None
+        return odd
 
     @property
     def graded(self) -> bool:
@@ -180,9 +253,4 @@ class MomentLoss(Objective):
 
     @property
     def rate_spread(self) -> float:
-        # Relaxation rates scale like products of token variances; the tokens' spread to the third power bounds them.
-        diagonal = np.abs(np.diagonal(self.moments.gram))
-        # A feature that never occurs (products of two inputs of which one is zero) has no rate.
-        return (
-            float(np.max(diagonal) / np.min(diagonal, initial=np.max(diagonal), where=diagonal > 0)) if diagonal.any() else 1.0
-        )
+        return self.bare.rate_spread

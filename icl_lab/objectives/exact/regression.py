@@ -22,8 +22,8 @@ from jaxtyping import Float
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.models.weights import LSAWeights
-from icl_lab.objectives.objective import LARGEST_SPREAD, Objective
+from icl_lab.objectives.objective import LARGEST_SPREAD, Loss, Objective
+from icl_lab.objectives.structured import Sides, StructuredLoss, in_subspace
 from icl_lab.tasks.distributions.covariates import FiniteDiagonal, Gaussian
 from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression
@@ -116,6 +116,61 @@ def mean_squared_error(
     return odd + even / rho**2
 
 
+class RegressionPolynomial(Loss):
+    """The exact half loss of one layer on Gaussian linear regression, of the numbers that the task consists of.
+
+    Attributes:
+      covariances: (S, d, d) support of the covariate covariance, S = 1 if it is fixed.
+      probabilities: (S,) of the support.
+      task_covariance: (d, d), Omega.
+      noise_variance: s2 of the labels.
+      context_length: N.
+      normaliser: rho, by which the attention sum is divided.
+      query_in_sum, readout_sign: see `models.LinearSelfAttention`.
+    """
+
+    covariances: Float[Array, "*g S d d"]
+    probabilities: Float[Array, "*g S"]
+    task_covariance: Float[Array, "*g d d"]
+    noise_variance: Float[Array, "*g"]
+    context_length: Float[Array, "*g"]
+    normaliser: Float[Array, "*g"]
+    query_in_sum: bool = eqx.field(static=True)
+    readout_sign: float = eqx.field(static=True)
+
+    def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
+        active = ActiveWeights.of(weights, self.readout_sign)
+        dim, width = self.task_covariance.shape[-1], active.p1.shape[-1]
+        if width != dim:
+            raise InvalidValueError(
+                f"weights act on tokens of width {width + 1}, but the task's merged tokens have width d + 1 = {dim + 1}."
+            )
+        numbers = (self.task_covariance, self.noise_variance, self.context_length, self.normaliser)
+        of_task = [jnp.asarray(x, active.p1.dtype) for x in numbers]
+
+        def given(covariance):
+            return mean_squared_error(active, jnp.asarray(covariance, active.p1.dtype), *of_task, self.query_in_sum)
+
+        if self.covariances.shape[0] == 1:
+            return 0.5 * given(self.covariances[0])
+        probabilities, covariances = (jnp.asarray(x, active.p1.dtype) for x in (self.probabilities, self.covariances))
+        return 0.5 * probabilities @ jax.vmap(given)(covariances)
+
+    def coefficients(self, weights: Weights) -> Float[Array, "D D d"]:
+        active = ActiveWeights.of(weights, self.readout_sign)
+        values = jnp.concatenate([active.p1, active.p2[:, None]], axis=1)
+        scores = jnp.concatenate([active.k1, active.k2[:, None, :]], axis=1)
+        product = jnp.einsum("ha,hbc->abc", values, scores)
+        # The attention Gram is symmetric.
+        return product + jnp.swapaxes(product, 0, 1)
+
+    @property
+    def rate_spread(self) -> float:
+        covariance = np.einsum("s,sij->ij", self.probabilities, self.covariances)
+        second = covariance_of_mean(covariance, self.task_covariance, self.noise_variance, self.context_length)
+        return float(np.linalg.cond(covariance) * np.linalg.cond(second))
+
+
 class RegressionLoss(Objective):
     """Exact half loss of one layer of linear self-attention on Gaussian linear regression.
 
@@ -167,45 +222,50 @@ class RegressionLoss(Objective):
         """rho of the model on prompts of the task's length."""
         return float(self.task.context_length) if self.model.normaliser == "context_length" else 1.0
 
+    @property
+    def bare(self) -> RegressionPolynomial:
+        task, model = self.task, self.model
+        return RegressionPolynomial(
+            covariances=self.covariances,
+            probabilities=self.probabilities,
+            task_covariance=task.task_covariance,
+            noise_variance=np.asarray(task.noise_std**2),
+            context_length=np.asarray(float(task.context_length)),
+            normaliser=np.asarray(self.normaliser),
+            query_in_sum=model.query_in_sum,
+            readout_sign=model.readout_sign,
+        )
+
     def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
-        active = ActiveWeights.of(weights, self.model.readout_sign)
-        dim, width = self.task.dim, active.p1.shape[-1]
-        if width != dim:
-            raise InvalidValueError(
-                f"weights act on tokens of width {width + 1}, but the task's merged tokens have width d + 1 = {dim + 1}."
-            )
-        dtype = active.p1.dtype
-
-        def given(covariance):
-            return mean_squared_error(
-                active,
-                jnp.asarray(covariance, dtype),
-                jnp.asarray(self.task.task_covariance, dtype),
-                jnp.asarray(self.task.noise_std, dtype) ** 2,
-                float(self.task.context_length),
-                self.normaliser,
-                self.model.query_in_sum,
-            )
-
-        if self.covariances.shape[0] == 1:
-            return 0.5 * given(self.covariances[0])
-        return 0.5 * jnp.asarray(self.probabilities, dtype) @ jax.vmap(given)(jnp.asarray(self.covariances, dtype))
+        return self.bare(weights)
 
     def coefficients(self, weights: Weights) -> Float[Array, "D D d"]:
-        active = ActiveWeights.of(weights, self.model.readout_sign)
-        values = jnp.concatenate([active.p1, active.p2[:, None]], axis=1)
-        scores = jnp.concatenate([active.k1, active.k2[:, None, :]], axis=1)
-        product = jnp.einsum("ha,hbc->abc", values, scores)
-        # The attention Gram is symmetric.
-        return product + jnp.swapaxes(product, 0, 1)
+        return self.bare.coefficients(weights)
 
-    def coordinates(self, weights: Weights) -> tuple[Objective, Weights, Callable[[Weights], Weights]]:
-        """On the invariant subspace p1 = k2 = 0 those of `StructuredLoss`, in which the flow is elementwise."""
-        restricted = StructuredLoss.restrict(self, weights)
-        if restricted is None:
+    def coordinates(self, weights: Weights) -> tuple[Loss, Weights, Callable[[Weights], Weights]]:
+        """On the invariant subspace p1 = k2 = 0 those of a `StructuredLoss`, in which the flow is elementwise.
+
+        With c and l the eigenvalues of E[b b^T]/rho^2 and Lambda, A_ij = c_i l_j for any pair of covariances; nothing has to
+        commute.
+        """
+        if self.covariances.shape[0] != 1 or not in_subspace(weights):
             return super().coordinates(weights)
-        structured, start = restricted
-        return structured, start, structured.embed
+        task = self.task
+        covariance = np.asarray(task.covariance)
+        diagonal = not np.any(covariance - np.diag(np.diagonal(covariance)))
+        values, right = np.linalg.eigh(covariance)
+        om = right.T @ np.asarray(task.task_covariance) @ right
+        ratio = task.context_length / self.normaliser
+        c, rotation = _second_moment_eigenbasis(values, om, float(task.noise_std) ** 2, task.context_length)
+        loss = StructuredLoss(
+            offset=np.asarray(np.sum(values * np.diagonal(om))),
+            signal=ratio * self.model.readout_sign * rotation.T @ (values[:, None] * om * values),
+            curvature=np.outer(ratio**2 * c, values),
+            # The smallest eigenvalue of a matrix is known to a rounding of the largest, and the weights go like its inverse.
+            rounding=np.asarray(0.0 if diagonal else np.finfo(np.float64).eps * values[-1] / values[0]),
+        )
+        axes = Sides(frozen=weights, left=right @ rotation, right=right)
+        return loss, axes.start, axes
 
     @property
     def graded(self) -> bool:
@@ -215,14 +275,7 @@ class RegressionLoss(Objective):
 
     @property
     def rate_spread(self) -> float:
-        covariance = np.einsum("s,sij->ij", self.probabilities, self.covariances)
-        second = covariance_of_mean(
-            covariance,
-            np.asarray(self.task.task_covariance),
-            float(self.task.noise_std) ** 2,
-            self.task.context_length,
-        )
-        return float(np.linalg.cond(covariance) * np.linalg.cond(second))
+        return self.bare.rate_spread
 
 
 def covariance_of_mean(
@@ -250,102 +303,3 @@ def _second_moment_eigenbasis(
     inner_values, inner_vectors = np.linalg.eigh(0.5 * (inner + inner.T))
     rotation, singular, _ = np.linalg.svd(scale[:, None] * inner_vectors * np.sqrt(np.maximum(inner_values, 0.0)))
     return singular**2, rotation
-
-
-class StructuredWeights(eqx.Module):
-    """Coordinates of the subspace p1 = k2 = 0 in the eigenbases that make the flow elementwise.
-
-    Attributes:
-      value: u, the bottom-right entry of W_PV.
-      key_query: (d, d), V = Q^T U P where U is the top-left block of W_KQ, Q the eigenvectors of E[b b^T], P those of Lambda.
-    """
-
-    value: Float[Array, ""]
-    key_query: Float[Array, "d d"]
-
-
-class StructuredLoss(Objective):
-    r"""The exact loss on the invariant subspace p1 = k2 = 0, O(d^2) per evaluation, for any pair of covariances.
-
-    .. math:: L = \tfrac12\Big(\operatorname{tr}\Lambda\Omega - 2u\langle V,\tilde D\rangle + u^2\sum_{ij} c_i l_j V_{ij}^2\Big)
-
-    with c and l the eigenvalues of E[b b^T]/rho^2 and Lambda. The change of coordinates is orthogonal, so gradient flow in
-    these coordinates *is* gradient flow in the weights; nothing has to commute. The Hessian is an arrow matrix.
-
-    Source: the reduced dynamics of arXiv 2306.09927, Lemma 5.2, in the general (Lambda, Omega, s2) case.
-    """
-
-    task: LinearRegression
-    model: LinearSelfAttention
-    frozen: LSAWeights
-    offset: Float[Array, ""]
-    signal: Float[Array, "d d"]
-    curvature: Float[Array, "d d"]
-    left: Float[Array, "d d"]
-    right: Float[Array, "d d"]
-    spread: Float[Array, ""]
-    rounding: Float[Array, ""]
-
-    @staticmethod
-    def restrict(objective: RegressionLoss, weights: Weights) -> tuple[StructuredLoss, StructuredWeights] | None:
-        """The structured form of an exact loss and of weights, or None where the weights are not in the subspace."""
-        if objective.covariances.shape[0] != 1:
-            return None
-        # With a head axis the flow is that of all weights, which a claim about the subspace itself is about.
-        if not isinstance(weights, LSAWeights) or weights.w_pv.ndim != 2:
-            return None
-        task, model, dim = objective.task, objective.model, objective.task.dim
-        w_pv, w_kq = np.asarray(weights.w_pv, np.float64), np.asarray(weights.w_kq, np.float64)
-        if np.any(w_pv[-1, :-1]) or np.any(w_kq[-1, :-1]):
-            return None
-        covariance = np.asarray(task.covariance)
-        diagonal = not np.any(covariance - np.diag(np.diagonal(covariance)))
-        values, right = np.linalg.eigh(covariance)
-        om = right.T @ np.asarray(task.task_covariance) @ right
-        ratio = task.context_length / objective.normaliser
-        c, rotation = _second_moment_eigenbasis(values, om, float(task.noise_std) ** 2, task.context_length)
-        left = right @ rotation
-        structured = StructuredLoss(
-            task=task,
-            model=model,
-            frozen=LSAWeights(w_pv, w_kq),
-            offset=np.asarray(np.sum(values * np.diagonal(om))),
-            signal=ratio * model.readout_sign * rotation.T @ (values[:, None] * om * values),
-            curvature=np.outer(ratio**2 * c, values),
-            left=left,
-            right=right,
-            # The smallest eigenvalue of a matrix is known to a rounding of the largest, and the weights go like its inverse.
-            rounding=np.asarray(0.0 if diagonal else np.finfo(np.float64).eps * values[-1] / values[0]),
-            spread=np.asarray(c.max() / c.min() * values.max() / values.min()),
-        )
-        start = StructuredWeights(value=np.asarray(w_pv[-1, -1]), key_query=left.T @ w_kq[:dim, :dim] @ right)
-        return structured, start
-
-    def embed(self, structured: StructuredWeights) -> LSAWeights:
-        """The full weights at structured coordinates; entries outside the subspace keep their initial values."""
-        u = self.left @ structured.key_query @ self.right.T
-        dim = u.shape[0]
-        return LSAWeights(
-            w_pv=jnp.asarray(self.frozen.w_pv).at[-1, -1].set(structured.value),
-            w_kq=jnp.asarray(self.frozen.w_kq).at[:dim, :dim].set(u),
-        )
-
-    def __call__(self, weights: StructuredWeights, key: Key | None = None) -> Float[Array, ""]:
-        u, v = weights.value, weights.key_query
-        return 0.5 * (self.offset - 2 * u * jnp.sum(v * self.signal) + u**2 * jnp.sum(self.curvature * v**2))
-
-    @property
-    def relaxation(self) -> tuple[Float[Array, "*S d d"], Float[Array, "*S d d"]]:
-        return self.signal, self.curvature
-
-    @property
-    def rate_spread(self) -> float:
-        return float(self.spread)
-
-    @property
-    def graded(self) -> bool:
-        return False  # in the eigenbasis every rate stands by itself
-
-    @property
-    def input_rounding(self) -> float | Float[Array, "*S"]:
-        return self.rounding

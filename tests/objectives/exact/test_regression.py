@@ -148,22 +148,21 @@ def test_structured_form_is_the_same_function_and_an_isometry(rng):
     loss = objectives.population(task, LinearSelfAttention(readout_sign=-1.0))
     start = zhang(2, 0.4)
     start = LSAWeights(start.w_pv, start.w_kq + np.pad(rng.normal(size=(2, 2)), ((0, 1), (0, 1))))
-    restricted = objectives.StructuredLoss.restrict(loss, start)
-    assert restricted is not None
-    structured, point = restricted
-    back = structured.embed(point)
+    structured, point, embed = loss.coordinates(start)
+    assert isinstance(structured, objectives.StructuredLoss)
+    back = embed(point)
     np.testing.assert_allclose(back.w_kq, start.w_kq, atol=1e-14)
     assert float(structured(point)) == pytest.approx(0.5 * loss.risk(start), rel=1e-13)
     gradient = jax.grad(structured)(jax.tree.map(jnp.asarray, point))
     full = jax.grad(loss)(jax.tree.map(jnp.asarray, start))
-    moved = structured.embed(gradient)
+    moved = embed(gradient)
     np.testing.assert_allclose(moved.w_kq[:2, :2], full.w_kq[:2, :2], atol=1e-13)
     np.testing.assert_allclose(moved.w_pv[-1, -1], full.w_pv[-1, -1], atol=1e-13)
 
 
 def test_weights_outside_the_subspace_have_no_structured_form(rng):
     loss = objectives.population(LinearRegression(dim=2, context_length=6), LinearSelfAttention())
-    assert objectives.StructuredLoss.restrict(loss, random_weights(rng, 2)) is None
+    assert not isinstance(loss.coordinates(random_weights(rng, 2))[0], objectives.StructuredLoss)
 
 
 @pytest.mark.parametrize(
