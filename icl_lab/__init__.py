@@ -24,4 +24,25 @@ Such comparisons are kept as claims, which anybody can run again:
   ['passed']
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 __version__ = "0.1.0"
+
+
+def enable_cache() -> Path | None:
+    """Keep compiled programs on disk, so that the next process that asks the same kind of question starts at once.
+
+    Call it first, before JAX is imported: programs with an ODE solver are kept only then. The command line does it by itself.
+
+    Returns:
+      The folder, or None where the cache is switched off (`JAX_ENABLE_COMPILATION_CACHE=false`) or cannot be written.
+
+    Examples:
+      >>> import icl_lab
+      >>> folder = icl_lab.enable_cache()  # doctest: +SKIP
+    """
+    from icl_lab.runs import cache
+
+    return cache.enable()

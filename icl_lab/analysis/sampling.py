@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from icl_lab.core import compiled, precision
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task, check_count
+from icl_lab.tasks.sharing import sharing
 
 Predictor = Callable[[Prompt], Array]
 """An estimator or a model with its weights: prompt -> prediction (k,)."""
@@ -56,6 +57,7 @@ def sample_mean(statistic: Callable[[Prompt], Any], task: Task, key: Key, prompt
     """
     check_count(prompts, "prompts", 2, "A standard error needs two prompts at least.")
     check_count(chunk, "chunk", 1, "It is the number of prompts held in memory at once.")
+    task = sharing(task)
     chunk = min(chunk, prompts)
     chunks = -(-prompts // chunk)
     count = chunks * chunk

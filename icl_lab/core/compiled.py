@@ -56,6 +56,11 @@ class _Plain:
 
     function: Callable[..., Any]
 
+    def __post_init__(self) -> None:
+        # What JAX calls the program in its logs.
+        for name in ("__name__", "__qualname__"):
+            object.__setattr__(self, name, getattr(self.function, name, "program"))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 

@@ -28,7 +28,8 @@ from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments
 from icl_lab.tasks.prompt import Prompt, Task, check_count
-from icl_lab.tasks.regression.linear import LinearRegression
+from icl_lab.tasks.regression.linear import LinearRegression, is_plain
+from icl_lab.tasks.sharing import sharing
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""
@@ -125,6 +126,7 @@ class SampledLoss(MomentLoss):
         check_count(prompts, "prompts", 2, "A standard error needs at least two prompts.")
         check_count(groups, "groups", 2, "The spread of the groups is the standard error.")
         with precision.float64():
+            task = sharing(task)
             features = Features.of(task, model) if features is None else features
             complex_factor = 1 if features.symmetric else 2
             needed = 8 * complex_factor * (groups + 2) * features.count**2
@@ -219,24 +221,16 @@ def _padded(task: Task, model: LinearSelfAttention) -> tuple[Task, np.ndarray | 
 
     Of `LinearRegression` a prompt is as good as the beginning of a longer one. There are two lengths an octave.
     """
-    if not (_is_plain_regression(task) and model.embedding == "merged"):
+    if not (is_plain(task) and model.embedding == "merged"):
         return task, None
     octave = 2 ** int(np.log2(max(task.context_length - 1, SHORTEST // 2)))
     length = 3 * octave // 2 if task.context_length <= 3 * octave // 2 else 2 * octave
     return task.with_context_length(length), np.asarray(task.context_length)
 
 
-def _is_plain_regression(task: Task) -> bool:
-    """Whether prompts are drawn by `LinearRegression` itself; a subclass may mean something else by them."""
-    return isinstance(task, LinearRegression) and all(
-        getattr(type(task), name) is getattr(LinearRegression, name)
-        for name in ("sample", "sample_task", "with_context_length")
-    )
-
-
 def has_label_twins(task: Task, model: LinearSelfAttention) -> bool:
     """Whether a prompt with all labels and its target reversed is as likely, and tokens hold labels as they are."""
-    return _is_plain_regression(task) and model.embedding == "merged"
+    return is_plain(task) and model.embedding == "merged"
 
 
 def _parity_mixed(features: Features) -> np.ndarray:
@@ -320,7 +314,7 @@ def _from_whole(
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
     """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
     long = task.context_length * len(features.queries) > PIECE_ELEMENTS
-    return long and _is_plain_regression(task) and model.embedding == "merged" and not model.causal
+    return long and is_plain(task) and model.embedding == "merged" and not model.causal
 
 
 def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):

@@ -1,7 +1,8 @@
-"""JAX's persistent compilation cache, on for the command line: a program compiled once starts at once in the next process.
+"""JAX's persistent compilation cache: a program compiled once starts at once in the next process.
 
-Everything is set by environment variables before JAX is imported, and only those that the user has not set, so that the
-processes of a launcher inherit them. `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off.
+The command line switches it on, everybody else by `icl_lab.enable_cache()`. Everything is set by environment variables, and
+only those that the user has not set, so that the processes of a launcher inherit them; where JAX is imported already, its
+configuration is set as well. `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 import platform
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +34,9 @@ DEFAULTS = {
 
 
 def enable() -> Path | None:
-    """Switch the cache on for this process and its children; call it before JAX is imported.
+    """Switch the cache on for this process and its children.
+
+    Call it before JAX is imported: programs with an ODE solver are stored only then.
 
     Returns:
       The folder, or None if the cache is switched off or its folder cannot be written.
@@ -52,6 +56,16 @@ def enable() -> Path | None:
     os.environ[FOLDER] = str(folder)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if "jax" in sys.modules:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update(
+            "jax_persistent_cache_min_compile_time_secs", float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+        )
+        jax.config.update(
+            "jax_persistent_cache_min_entry_size_bytes", int(os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"])
+        )
     if not isinstance(warnings.showwarning, _Mend):
         warnings.showwarning = _Mend(folder, warnings.showwarning)
     return folder

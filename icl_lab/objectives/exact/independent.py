@@ -99,7 +99,7 @@ def independent_loss(task: LinearRegression, model: LinearSelfAttention) -> Inde
         )
     d, n = task.dim, task.context_length
     rows, columns = np.triu_indices(d + 1)
-    features = Features(tuple(rows.tolist()), tuple(columns.tolist()), tuple(range(d)), (d,), symmetric=True)
+    features = Features.of_regression(d)
     if 8 * features.count**2 > MEMORY_LIMIT:
         raise MemoryBudgetError(
             f"the moments of {features.count} features need {8 * features.count**2 / 2**30:.3g} GiB, and "

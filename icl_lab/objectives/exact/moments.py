@@ -26,21 +26,12 @@ from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.objective import LARGEST_SPREAD, Loss, Objective, second_moment_spread
 from icl_lab.objectives.structured import Entries, StructuredLoss, in_subspace
 from icl_lab.tasks.prompt import Task
-from icl_lab.tasks.regression.linear import LinearRegression
-
-EXAMPLES = 64
-"""Examples of the prompts that show which features are active."""
+from icl_lab.tasks.regression.linear import is_plain
 
 
 @compiled.jit
 def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8 T D"]:
     return jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8))
-
-
-def _short(task: Task) -> Task:
-    """The task with a context of a few examples where it is regression: its active features are the same, at no memory, and
-    one program finds them for every length."""
-    return task.with_context_length(EXAMPLES) if type(task) is LinearRegression else task
 
 
 class Features(eqx.Module):
@@ -61,8 +52,11 @@ class Features(eqx.Module):
 
     @staticmethod
     def of(task: Task, model: LinearSelfAttention) -> Features:
-        """The active features, found from the tokens of a few prompts: one exactly zero in all is inactive."""
-        tokens = np.asarray(_example_tokens(_short(task), model))
+        """The active features: all of merged tokens of regression, else found from the tokens of a few prompts, where one
+        exactly zero in all is inactive."""
+        if is_plain(task) and model.embedding == "merged":
+            return Features.of_regression(task.dim)
+        tokens = np.asarray(_example_tokens(task, model))
         keys = tokens if model.query_in_sum else tokens[:, :-1]
         active = np.flatnonzero(np.any(keys != 0, axis=(0, 1)))
         first, second = np.meshgrid(active, active, indexing="ij")
@@ -74,6 +68,12 @@ class Features(eqx.Module):
             outputs=tuple(range(tokens.shape[-1])[model.label_slots(tokens.shape[-1], task.label_dim)]),
             symmetric=not np.iscomplexobj(tokens),
         )
+
+    @staticmethod
+    def of_regression(dim: int) -> Features:
+        """Those of merged tokens (x, y) and a query token (x_q, 0) in d dimensions."""
+        rows, columns = np.triu_indices(dim + 1)
+        return Features(tuple(rows.tolist()), tuple(columns.tolist()), tuple(range(dim)), (dim,), symmetric=True)
 
     @property
     def count(self) -> int:
@@ -236,8 +236,12 @@ class MomentLoss(Objective):
 
     @property
     def graded(self) -> bool:
-        # By the tokens that `Features.of` has drawn already.
-        spread = second_moment_spread(_example_tokens(_short(self.task), self.model))
+        if is_plain(self.task) and self.model.embedding == "merged":
+            variances = np.append(np.linalg.eigvalsh(self.task.covariance), self.task.label_variance)
+            spread = float(np.max(variances) / np.min(variances[variances > SINGULAR * np.max(variances)]))
+        else:
+            # By the tokens that `Features.of` has drawn already.
+            spread = second_moment_spread(_example_tokens(self.task, self.model))
         return self.rate_spread > LARGEST_SPREAD or spread**3 > LARGEST_SPREAD
 
     def unconstrained_feature_risk(self) -> float:

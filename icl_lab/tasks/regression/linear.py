@@ -129,3 +129,11 @@ class LinearRegression(Task):
         inputs = self.covariates.sample(stream(key, "inputs"), count)
         labels = add_noise(stream(key, "noise"), (inputs @ task_vector)[:, None], self.noise_std)
         return jnp.concatenate([inputs, labels], axis=1)
+
+
+def is_plain(task: Task) -> bool:
+    """Whether a task's prompts are those of `LinearRegression`; a subclass that draws its own may mean something else by them."""
+    own = ("sample", "sample_task", "with_context_length")
+    return isinstance(task, LinearRegression) and all(
+        getattr(type(task), name) is getattr(LinearRegression, name) for name in own
+    )
