@@ -132,7 +132,7 @@ class LinearRegression(Task):
 
 
 def is_plain(task: Task) -> bool:
-    """Whether a task's prompts are those of `LinearRegression`; a subclass that draws its own may mean something else by them."""
+    """Whether a task's prompts are those of `LinearRegression`; a subclass that draws its own may mean others."""
     own = ("sample", "sample_task", "with_context_length")
     return isinstance(task, LinearRegression) and all(
         getattr(type(task), name) is getattr(LinearRegression, name) for name in own
