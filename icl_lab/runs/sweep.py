@@ -26,7 +26,7 @@ from icl_lab.core.errors import DamagedRunError
 from icl_lab.core.progress import phase
 from icl_lab.report import console as present
 from icl_lab.runs import execute, provenance, records, store
-from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
+from icl_lab.runs.simulate import TOGETHER, Prepared, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten
 from icl_lab.training import TrainingResult, gradient_flow_each
 
@@ -91,7 +91,7 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
 
 
 OnFinished = Callable[..., None]
-PreparedRuns = list[tuple[Point, Problem]]
+PreparedRuns = list[tuple[Point, Prepared]]
 
 
 def _prepared(points: list[Point], on_finished: OnFinished) -> Iterator[PreparedRuns]:
@@ -148,7 +148,7 @@ def _train_and_publish(problems: PreparedRuns, finished: set[Path], on_finished:
 
 def _flow(group: PreparedRuns, settings: dict[str, Any], finished: set[Path], on_finished: OnFinished) -> None:
     """Train flows together and publish them, those of one evaluation a few dozen at a time."""
-    waiting: dict[str, list[tuple[Point, Problem, TrainingResult]]] = {}
+    waiting: dict[str, list[tuple[Point, Prepared, TrainingResult]]] = {}
     known = {index for index, (point, _) in enumerate(group) if point.folder in finished}
     results = gradient_flow_each([(problem.objective, problem.initial) for _, problem in group], known=known, **settings)
     for index, result in results:
@@ -165,7 +165,7 @@ def _flow(group: PreparedRuns, settings: dict[str, Any], finished: set[Path], on
 
 
 def _publish(
-    trained: list[tuple[Point, Problem, TrainingResult]], together: int, finished: set[Path], on_finished: OnFinished
+    trained: list[tuple[Point, Prepared, TrainingResult]], together: int, finished: set[Path], on_finished: OnFinished
 ) -> None:
     if all(point.folder in finished for point, _, _ in trained):
         return
