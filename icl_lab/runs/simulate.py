@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +78,22 @@ class Prepared:
     optimum: Optimum | None
 
 
-def simulate(config: Mapping[str, Any], checkpoint: Path | None = None) -> Simulation:
+def simulate(
+    config: Mapping[str, Any],
+    checkpoint: Path | None = None,
+    on_trained: Callable[[Prepared, TrainingResult], None] | None = None,
+) -> Simulation:
     """Train and compare as a resolved configuration says. Call it inside `precision.float64()`.
 
-    With `checkpoint`, a descent that was interrupted goes on from that file.
+    With `checkpoint`, a descent that was interrupted goes on from that file. `on_trained` is called before the comparison.
 
     Raises:
       IclLabError: the configuration describes no valid problem.
     """
     problem = prepare(config)
     result = train(problem, checkpoint)
+    if on_trained is not None:
+        on_trained(problem, result)
     return finish([problem], [result])[0]
 
 

@@ -26,6 +26,7 @@ from icl_lab.core.errors import DamagedRunError
 from icl_lab.core.progress import phase
 from icl_lab.report import console as present
 from icl_lab.runs import execute, provenance, records, store
+from icl_lab.runs.drawing import Drawing
 from icl_lab.runs.simulate import TOGETHER, Prepared, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten
 from icl_lab.training import TrainingResult, gradient_flow_each
@@ -177,7 +178,10 @@ def _publish(
         shares = result.seconds + watch.wall / len(runs), watch.compile / len(runs)
         made = execute.record(*shares, together=together)
         execute.publish(
-            point.config, point.folder, lambda run=run, made=made: (run, made), draw=bool(point.config["analysis"]["figures"])
+            point.config,
+            point.folder,
+            lambda _, run=run, made=made: (run, made),
+            draw=bool(point.config["analysis"]["figures"]),
         )
         on_finished(point)
 
@@ -185,8 +189,8 @@ def _publish(
 def _alone(point: Point, on_finished: OnFinished) -> None:
     """Do one run by itself."""
 
-    def work() -> tuple[Simulation, dict[str, Any]]:
-        return execute.trained_alone(point.config, store.checkpoint_file(point.folder))
+    def work(figures: Drawing) -> tuple[Simulation, dict[str, Any]]:
+        return execute.trained_alone(point.config, store.checkpoint_file(point.folder), figures)
 
     try:
         execute.publish(point.config, point.folder, work, draw=bool(point.config["analysis"]["figures"]))
@@ -197,7 +201,7 @@ def _alone(point: Point, on_finished: OnFinished) -> None:
 
 
 def _publish_failure(point: Point, error: Exception, on_finished: OnFinished) -> None:
-    def fail() -> tuple[Simulation, dict[str, Any]]:
+    def fail(_: Drawing) -> tuple[Simulation, dict[str, Any]]:
         raise error
 
     with contextlib.suppress(Exception):
