@@ -16,33 +16,34 @@ from icl_lab.training import TrainingResult
 
 
 @phase("figures")
-def draw(
-    folder: Path,
-    training: TrainingResult,
-    model: Learner,
-    optimum: Optimum | None,
-    curve: dict[str, Any],
-    context_length: int,
-) -> None:
-    """Draw every figure that has a meaning for a run, each with its numbers beside it.
+def draw_training(folder: Path, training: TrainingResult, model: Learner, optimum: Optimum | None, context_length: int) -> None:
+    """Draw the figures of training that have a meaning for a run, each with its numbers beside it.
 
     Args:
       folder: where they go; made here.
       training: the path and its limit.
       model: what was trained.
       optimum: the closed form that applies, if one does.
-      curve: `risk_curve` of the metrics of the run.
       context_length: N of training.
     """
     from icl_lab.report import house_style
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with house_style():
-        _risk_curve(curve, context_length, folder / "risk_curve.png")
         _invariants(training, model, folder / "invariants.png")
         _training(training, None if optimum is None else (model, optimum, context_length), folder / "training.png")
         if optimum is not None:
             _weights(training, model, optimum, context_length, folder / "weights.png")
+
+
+@phase("figures")
+def draw_risks(folder: Path, curve: dict[str, Any], context_length: int) -> None:
+    """Draw the `risk_curve` of the metrics of a run, with its numbers beside it, into `folder`."""
+    from icl_lab.report import house_style
+
+    folder.mkdir(exist_ok=True)
+    with house_style():
+        _risk_curve(curve, context_length, folder / "risk_curve.png")
 
 
 def _clock(training: TrainingResult) -> str:

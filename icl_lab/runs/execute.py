@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from icl_lab.core import devices, precision
 from icl_lab.core.errors import in_words
 from icl_lab.core.prng import check_seed
 from icl_lab.report import console as present
-from icl_lab.report import run_figures
 from icl_lab.runs import distributed, provenance, records, store
+from icl_lab.runs.drawing import Drawing, drawing
 from icl_lab.runs.simulate import Simulation, simulate
 
 
@@ -72,32 +71,32 @@ def execute(config: DictConfig, console: Console | None = None) -> Outcome:
             status = simulate(resolved).status
         return Outcome(folder, status)
 
-    def work() -> tuple[Simulation, dict[str, Any]]:
+    def work(figures: Drawing) -> tuple[Simulation, dict[str, Any]]:
         # A process that went on from a checkpoint would leave the others behind.
         checkpoint = store.checkpoint_file(folder) if distributed.is_alone() else None
-        return trained_alone(resolved, checkpoint)
+        return trained_alone(resolved, checkpoint, figures)
 
     if not publish(resolved, folder, work, draw=resolved["analysis"]["figures"] is not False):
         console.print("Another process finished the same run first; its folder is kept.")
     return _outcome(folder, console)
 
 
-def trained_alone(resolved: dict[str, Any], checkpoint: Path | None) -> tuple[Simulation, dict[str, Any]]:
-    """One run by itself, and what `record` says of it."""
+def trained_alone(resolved: dict[str, Any], checkpoint: Path | None, figures: Drawing) -> tuple[Simulation, dict[str, Any]]:
+    """One run by itself, and what `record` says of it; `figures` begins when it is trained."""
     with precision.float64(), provenance.stopwatch() as watch:
-        result = simulate(resolved, checkpoint)
+        result = simulate(resolved, checkpoint, figures.trained)
     return result, record(watch.wall, watch.compile)
 
 
 def publish(
-    resolved: dict[str, Any], folder: Path, work: Callable[[], tuple[Simulation, dict[str, Any]]], *, draw: bool
+    resolved: dict[str, Any], folder: Path, work: Callable[[Drawing], tuple[Simulation, dict[str, Any]]], *, draw: bool
 ) -> bool:
     """Do a run in a temporary folder and give it its name; leave the record of its failure if `work` raises.
 
     Args:
       resolved: the configuration.
       folder: the run folder.
-      work: gives the run and what `record` says of it.
+      work: gives the run and what `record` says of it; it may hand over what there is to draw before it returns.
       draw: whether to draw its figures.
 
     Returns:
@@ -107,10 +106,12 @@ def publish(
         (partial / "config.yaml").write_text(yaml12.dump(resolved), encoding="utf-8")
         records.write_json(partial / "status.json", {"status": "running", "schema_version": store.SCHEMA_VERSION})
         try:
-            result, made = work()
-            _write(result, partial)
+            with drawing(partial / "figures", draw) as figures:
+                result, made = work(figures)
+                _write(result, partial)
+                problem = figures.finish(result)
             status = {"status": result.status, "verdict": result.metrics["verdict"], "reason": result.metrics["reason"]}
-            pictures = {"figures": problem} if draw and (problem := _draw(result, partial / "figures")) else {}
+            pictures = {"figures": problem} if problem else {}
             records.write_json(partial / "status.json", {**status, **pictures, "resumed": result.training.resumed, **made})
         except Exception as error:
             status = {
@@ -152,19 +153,6 @@ def _write(result: Simulation, folder: Path) -> None:
     trajectory = result.training.trajectory
     curves = {"times": trajectory.times, "losses": trajectory.losses, "gradient_norms": trajectory.gradient_norms}
     records.write_arrays(folder / "trajectory.npz", {**curves, **named_leaves("weights", trajectory.weights)})
-
-
-def _draw(result: Simulation, folder: Path) -> str | None:
-    """Draw the figures of a run; why there are none if drawing fails, which is no reason to lose the training."""
-    try:
-        curve = result.metrics["risk_curve"]
-        run_figures.draw(folder, result.training, result.model, result.optimum, curve, result.task.context_length)
-    except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        problem = f"not drawn: {in_words(error)}"
-        print(f"icl-lab: the run is kept without its figures ({problem})", file=sys.stderr)
-        return problem
-    return None
 
 
 def named_leaves(prefix: str, tree: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from icl_lab import analysis, tasks, theory
 from icl_lab.analysis.evaluation import comparison
-from icl_lab.analysis.evaluation.condensed import condensed
-from icl_lab.analysis.evaluation.measure import measure
+from icl_lab.analysis.evaluation.condensed import condensed, measure_condensed
+from icl_lab.analysis.evaluation.measure import Tables, measure
 from icl_lab.config import build, limits
 from icl_lab.core.errors import AssumptionError, InvalidValueError, UnsupportedProblemError
 from icl_lab.core.prng import stream
@@ -59,7 +59,7 @@ class Simulation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class Prepared:
     """What a configuration describes, ready to be trained.
 
     Attributes:
@@ -78,21 +78,27 @@ class Problem:
     optimum: Optimum | None
 
 
-def simulate(config: Mapping[str, Any], checkpoint: Path | None = None) -> Simulation:
+def simulate(
+    config: Mapping[str, Any],
+    checkpoint: Path | None = None,
+    on_trained: Callable[[Prepared, TrainingResult], None] | None = None,
+) -> Simulation:
     """Train and compare as a resolved configuration says. Call it inside `precision.float64()`.
 
-    With `checkpoint`, a descent that was interrupted goes on from that file.
+    With `checkpoint`, a descent that was interrupted goes on from that file. `on_trained` is called before the comparison.
 
     Raises:
       IclLabError: the configuration describes no valid problem.
     """
     problem = prepare(config)
     result = train(problem, checkpoint)
+    if on_trained is not None:
+        on_trained(problem, result)
     return finish([problem], [result])[0]
 
 
 @phase("building the problem")
-def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
+def prepare(config: Mapping[str, Any], like: Prepared | None = None) -> Prepared:
     """Build what a configuration describes, out of the objects of `like` where it says the same. In `precision.float64()`.
 
     Raises:
@@ -123,10 +129,10 @@ def prepare(config: Mapping[str, Any], like: Problem | None = None) -> Problem:
         objective = like.objective
     else:
         objective = build.build_objective(config["objective"], task, model, config["model"]["layers"], key)
-    return Problem(config, key, task, model, objective, initial, optimum)
+    return Prepared(config, key, task, model, objective, initial, optimum)
 
 
-def train(problem: Problem, checkpoint: Path | None = None) -> TrainingResult:
+def train(problem: Prepared, checkpoint: Path | None = None) -> TrainingResult:
     """Train one problem by itself."""
     trainer = problem.config["trainer"]
     return build.train(trainer, problem.objective, problem.initial, problem.key, checkpoint)
@@ -138,7 +144,7 @@ def evaluation(config: Mapping[str, Any]) -> str:
 
 
 @phase("evaluating")
-def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> list[Simulation]:
+def finish(problems: Sequence[Prepared], results: Sequence[TrainingResult]) -> list[Simulation]:
     """Compare trained problems of one `evaluation`, at most `TOGETHER`, with theory and the estimators on the same prompts."""
     first = problems[0]
     settings, length = first.config["analysis"], first.task.context_length
@@ -148,30 +154,28 @@ def finish(problems: Sequence[Problem], results: Sequence[TrainingResult]) -> li
     models = [eqx.Partial(_answer, first.model, result.limit) for result in results]
     # Three programs instead of one for every number of models.
     models += [models[-1]] * (min(n for n in (1, AT_ONCE, TOGETHER) if n >= len(models)) - len(models))
-    estimators = comparison.predictors(first.task, step_size, preconditioner, settings["ridge_penalty"])
-    distribution, measured_at = first.task.with_context_length(lengths[-1]), lengths
-    short = condensed(distribution, lengths) if _reads_gram_matrices(first) else None
-    if short is not None:
-        models = [short.predictors({"model": model})["model"] for model in models]
-        distribution, estimators, measured_at = short, short.predictors(estimators), short.rows
-    tables = measure(
-        distribution,
-        models,
-        estimators,
-        measured_at,
-        stream(key, "prompts"),
-        settings["prompts"],
-        sequence=comparison.is_sequence(first.task),
-        # One layer of linear attention is a few numbers a prompt beside the Gram matrix that all share.
-        together=min(len(models), AT_ONCE) if _is_light(first) else 1,
-    )
-    tables = [{n: table[at] for n, at in zip(lengths, measured_at, strict=True)} for table in tables]
+    tables = _tables(first, models, lengths, (step_size, preconditioner), stream(key, "prompts"))
     steps = (step_size, preconditioner)
     trained = zip(problems, results, tables[: len(problems)], strict=True)
     return [_simulation(problem, result, table, lengths, steps) for problem, result, table in trained]
 
 
-def _is_light(problem: Problem) -> bool:
+def _tables(first: Prepared, models: list[analysis.Predictor], lengths: list[int], best: Steps, key: Key) -> Tables:
+    """For each model the numbers of the comparison at every length, on condensed prompts where it reads no others."""
+    task, settings = first.task, first.config["analysis"]
+    # One layer of linear attention is a few numbers a prompt beside the Gram matrix that all share.
+    together = min(len(models), AT_ONCE) if _is_light(first) else 1
+    short = condensed(task, lengths) if _reads_gram_matrices(first) else None
+    if short is None:
+        estimators = comparison.predictors(task, *best, settings["ridge_penalty"])
+        longest, sequence = task.with_context_length(lengths[-1]), comparison.is_sequence(task)
+        return measure(longest, models, estimators, lengths, key, settings["prompts"], sequence=sequence, together=together)
+    estimators = comparison.predictors(task, *best, comparison.penalty_matrix(task, settings["ridge_penalty"]))
+    means = comparison.MEANS if getattr(first.model, "normaliser", None) == "none" else ("model", *comparison.MEANS)
+    return measure_condensed(short, models, estimators, lengths, key, settings["prompts"], means=means, together=together)
+
+
+def _is_light(problem: Prepared) -> bool:
     return (
         isinstance(problem.model, LinearSelfAttention)
         and problem.model.is_single_pass
@@ -179,15 +183,13 @@ def _is_light(problem: Problem) -> bool:
     )
 
 
-def _reads_gram_matrices(problem: Problem) -> bool:
-    """Whether the model reads the examples through sums over them, divided by their number."""
+def _reads_gram_matrices(problem: Prepared) -> bool:
+    """Whether the model reads the examples through one sum over them, divided by their number or not."""
     model = problem.model
-    if not (_is_light(problem) and isinstance(model, LinearSelfAttention)):
-        return False
-    return model.embedding == "merged" and not model.causal and model.normaliser == "context_length"
+    return _is_light(problem) and isinstance(model, LinearSelfAttention) and model.embedding == "merged" and not model.causal
 
 
-def _simulation(problem: Problem, result: TrainingResult, table: Table, lengths: list[int], steps: Steps) -> Simulation:
+def _simulation(problem: Prepared, result: TrainingResult, table: Table, lengths: list[int], steps: Steps) -> Simulation:
     metrics = {
         "verdict": result.verdict.value,
         "reason": result.reason,
@@ -244,7 +246,7 @@ def _training_metrics(result: TrainingResult, objective: Objective) -> dict[str,
     }
 
 
-def _comparison_metrics(problem: Problem, limit: Weights, table: Table, lengths: list[int], best: Steps) -> dict[str, Any]:
+def _comparison_metrics(problem: Prepared, limit: Weights, table: Table, lengths: list[int], best: Steps) -> dict[str, Any]:
     """The table of the run (the model and every estimator at the training length) and the risks at other lengths."""
     task = problem.task
     step_size, preconditioner = best
@@ -274,7 +276,7 @@ def _answer(model: Learner, weights: Weights, prompt: Prompt) -> Array:
     return model(weights, prompt)
 
 
-def _theory_metrics(problem: Problem, limit: Weights) -> dict[str, Any] | None:
+def _theory_metrics(problem: Prepared, limit: Weights) -> dict[str, Any] | None:
     """The closed form, and the error of everything that is compared with it after the gauge is fixed."""
     if problem.optimum is None:
         return None
@@ -290,7 +292,7 @@ def _theory_metrics(problem: Problem, limit: Weights) -> dict[str, Any] | None:
     }
 
 
-def _preconditioner_distance(problem: Problem, limit: Weights, matrix: np.ndarray) -> float | None:
+def _preconditioner_distance(problem: Prepared, limit: Weights, matrix: np.ndarray) -> float | None:
     """Relative distance of the model's effective preconditioner from `matrix`; None for a model that has none."""
     try:
         learned = analysis.effective_preconditioner(limit, problem.model, problem.task.context_length)
@@ -306,7 +308,7 @@ def _exact_risk(task: Task, preconditioner: np.ndarray) -> dict[str, float]:
     return {"risk": theory.lsa.risk(theory.Problem.of(task), preconditioner), "standard_error": 0.0}
 
 
-def _exact_risk_at(problem: Problem, length: int) -> float:
+def _exact_risk_at(problem: Prepared, length: int) -> float:
     """Risk of the closed form on prompts of another length; a plain sum grows with the length, a mean does not."""
     assert problem.optimum is not None
     plain_sum = getattr(problem.model, "normaliser", None) == "none"

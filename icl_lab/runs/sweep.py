@@ -26,7 +26,8 @@ from icl_lab.core.errors import DamagedRunError
 from icl_lab.core.progress import phase
 from icl_lab.report import console as present
 from icl_lab.runs import execute, provenance, records, store
-from icl_lab.runs.simulate import TOGETHER, Problem, Simulation, evaluation, finish, prepare
+from icl_lab.runs.drawing import Drawing
+from icl_lab.runs.simulate import TOGETHER, Prepared, Simulation, evaluation, finish, prepare
 from icl_lab.runs.table import flatten
 from icl_lab.training import TrainingResult, gradient_flow_each
 
@@ -91,7 +92,7 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
 
 
 OnFinished = Callable[..., None]
-PreparedRuns = list[tuple[Point, Problem]]
+PreparedRuns = list[tuple[Point, Prepared]]
 
 
 def _prepared(points: list[Point], on_finished: OnFinished) -> Iterator[PreparedRuns]:
@@ -148,7 +149,7 @@ def _train_and_publish(problems: PreparedRuns, finished: set[Path], on_finished:
 
 def _flow(group: PreparedRuns, settings: dict[str, Any], finished: set[Path], on_finished: OnFinished) -> None:
     """Train flows together and publish them, those of one evaluation a few dozen at a time."""
-    waiting: dict[str, list[tuple[Point, Problem, TrainingResult]]] = {}
+    waiting: dict[str, list[tuple[Point, Prepared, TrainingResult]]] = {}
     known = {index for index, (point, _) in enumerate(group) if point.folder in finished}
     results = gradient_flow_each([(problem.objective, problem.initial) for _, problem in group], known=known, **settings)
     for index, result in results:
@@ -165,7 +166,7 @@ def _flow(group: PreparedRuns, settings: dict[str, Any], finished: set[Path], on
 
 
 def _publish(
-    trained: list[tuple[Point, Problem, TrainingResult]], together: int, finished: set[Path], on_finished: OnFinished
+    trained: list[tuple[Point, Prepared, TrainingResult]], together: int, finished: set[Path], on_finished: OnFinished
 ) -> None:
     if all(point.folder in finished for point, _, _ in trained):
         return
@@ -177,7 +178,10 @@ def _publish(
         shares = result.seconds + watch.wall / len(runs), watch.compile / len(runs)
         made = execute.record(*shares, together=together)
         execute.publish(
-            point.config, point.folder, lambda run=run, made=made: (run, made), draw=bool(point.config["analysis"]["figures"])
+            point.config,
+            point.folder,
+            lambda _, run=run, made=made: (run, made),
+            draw=bool(point.config["analysis"]["figures"]),
         )
         on_finished(point)
 
@@ -185,8 +189,8 @@ def _publish(
 def _alone(point: Point, on_finished: OnFinished) -> None:
     """Do one run by itself."""
 
-    def work() -> tuple[Simulation, dict[str, Any]]:
-        return execute.trained_alone(point.config, store.checkpoint_file(point.folder))
+    def work(figures: Drawing) -> tuple[Simulation, dict[str, Any]]:
+        return execute.trained_alone(point.config, store.checkpoint_file(point.folder), figures)
 
     try:
         execute.publish(point.config, point.folder, work, draw=bool(point.config["analysis"]["figures"]))
@@ -197,7 +201,7 @@ def _alone(point: Point, on_finished: OnFinished) -> None:
 
 
 def _publish_failure(point: Point, error: Exception, on_finished: OnFinished) -> None:
-    def fail() -> tuple[Simulation, dict[str, Any]]:
+    def fail(_: Drawing) -> tuple[Simulation, dict[str, Any]]:
         raise error
 
     with contextlib.suppress(Exception):

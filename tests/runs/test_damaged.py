@@ -104,7 +104,7 @@ def test_training_is_kept_without_its_figures_if_drawing_fails(published, tmp_pa
     def fail(*_):
         raise ModuleNotFoundError("no such backend")
 
-    monkeypatch.setattr(run_figures, "draw", fail)
+    monkeypatch.setattr(run_figures, "draw_training", fail)
     config = OmegaConf.merge(published[2], {"run_root": str(tmp_path / "new"), "analysis": {"figures": True}})
     outcome = execute.execute(config)
     assert outcome.status == "done"

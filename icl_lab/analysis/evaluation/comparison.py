@@ -12,11 +12,14 @@ from icl_lab.analysis import Predictor
 from icl_lab.core import compiled
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.core.typing import Array, Key
+from icl_lab.estimators.ridge import Penalty
 from icl_lab.models import Learner, LinearSelfAttention
 from icl_lab.tasks.prompt import Task
 from icl_lab.theory import Optimum
 
 CHUNK = 500
+MEANS = ("gradient_descent", "preconditioned_gradient_descent")
+"""Estimators that divide by the number of examples; the others take sums over them."""
 DEFAULT_PENALTY = 1.0
 """Ridge penalty where the task has no Bayes penalty (no noise, or no Gaussian task vector)."""
 
@@ -64,7 +67,7 @@ def best_linear_steps(task: Task, key: Key, prompts: int) -> tuple[float, Float[
     return float(step), np.asarray(preconditioner)
 
 
-def predictors(task: Task, step_size: float, preconditioner: Array, penalty: float | None) -> dict[str, Predictor]:
+def predictors(task: Task, step_size: float, preconditioner: Array, penalty: Penalty | None) -> dict[str, Predictor]:
     """The estimators that a trained model is compared with, by the names they have in tables and files.
 
     Args:
@@ -77,12 +80,19 @@ def predictors(task: Task, step_size: float, preconditioner: Array, penalty: flo
         "gradient_descent": estimators.named("gradient_descent", step_size=np.asarray(step_size)),
         "preconditioned_gradient_descent": estimators.named("preconditioned_gradient_descent", preconditioner=preconditioner),
         "ols": estimators.named("ols"),
-        "ridge": estimators.named("ridge", penalty=bayes_penalty(task) if penalty is None else penalty),
+        # As an array, so that another number needs no other program.
+        "ridge": estimators.named("ridge", penalty=np.asarray(bayes_penalty(task) if penalty is None else penalty)),
         "zero": estimators.named("zero"),
     }
     if is_sequence(task):
         chosen["last_value"] = estimators.named("last_value")
     return chosen
+
+
+def penalty_matrix(task: Task, penalty: float | None) -> Float[np.ndarray, "d d"]:
+    """The penalty of ridge regression as a matrix, whatever it is: a number lambda as lambda I, None as `bayes_penalty`."""
+    chosen = np.asarray(bayes_penalty(task) if penalty is None else penalty)
+    return chosen * np.eye(task.dim) if chosen.ndim == 0 else chosen
 
 
 def is_sequence(task: Task) -> bool:

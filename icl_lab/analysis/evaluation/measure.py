@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Inexact
+from jaxtyping import Float
 
 from icl_lab.analysis import Predictor
 from icl_lab.core import compiled
@@ -24,6 +24,9 @@ from icl_lab.tasks.prompt import Prompt, Task, check_count, check_finite
 
 CHUNK_ELEMENTS = 2**22
 """Numbers in the inputs of a chunk, 32 MB in float64."""
+
+Tables = list[dict[int, dict[str, dict[str, float]]]]
+"""For each model, length -> name of a predictor -> its numbers by their names, see `measure`."""
 
 
 def measure(
@@ -36,7 +39,7 @@ def measure(
     *,
     sequence: bool,
     together: int = 1,
-) -> list[dict[int, dict[str, dict[str, float]]]]:
+) -> Tables:
     """Risks and prediction distances of each model and of the estimators, at every length.
 
     Args:
@@ -57,25 +60,44 @@ def measure(
       InvalidValueError: fewer than two prompts.
       NonFiniteError: a sampled prompt holds a NaN or an infinity.
     """
-    check_count(prompts, "analysis.prompts", 2, "A standard error needs two prompts at least.")
-    arrays, rest = zip(*(eqx.partition(model, eqx.is_array) for model in models), strict=True)
-    stacked = eqx.combine(jax.tree.map(lambda *leaves: np.stack(leaves), *arrays), rest[0])
-    size = int(np.clip(CHUNK_ELEMENTS // (task.context_length * task.dim), 1, prompts))
-    chunks = -(-prompts // size)
+    size, number = chunks(task.context_length * task.dim, prompts)
     totals: dict[int, np.ndarray] = {}
-    for index in each("prompts in chunks", range(chunks)):
+    for index in each("prompts in chunks", range(number)):
         batch = jax.tree.map(np.asarray, _draw(task, jax.random.fold_in(key, index), size))
         check_finite(batch)
         for length in lengths:
-            # An estimator a program: its answers are the same for every model that is compared.
-            answers = [np.asarray(_answers(answer, batch, length, sequence)) for answer in others.values()]
-            given = np.stack(answers, axis=1) if answers else np.zeros_like(batch.target[:, None])[:, :0]
-            sums = np.stack(
-                [np.asarray(x) for x in _sums(stacked, len(models), given, batch, length, sequence, together)], axis=1
-            )
-            totals[length] = totals.get(length, np.zeros_like(sums)) + sums
-    names = ("model", *others)
-    return [{n: _summary(names, totals[n][i], chunks * size) for n in lengths} for i in range(len(models))]
+            found = sums(models, others, batch, length, sequence=sequence, together=together)
+            totals[length] = totals.get(length, np.zeros_like(found)) + found
+    return summaries(("model", *others), totals, size * number)
+
+
+def chunks(elements: int, prompts: int) -> tuple[int, int]:
+    """Size and number of the chunks in which at least `prompts` prompts of so many `elements` pass.
+
+    Raises:
+      InvalidValueError: fewer than two prompts.
+    """
+    check_count(prompts, "analysis.prompts", 2, "A standard error needs two prompts at least.")
+    size = int(np.clip(CHUNK_ELEMENTS // elements, 1, prompts))
+    return size, -(-prompts // size)
+
+
+def sums(
+    models: Sequence[Predictor], others: Mapping[str, Predictor], batch: Prompt, length: int, *, sequence: bool, together: int
+) -> Float[np.ndarray, "M 5 P"]:
+    """Sums over a batch cut to a length, for each of M models one entry a predictor, the model first.
+
+    They are the squared error, its square, the squared gap to the model, its square, and the squared answer of the model.
+    """
+    arrays, rest = zip(*(eqx.partition(model, eqx.is_array) for model in models), strict=True)
+    stacked = eqx.combine(jax.tree.map(lambda *leaves: np.stack(leaves), *arrays), rest[0])
+    return np.asarray(_sums(stacked, len(models), tuple(others.values()), batch, length, sequence, together))
+
+
+def summaries(names: Sequence[str], totals: Mapping[int, Float[np.ndarray, "M 5 P"]], count: int) -> Tables:
+    """The tables of M models from the `sums` over `count` prompts at each length; `names` are those of the P predictors."""
+    models = len(next(iter(totals.values())))
+    return [{length: _summary(names, found[i], count) for length, found in totals.items()} for i in range(models)]
 
 
 def prefix(prompt: Prompt, length: int, sequence: bool) -> Prompt:
@@ -105,35 +127,28 @@ def _draw(task: Task, key: Key, size: int) -> Prompt:
 
 
 @compiled.jit
-def _answers(predictor: Predictor, batch: Prompt, length: int, sequence: bool) -> Array:
-    """(B, k) answers to a batch cut to a length."""
-    return jax.vmap(lambda prompt: predictor(prefix(prompt, length, sequence)))(batch)
-
-
-@compiled.jit
 def _sums(
     models: Predictor,
     count: int,
-    given: Inexact[Array, "B P k"],
+    others: tuple[Predictor, ...],
     batch: Prompt,
     length: int,
     sequence: bool,
     together: int,
-) -> tuple[Array, ...]:
-    """Sums over a batch cut to a length, for each of a stack of `count` models one entry a predictor, the model first.
-
-    They are the squared error, its square, the squared gap to the model, its square, and the squared answer of the model.
-    """
+) -> Float[Array, "M 5 P"]:
+    """`sums` of a stack of `count` models."""
     batch = jax.vmap(lambda prompt: prefix(prompt, length, sequence))(batch)
     arrays, rest = eqx.partition(models, eqx.is_array)
+    # Their answers are the same for every model that is compared.
+    given = [jax.vmap(other)(batch) for other in others]
 
     def of_model(numbered):
         model = eqx.combine(numbered[1], rest)
-        answers = jnp.concatenate([jax.vmap(model)(batch)[:, None], given], axis=1)
+        answers = jnp.stack([jax.vmap(model)(batch), *given], axis=1)
         error = jnp.sum(jnp.abs(answers - batch.target[:, None, :]) ** 2, axis=2)
         gap = jnp.sum(jnp.abs(answers - answers[:, :1]) ** 2, axis=2)
         scale = jnp.broadcast_to(jnp.sum(jnp.abs(answers[:, :1]) ** 2, axis=2), error.shape)
-        return tuple(jnp.sum(x, axis=0) for x in (error, error**2, gap, gap**2, scale))
+        return jnp.stack([jnp.sum(x, axis=0) for x in (error, error**2, gap, gap**2, scale)])
 
     # Numbered, since a model need not have arrays.
     return jax.lax.map(of_model, (jnp.arange(count), arrays), batch_size=together)

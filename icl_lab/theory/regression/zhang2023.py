@@ -13,7 +13,6 @@ which sets the unit of time and of sigma. Everything is written with
 from __future__ import annotations
 
 import numpy as np
-import scipy.integrate
 from jaxtyping import Float
 
 from icl_lab.core.errors import AssumptionError, InvalidValueError, UnsupportedProblemError
@@ -285,9 +284,10 @@ def reduced_flow(
 
     start = np.concatenate([[scale], scale * theta.ravel()])
     times = np.asarray(times, dtype=np.float64)
-    solution = scipy.integrate.solve_ivp(
-        velocity, (0.0, float(times[-1])), start, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14
-    )
+    # Every run asks this module for its closed form, and few for a time course.
+    from scipy.integrate import solve_ivp
+
+    solution = solve_ivp(velocity, (0.0, float(times[-1])), start, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14)
     return solution.y[0], solution.y[1:].T.reshape(-1, dim, dim)
 
 
