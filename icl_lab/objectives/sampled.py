@@ -160,7 +160,7 @@ class SampledLoss(MomentLoss):
                 first = moments_of(0)
                 rest = pool.map(moments_of, range(1, groups))
                 moments = [first, *progress_of.each("drawing moments", rest, groups - 1)]
-            rho = 1 if every_position else model.normaliser_at(task.context_length + 1)
+            rho = 1.0 if every_position else float(model.normaliser_at(task.context_length + 1))
             mixed = _parity_mixed(features) if has_label_twins(task, model) else None
             each = jax.tree.map(lambda *group: np.stack(group), *(_finished(one, rho, mixed) for one in moments))
             loss = SampledLoss(

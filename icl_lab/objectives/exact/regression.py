@@ -59,9 +59,9 @@ def mean_squared_error(
     active: ActiveWeights,
     covariance: Float[Array, "d d"],
     task_covariance: Float[Array, "d d"],
-    noise_variance: Float[Array, ""],
-    context_length: float,
-    normaliser: float,
+    noise_variance: Float[Array, ""] | float,
+    context_length: Float[Array, ""] | float,
+    normaliser: Float[Array, ""] | float,
     query_in_sum: bool,
 ) -> Float[Array, ""]:
     r"""E (yhat - w.x_q)^2 for x ~ N(0, Lambda), w ~ N(0, Omega), label noise of variance s2, any weights of H heads.
@@ -167,7 +167,8 @@ class RegressionPolynomial(Loss):
     @property
     def rate_spread(self) -> float:
         covariance = np.einsum("s,sij->ij", self.probabilities, self.covariances)
-        second = covariance_of_mean(covariance, self.task_covariance, self.noise_variance, self.context_length)
+        numbers = float(self.noise_variance), int(self.context_length)
+        second = covariance_of_mean(covariance, np.asarray(self.task_covariance), *numbers)
         return float(np.linalg.cond(covariance) * np.linalg.cond(second))
 
 
