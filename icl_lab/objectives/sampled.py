@@ -273,7 +273,7 @@ def _moments(
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))
     sums = jax.lax.fori_loop(0, chunks, lambda index, s: jax.tree.map(jnp.add, s, batch(index)), zeros)
-    return jax.tree.map(lambda s: s / jnp.asarray(chunks * chunk, s.real.dtype), sums)
+    return jax.tree.map(lambda s: s / jnp.asarray(chunks * chunk, s.dtype), sums)
 
 
 @compiled.jit

@@ -25,7 +25,7 @@ from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.objective import LARGEST_SPREAD, Loss, Objective
 from icl_lab.objectives.structured import Sides, StructuredLoss, in_subspace
 from icl_lab.tasks.distributions.covariates import FiniteDiagonal, Gaussian
-from icl_lab.tasks.prompt import Task
+from icl_lab.tasks.prompt import Task, as_float64
 from icl_lab.tasks.regression.linear import LinearRegression
 
 
@@ -230,7 +230,7 @@ class RegressionLoss(Objective):
             covariances=self.covariances,
             probabilities=self.probabilities,
             task_covariance=task.task_covariance,
-            noise_variance=np.asarray(task.noise_std**2),
+            noise_variance=as_float64(task.noise_std**2),
             context_length=np.asarray(float(task.context_length)),
             normaliser=np.asarray(self.normaliser),
             query_in_sum=model.query_in_sum,
