@@ -4,12 +4,17 @@ Every point has the run folder it would have by itself, published as soon as it 
 record and stops no other; a point that is in the store is not run again. But a group of points that is solved together is
 always the same: the last bits of a limit depend on the size of the program that found it, and a sweep that was killed and
 started anew has to end at the same bits.
+
+Points that differ in a key without effect (the seed of a flow on an exact loss from a fixed start) are one problem: it is said
+before training, and the problem is solved once for all of them.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -82,6 +87,7 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
             finished.add(folder)
         if len(finished) < len(different):
             for problems in _prepared(list(different.values()), on_finished):
+                _say_what_has_no_effect(problems, console or present.wide_console())
                 _train_and_publish(problems, finished, on_finished)
     # What a process left that was killed just after another one had finished its run.
     for root in {point.folder.parent for point in points}:
@@ -93,6 +99,8 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
 
 OnFinished = Callable[..., None]
 PreparedRuns = list[tuple[Point, Prepared]]
+Trained = tuple[list[Point], Prepared, TrainingResult]
+"""Points that are one problem, the problem, and where it ended."""
 
 
 def _prepared(points: list[Point], on_finished: OnFinished) -> Iterator[PreparedRuns]:
@@ -122,6 +130,45 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _say_what_has_no_effect(problems: PreparedRuns, console: Console) -> None:
+    """Name the keys in which points differ that are the same problem."""
+    distinct: dict[str, dict[str, Any]] = {}
+    without: set[str] = set()
+    for point, problem in problems:
+        keys = _flat(point.config)
+        first = distinct.setdefault(_question(problem), keys)
+        without |= {key for key in {*keys, *first} if repr(keys.get(key)) != repr(first.get(key))}
+    if without:
+        names = ", ".join(f"`{name}`" for name in sorted(without))
+        verb = "has" if len(without) == 1 else "have"
+        console.print(
+            f"{names} {verb} no effect here, since no random number is drawn in training: {len(problems)} points are "
+            f"{len(distinct)} problems, each solved once.",
+            highlight=False,
+        )
+
+
+def _question(problem: Prepared) -> str:
+    """What a run computes, as a digest: equal for runs that come out the same, bit for bit."""
+    config = problem.config
+    digest = hashlib.sha256((evaluation(config) + json.dumps(config["trainer"], sort_keys=True)).encode())
+    leaves, structure = jax.tree.flatten((problem.objective.bare, problem.initial))
+    digest.update(str(structure).encode())
+    # A descent draws its batches from the key of the run.
+    own = [jax.random.key_data(problem.key)] if config["trainer"]["kind"] == "descent" else []
+    for leaf in [*leaves, *own]:
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        digest.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys that make a run what it is, by their dotted names."""
+    keys: dict[str, Any] = {}
+    flatten({k: v for k, v in config.items() if k not in store.NOT_HASHED}, "", keys)
+    return keys
+
+
 def _train_and_publish(problems: PreparedRuns, finished: set[Path], on_finished: OnFinished) -> None:
     groups: dict[str, PreparedRuns] = {}
     for point, problem in problems:
@@ -149,41 +196,50 @@ def _train_and_publish(problems: PreparedRuns, finished: set[Path], on_finished:
 
 def _flow(group: PreparedRuns, settings: dict[str, Any], finished: set[Path], on_finished: OnFinished) -> None:
     """Train flows together and publish them, those of one evaluation a few dozen at a time."""
-    waiting: dict[str, list[tuple[Point, Prepared, TrainingResult]]] = {}
-    known = {index for index, (point, _) in enumerate(group) if point.folder in finished}
-    results = gradient_flow_each([(problem.objective, problem.initial) for _, problem in group], known=known, **settings)
-    for index, result in results:
-        point, problem = group[index]
+    waiting: dict[str, list[Trained]] = {}
+    same: dict[str, PreparedRuns] = {}
+    for point, problem in group:
+        same.setdefault(_question(problem), []).append((point, problem))
+    runs = list(same.values())
+    known = {index for index, twins in enumerate(runs) if all(point.folder in finished for point, _ in twins)}
+    problems = [(twins[0][1].objective, twins[0][1].initial) for twins in runs]
+    left = collections.Counter(evaluation(twins[0][0].config) for twins in runs)
+    for index, result in gradient_flow_each(problems, known=known, **settings):
+        of = evaluation(runs[index][0][0].config)
+        left[of] -= 1
+        trained = waiting.setdefault(of, [])
         if isinstance(result, Exception):
-            _publish_failure(point, result, on_finished)
-            continue
-        trained = waiting.setdefault(evaluation(point.config), [])
-        trained.append((point, problem, result))
-        if len(trained) == TOGETHER:
-            _publish(waiting.pop(evaluation(point.config)), len(group), finished, on_finished)
-    for trained in waiting.values():
-        _publish(trained, len(group), finished, on_finished)
+            for point, _ in runs[index]:
+                _publish_failure(point, result, on_finished)
+        else:
+            trained.append(([point for point, _ in runs[index]], runs[index][0][1], result))
+        # What is complete is kept, whatever happens to the rest.
+        if len(trained) == TOGETHER or (trained and not left[of]):
+            _publish(waiting.pop(of), len(group), finished, on_finished)
 
 
-def _publish(
-    trained: list[tuple[Point, Prepared, TrainingResult]], together: int, finished: set[Path], on_finished: OnFinished
-) -> None:
-    if all(point.folder in finished for point, _, _ in trained):
+def _publish(trained: list[Trained], together: int, finished: set[Path], on_finished: OnFinished) -> None:
+    points = [point for twins, _, _ in trained for point in twins if point.folder not in finished]
+    if not points:
         return
     with precision.float64(), provenance.stopwatch() as watch:
         runs = finish([problem for _, problem, _ in trained], [result for _, _, result in trained])
-    for (point, _, result), run in zip(trained, runs, strict=True):
-        if point.folder in finished:
-            continue
-        shares = result.seconds + watch.wall / len(runs), watch.compile / len(runs)
-        made = execute.record(*shares, together=together)
-        execute.publish(
-            point.config,
-            point.folder,
-            lambda _, run=run, made=made: (run, made),
-            draw=bool(point.config["analysis"]["figures"]),
+    for (twins, _, result), run in zip(trained, runs, strict=True):
+        made = execute.record(
+            (result.seconds + watch.wall / len(runs)) / len(twins),
+            watch.compile / len(runs) / len(twins),
+            together=together,
         )
-        on_finished(point)
+        for point in twins:
+            if point.folder in finished:
+                continue
+            execute.publish(
+                point.config,
+                point.folder,
+                lambda _, run=run, made=made: (run, made),
+                draw=bool(point.config["analysis"]["figures"]),
+            )
+            on_finished(point)
 
 
 def _alone(point: Point, on_finished: OnFinished) -> None:
@@ -211,9 +267,7 @@ def _publish_failure(point: Point, error: Exception, on_finished: OnFinished) ->
 
 def _print_summary(points: list[Point], finished: set[Path], console: Console) -> None:
     """One table of the points, those that failed first: the keys that differ, the verdict, the distance from theory."""
-    flat: list[dict[str, Any]] = [{} for _ in points]
-    for point, keys in zip(points, flat, strict=True):
-        flatten({k: v for k, v in point.config.items() if k not in store.NOT_HASHED}, "", keys)
+    flat = [_flat(point.config) for point in points]
     every = dict.fromkeys(key for keys in flat for key in keys)
     varying = [key for key in every if len({repr(keys.get(key, "")) for keys in flat}) > 1]
     title = f"{len(points)} points, {sum(point.status == 'done' for point in points)} done"

@@ -61,3 +61,29 @@ def test_points_are_what_they_are_by_themselves_and_a_failing_one_stops_none(con
     leftover = leave_over(ends[0].folder)
     do([configs[0], configs[2]])
     assert not leftover.exists()
+
+
+def test_a_seed_without_effect_is_said_and_its_points_are_solved_once(config, monkeypatch):
+    solved = []
+    flows = sweep.gradient_flow_each
+
+    def counted(problems, **settings):
+        solved.append(len(problems))
+        return flows(problems, **settings)
+
+    monkeypatch.setattr(sweep, "gradient_flow_each", counted)
+    exact = copy.deepcopy(config)
+    exact["trainer"]["init"] = "zhang"
+    configs = [point(exact, seed, scale) for seed in range(3) for scale in (0.1, 0.2)]
+    ends, printed = do(configs)
+    assert [end.status for end in ends] == ["done"] * 6
+    assert solved == [2]
+    assert "`seed` has no effect here" in printed
+    assert printed.index("no effect") < printed.index("converged")
+    tables = [records.read_json(end.folder / "metrics.json")["comparison"] for end in ends]
+    assert tables[0] == tables[2] == tables[4] != tables[1]
+
+    # A random start depends on the seed.
+    _, printed = do([point(config, seed, 0.1) for seed in range(2)])
+    assert solved == [2, 2]
+    assert "no effect" not in printed
