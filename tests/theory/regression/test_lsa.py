@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 
 from icl_lab.core.errors import InvalidValueError, NotPositiveDefiniteError, UnsupportedProblemError
-from icl_lab.tasks.distributions.covariates import Uniform
+from icl_lab.tasks.distributions.independent import Uniform
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression import exact_loss, lsa
 from icl_lab.theory.regression.problem import Problem

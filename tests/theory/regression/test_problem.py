@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
-from icl_lab.tasks.distributions.covariates import Uniform
+from icl_lab.tasks.distributions.independent import Uniform
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression.problem import Problem
 
