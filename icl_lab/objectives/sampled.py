@@ -174,7 +174,8 @@ def _from_whole(task: Task, model: LinearSelfAttention, features: Features, keys
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
     """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
     long = task.context_length * len(features.queries) > PIECE_ELEMENTS
-    return long and isinstance(task, LinearRegression) and model.embedding == "merged" and not model.causal
+    independent = isinstance(task, LinearRegression) and not task.covariates.shared_covariance
+    return long and independent and model.embedding == "merged" and not model.causal
 
 
 def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):
