@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab import objectives, tasks
+from icl_lab import analysis, objectives, tasks, training
+from icl_lab.analysis.evaluation import comparison
 from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, constructions, initializers
 from icl_lab.objectives.exact.moments import Features
@@ -185,3 +186,24 @@ def test_no_coefficients_of_the_features_beat_the_best_single_step(key):
     sampled = objectives.SampledLoss.build(task, MODEL, key, 40_000, 20)
     error = sampled.standard_error(constructions.gradient_descent(MODEL, 2, 4, 1.0))
     assert abs(sampled.unconstrained_feature_risk() - loss.unconstrained_feature_risk()) < 4 * error
+
+
+@pytest.mark.parametrize("query_in_sum", [True, False])
+@pytest.mark.parametrize(
+    ("kurtosis", "dim", "length", "noise", "variance"),
+    [
+        (1.0, 3, 5, 0.0, 0.7),
+        (1.8, 5, 12, 0.4, [0.5, 0.7, 1.0, 1.4, 2.0]),
+        (3.0, 2, 20, 0.0, 1.3),
+        (9.0, 3, 7, 0.5, [0.5, 1.0, 2.0]),
+        ([1.0, 9.0], 2, 1, 0.3, 1.0),
+    ],
+)
+def test_gradient_flow_lands_on_the_closed_form(kurtosis, dim, length, noise, variance, query_in_sum):
+    law, model = TwoSizes(dim, kurtosis, variance), LinearSelfAttention(query_in_sum=query_in_sum)
+    task = tasks.LinearRegression(dim, length, noise_std=noise, covariates=law)
+    loss = objectives.population(task, model)
+    limit = training.gradient_flow(loss, initializers.zhang(dim, 0.1), weight_tolerance=1e-9).limit
+    best = comparison.closed_form(task, model)
+    np.testing.assert_allclose(analysis.effective_preconditioner(limit, model, length), best.preconditioner, rtol=0, atol=1e-8)
+    assert loss.risk(limit) == pytest.approx(best.risk, rel=1e-10)
