@@ -1,6 +1,8 @@
 """Distributions that generate prompts, and their embeddings into tokens."""
 
 from icl_lab.tasks.distributions import spectra as spectra
+from icl_lab.tasks.distributions.check import DistributionReport as DistributionReport
+from icl_lab.tasks.distributions.check import check_distribution as check_distribution
 from icl_lab.tasks.distributions.covariates import CovariateDistribution as CovariateDistribution
 from icl_lab.tasks.distributions.covariates import Gaussian as Gaussian
 from icl_lab.tasks.distributions.covariates import Sphere as Sphere
