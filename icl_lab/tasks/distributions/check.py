@@ -77,7 +77,7 @@ class DistributionReport:
     @property
     def largest_z(self) -> float:
         """The largest |z| of all moments."""
-        return max(abs(check.z) for check in self.checks)
+        return float(max(abs(check.z) for check in self.checks))
 
 
 def check_distribution(law: CovariateDistribution, key: Key | None = None, samples: int = 100_000) -> DistributionReport:
