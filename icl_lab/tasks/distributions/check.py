@@ -33,7 +33,7 @@ CUT = 64
 PAIRS = 200
 """Pairs of coordinates whose products are compared."""
 QUICK = 20_000
-"""Draws of `check_once`: a fifth of a second, most of it to compile."""
+"""Draws of `check_once`: at most a second, most of it to compile."""
 
 _checked: set[object] = set()
 
