@@ -105,6 +105,8 @@ def _linear_dynamics(group: Group) -> Task:
 _TASKS: dict[str, Callable[[Group], Task]] = {
     "linear_regression": _linear_regression,
     "uniform": _regression_with(lambda group: tasks.Uniform(group["dim"], group["half_width"])),
+    "student": _regression_with(lambda group: tasks.StudentT(group["dim"], group["degrees_of_freedom"], group["scale"])),
+    "two_sizes": _regression_with(lambda group: tasks.TwoSizes(group["dim"], group["kurtosis"], group["variance"])),
     "sine": lambda group: tasks.SineRegression(
         group["context_length"], group["half_width"], group["distribution"], noise_std=group["noise_std"]
     ),

@@ -67,6 +67,24 @@ class UniformRegression(Regression):
 
 
 @dataclass
+class StudentRegression(Regression):
+    """Independent coordinates of Student's law."""
+
+    degrees_of_freedom: float
+    scale: float
+    task_covariance: Any
+
+
+@dataclass
+class TwoSizesRegression(Regression):
+    """Independent coordinates of any variance and kurtosis."""
+
+    kurtosis: float
+    variance: float
+    task_covariance: Any
+
+
+@dataclass
 class SineRegression(Task):
     """Sine waves, an amplitude and a phase a prompt."""
 
@@ -259,6 +277,8 @@ SCHEMAS: dict[str, type] = {
     "schema/run": Run,
     "schema/task/gaussian_regression": GaussianRegression,
     "schema/task/uniform_regression": UniformRegression,
+    "schema/task/student_regression": StudentRegression,
+    "schema/task/two_sizes_regression": TwoSizesRegression,
     "schema/task/sphere_regression": SphereRegression,
     "schema/task/sine_regression": SineRegression,
     "schema/task/finite_spectrum_regression": FiniteSpectrumRegression,
@@ -282,6 +302,8 @@ KINDS: dict[str, dict[str, type]] = {
     "task": {
         "linear_regression": GaussianRegression,
         "uniform": UniformRegression,
+        "student": StudentRegression,
+        "two_sizes": TwoSizesRegression,
         "sine": SineRegression,
         "sphere": SphereRegression,
         "random_diagonal": FiniteSpectrumRegression,

@@ -314,7 +314,8 @@ def _from_whole(
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
     """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
     long = task.context_length * len(features.queries) > PIECE_ELEMENTS
-    return long and is_plain(task) and model.embedding == "merged" and not model.causal
+    independent = is_plain(task) and not task.covariates.shared_covariance
+    return long and independent and model.embedding == "merged" and not model.causal
 
 
 def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):

@@ -302,10 +302,13 @@ def _preconditioner_distance(problem: Prepared, limit: Weights, matrix: np.ndarr
 
 
 def _exact_risk(task: Task, preconditioner: np.ndarray) -> dict[str, float]:
-    """Risk of a preconditioned step on Gaussian regression, which needs no sampling; nothing for other tasks."""
-    if not (isinstance(task, tasks.LinearRegression) and isinstance(task.covariates, tasks.Gaussian)):
+    """Risk of a preconditioned step on regression of independent inputs, which needs no sampling; nothing for other tasks."""
+    if not isinstance(task, tasks.LinearRegression):
         return {}
-    return {"risk": theory.lsa.risk(theory.Problem.of(task), preconditioner), "standard_error": 0.0}
+    try:
+        return {"risk": theory.lsa.risk(theory.Problem.of(task), preconditioner), "standard_error": 0.0}
+    except UnsupportedProblemError:
+        return {}
 
 
 def _exact_risk_at(problem: Prepared, length: int) -> float:

@@ -1,13 +1,19 @@
 """Distributions that generate prompts, and their embeddings into tokens."""
 
 from icl_lab.tasks.distributions import spectra as spectra
+from icl_lab.tasks.distributions.check import DistributionReport as DistributionReport
+from icl_lab.tasks.distributions.check import check_distribution as check_distribution
 from icl_lab.tasks.distributions.covariates import CovariateDistribution as CovariateDistribution
-from icl_lab.tasks.distributions.covariates import ExponentialDiagonal as ExponentialDiagonal
-from icl_lab.tasks.distributions.covariates import FiniteDiagonal as FiniteDiagonal
 from icl_lab.tasks.distributions.covariates import Gaussian as Gaussian
-from icl_lab.tasks.distributions.covariates import RotatedSpectrum as RotatedSpectrum
 from icl_lab.tasks.distributions.covariates import Sphere as Sphere
-from icl_lab.tasks.distributions.covariates import Uniform as Uniform
+from icl_lab.tasks.distributions.independent import IndependentCoordinates as IndependentCoordinates
+from icl_lab.tasks.distributions.independent import StudentT as StudentT
+from icl_lab.tasks.distributions.independent import TwoSizes as TwoSizes
+from icl_lab.tasks.distributions.independent import Uniform as Uniform
+from icl_lab.tasks.distributions.random_covariance import ExponentialDiagonal as ExponentialDiagonal
+from icl_lab.tasks.distributions.random_covariance import FiniteDiagonal as FiniteDiagonal
+from icl_lab.tasks.distributions.random_covariance import GaussianMixture as GaussianMixture
+from icl_lab.tasks.distributions.random_covariance import RotatedSpectrum as RotatedSpectrum
 from icl_lab.tasks.distributions.spectra import from_spectrum as from_spectrum
 from icl_lab.tasks.distributions.spectra import geometric as geometric
 from icl_lab.tasks.distributions.spectra import isotropic as isotropic

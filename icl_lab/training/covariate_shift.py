@@ -17,7 +17,7 @@ from jaxtyping import Float
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.prng import stream
 from icl_lab.models.decoder import Decoder
-from icl_lab.tasks.distributions.covariates import ExponentialDiagonal
+from icl_lab.tasks.distributions.random_covariance import ExponentialDiagonal
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.training.prefixes import Curriculum, prefix_risk, train_decoder
 

@@ -7,7 +7,15 @@ import pytest
 from icl_lab import objectives
 from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SoftmaxSelfAttention
-from icl_lab.tasks import Autoregressive, DiagonalUnitary, LinearDynamics, LinearRegression, Uniform
+from icl_lab.tasks import (
+    Autoregressive,
+    DiagonalUnitary,
+    FiniteDiagonal,
+    GaussianMixture,
+    LinearDynamics,
+    LinearRegression,
+    Sphere,
+)
 
 
 def random_weights(rng, width, scale=0.3):
@@ -41,10 +49,10 @@ def test_standard_error_falls_like_the_root_of_the_number_of_prompts(task, rng, 
 @pytest.mark.parametrize(
     "task",
     [
-        LinearRegression(dim=2, context_length=4, covariates=Uniform(2)),
+        LinearRegression(dim=2, context_length=4, covariates=Sphere(2, radius=1.5)),
         Autoregressive(np.array([0.5, -0.3]), context_length=6, noise_std=1.0),
     ],
-    ids=["uniform", "autoregressive"],
+    ids=["sphere", "autoregressive"],
 )
 def test_moments_and_prompts_give_the_same_loss_where_no_exact_one_is_known(task, rng, key):
     model, weights = LinearSelfAttention(), random_weights(rng, 3)
@@ -127,3 +135,23 @@ def test_prompts_drawn_in_pieces_have_the_distribution_of_whole_ones(monkeypatch
     for _ in range(3):
         weights = random_weights(rng, 3)
         assert abs(sampled.risk(weights) - exact.risk(weights)) < 4 * sampled.standard_error(weights)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        FiniteDiagonal([[0.3, 4.0], [0.5, 3.0]], [[0.7, 0.3], [0.5, 0.5]]),
+        GaussianMixture([[[1.0, 0.5], [0.5, 0.4]], [[3.0, -1.0], [-1.0, 2.0]]], [0.6, 0.4]),
+    ],
+)
+def test_all_inputs_of_a_long_prompt_share_its_covariance(monkeypatch, law, rng, key):
+    """Pieces would have a covariance each, which is another distribution of prompts."""
+    task, model = LinearRegression(2, 12, covariates=law, noise_std=0.3), LinearSelfAttention()
+    monkeypatch.setattr(objectives.sampled, "PIECE_ELEMENTS", 8)
+    sampled = objectives.SampledLoss.build(task, model, key, prompts=40_000, groups=20)
+    exact = objectives.RegressionLoss.build(task, model)
+    for _ in range(3):
+        weights = random_weights(rng, 3)
+        assert abs(sampled.risk(weights) - exact.risk(weights)) < 4 * sampled.standard_error(weights)
+    with pytest.raises(UnsupportedProblemError, match="cannot be drawn in pieces"):
+        task.sample_examples(key, np.ones(2), 3)

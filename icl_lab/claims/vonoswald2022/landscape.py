@@ -15,7 +15,7 @@ from icl_lab.claims.setting import integer
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER, LayerSetting
 from icl_lab.models import LSAWeights, initializers
-from icl_lab.objectives.exact.independent import IndependentLoss
+from icl_lab.objectives.exact.moments import MomentLoss
 
 LOSS_TOLERANCE = 1e-10
 WEIGHT_TOLERANCE = 1e-6
@@ -34,7 +34,7 @@ class Landscape(Seeded, LayerSetting):
     d = 3
     N = 5
 
-    def objective(self) -> IndependentLoss:
+    def objective(self) -> MomentLoss:
         """The exact half loss."""
         return objectives.independent_loss(self.task(), MODEL)
 
@@ -125,7 +125,7 @@ def heads_do_not_help(setting: SeveralHeads) -> list[Check]:
 class _Ends:
     """Where BFGS ends: (S,) losses, which of them are minima above the global one, and the weights of the first of those."""
 
-    def __init__(self, objective: IndependentLoss, starts: LSAWeights, least: float):
+    def __init__(self, objective: MomentLoss, starts: LSAWeights, least: float):
         runs = [
             quasi_newton.minimise(objective, jax.tree.map(lambda w, i=i: w[i : i + 1], starts)) for i in range(len(starts.w_pv))
         ]

@@ -17,7 +17,8 @@ from icl_lab.claims.simulation import simulate
 from icl_lab.claims.vonoswald2022.layers import loss_on_rule
 from icl_lab.claims.vonoswald2022.settings import LayerSetting, SimulatedLayer, SimulatedSetting
 from icl_lab.core.errors import AssumptionError
-from icl_lab.tasks.distributions.covariates import Gaussian, Uniform
+from icl_lab.tasks.distributions.covariates import Gaussian
+from icl_lab.tasks.distributions.independent import Uniform
 
 LAB = "icl_lab, after arXiv 2212.07677"
 EXACT_TOLERANCE = 1e-10

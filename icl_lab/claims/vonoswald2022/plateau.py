@@ -20,7 +20,6 @@ from icl_lab.claims.vonoswald2022.settings import MODEL, PAPER
 from icl_lab.core import precision
 from icl_lab.core.typing import Array
 from icl_lab.models import LSAWeights, constructions
-from icl_lab.objectives.exact.independent import IndependentLoss
 from icl_lab.objectives.exact.moments import MomentLoss, Moments
 
 HEIGHT_TOLERANCE = 1e-2
@@ -109,7 +108,7 @@ def wrong_mode_is_the_plateau(setting: Plateau) -> list[Check]:
     ]
 
 
-def loss_on_prompts(objective: IndependentLoss, seed: int, count: int) -> MomentLoss:
+def loss_on_prompts(objective: MomentLoss, seed: int, count: int) -> MomentLoss:
     """The half loss on a fixed set of prompts of the same task, from the moments of these prompts alone."""
     task, model = objective.task, objective.model
     prompts = task.sample_batch(jax.random.key(seed), count)

@@ -14,7 +14,8 @@ from icl_lab.claims.settings.regression import RegressionSetting
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.core import prng
 from icl_lab.core.typing import Array
-from icl_lab.tasks.distributions.covariates import Gaussian, Uniform
+from icl_lab.tasks.distributions.covariates import Gaussian
+from icl_lab.tasks.distributions.independent import Uniform
 from icl_lab.tasks.prompt import Prompt, check_prompt_fits
 from icl_lab.theory.descent.descent_steps import Rule
 

@@ -1,13 +1,18 @@
-r"""The exact loss of one linear attention layer on linear regression whose inputs are independent, whatever their distribution.
+r"""The exact loss of one linear attention layer on linear regression whose inputs are independent, whatever their law.
 
-Given w the examples z_i = (x_i, y_i) of a prompt are independent of each other and of the query, so with G the attention Gram
-over N examples (query not among them)
+Given w the examples z_i = (x_i, y_i) of a prompt are independent of each other and of the query, so with S = sum_i z_i z_i^T
 
-.. math:: E[G_{ab} G_{cd}] = \tfrac{1}{\rho^2}\left(N\, E[z_a z_b z_c z_d]
-          + N (N - 1)\, E_w\!\left[C_{ab} C_{cd}\right]\right), \qquad C = E[z z^\top | w]
+.. math:: E[S_{ab} S_{cd}] = N\, E[z_a z_b z_c z_d] + N (N - 1)\, E_w\!\left[C_{ab} C_{cd}\right], \qquad C = E[z z^\top | w].
 
-and E[phi phi^T] is its Kronecker product with the covariance of the query. Only moments of x up to the fourth enter, and those
-of the Gaussian w and noise.
+If the query is not among the attended tokens, the Gram is S / rho and E[phi phi^T] the Kronecker product of that with the
+covariance of the query. Only moments of x up to the fourth enter, and those of the Gaussian w and noise.
+
+If it is, as the token q = (x_q, 0), the Gram is (S + q q^T) / rho and
+
+.. math:: \rho^2 E[\phi_{ab,e} \phi_{cd,f}] = E[S_{ab} S_{cd}] E[q_e q_f] + E[S_{ab}] E[q_c q_d q_e q_f]
+          + E[S_{cd}] E[q_a q_b q_e q_f] + E[q_a q_b q_c q_d q_e q_f],
+
+whose last term needs the sixth moments of x. They are products over the coordinates where these are independent.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Key, Weights
@@ -23,13 +28,13 @@ from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments
 from icl_lab.objectives.objective import Loss, Objective
 from icl_lab.objectives.sampled import MEMORY_LIMIT
-from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, Sphere, Uniform
+from icl_lab.tasks.distributions.covariates import CovariateDistribution
 from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression
 
 
 class IndependentLoss(MomentLoss):
-    """The exact half loss, evaluated by the two factors of E[phi phi^T], a hundred times smaller than the product.
+    """The exact half loss without the query in the sum, by the two factors of E[phi phi^T], a hundred times smaller than it.
 
     Attributes:
       pairs: (P, P), E[G_ab G_cd] over the pairs of the features.
@@ -63,39 +68,58 @@ class IndependentPolynomial(MomentPolynomial):
 
 
 def _supports(task: object, model: object) -> bool:
-    """Whether `independent_loss` exists for a task and a model."""
+    """Whether `independent_loss` exists for a task and a model, if the law of the inputs knows the moments that it needs."""
     return (
         isinstance(task, LinearRegression)
-        and isinstance(task.covariates, Gaussian | Uniform | Sphere)
+        and not task.covariates.shared_covariance
         and isinstance(model, LinearSelfAttention)
         and model.embedding == "merged"
-        and not model.query_in_sum
+        and not (model.query_in_sum and not task.covariates.independent)
         and not model.causal
         and model.is_single_pass
     )
 
 
+def _knows_its_moments(law: CovariateDistribution, query_in_sum: bool) -> bool:
+    try:
+        law.fourth_moment(np.eye(law.dim))
+        if query_in_sum:
+            law.moments(6)
+    except UnsupportedProblemError:
+        return False
+    return True
+
+
 def try_build(task: Task, model: eqx.Module) -> Objective | None:
     """`independent_loss`, or None for a task or model whose loss is not known."""
-    return independent_loss(task, model) if _supports(task, model) else None  # pyright: ignore[reportArgumentType]
+    if not (_supports(task, model) and _knows_its_moments(task.covariates, model.query_in_sum)):  # pyright: ignore
+        return None
+    return independent_loss(task, model)  # pyright: ignore[reportArgumentType]
 
 
-def independent_loss(task: LinearRegression, model: LinearSelfAttention) -> IndependentLoss:
+def independent_loss(task: LinearRegression, model: LinearSelfAttention) -> MomentLoss:
     """The exact half loss, from moments of (d+1)(d+2)d/2 features.
 
     Args:
-      task: Gaussian, uniform or spherical covariates; any task covariance and noise.
-      model: one non-causal layer on merged tokens that leaves the query out of its sum.
+      task: covariates whose inputs are independent of each other; any task covariance and noise.
+      model: one non-causal layer on merged tokens. If the query is in its sum, the coordinates of an input have to be
+        independent too, with known sixth moments.
+
+    Returns:
+      An `IndependentLoss` if the query is not in the sum.
 
     Raises:
-      UnsupportedProblemError: another task or model.
+      UnsupportedProblemError: another task or model, or moments of the law that are infinite or not known.
       MemoryBudgetError: too many features.
+
+    Source: derived for the lab; checked against Wick sums, quadrature over literal forward passes, and sampled prompts.
     """
     if not _supports(task, model):
+        law = type(task.covariates).__name__ if isinstance(task, LinearRegression) else "none"
         raise UnsupportedProblemError(
-            "the loss of independent inputs needs `LinearRegression` with Gaussian, uniform or spherical covariates and one "
-            "non-causal linear layer on merged tokens with query_in_sum=False; got "
-            f"{type(task).__name__} and {model}. Use `objectives.population`."
+            "the loss of independent inputs needs `LinearRegression` whose inputs share no random covariance, and one "
+            "non-causal linear layer on merged tokens, with query_in_sum=False or covariates of independent coordinates; got "
+            f"{type(task).__name__} with covariates {law} and {model}. Use `objectives.population`."
         )
     d, n = task.dim, task.context_length
     rows, columns = np.triu_indices(d + 1)
@@ -108,27 +132,76 @@ def independent_loss(task: LinearRegression, model: LinearSelfAttention) -> Inde
     rho = n if model.normaliser == "context_length" else 1
     covariance, tasks = np.asarray(task.covariance, np.float64), np.asarray(task.task_covariance, np.float64)
     noise = float(task.noise_std) ** 2
-    signal = covariance @ tasks @ covariance
-    pairs = n * _same_example(task.covariates, tasks, noise) + n * (n - 1) * _two_examples(covariance, signal, tasks, noise)
+    signal, inputs = covariance @ tasks @ covariance, _fourth_moments(task.covariates)
+    same = _same_example(inputs, covariance, tasks, noise)
+    pairs = n * same + n * (n - 1) * _two_examples(covariance, signal, tasks, noise)
+    pairs = pairs[rows, columns][:, rows, columns] / rho**2
+    gram = np.kron(pairs, covariance)
+    if model.query_in_sum:
+        # The cross moment with the target stays as it is: E[q_a q_b q_e w.x_q] is odd in w.
+        mean = n * np.block([[covariance, np.zeros((d, 1))], [np.zeros((1, d)), np.sum(covariance * tasks) + noise]])
+        gram = gram + _of_the_query(task.covariates, mean[rows, columns], inputs, features) / rho**2
     # E[C_ab (Lambda w)_c]: only the column (x, y) of C is odd in w.
     cross = np.zeros((d + 1, d + 1, d))
     cross[:d, d] = n * signal
-    pairs = pairs[rows, columns][:, rows, columns] / rho**2
     moments = Moments(
-        gram=np.kron(pairs, covariance),
-        cross=cross[rows, columns].reshape(-1, 1) / rho,
-        variance=np.asarray(np.sum(covariance * tasks)),
+        gram=gram, cross=cross[rows, columns].reshape(-1, 1) / rho, variance=np.asarray(np.sum(covariance * tasks))
     )
+    if model.query_in_sum:
+        return MomentLoss(task=task, model=model, features=features, moments=moments)
     return IndependentLoss(task=task, model=model, features=features, moments=moments, pairs=pairs, queries=covariance)
 
 
-def _same_example(distribution: CovariateDistribution, tasks: Array, noise: float) -> Float[np.ndarray, "D D D D"]:
-    """E[z_a z_b z_c z_d] for z = (x, w.x + noise)."""
-    d = distribution.dim
-    covariance, unit = np.asarray(distribution.covariance), np.eye(d)
+def _fourth_moments(law: CovariateDistribution) -> Float[np.ndarray, "d d d d"]:
+    """E[x_i x_j x_k x_l]."""
+    d, unit = law.dim, np.eye(law.dim)
     # fourth_moment(A) = E[x x^T A x x^T], so that basis matrices A give E[x_i x_k x_l x_j].
-    blocks = [[np.asarray(distribution.fourth_moment(np.outer(unit[k], unit[m]))) for m in range(d)] for k in range(d)]
-    inputs = np.array(blocks).transpose(2, 0, 1, 3)
+    blocks = [[np.asarray(law.fourth_moment(np.outer(unit[k], unit[m]))) for m in range(d)] for k in range(d)]
+    return np.array(blocks, np.float64).transpose(2, 0, 1, 3)
+
+
+def _of_the_query(
+    law: CovariateDistribution, mean: Float[np.ndarray, "P"], inputs: Float[np.ndarray, "d d d d"], features: Features
+) -> Float[np.ndarray, "F F"]:
+    """The terms of rho^2 E[phi phi^T] that are there because the query attends to itself.
+
+    Args:
+      law: independent coordinates.
+      mean: E[S_ab] over the pairs of the features.
+      inputs: E[x_i x_j x_k x_l].
+      features: all pairs and queries.
+    """
+    d, rows, columns = law.dim, np.asarray(features.rows), np.asarray(features.columns)
+    of_inputs = np.flatnonzero(columns < d)  # the query has no label
+    fourth = np.zeros((len(rows), d, d))
+    fourth[of_inputs] = inputs[rows[of_inputs], columns[of_inputs]]
+    mixed = np.einsum("p,qef->peqf", mean, fourth).reshape(features.count, features.count)
+    powers = np.zeros((len(rows), d, d), int)  # of x_1 .. x_d in q_a q_b q_e, for each (a, b) and e
+    for index in (rows, columns):
+        powers[of_inputs, :, index[of_inputs]] += 1
+    powers[:, range(d), range(d)] += 1
+    active = (of_inputs[:, None] * d + np.arange(d)[None, :]).ravel()
+    sixth = np.zeros((features.count, features.count))
+    sixth[np.ix_(active, active)] = _monomials(law, powers.reshape(-1, d)[active])
+    return mixed + mixed.T + sixth
+
+
+def _monomials(law: CovariateDistribution, powers: Int[np.ndarray, "K d"]) -> Float[np.ndarray, "K K"]:
+    """E[x^(alpha + beta)] over all pairs of the exponents alpha, beta, each of degree 3."""
+    table = np.zeros((7, law.dim))
+    table[0] = 1.0
+    for order in (2, 4, 6):
+        table[order] = law.moments(order)
+    product = np.ones((len(powers), len(powers)))
+    for coordinate in range(law.dim):
+        product *= table[powers[:, None, coordinate] + powers[None, :, coordinate], coordinate]
+    return product
+
+
+def _same_example(
+    inputs: Float[np.ndarray, "d d d d"], covariance: Array, tasks: Array, noise: float
+) -> Float[np.ndarray, "D D D D"]:
+    """E[z_a z_b z_c z_d] for z = (x, w.x + noise)."""
     labelled = np.einsum("ijkl,kl->ij", inputs, tasks)  # E[x_i x_j (w.x)^2]
     both = labelled + noise * covariance
     fourth = 3 * np.sum(labelled * tasks) + 6 * noise * np.sum(covariance * tasks) + 3 * noise**2

@@ -24,7 +24,6 @@ from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.objective import LARGEST_SPREAD, Loss, Objective
 from icl_lab.objectives.structured import Sides, StructuredLoss, in_subspace
-from icl_lab.tasks.distributions.covariates import FiniteDiagonal, Gaussian
 from icl_lab.tasks.prompt import Task, as_float64
 from icl_lab.tasks.regression.linear import LinearRegression
 
@@ -188,18 +187,12 @@ class RegressionLoss(Objective):
     @staticmethod
     def try_build(task: Task, model: eqx.Module) -> RegressionLoss | None:
         """The exact loss, or None for a task or model whose loss is not known."""
-        if not (isinstance(task, LinearRegression) and isinstance(task.covariates, Gaussian | FiniteDiagonal)):
-            return None
         if not (isinstance(model, LinearSelfAttention) and model.embedding == "merged"):
             return None
-        if model.causal or not model.is_single_pass:
+        if model.causal or not model.is_single_pass or not isinstance(task, LinearRegression):
             return None
-        if isinstance(task.covariates, FiniteDiagonal):
-            spectra, probabilities = task.covariates.support()
-            covariances = np.asarray(spectra)[:, :, None] * np.eye(task.dim)
-        else:
-            covariances, probabilities = task.covariance[None], np.ones(1)
-        return RegressionLoss(task, model, covariances, probabilities)
+        support = task.covariates.support_covariances()
+        return None if support is None else RegressionLoss(task, model, *support)
 
     @staticmethod
     def build(task: Task, model: eqx.Module) -> RegressionLoss:

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.core.linalg import check_covariance
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
@@ -125,7 +126,16 @@ class LinearRegression(Task):
         return apply_root(self.task_root, normals(stream(key, "task"), 1, self.dim))[0]
 
     def sample_examples(self, key: Key, task_vector: Float[Array, "d"], count: int) -> Float[Array, "count D"]:
-        """`count` examples (x_i, y_i) of a task as rows, D = d + 1: a prompt too long for memory is drawn in such pieces."""
+        """`count` examples (x_i, y_i) of a task as rows, D = d + 1: a prompt too long for memory is drawn in such pieces.
+
+        Raises:
+          UnsupportedProblemError: the inputs of a prompt share a random covariance, of which each piece would draw its own.
+        """
+        if self.covariates.shared_covariance:
+            raise UnsupportedProblemError(
+                f"the inputs of a prompt of `{type(self.covariates).__name__}` are not independent of each other, so that a "
+                "prompt cannot be drawn in pieces. Draw it whole, by `sample`."
+            )
         inputs = self.covariates.sample(stream(key, "inputs"), count)
         labels = add_noise(stream(key, "noise"), (inputs @ task_vector)[:, None], self.noise_std)
         return jnp.concatenate([inputs, labels], axis=1)

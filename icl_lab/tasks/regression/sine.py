@@ -21,7 +21,7 @@ from jaxtyping import Float
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
-from icl_lab.tasks.distributions.covariates import Uniform
+from icl_lab.tasks.distributions.independent import Uniform
 from icl_lab.tasks.prompt import Prompt, Task, as_default_float, as_float64, check_count, check_nonnegative, regression_prompt
 
 

@@ -173,6 +173,7 @@ def risk(problem: Problem, contexts: Iterable[Float[Array, "B N d"]]) -> tuple[f
 
     Source: Mahankali, Hashimoto, Ma (arXiv 2307.03576), Lemma 1, for a general pair.
     """
+    problem.check_gaussian()
     check_covariance(problem.covariance)
     check_covariance(problem.task_covariance, "task_covariance")
     dim, noise_variance, context_length = problem.dim, problem.noise_variance, int(problem.context_length)
@@ -257,5 +258,6 @@ def scaled_limit(problem: Problem) -> float:
     Args:
       problem: the regression problem, at any context length.
     """
+    problem.check_gaussian()
     signal = np.trace(problem.covariance @ problem.task_covariance)
     return float((problem.dim + 1) * signal + problem.dim * problem.noise_variance)

@@ -44,6 +44,7 @@ def risk(
     Returns:
       E(yhat - w.x_q)^2, exact up to rounding.
     """
+    problem.check_gaussian()
     dim, covariance, length = problem.dim, problem.covariance, problem.context_length
     rho = float(length) if rho is None else rho
     # The prediction reads the last row of W_PV, and the query's zero label hides the last column of W_KQ.

@@ -1,4 +1,4 @@
-r"""One-layer linear self-attention on Gaussian linear regression with any covariances: optimum and risks in closed form.
+r"""One-layer linear self-attention on linear regression, any covariances and law of inputs: optimum and risks in closed form.
 
 Conventions: the numbers (Lambda, Omega, s2, N) are a `theory.Problem`. Predictions are bilinear, yhat = x_q^T P (1/N) sum_i y_i
 x_i, the preconditioner P acting on the *mean* over the context (with a plain sum the weights carry P / N). A risk is the excess
@@ -6,7 +6,9 @@ mean squared error E(yhat - w.x_q)^2: no factor 1/2, and a noisy query label add
 
 These formulas are the lab's own: they contain the optima of Zhang, Frei, Bartlett (arXiv 2306.09927: Omega = I, s2 = 0) and of
 Mahankali, Hashimoto, Ma (arXiv 2307.03576: Omega = Lambda^{-1}). That no other weights do better follows because the part
-of the prediction that is even in (w, noise) only adds to the loss, and the odd part is linear in P.
+of the prediction that is even in (w, noise) only adds to the loss, and the odd part is linear in P. All that this uses of the
+inputs is that they are independent of each other and of w. So their law enters by its fourth moment E[x x^T Omega x x^T] alone,
+which is part of C_N = E[m m^T], m = (1/N) sum_i y_i x_i: for every law the optimum is P = Omega Lambda C_N^{-1}.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from icl_lab.theory.regression.problem import Problem
 def response_moment(problem: Problem) -> Float[Array, "d d"]:
     r"""Second moment E[m m^T] of the context statistic m = (1/N) sum_i y_i x_i.
 
-    .. math:: C_N = (1 + \tfrac1N)\,\Lambda\Omega\Lambda + \tfrac{\tau}{N}\,\Lambda
+    .. math:: C_N = (1 - \tfrac1N)\,\Lambda\Omega\Lambda + \tfrac1N\,E[x x^\top \Omega x x^\top] + \tfrac{s_2}{N}\,\Lambda,
+
+    for Gaussian inputs :math:`(1 + \tfrac1N)\,\Lambda\Omega\Lambda + \tfrac{\tau}{N}\,\Lambda`.
 
     Args:
       problem: the regression problem.
@@ -35,19 +39,24 @@ def response_moment(problem: Problem) -> Float[Array, "d d"]:
     """
     signal = problem.covariance @ problem.task_covariance @ problem.covariance
     length = problem.context_length
-    return (1 + 1 / length) * signal + problem.label_variance / length * problem.covariance
+    if problem.fourth_moment is None:
+        return (1 + 1 / length) * signal + problem.label_variance / length * problem.covariance
+    noise = problem.noise_variance / length * problem.covariance
+    return (1 - 1 / length) * signal + problem.signal_moment / length + noise
 
 
 def optimal_preconditioner(problem: Problem) -> Float[Array, "d d"]:
     r"""The preconditioner of every global minimiser over all weights of the layer.
 
-    .. math:: B^* = \Omega^{1/2}\left[(1+\tfrac1N)\,\Omega^{1/2}\Lambda\Omega^{1/2} + \tfrac{\tau}{N} I\right]^{-1}\Omega^{1/2}
+    .. math:: B^* = \Omega\Lambda C_N^{-1}, \qquad \text{for Gaussian inputs }\;
+              \Omega^{1/2}\left[(1+\tfrac1N)\,\Omega^{1/2}\Lambda\Omega^{1/2} + \tfrac{\tau}{N} I\right]^{-1}\Omega^{1/2}
 
     Args:
       problem: the regression problem.
 
     Returns:
-      (d, d), symmetric positive semidefinite.
+      (d, d); symmetric positive semidefinite for Gaussian inputs. For others it is symmetric if C_N Lambda^{-1} Omega^{-1} is,
+      as where Lambda and Omega are diagonal and the coordinates independent.
 
     Raises:
       NotPositiveDefiniteError: a covariance is not (semi)definite.
@@ -58,6 +67,8 @@ def optimal_preconditioner(problem: Problem) -> Float[Array, "d d"]:
     values, vectors = np.linalg.eigh(problem.task_covariance)
     if values[-1] <= 0:
         raise InvalidValueError("`task_covariance` must not be zero; every predictor of a zero task is optimal.")
+    if problem.fourth_moment is not None:
+        return _any_law(problem)
     root = (vectors * np.sqrt(np.clip(values, 0, None))[None, :]) @ vectors.T
     middle = (1 + 1 / problem.context_length) * root @ problem.covariance @ root
     middle = middle + problem.label_variance / problem.context_length * np.eye(problem.dim)
@@ -66,6 +77,18 @@ def optimal_preconditioner(problem: Problem) -> Float[Array, "d d"]:
     kept = middle_values > 1e-14 * middle_values[-1]
     factor = root @ middle_vectors[:, kept]
     return (factor / middle_values[kept][None, :]) @ factor.T
+
+
+def _any_law(problem: Problem) -> Float[Array, "d d"]:
+    """Omega Lambda C_N^{-1}, the smallest one where C_N is singular."""
+    factor = np.linalg.cholesky(problem.covariance)  # on whitened inputs C_N is as well conditioned as Lambda, not its square
+    half = np.linalg.solve(factor, response_moment(problem))
+    moment = np.linalg.solve(factor, half.T)
+    values, vectors = np.linalg.eigh(0.5 * (moment + moment.T))
+    # What C_N annihilates, no prompt shows: of a singular Omega at N = inf, or of inputs on few points.
+    kept = values > 1e-14 * values[-1]
+    inverse = (vectors[:, kept] / values[kept][None, :]) @ vectors[:, kept].T
+    return problem.task_covariance @ factor @ np.linalg.solve(factor.T, inverse).T
 
 
 def risk(problem: Problem, preconditioner: Float[Array, "d d"], query_moment: Float[Array, "d d"] | None = None) -> float:
@@ -118,10 +141,18 @@ def minimum_risk(problem: Problem) -> float:
 
 
 def optimum(task: LinearRegression) -> Optimum:
-    """The global minimum for any Gaussian linear task, with balanced weights of a model that divides by N.
+    r"""The global minimum for any linear task of independent inputs, with balanced weights of a model that divides by N.
+
+    On independent coordinates of variance v and kurtosis kappa, with Omega = I and no noise, it is a step of gradient descent,
+
+    .. math:: P = \frac{N}{N + \kappa + d - 2}\,\frac{1}{v}\,I, \qquad
+              \text{risk } d\,v\,\frac{\kappa + d - 2}{N + \kappa + d - 2},
+
+    which for Gaussian inputs, kappa = 3, is the step of arXiv 2306.09927.
 
     Raises:
-      UnsupportedProblemError: the inputs are not Gaussian with one fixed covariance.
+      UnsupportedProblemError: the inputs of a prompt share a random covariance, or their fourth moments are infinite or not
+        known.
 
     Source: the lab's own; it contains Theorem 4.1 of arXiv 2306.09927 and Theorems 1 and 2 of arXiv 2307.03576.
 
@@ -134,6 +165,10 @@ def optimum(task: LinearRegression) -> Optimum:
              [0.   , 0.711]])
       >>> round(best.risk, 3)
       0.578
+      >>> signs = tasks.TwoSizes(dim=2, kurtosis=1.0)
+      >>> theory.lsa.optimum(tasks.LinearRegression(dim=2, context_length=8, covariates=signs)).preconditioner.round(3)
+      array([[0.889, 0.   ],
+             [0.   , 0.889]])
     """
     problem = Problem.of(task)
     preconditioner = optimal_preconditioner(problem)
@@ -144,5 +179,5 @@ def optimum(task: LinearRegression) -> Optimum:
         risk=minimum_risk(problem),
         w_pv=w_pv,
         w_kq=w_kq,
-        source="icl_lab, extending arXiv 2306.09927 Theorem 4.1 to any task covariance and noise",
+        source="icl_lab, extending arXiv 2306.09927 Theorem 4.1 to any task covariance, noise and law of independent inputs",
     )

@@ -71,6 +71,7 @@ def optimum(task: LinearRegression) -> Optimum:
 
 def _step(problem: Problem) -> Float[Array, "d d"]:
     """eta Sigma^{-1}, refused unless tasks have the inverse covariance of the inputs."""
+    problem.check_gaussian()
     identity = np.eye(problem.dim)
     gap = np.linalg.norm(problem.covariance @ problem.task_covariance - identity) / np.linalg.norm(identity)
     if gap > 1e-9:

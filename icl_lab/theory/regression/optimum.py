@@ -19,7 +19,7 @@ class Optimum:
 
     Attributes:
       name: a few words for tables and legends.
-      preconditioner: (d, d), P above; symmetric. It acts on the *mean* over the context.
+      preconditioner: (d, d), P above; symmetric where inputs are Gaussian. It acts on the *mean* over the context.
       risk: smallest excess mean squared error E(yhat - w.x_q)^2; no factor 1/2, no query noise.
       w_pv: (d+1, d+1), projection-value matrix of the balanced minimiser (the limit of flow from a balanced start).
       w_kq: (d+1, d+1), key-query matrix of the same.

@@ -87,6 +87,7 @@ def optimum(task: LinearRegression) -> Optimum:
     Source: Zhang, Frei, Bartlett (arXiv 2306.09927), Theorem 4.1; the risk is its Theorem 4.2 at M = N.
     """
     problem = Problem.of(task)
+    problem.check_gaussian()
     covariance = problem.covariance
     if problem.noise_variance != 0 or np.max(np.abs(problem.task_covariance - np.eye(task.dim))) > 1e-12:
         raise UnsupportedProblemError(

@@ -33,7 +33,7 @@ def test_closed_form_is_the_theorem_whose_conditions_hold(task, model, source):
 @pytest.mark.parametrize(
     ("task", "model"),
     [
-        (tasks.LinearRegression(2, 5, covariates=tasks.Sphere(2)), models.LinearSelfAttention()),
+        (tasks.LinearRegression(2, 5, covariates=tasks.ExponentialDiagonal(2)), models.LinearSelfAttention()),
         (tasks.Autoregressive([0.5], 5), models.LinearSelfAttention()),
         (tasks.LinearRegression(2, 5), models.SoftmaxSelfAttention()),
         (tasks.LinearRegression(2, 5), models.LinearSelfAttention(loops=2)),

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 
 from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NotPositiveDefiniteError
 from icl_lab.tasks import (
+    CovariateDistribution,
     ExponentialDiagonal,
     FiniteDiagonal,
     Gaussian,
+    GaussianMixture,
+    IndependentCoordinates,
     RotatedSpectrum,
     Sphere,
+    StudentT,
+    TwoSizes,
     Uniform,
     from_spectrum,
     random_rotation,
@@ -27,16 +32,25 @@ PROBABILITIES = [[0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]
 MATRIX = np.array([[1.0, -0.4, 0.3], [0.8, 0.5, -1.1], [0.2, 0.6, -0.7]])  # not symmetric: transposes must show
 COVARIANCE = from_spectrum([2.0, 1.0, 0.5], random_rotation(3, seed=5))
 
+
+def laplace(key, shape):
+    return jax.random.laplace(key, shape) / np.sqrt(2)
+
+
 DISTRIBUTIONS = {
     "gaussian": Gaussian(COVARIANCE),
     "gaussian_diagonal": Gaussian([2.0, 1.0, 0.5]),
     "gaussian_standard": Gaussian(np.eye(3)),
     "uniform": Uniform(3),
     "uniform_narrow": Uniform(3, half_width=0.5),
+    "student": StudentT(3, degrees_of_freedom=30.0, scale=[1.0, 0.5, 2.0]),
+    "two_sizes": TwoSizes(3, kurtosis=[1.0, 2.0, 7.0], variance=[1.0, 0.5, 2.0]),
+    "laplace": IndependentCoordinates(3, laplace, kurtosis=6.0, sixth=90.0, variance=[1.0, 0.5, 2.0]),
     "sphere": Sphere(3, radius=1.5),
     "finite_diagonal": FiniteDiagonal(VALUES, PROBABILITIES),
     "exponential_diagonal": ExponentialDiagonal(3, scale=0.7),
     "rotated_spectrum": RotatedSpectrum(VALUES, PROBABILITIES),
+    "gaussian_mixture": GaussianMixture([COVARIANCE, np.diag([0.2, 3.0, 1.0]), np.eye(3)], [0.5, 0.3, 0.2]),
 }
 
 
@@ -69,10 +83,7 @@ def test_inputs_of_one_prompt_share_a_random_covariance_and_nothing_else(sampled
     distribution, draws = sampled
     squares = draws[:, 0, :, None] ** 2 * draws[:, 1, None, :] ** 2
     independent = np.outer(np.diagonal(distribution.covariance), np.diagonal(distribution.covariance))
-    if isinstance(distribution, FiniteDiagonal | ExponentialDiagonal | RotatedSpectrum):
-        assert not agrees(squares, independent)
-    else:
-        assert agrees(squares, independent)
+    assert agrees(squares, independent) is not distribution.shared_covariance
     assert agrees(draws[:, 0, :, None] * draws[:, 1, None, :], np.zeros((3, 3)))
 
 
@@ -126,7 +137,7 @@ def test_point_supports_are_the_fixed_covariances():
 
 
 def test_moments_accept_traced_matrices():
-    for name in ("gaussian", "finite_diagonal", "rotated_spectrum"):  # one for each formula
+    for name in ("gaussian", "finite_diagonal", "rotated_spectrum", "gaussian_mixture"):  # one for each formula
         distribution = DISTRIBUTIONS[name]
         traced = eqx.filter_jit(distribution.fourth_moment)(jnp.asarray(MATRIX))
         # Two evaluation orders of the same sums of at most 9 products.
@@ -153,6 +164,39 @@ def test_permuting_exchangeable_coordinates_permutes_the_fourth_moment(seed, ord
     for name in ("uniform", "exponential_diagonal"):
         moment = DISTRIBUTIONS[name].fourth_moment
         np.testing.assert_allclose(moment(matrix[permuted]), moment(matrix)[permuted], atol=1e-12)  # rounding
+
+
+def test_a_law_that_says_nothing_of_its_inputs_is_taken_to_share_a_covariance():
+    class Mine(CovariateDistribution):
+        dim: int = 2
+        independent = True
+
+        def sample(self, key, count):
+            return jax.random.rademacher(key, (count, self.dim), float)
+
+        def moments(self, order):
+            return np.ones(self.dim)
+
+    assert Mine().shared_covariance
+    assert Mine().support_covariances() is None
+    np.testing.assert_array_equal(Mine().covariance, np.eye(2))
+    np.testing.assert_array_equal(Mine().fourth_moment(np.eye(2)), 2 * np.eye(2))
+
+
+def test_a_law_without_moments_is_refused():
+    class Silent(CovariateDistribution):
+        dim: int = 2
+
+        def sample(self, key, count):
+            return jax.random.normal(key, (count, self.dim))
+
+    class Independent(Silent):
+        independent = True
+
+    with pytest.raises(InvalidValueError, match="`Silent` must have `covariance` and `fourth_moment`"):
+        Silent()
+    with pytest.raises(InvalidValueError, match="`Independent` has independent coordinates, so it must have"):
+        Independent()
 
 
 @pytest.mark.parametrize(

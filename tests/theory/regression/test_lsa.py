@@ -8,7 +8,9 @@ import pytest
 import scipy.optimize
 
 from icl_lab.core.errors import InvalidValueError, NotPositiveDefiniteError, UnsupportedProblemError
-from icl_lab.tasks.distributions.covariates import Uniform
+from icl_lab.tasks.distributions.covariates import Gaussian, Sphere
+from icl_lab.tasks.distributions.independent import TwoSizes
+from icl_lab.tasks.distributions.random_covariance import ExponentialDiagonal
 from icl_lab.tasks.regression.linear import LinearRegression
 from icl_lab.theory.regression import exact_loss, lsa
 from icl_lab.theory.regression.problem import Problem
@@ -139,9 +141,52 @@ def test_the_risk_falls_like_one_over_the_context_length():
     np.testing.assert_allclose(np.diff(np.log10(gaps)), -1, atol=0.01)
 
 
+@pytest.mark.parametrize(("dim", "length"), [(1, 1), (2, 7), (6, 3)])
+@pytest.mark.parametrize("kurtosis", [1.0, 1.8, 3.0, 9.0])
+def test_independent_coordinates_by_hand(kurtosis, dim, length):
+    """One step of size N / (N + kappa + d - 2) in units of the inverse variance."""
+    variance, extra = 1.7, kurtosis + dim - 2
+    best = lsa.optimum(LinearRegression(dim, length, covariates=TwoSizes(dim, kurtosis, variance)))
+    np.testing.assert_allclose(best.preconditioner, length / (length + extra) / variance * np.eye(dim), rtol=1e-12, atol=1e-15)
+    assert best.risk == pytest.approx(dim * variance * extra / (length + extra), rel=1e-12, abs=1e-14)
+
+
+def test_a_law_with_the_fourth_moment_of_a_gaussian_has_its_optimum():
+    declared = replace(PROBLEM, fourth_moment=Gaussian(COVARIANCE).fourth_moment)
+    for problem in (declared, replace(declared, context_length=math.inf)):
+        expected = lsa.optimal_preconditioner(replace(problem, fourth_moment=None))
+        np.testing.assert_allclose(lsa.optimal_preconditioner(problem), expected, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(
+            lsa.response_moment(problem), lsa.response_moment(replace(problem, fourth_moment=None)), rtol=1e-13, atol=1e-14
+        )
+
+
+@pytest.mark.parametrize("law", [TwoSizes(3, [1.0, 2.0, 9.0], [2.0, 1.0, 0.5]), Sphere(3, 2.0)])
+def test_no_other_preconditioner_does_better_on_another_law(law, rng):
+    """Where Omega is not diagonal the best preconditioner of independent coordinates need not be symmetric."""
+    problem = replace(PROBLEM, covariance=np.asarray(law.covariance), fourth_moment=law.fourth_moment)
+    best, least = lsa.optimal_preconditioner(problem), lsa.minimum_risk(problem)
+    assert bool(np.max(np.abs(best - best.T)) > 1e-3) is law.independent
+    assert lsa.risk(problem, best) == pytest.approx(least, rel=ROUNDING)
+    for _ in range(5):
+        change = 1e-3 * rng.normal(size=(3, 3))
+        up, down = lsa.risk(problem, best + change), lsa.risk(problem, best - change)
+        # A stationary point of a convex quadratic form: equal to both sides, and above.
+        assert min(up, down) > least
+        assert up - down == pytest.approx(0.0, abs=1e-9 * (up + down - 2 * least) + 1e-14)
+
+
+def test_directions_that_no_prompt_shows_get_no_weight():
+    """Random signs x and w along (1, 1): b = y x vanishes along (1, -1) in every prompt of one example."""
+    task = LinearRegression(2, 1, task_covariance=np.ones((2, 2)), covariates=TwoSizes(2, 1.0))
+    best = lsa.optimum(task)
+    np.testing.assert_allclose(best.preconditioner, 0.25 * np.ones((2, 2)), atol=1e-12)
+    assert best.risk == pytest.approx(1.0, rel=1e-12)
+
+
 def test_distributions_without_a_closed_form_are_refused():
-    with pytest.raises(UnsupportedProblemError, match="Uniform"):
-        lsa.optimum(LinearRegression(3, 5, covariates=Uniform(3, 1.0)))
+    with pytest.raises(UnsupportedProblemError, match="ExponentialDiagonal"):
+        lsa.optimum(LinearRegression(3, 5, covariates=ExponentialDiagonal(3, 1.0)))
 
 
 def test_bad_arguments_are_refused():
