@@ -117,3 +117,29 @@ def simplest(
     return next(
         i for i in range(count) if not any(compare(squares[j], squares[i]).clear(tolerance) for j in range(i + 1, count))
     )
+
+
+def rule(near: dict[str, Float[np.ndarray, "M"]], chosen: str, tolerance: float) -> str:
+    """Why `simplest` chose one of some functions, in a sentence.
+
+    Args:
+      near: squared distances on M prompts by name, from simple to rich; none is within the resolution.
+      chosen: the name of the one that was chosen.
+      tolerance: of `Comparison.clear`.
+    """
+    names = list(near)
+    place = names.index(chosen)
+    said = [
+        f"a richer family takes the place of a simpler one only if it is closer by more than {100 * tolerance:g}% and by more "
+        f"than {SIGMAS:g} standard errors of the paired difference"
+    ]
+    for simpler in names[:place]:
+        winner = next(
+            richer
+            for richer in [chosen, *names[names.index(simpler) + 1 :]]
+            if compare(near[richer], near[simpler]).clear(tolerance)
+        )
+        said.append(f"{winner} takes that of {simpler} ({compare(near[winner], near[simpler])})")
+    for richer in names[place + 1 :]:
+        said.append(f"{richer} does not take that of {chosen} ({compare(near[richer], near[chosen])})")
+    return "; ".join(said)

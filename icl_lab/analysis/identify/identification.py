@@ -279,28 +279,8 @@ def _judged(
     elif chosen in same:
         rule = f"of the families within the resolution {resolution:g} the simplest is named"
     else:
-        rule = _rule({candidates[i].family: squares[i] for i in near}, shown.family, tolerance)
+        rule = telling.rule({candidates[i].family: squares[i] for i in near}, shown.family, tolerance)
     return Identification(verdict, reason + note, tuple(ranked), identified, scale, squares.shape[1], rule)
-
-
-def _rule(near: dict[str, Float[np.ndarray, "M"]], chosen: str, tolerance: float) -> str:
-    """Why the chosen one of the families that are near, from simple to rich, was preferred to the others, in a sentence."""
-    names = list(near)
-    place = names.index(chosen)
-    said = [
-        f"a richer family takes the place of a simpler one only if it is closer by more than {100 * tolerance:g}% and by more "
-        f"than {telling.SIGMAS:g} standard errors of the paired difference"
-    ]
-    for simpler in names[:place]:
-        winner = next(
-            richer
-            for richer in [chosen, *names[names.index(simpler) + 1 :]]
-            if telling.compare(near[richer], near[simpler]).clear(tolerance)
-        )
-        said.append(f"{winner} takes that of {simpler} ({telling.compare(near[winner], near[simpler])})")
-    for richer in names[place + 1 :]:
-        said.append(f"{richer} does not take that of {chosen} ({telling.compare(near[richer], near[chosen])})")
-    return "; ".join(said)
 
 
 def _rms(values: np.ndarray) -> float:
