@@ -40,7 +40,7 @@ NEAR_RIDGE = {
     "noise, fewer examples than inputs": case(noisy, 0.06, 0.05, LinearRegression(10, 5, noise_std=0.3)),
     "few answers": case(noisy, 0.3, 0.04, LinearRegression(5, 20, noise_std=0.3), 200),
     "half ridge and half OLS": case(mixed, 0.3, 0.04, ANISOTROPIC),
-    "two penalties": case(undecided, 0.05, 0.3, LinearRegression(2, 10, noise_std=0.5)),
+    "two penalties": case(undecided, 0.1, 0.8, LinearRegression(2, 20, noise_std=0.5)),
 }
 
 
