@@ -272,9 +272,11 @@ def _scales(exponents: Array, against: Array, seen: Answered) -> Array:
 def _preconditioner(seen: Answered) -> Array:
     count, labels, dim = seen.data.moments.shape
     roots = jnp.sqrt(seen.weights)[:, None]
-    queries = roots * seen.data.queries
+    queries = roots.astype(seen.data.queries.dtype) * seen.data.queries
     design = (queries[:, None, :, None] * seen.data.moments[:, :, None, :]).reshape(count * labels, dim * dim)
-    return jnp.linalg.lstsq(reals(design), reals((roots * seen.answers).reshape(-1)))[0].reshape(dim, dim)
+    return jnp.linalg.lstsq(reals(design), reals((roots.astype(seen.answers.dtype) * seen.answers).reshape(-1)))[0].reshape(
+        dim, dim
+    )
 
 
 def _fit(*arguments) -> tuple[np.ndarray, np.ndarray]:

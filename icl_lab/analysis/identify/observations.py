@@ -123,7 +123,8 @@ def _weight(prompt: Prompt) -> Float[Array, ""]:
     few = inputs if inputs.shape[0] <= inputs.shape[1] else inputs.T
     gram = few @ jnp.conj(few.T)
     trace = jnp.maximum(jnp.real(jnp.trace(gram)), jnp.finfo(gram.dtype).tiny)
-    square = (gram / trace) @ (gram / trace)
+    scaled = gram / trace.astype(gram.dtype)
+    square = scaled @ scaled
     return trace * jnp.sum(jnp.abs(square @ square) ** 2) ** 0.125
 
 

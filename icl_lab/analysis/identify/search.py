@@ -36,7 +36,8 @@ def least_squares(answer: Answer, grid: Array, extra: Any, seen: Any, held: Any,
     """
 
     def residual(point):
-        return reals(((answer(point, extra, seen.data) - seen.answers) * jnp.sqrt(seen.weights)[:, None]).reshape(-1))
+        apart = answer(point, extra, seen.data) - seen.answers
+        return reals((jnp.sqrt(seen.weights).astype(apart.dtype)[:, None] * apart).reshape(-1))
 
     def squares(point):
         return jnp.sum(jnp.abs(answer(point, extra, held.data) - held.answers) ** 2, axis=1)
