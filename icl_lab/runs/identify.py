@@ -103,6 +103,7 @@ def show(found: analysis.Identification, console: Console | None = None) -> None
     console.print(_table(found))
     colour = "yellow" if found.verdict == NONE else "green"
     console.print(f"[{colour}]{escape(found.verdict.upper())}[/]: {escape(found.reason)}", highlight=False)
+    console.print(f"Rule: {escape(found.rule)}", highlight=False)
 
 
 def _table(found: analysis.Identification) -> Table:

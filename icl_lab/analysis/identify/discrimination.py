@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,8 +12,9 @@ from icl_lab.analysis.sampling import Estimate
 
 SIGMAS = 4.0
 """Standard errors that tell two functions apart."""
-FACTOR = 2.0
-"""By which a richer family must be closer than a simpler one that it contains or approximates."""
+TOLERANCE = 0.1
+"""By which share of its distance a richer function has to be closer than a simpler one: of any smaller difference one says
+that the simpler one describes as well, even where the prompts show it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +67,37 @@ def relative_root(squares: Float[np.ndarray, "M"], norms: Float[np.ndarray, "M"]
     return Estimate(np.sqrt(ratio), error / (2 * np.sqrt(ratio)))
 
 
-def closer(first: Float[np.ndarray, "M"], second: Float[np.ndarray, "M"], factor: float) -> bool:
-    """Whether the first root mean square is at most 1/`factor` of the second, and below it beyond chance.
+class Comparison(NamedTuple):
+    """A richer function beside a simpler one, both at distances from a third.
 
-    Args:
-      first, second: squared distances on the same prompts.
-      factor: >= 1.
+    Attributes:
+      gain: share of the simpler one's root mean square distance by which the richer one is closer; negative if it is not.
+      errors: mean paired difference of the squared distances, in standard errors.
     """
-    difference = second - first
-    error = np.std(difference, ddof=1) / np.sqrt(len(difference))
-    return bool(factor**2 * np.mean(first) <= np.mean(second) and np.mean(difference) > SIGMAS * error)
+
+    gain: float
+    errors: float
+
+    def clear(self, tolerance: float) -> bool:
+        """Whether the richer one is closer by more than the tolerance and by more than `SIGMAS` standard errors."""
+        return self.gain > tolerance and self.errors > SIGMAS
+
+    def __str__(self) -> str:
+        return f"{100 * self.gain:.0f}%, {self.errors:.1f} standard errors"
+
+
+def compare(richer: Float[np.ndarray, "M"], simpler: Float[np.ndarray, "M"]) -> Comparison:
+    """How much closer a richer function is than a simpler one, from their squared distances on the same prompts."""
+    difference = simpler - richer
+    mean, error = float(np.mean(difference)), float(np.std(difference, ddof=1) / np.sqrt(len(difference)))
+    # Two functions that are equally far on every prompt are no errors apart, two that differ by a constant any number.
+    errors = mean / error if error > 0 else float(np.sign(mean)) * np.inf if mean else 0.0
+    far = float(np.mean(simpler))
+    return Comparison(1 - float(np.sqrt(np.mean(richer) / far)) if far > 0 else 0.0, errors)
 
 
 def simplest(
-    squares: Float[np.ndarray, "F M"], norms: Float[np.ndarray, "M"], resolution: float, factors: Sequence[float]
+    squares: Float[np.ndarray, "F M"], norms: Float[np.ndarray, "M"], resolution: float, tolerance: float = TOLERANCE
 ) -> int:
     """Which of F functions, from simple to rich, describes another one best.
 
@@ -87,13 +105,41 @@ def simplest(
       squares: squared distances to it on M prompts.
       norms: its squared norms.
       resolution: relative distance within which two functions are the same.
-      factors: by which each function must be `closer` than a simpler one, (F,).
+      tolerance: of `Comparison.clear`.
 
     Returns:
-      The first within the resolution; if there is none, the first than which no later one is closer.
+      The first within the resolution; if there is none, the first than which no later one is clearly closer.
     """
     same = np.flatnonzero(np.mean(squares, axis=1) <= resolution**2 * np.mean(norms))
     if len(same):
         return int(same[0])
     count = len(squares)
-    return next(i for i in range(count) if not any(closer(squares[j], squares[i], factors[j]) for j in range(i + 1, count)))
+    return next(
+        i for i in range(count) if not any(compare(squares[j], squares[i]).clear(tolerance) for j in range(i + 1, count))
+    )
+
+
+def rule(near: dict[str, Float[np.ndarray, "M"]], chosen: str, tolerance: float) -> str:
+    """Why `simplest` chose one of some functions, in a sentence.
+
+    Args:
+      near: squared distances on M prompts by name, from simple to rich; none is within the resolution.
+      chosen: the name of the one that was chosen.
+      tolerance: of `Comparison.clear`.
+    """
+    names = list(near)
+    place = names.index(chosen)
+    said = [
+        f"a richer family takes the place of a simpler one only if it is closer by more than {100 * tolerance:g}% and by more "
+        f"than {SIGMAS:g} standard errors of the paired difference"
+    ]
+    for simpler in names[:place]:
+        winner = next(
+            richer
+            for richer in [chosen, *names[names.index(simpler) + 1 :]]
+            if compare(near[richer], near[simpler]).clear(tolerance)
+        )
+        said.append(f"{winner} takes that of {simpler} ({compare(near[winner], near[simpler])})")
+    for richer in names[place + 1 :]:
+        said.append(f"{richer} does not take that of {chosen} ({compare(near[richer], near[chosen])})")
+    return "; ".join(said)

@@ -19,14 +19,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Inexact
+from jaxtyping import Float
 
 from icl_lab import estimators
 from icl_lab.analysis.identify import discrimination
-from icl_lab.analysis.identify.features import Features, eigenvalue
+from icl_lab.analysis.identify.features import Answered, Features, eigenvalue
 from icl_lab.analysis.identify.search import least_squares, reals
 from icl_lab.analysis.sampling import Predictor
 from icl_lab.core import compiled
@@ -67,49 +68,54 @@ class Candidate:
 
 
 class Fit(NamedTuple):
-    """A family at its best, and the squared distances (M,) of its answers from those that it was fitted to."""
+    """A family at its best, and the squared distances (H,) of its answers from the model's on held-out prompts."""
 
     candidate: Candidate
-    squares: Float[np.ndarray, "M"]
+    squares: Float[np.ndarray, "H"]
 
 
-def fitted(data: Features, answers: Inexact[Array, "M k"], steps: int, layers: int, resolution: float) -> list[Candidate]:
+def fitted(seen: Answered, held: Answered, steps: int, layers: int, resolution: float) -> list[Candidate]:
     """Every family at its best, from simple to rich; of those that come in sizes the size that fits best.
 
     Args:
-      data: prompts.
-      answers: what the model answers to them.
+      seen: prompts that parameters are fitted to.
+      held: others, which choose between the minima of a fit and between the sizes of a family.
       steps: most steps of gradient descent.
       layers: most layers of GD++.
       resolution: relative distance within which two functions are the same.
     """
-    norms = np.sum(np.abs(answers) ** 2, axis=1)
+    norms = held.weights * np.sum(np.abs(held.answers) ** 2, axis=1)
 
-    def choose(fits: Sequence[Fit], factor: float = 1.0) -> Candidate:
-        squares = np.stack([fit.squares for fit in fits])
-        return fits[discrimination.simplest(squares, norms, resolution, [factor] * len(fits))].candidate
+    def nearest(fits: Sequence[Fit]) -> Candidate:
+        """Of sizes with as many parameters: the smallest within the resolution, else the one that is nearest on average."""
+        distances = np.array([np.mean(held.weights * fit.squares) for fit in fits])
+        return fits[int(np.argmin(np.maximum(distances, resolution**2 * np.mean(norms))))].candidate
 
-    softmax = [smoother(data, answers, kernel) for kernel in ("exponential", "opposite", "odd")]
+    def simplest(fits: Sequence[Fit]) -> Candidate:
+        squares = np.stack([held.weights * fit.squares for fit in fits])
+        return fits[discrimination.simplest(squares, norms, resolution)].candidate
+
+    softmax = [smoother(seen, held, kernel) for kernel in ("exponential", "opposite", "odd")]
     return [
         Candidate("zero", "zero", {}),
         Candidate("OLS", "ols", {}),
-        choose(descents(data, answers, steps)),
-        ridge(data, answers).candidate,
-        online_descent(data, answers).candidate,
-        smoother(data, answers, "gaussian").candidate,
-        choose(softmax),
+        nearest(descents(seen, held, steps)),
+        ridge(seen, held).candidate,
+        online_descent(seen, held).candidate,
+        smoother(seen, held, "gaussian").candidate,
+        nearest(softmax),
         # Every layer has two parameters more.
-        choose(layered_descents(data, answers, layers), discrimination.FACTOR),
-        preconditioned(data, answers),
+        simplest(layered_descents(seen, held, layers)),
+        preconditioned(seen),
     ]
 
 
-def descents(data: Features, answers: Inexact[Array, "M k"], most: int) -> list[Fit]:
+def descents(seen: Answered, held: Answered, most: int) -> list[Fit]:
     """Gradient descent of 1 .. `most` equal steps, the best step size of each."""
-    unit, length, found = eigenvalue(data), data.inputs.shape[1], []
+    unit, length, found = eigenvalue(seen.data), seen.data.inputs.shape[1], []
     for steps in range(1, most + 1):
         taken = np.arange(most) < steps
-        point, squares = _fit(_descent, _STEPS, (unit, taken), data, answers, 1, _FEW)
+        point, squares = _fit(_descent, _STEPS, (unit, taken), seen, held, _FEW)
         size = point[0] * length / unit
         words = f"{_count(steps, 'step')} of {_number(size)}"
         note = f"{steps} steps are the most that were tried, and more may fit better" if steps == most else ""
@@ -118,15 +124,15 @@ def descents(data: Features, answers: Inexact[Array, "M k"], most: int) -> list[
     return found
 
 
-def layered_descents(data: Features, answers: Inexact[Array, "M k"], most: int) -> list[Fit]:
+def layered_descents(seen: Answered, held: Answered, most: int) -> list[Fit]:
     """GD++ of 2 .. `most` layers, the best step sizes and curvatures of each; the last curvature has no effect and is 0."""
-    unit, length, found = eigenvalue(data), data.inputs.shape[1], []
+    unit, length, found = eigenvalue(seen.data), seen.data.inputs.shape[1], []
     ramp = np.linspace(0.0, 1.0, most)
     for layers in range(2, most + 1):
         taken = np.arange(most) < layers
         sizes = _LAYERS[:, :1] * _LAYERS[:, 1:2] ** (ramp * (most - 1) / (layers - 1))
         starts = np.concatenate([sizes, np.broadcast_to(_LAYERS[:, 2:], (len(_LAYERS), most - 1))], axis=1)
-        point, squares = _fit(_layered_descent, starts, (unit, taken), data, answers, 4, _MANY)
+        point, squares = _fit(_layered_descent, starts, (unit, taken), seen, held, _MANY)
         steps, bends = point[:layers] * length / unit, np.append(point[most : most + layers - 1], 0.0) / unit
         words = f"{layers} layers, steps {_numbers(steps)}, curvatures {_numbers(bends[:-1])}"
         note = f"{layers} layers are the most that were tried, and more may fit better" if layers == most else ""
@@ -135,10 +141,10 @@ def layered_descents(data: Features, answers: Inexact[Array, "M k"], most: int) 
     return found
 
 
-def ridge(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
+def ridge(seen: Answered, held: Answered) -> Fit:
     """Ridge regression at the best penalty."""
-    unit = eigenvalue(data)
-    (logarithm,), squares = _fit(_ridge, np.log(PENALTIES), unit, data, answers, 1, _FEW)
+    unit = eigenvalue(seen.data)
+    (logarithm,), squares = _fit(_ridge, np.log(PENALTIES), unit, seen, held, _FEW)
     low, high = np.log(PENALTIES[[0, -1], 0])
     note = ""
     if logarithm <= low:
@@ -150,26 +156,27 @@ def ridge(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
     return Fit(Candidate("ridge", "ridge", {"penalty": np.asarray(penalty)}, words, note), squares)
 
 
-def online_descent(data: Features, answers: Inexact[Array, "M k"]) -> Fit:
+def online_descent(seen: Answered, held: Answered) -> Fit:
     """One pass of stochastic gradient descent over the examples in their order, at the best step size."""
-    length, dim = data.inputs.shape[1:]
+    length, dim = seen.data.inputs.shape[1:]
     # One over the mean squared norm of an input.
-    unit = np.asarray(length / (dim * eigenvalue(data)))
-    (size,), squares = _fit(_online_descent, _STEPS, unit, data, answers, 1, _FEW)
+    unit = np.asarray(length / (dim * eigenvalue(seen.data)))
+    (size,), squares = _fit(_online_descent, _STEPS, unit, seen, held, _FEW)
     parameters = {"step_size": np.asarray(size * unit)}
     return Fit(Candidate("online SGD", "online_sgd", parameters, f"step {_number(size * unit)}"), squares)
 
 
-def smoother(data: Features, answers: Inexact[Array, "M k"], kernel: str) -> Fit:
+def smoother(seen: Answered, held: Answered, kernel: str) -> Fit:
     """A kernel smoother with the best bandwidth and scale."""
-    scores = data.scores["exponential" if kernel == "odd" else kernel]
+    seen, held = (_with_scores(part, "exponential" if kernel == "odd" else kernel) for part in (seen, held))
+    scores = seen.data.scores[""]
     against = np.asarray(float(kernel == "odd"))
     spread = np.sqrt(np.mean(np.var(scores, axis=1)))
     # Where all examples are equally far every bandwidth is the same.
     unit = np.asarray(spread if spread > 0 else 1.0)
-    scales = np.asarray(_scales(_EXPONENTS[:, 0] / unit, scores, against, data.labels, answers))
+    scales = np.asarray(_scales(_EXPONENTS[:, 0] / unit, against, seen))
     starts = np.concatenate([np.log(_EXPONENTS), scales[:, None]], axis=1)
-    (exponent, scale), squares = _fit(_smoother, starts, (unit, scores, against), data, answers, 1, _FEW)
+    (exponent, scale), squares = _fit(_smoother, starts, (unit, against), seen, held, _FEW)
     bandwidth = np.sqrt(unit / np.exp(exponent))
     parameters = {"bandwidth": np.asarray(bandwidth), "scale": np.asarray(scale)}
     words = f"bandwidth {_number(bandwidth)}, scale {_number(scale)}"
@@ -177,9 +184,9 @@ def smoother(data: Features, answers: Inexact[Array, "M k"], kernel: str) -> Fit
     return Fit(Candidate(name, "kernel_smoother", {**parameters, "kernel": kernel}, words), squares)
 
 
-def preconditioned(data: Features, answers: Inexact[Array, "M k"]) -> Candidate:
+def preconditioned(seen: Answered) -> Candidate:
     """One step of preconditioned gradient descent, its matrix by linear least squares: the answer is linear in it."""
-    matrix = np.asarray(_preconditioner(data.moments, data.queries, answers))
+    matrix = np.asarray(_preconditioner(seen))
     sizes = np.linalg.svd(matrix, compute_uv=False)
     words = f"singular values {_number(sizes[0])} to {_number(sizes[-1])}"
     return Candidate("preconditioned GD", "preconditioned_gradient_descent", {"preconditioner": matrix}, words)
@@ -233,32 +240,43 @@ def _filtered(values: Array, data: Features) -> Array:
 
 
 def _smoother(point: Array, extra: Any, data: Features) -> Array:
-    unit, scores, against = extra
-    return point[1].astype(data.labels.dtype) * _smoothed(jnp.exp(point[0]) / unit, scores, against, data.labels)
+    unit, against = extra
+    return point[1].astype(data.labels.dtype) * _smoothed(jnp.exp(point[0]) / unit, against, data)
 
 
-def _smoothed(exponent: Array, scores: Array, against: Array, labels: Array) -> Array:
+def _with_scores(part: Answered, kernel: str) -> Answered:
+    """The prompts with the scores of one kernel under one name, so that the kernels share a program."""
+    return eqx.tree_at(lambda p: p.data.scores, part, {"": part.data.scores[kernel]})
+
+
+def _smoothed(exponent: Array, against: Array, data: Features) -> Array:
     """Means of the labels by their scores, less `against` (0 or 1) times those by the opposite scores."""
+    scores, labels = data.scores[""], data.labels
     weights = jax.nn.softmax(exponent * scores, axis=1) - against * jax.nn.softmax(-exponent * scores, axis=1)
     return jnp.einsum("mn,mnk->mk", weights.astype(labels.dtype), labels)
 
 
 @compiled.jit
-def _scales(exponents: Array, scores: Array, against: Array, labels: Array, answers: Array) -> Array:
+def _scales(exponents: Array, against: Array, seen: Answered) -> Array:
     """The best scale of a smoother at each exponent."""
+    weights = seen.weights[:, None]
 
     def scale(exponent):
-        smooth = _smoothed(exponent, scores, against, labels)
-        return jnp.sum(jnp.real(jnp.conj(smooth) * answers)) / jnp.sum(jnp.abs(smooth) ** 2)
+        smooth = _smoothed(exponent, against, seen.data)
+        return jnp.sum(weights * jnp.real(jnp.conj(smooth) * seen.answers)) / jnp.sum(weights * jnp.abs(smooth) ** 2)
 
     return jax.lax.map(scale, jnp.asarray(exponents))
 
 
 @compiled.jit
-def _preconditioner(moments: Array, queries: Array, answers: Array) -> Array:
-    count, labels, dim = moments.shape
-    design = (queries[:, None, :, None] * moments[:, :, None, :]).reshape(count * labels, dim * dim)
-    return jnp.linalg.lstsq(reals(design), reals(answers.reshape(-1)))[0].reshape(dim, dim)
+def _preconditioner(seen: Answered) -> Array:
+    count, labels, dim = seen.data.moments.shape
+    roots = jnp.sqrt(seen.weights)[:, None]
+    queries = roots.astype(seen.data.queries.dtype) * seen.data.queries
+    design = (queries[:, None, :, None] * seen.data.moments[:, :, None, :]).reshape(count * labels, dim * dim)
+    return jnp.linalg.lstsq(reals(design), reals((roots.astype(seen.answers.dtype) * seen.answers).reshape(-1)))[0].reshape(
+        dim, dim
+    )
 
 
 def _fit(*arguments) -> tuple[np.ndarray, np.ndarray]:

@@ -38,6 +38,20 @@ class Features(eqx.Module):
     scores: dict[str, Float[Array, "*M N"]]
 
 
+class Answered(eqx.Module):
+    """M prompts, a model's answers to them, and what each prompt stands for.
+
+    Attributes:
+      data: the prompts, decomposed.
+      answers: (M, k).
+      weights: (M,), with mean 1.
+    """
+
+    data: Features
+    answers: Inexact[Array, "M k"]
+    weights: Float[Array, "M"]
+
+
 @compiled.jit
 def features(prompts: Prompt) -> Features:
     """The decomposition of a batch of prompts."""

@@ -8,10 +8,11 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 3. if there is none, "none of these".
 
 From simple to rich: zero, OLS, gradient descent, ridge, online SGD, kernel smoothers, GD++, preconditioned gradient descent.
-A richer family beats a simpler one clearly if it divides the distance by `discrimination.FACTOR` at least and the paired
-difference of their squared distances is more than `discrimination.SIGMAS` standard errors; for a smoother, which contains no
-simpler family, the latter is enough.
-Where a family has heavy tails (steps that diverge on some prompts) a few prompts make up its distance and its standard error.
+A richer family beats a simpler one clearly if the prompts can tell them apart, the paired difference of their squared
+distances being more than `discrimination.SIGMAS` standard errors, and if its distance is smaller by more than the share
+`tolerance` of the simpler one's. Both numbers, and how the families next to the verdict fared, are printed with it.
+Where a family has heavy tails (steps that diverge on some prompts) a few prompts make up its distance and its standard error;
+for how fits find them see `observations`.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Float, Inexact
+from jaxtyping import Float
 
 from icl_lab.analysis.identify import discrimination as telling
 from icl_lab.analysis.identify import families
 from icl_lab.analysis.identify.discrimination import Count
 from icl_lab.analysis.identify.families import Candidate
-from icl_lab.analysis.identify.features import features
+from icl_lab.analysis.identify.features import Answered, features
+from icl_lab.analysis.identify.observations import Observed, answers_of, observe, observe_rare
 from icl_lab.analysis.sampling import Estimate, Predictor
-from icl_lab.core import compiled, precision
-from icl_lab.core.errors import InvalidValueError, NonFiniteError
+from icl_lab.core import precision
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.prng import stream
-from icl_lab.core.typing import Array, Key
-from icl_lab.tasks.prompt import Prompt, Task, check_count
+from icl_lab.core.typing import Key
+from icl_lab.tasks.prompt import Task, check_count
 
 NONE = "none of these"
 """The verdict where no family is close."""
@@ -48,8 +49,6 @@ Layers of linear attention after thousands of steps of Adam on fresh prompts are
 of softmax attention 0.01 to 0.07 from a smoother. The best gradient step is 0.3 or more from one softmax head, and from two it
 is 0.36 at d = N = 10, 0.18 at d = 5, N = 20, and 0.10 at d = 5, N = 100.
 """
-CHUNK = 1024
-"""Prompts answered at once, and fitted on at least; every number of prompts is a multiple of it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +81,7 @@ class Identification:
       identified: the family of the verdict, if it is one.
       scale: root mean square of the model's answers.
       prompts: number that the families were judged on.
+      rule: one sentence, by which rule the verdict was found, with its numbers.
     """
 
     verdict: str
@@ -90,6 +90,7 @@ class Identification:
     identified: Candidate | None
     scale: Estimate
     prompts: int
+    rule: str
 
     def distance(self, family: str) -> Estimate:
         """The relative distance of a family, by its name.
@@ -121,13 +122,14 @@ class Identification:
         lines = [COLUMNS, *self.rows()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([*text, f"{self.verdict.upper()}: {self.reason}"])
+        return "\n".join([*text, f"{self.verdict.upper()}: {self.reason}", f"Rule: {self.rule}"])
 
     def plain(self) -> dict[str, Any]:
         """Everything as dicts, lists, numbers and strings, for JSON."""
         return {
             "verdict": self.verdict,
             "reason": self.reason,
+            "rule": self.rule,
             "prompts": self.prompts,
             "scale": {"mean": self.scale.mean, "standard_error": self.scale.standard_error},
             "families": [
@@ -158,19 +160,27 @@ def identify(
     *,
     resolution: float = RESOLUTION,
     close: float = CLOSE,
+    tolerance: float = telling.TOLERANCE,
     steps: int = 10,
     layers: int = 3,
 ) -> Identification:
     """Fit the families to the answers of a model and say which of them it is.
 
+    The simplest family within `resolution` is the answer. If there is none, a richer family takes the place of a simpler one
+    only if it is closer by more than the share `tolerance` of the distance and by more than `discrimination.SIGMAS` standard
+    errors of the paired difference of squared distances, on prompts that neither was fitted to: a simpler family stands where
+    the prompts cannot tell it from the richer one, or where the difference is below the tolerance. Of the families within
+    `close` the simplest that stands is the answer, and if no family is within it, none is.
+
     Args:
       predictor: function of one prompt that returns (k,), such as `equinox.Partial(model, weights)`.
       task: distribution of the prompts, real or complex.
       key: random key; that of seed 0 if omitted.
-      prompts: number of prompts to judge on, rounded up to whole chunks. Those to fit on are others: `CHUNK` of them, or more
-        where a (d, d) preconditioner needs them.
+      prompts: number of prompts to judge on. Those to fit on and to choose between fits by are others, some 2000 of each: see
+        `observations`.
       resolution: relative distance within which two functions are the same.
       close: relative distance within which a family describes the model.
+      tolerance: share of the distance, 0 <= tolerance < 1, by which a richer family must be closer than a simpler one.
       steps: most steps of gradient descent that are tried.
       layers: most layers of GD++ that are tried, at least 2.
 
@@ -195,22 +205,29 @@ def identify(
     check_count(layers, "layers", 2, "GD++ of one layer is a step of gradient descent.")
     if not 0 < resolution <= close < 1:
         raise InvalidValueError(f"thresholds must be 0 < resolution <= close < 1; got {resolution!r} and {close!r}.")
+    if not 0 <= tolerance < 1:
+        raise InvalidValueError(f"`tolerance` must be a share of a distance, 0 <= tolerance < 1; got {tolerance!r}.")
     # Eight equations an entry of a preconditioner.
-    seen, answers = _observe(predictor, task, stream(key, "fit"), -(-8 * task.dim**2 // task.label_dim))
-    fresh, truth = _observe(predictor, task, stream(key, "judge"), prompts)
-    norms = np.sum(np.abs(truth) ** 2, axis=1)
+    needed = -(-8 * task.dim**2 // task.label_dim)
+    seen = observe_rare(predictor, task, stream(key, "fit"), needed)
+    held = observe_rare(predictor, task, stream(key, "choose"), 0)
+    fresh, truth, _ = observe(predictor, task, stream(key, "judge"), prompts)
+    norms = np.sum(np.abs(truth) ** 2, axis=1)[:prompts]
     scale = telling.relative_root(norms, np.ones_like(norms))
-    if max(_rms(answers), _rms(truth)) <= resolution * _rms(np.asarray(fresh.labels)):
+    if max(_rms(seen.answers), _rms(truth)) <= resolution * _rms(np.asarray(fresh.labels)):
         zero = Ranked(Candidate("zero", "zero", {}), Estimate(0.0, 0.0), None, None)
         reason = f"its answers are zero to {resolution:g} of the labels on every prompt"
-        return Identification("zero", reason, (zero,), zero.candidate, scale, len(norms))
-    data = precision.to_numpy(features(seen))
-    candidates = families.fitted(data, answers, steps, layers, resolution)
-    responses = [_answers(candidate.predictor, fresh) for candidate in candidates]
-    squares = np.stack([np.sum(np.abs(response - truth) ** 2, axis=1) for response in responses])
+        return Identification("zero", reason, (zero,), zero.candidate, scale, len(norms), "nothing was fitted to such answers")
+    candidates = families.fitted(_decomposed(seen), _decomposed(held), steps, layers, resolution)
+    responses = [answers_of(candidate.predictor, fresh) for candidate in candidates]
+    squares = np.stack([np.sum(np.abs(response - truth) ** 2, axis=1)[:prompts] for response in responses])
     target = np.asarray(fresh.target)
-    errors = np.stack([np.sum(np.abs(response - target) ** 2, axis=1) for response in responses])
-    return _judged(candidates, squares, errors, norms, scale, resolution, close)
+    errors = np.stack([np.sum(np.abs(response - target) ** 2, axis=1)[:prompts] for response in responses])
+    return _judged(candidates, squares, errors, norms, scale, resolution, close, tolerance)
+
+
+def _decomposed(observed: Observed) -> Answered:
+    return Answered(precision.to_numpy(features(observed.prompts)), observed.answers, observed.weights)
 
 
 def _judged(
@@ -221,14 +238,14 @@ def _judged(
     scale: Estimate,
     resolution: float,
     close: float,
+    tolerance: float,
 ) -> Identification:
     """The verdict on families from simple to rich, by squared distances to the model and squared errors on M prompts."""
     distances = [telling.relative_root(square, norms) for square in squares]
     near = [i for i, distance in enumerate(distances) if distance.mean <= close]
     same = [i for i in near if distances[i].mean <= resolution]
     nearest = int(np.argmin([distance.mean for distance in distances]))
-    factors = [1.0 if candidates[i].estimator == "kernel_smoother" else telling.FACTOR for i in near]
-    chosen = near[telling.simplest(squares[near], norms, resolution, factors)] if near else None
+    chosen = near[telling.simplest(squares[near], norms, resolution, tolerance)] if near else None
     reference = nearest if chosen is None else chosen
     shown = candidates[reference]
     name = shown.family + (f" ({shown.words})" if shown.words else "")
@@ -257,42 +274,13 @@ def _judged(
     note = f"; {shown.note}" if shown.note else ""
     identified = None if chosen is None else candidates[chosen]
     verdict = NONE if identified is None else identified.family
-    return Identification(verdict, reason + note, tuple(ranked), identified, scale, squares.shape[1])
-
-
-def _observe(predictor: Predictor, task: Task, key: Key, count: int) -> tuple[Prompt, Inexact[np.ndarray, "M k"]]:
-    """Prompts, at least so many, and what the model answers, in one dtype."""
-    chunks = [_sample(task, jax.random.fold_in(key, i)) for i in range(-(-count // CHUNK))]
-    prompts = jax.tree.map(lambda *leaves: np.concatenate(leaves), *chunks)
-    answers = _answers(predictor, prompts)
-    if answers.shape != prompts.labels.shape[::2]:
-        raise InvalidValueError(
-            f"`predictor` must answer a prompt with an array of the shape of a label, {prompts.labels.shape[2:]}; got shape "
-            f"{answers.shape[1:]}."
-        )
-    broken = int(np.sum(~np.all(np.isfinite(answers), axis=1)))
-    if broken:
-        raise NonFiniteError(
-            f"the predictor answers {broken} of {len(answers)} prompts with NaN or infinity; an algorithm can be fitted to "
-            "finite answers only. Check that its training did not diverge."
-        )
-    dtype = np.result_type(answers, prompts.labels)
-    return eqx.tree_at(lambda p: p.labels, prompts, prompts.labels.astype(dtype)), answers.astype(dtype)
-
-
-@compiled.jit
-def _sample(task: Task, key: Key) -> Prompt:
-    return eqx.tree_at(lambda p: p.latent, task.sample_batch(key, CHUNK), None, is_leaf=lambda x: x is None)
-
-
-def _answers(predictor: Predictor, prompts: Prompt) -> Inexact[np.ndarray, "M k"]:
-    chunks = [jax.tree.map(lambda leaf, i=i: leaf[i : i + CHUNK], prompts) for i in range(0, len(prompts.query), CHUNK)]
-    return np.concatenate([np.asarray(_answer_all(predictor, chunk)) for chunk in chunks])
-
-
-@compiled.jit
-def _answer_all(predictor: Predictor, prompts: Prompt) -> Inexact[Array, "M k"]:
-    return jax.vmap(predictor)(prompts)
+    if chosen is None:
+        rule = f"a family is named that is within {close:g}, and no family is"
+    elif chosen in same:
+        rule = f"of the families within the resolution {resolution:g} the simplest is named"
+    else:
+        rule = telling.rule({candidates[i].family: squares[i] for i in near}, shown.family, tolerance)
+    return Identification(verdict, reason + note, tuple(ranked), identified, scale, squares.shape[1], rule)
 
 
 def _rms(values: np.ndarray) -> float:

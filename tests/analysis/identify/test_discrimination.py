@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from icl_lab import analysis, estimators, tasks
-from icl_lab.analysis.identify.discrimination import SIGMAS, Count, closer, relative_root, required_prompts, simplest
+from icl_lab.analysis.identify.discrimination import (
+    SIGMAS,
+    Comparison,
+    Count,
+    compare,
+    relative_root,
+    required_prompts,
+    simplest,
+)
 
 DRAWS = 4000
 
@@ -74,14 +82,29 @@ def test_the_standard_error_of_a_relative_distance_is_that_of_repeated_estimates
 
 def test_the_simplest_function_within_the_resolution_or_not_clearly_beaten_is_chosen(rng):
     norms, base = np.ones(1000), rng.uniform(0.5, 1.5, 1000)
-    assert simplest(np.stack([base, 1e-14 * base, 1e-20 * base]), norms, 1e-6, [2.0] * 3) == 1
-    assert simplest(np.stack([base, 0.3 * base, 0.05 * base]), norms, 1e-6, [2.0] * 3) == 2
-    assert simplest(np.stack([0.3 * base, base, 0.1 * base]), norms, 1e-6, [2.0] * 3) == 0
-    assert simplest(np.stack([0.3 * base, base, 0.1 * base]), norms, 1e-6, [2.0, 2.0, 1.0]) == 2
+    assert simplest(np.stack([base, 1e-14 * base, 1e-20 * base]), norms, 1e-6) == 1
+    assert simplest(np.stack([base, 0.3 * base, 0.05 * base]), norms, 1e-6) == 2
+    assert simplest(np.stack([0.3 * base, base, 0.1 * base]), norms, 1e-6) == 2
+    # Roots of the mean squares are 10% apart at 0.81: a tolerance above or below that.
+    assert simplest(np.stack([base, 0.82 * base]), norms, 1e-6) == 0
+    assert simplest(np.stack([base, 0.80 * base]), norms, 1e-6) == 1
+    assert simplest(np.stack([base, 0.82 * base]), norms, 1e-6, 0.05) == 1
+    assert simplest(np.stack([base, 0.80 * base]), norms, 1e-6, 0.15) == 0
+
+
+def test_a_function_is_clearly_closer_beyond_chance_and_beyond_the_tolerance(rng):
+    base = rng.uniform(0.5, 1.5, 1000)
+    found = compare(0.25 * base, base)
+    assert found.gain == pytest.approx(0.5)
+    assert found.errors == pytest.approx(base.mean() / base.std(ddof=1) * np.sqrt(1000))
+    assert found.clear(0.4)
+    assert not found.clear(0.6)
+    assert str(Comparison(0.5, 4.25)) == "50%, 4.2 standard errors"
     # One outlier makes the difference: the mean is lower by far, but not beyond chance.
     spike = np.where(np.arange(1000) == 0, 1e4, 1e-2)
-    assert not closer(np.full(1000, 1e-2), spike, 2.0)
-    assert closer(np.full(1000, 1e-2), np.full(1000, 1.0), 2.0)
+    assert not compare(np.full(1000, 1e-2), spike).clear(0.1)
+    assert compare(np.full(4, 0.25), np.full(4, 1.0)) == Comparison(0.5, np.inf)
+    assert compare(base, base) == Comparison(0.0, 0.0)
 
 
 def test_the_smaller_a_penalty_the_more_prompts_tell_it_from_ols_by_its_risk(key):

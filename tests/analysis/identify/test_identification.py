@@ -201,6 +201,7 @@ def test_a_model_that_is_close_to_a_step_is_called_a_step_up_to_the_threshold(ke
     found = analysis.identify(eqx.Partial(nearly, 0.01), TASK, key, 1024)
     assert found.verdict == GD
     assert "no richer one beats clearly" in found.reason
+    assert "only if it is closer by more than 10% and by more than 4 standard errors" in found.rule
     distance = found.distance(GD).mean
     assert 1e-3 < distance < 0.02
     assert analysis.identify(eqx.Partial(nearly, 0.01), TASK, key, 1024, close=0.9 * distance).verdict == NONE
@@ -228,7 +229,6 @@ def two_heads(prompt):
 @pytest.mark.slow
 def test_two_softmax_heads_are_no_step_where_they_are_close_to_one(key):
     found = analysis.identify(two_heads, tasks.LinearRegression(2, 60), key, 1024)
-    # A family that contains gradient descent would have to halve the distance.
     assert found.distance(SMOOTHER + "odd").mean < found.distance(GD).mean < 2 * found.distance(SMOOTHER + "odd").mean
     assert found.distance(GD).mean < CLOSE
     assert found.verdict == SMOOTHER + "odd"
@@ -243,7 +243,7 @@ def too_many(prompt):
 
 
 def test_answers_that_are_no_answers_are_refused(key):
-    with pytest.raises(NonFiniteError, match=r"answers \d+ of 1024 prompts with NaN or infinity"):
+    with pytest.raises(NonFiniteError, match=r"answers \d+ of \d+ prompts with NaN or infinity"):
         analysis.identify(broken, TASK, key)
     with pytest.raises(InvalidValueError, match=r"the shape of a label, \(1,\); got shape \(4,\)"):
         analysis.identify(too_many, TASK, key)
@@ -256,6 +256,7 @@ def test_answers_that_are_no_answers_are_refused(key):
         ({"steps": 0}, "`steps` must be an integer >= 1; got 0"),
         ({"layers": 1}, "`layers` must be an integer >= 2; got 1"),
         ({"close": 1.5}, "0 < resolution <= close < 1; got 1e-06 and 1.5"),
+        ({"tolerance": 1.0}, "0 <= tolerance < 1; got 1.0"),
         ({"resolution": 0.0}, "0 < resolution <= close < 1; got 0.0 and 0.05"),
     ],
 )
@@ -268,9 +269,10 @@ def test_it_prints_a_table_and_gives_plain_data(key):
     found = analysis.identify(estimators.named("ridge", penalty=1.0), TASK, key, 1024)
     lines = str(found).splitlines()
     assert all(column in lines[0] for column in COLUMNS)
-    assert len(lines) == len(found.ranked) + 2
+    assert len(lines) == len(found.ranked) + 3
     assert lines[1].split()[:4] == ["1", "ridge", "penalty", "1"]
-    assert lines[-1].startswith("RIDGE: ridge (penalty 1) computes the same function")
+    assert lines[-2].startswith("RIDGE: ridge (penalty 1) computes the same function")
+    assert lines[-1] == "Rule: of the families within the resolution 1e-06 the simplest is named"
     data = found.plain()
     assert data["verdict"] == "ridge"
     assert [entry["family"] for entry in data["families"]] == [row.candidate.family for row in found.ranked]
