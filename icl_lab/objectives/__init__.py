@@ -23,6 +23,7 @@ from icl_lab.objectives.exact.phases import phase_loss as phase_loss
 from icl_lab.objectives.exact.regression import RegressionLoss as RegressionLoss
 from icl_lab.objectives.exact.series import hankel_features as hankel_features
 from icl_lab.objectives.exact.series import series_loss as series_loss
+from icl_lab.objectives.held_out import HeldOut as HeldOut
 from icl_lab.objectives.objective import Loss as Loss
 from icl_lab.objectives.objective import Objective as Objective
 from icl_lab.objectives.sampled import SampledLoss as SampledLoss

@@ -27,6 +27,8 @@ from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments
+from icl_lab.objectives.held_out import HeldOut
+from icl_lab.tasks.distributions.check import check_once
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.tasks.regression.linear import LinearRegression, is_plain
 from icl_lab.tasks.sharing import sharing
@@ -45,28 +47,6 @@ SHORTEST = 16
 """Examples of the shortest prompts that are drawn for regression."""
 HELD_OUT_CHUNK = 512
 """Prompts whose errors are in memory at once, at most."""
-
-
-class HeldOut(eqx.Module):
-    """The risk of weights on prompts that the moments have not seen.
-
-    Attributes:
-      risk, standard_error: mean squared error over the fresh prompts.
-      gap, gap_error: `risk` less that on the moments themselves; positive for weights that were fitted to these.
-      largest_share: of one prompt in the variance behind `standard_error`; see `core.tails`.
-      prompts: how many were drawn.
-    """
-
-    risk: float
-    standard_error: float
-    gap: float
-    gap_error: float
-    largest_share: float
-    prompts: int = eqx.field(static=True)
-
-    def __str__(self) -> str:
-        gap = f"{self.gap:.3g} ± {self.gap_error:.2g} above the sample's"
-        return f"held-out risk {self.risk:.6g} ± {self.standard_error:.2g}, {gap}"
 
 
 class SampledLoss(MomentLoss):
@@ -127,6 +107,8 @@ class SampledLoss(MomentLoss):
         check_count(groups, "groups", 2, "The spread of the groups is the standard error.")
         with precision.float64():
             task = sharing(task)
+            if isinstance(task, LinearRegression):
+                check_once(task.covariates)
             features = Features.of(task, model) if features is None else features
             complex_factor = 1 if features.symmetric else 2
             needed = 8 * complex_factor * (groups + 2) * features.count**2
@@ -178,6 +160,20 @@ class SampledLoss(MomentLoss):
                 "Check the covariance, the noise, or the stability of the recursion."
             )
         return loss
+
+    @property
+    def reason(self) -> str:
+        """Why the loss is sampled, as a clause."""
+        task = self.task
+        if not is_plain(task):
+            return f"no exact loss is known for {type(task).__name__} and this model"
+        law = type(task.covariates).__name__
+        if task.covariates.shared_covariance:
+            return f"the inputs of a prompt of {law} may share a random covariance, and its values are not a finite set"
+        if self.model.query_in_sum and not task.covariates.independent:
+            return f"with the query in the sum, the coordinates of {law} would have to be independent"
+        moments = "fourth or sixth moments" if self.model.query_in_sum else "fourth moments"
+        return f"the {moments} of {law} are infinite or not known"
 
     def standard_error(self, weights: Weights) -> float:
         with precision.float64():

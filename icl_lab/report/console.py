@@ -43,6 +43,8 @@ def print_comparison(metrics: Mapping[str, Any], status: Mapping[str, Any], fold
     console.print(comparison_table(metrics))
     for warning in metrics["warnings"]:
         console.print(f"[yellow]outside the theorem's assumption:[/] {escape(warning)}", highlight=False)
+    if (held_out := metrics["training"]["held_out"]) is not None:
+        console.print(f"The loss is sampled, since {escape(held_out['sampled_because'])}: {held_out['said']}", highlight=False)
     colour = "green" if status["status"] == "done" else "red"
     console.print(f"[{colour}]{escape(status['verdict'].upper())}[/]: {escape(status['reason'])}", highlight=False)
     theory = metrics["theory"]

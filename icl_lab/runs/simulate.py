@@ -243,6 +243,21 @@ def _training_metrics(result: TrainingResult, objective: Objective) -> dict[str,
         "gradient_norm": evidence.gradient_norm,
         "estimated_weight_error": evidence.estimated_weight_error,
         "smallest_curvature": evidence.smallest_curvature,
+        "held_out": _held_out(objective, result.limit) if isinstance(objective, SampledLoss) else None,
+    }
+
+
+def _held_out(objective: SampledLoss, limit: Weights) -> dict[str, Any]:
+    """Why the loss is sampled, and the risk on prompts that it was not fitted to."""
+    held_out = objective.held_out(limit)
+    return {
+        "sampled_because": objective.reason,
+        "said": str(held_out),
+        "risk": held_out.risk,
+        "standard_error": held_out.standard_error,
+        "gap": held_out.gap,
+        "gap_error": held_out.gap_error,
+        "largest_share": held_out.largest_share,
     }
 
 
