@@ -26,7 +26,7 @@ from icl_lab.core.errors import MemoryBudgetError, UnsupportedProblemError
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments
-from icl_lab.objectives.objective import Loss, Objective
+from icl_lab.objectives.objective import Objective
 from icl_lab.objectives.sampled import MEMORY_LIMIT
 from icl_lab.tasks.distributions.covariates import CovariateDistribution
 from icl_lab.tasks.prompt import Task
@@ -45,7 +45,7 @@ class IndependentLoss(MomentLoss):
     queries: Float[Array, "Q Q"]
 
     @property
-    def bare(self) -> Loss:
+    def bare(self) -> IndependentPolynomial:
         return IndependentPolynomial(self.features, self.moments, self.model.readout_sign, self.pairs, self.queries)
 
 

@@ -183,7 +183,7 @@ class MomentLoss(Objective):
     moments: Moments
 
     @property
-    def bare(self) -> Loss:
+    def bare(self) -> MomentPolynomial:
         return MomentPolynomial(self.features, self.moments, self.model.readout_sign)
 
     def __call__(self, weights: Weights, key: Key | None = None) -> Float[Array, ""]:
@@ -195,7 +195,7 @@ class MomentLoss(Objective):
         Raises:
           InvalidValueError: weights of more than one layer.
         """
-        return self.bare.coefficients(weights)  # pyright: ignore[reportReturnType]
+        return self.bare.coefficients(weights)
 
     def coordinates(self, weights: Weights) -> tuple[Loss, Weights, Callable[[Weights], Weights]]:
         """On the subspace p1 = k2 = 0, where the moments leave it invariant, those of a `StructuredLoss`."""
@@ -236,12 +236,13 @@ class MomentLoss(Objective):
 
     @property
     def graded(self) -> bool:
-        if is_plain(self.task) and self.model.embedding == "merged":
-            variances = np.append(np.linalg.eigvalsh(self.task.covariance), self.task.label_variance)
+        task = self.task
+        if is_plain(task) and self.model.embedding == "merged":
+            variances = np.append(np.linalg.eigvalsh(task.covariance), task.label_variance)
             spread = float(np.max(variances) / np.min(variances[variances > SINGULAR * np.max(variances)]))
         else:
             # By the tokens that `Features.of` has drawn already.
-            spread = second_moment_spread(_example_tokens(self.task, self.model))
+            spread = second_moment_spread(_example_tokens(task, self.model))
         return self.rate_spread > LARGEST_SPREAD or spread**3 > LARGEST_SPREAD
 
     def unconstrained_feature_risk(self) -> float:

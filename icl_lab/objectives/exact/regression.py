@@ -145,10 +145,11 @@ class RegressionPolynomial(Loss):
                 f"weights act on tokens of width {width + 1}, but the task's merged tokens have width d + 1 = {dim + 1}."
             )
         numbers = (self.task_covariance, self.noise_variance, self.context_length, self.normaliser)
-        of_task = [jnp.asarray(x, active.p1.dtype) for x in numbers]
+        tasks, noise, length, rho = (jnp.asarray(x, active.p1.dtype) for x in numbers)
 
         def given(covariance):
-            return mean_squared_error(active, jnp.asarray(covariance, active.p1.dtype), *of_task, self.query_in_sum)
+            covariance = jnp.asarray(covariance, active.p1.dtype)
+            return mean_squared_error(active, covariance, tasks, noise, length, rho, self.query_in_sum)
 
         if self.covariances.shape[0] == 1:
             return 0.5 * given(self.covariances[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -141,7 +141,7 @@ class LinearRegression(Task):
         return jnp.concatenate([inputs, labels], axis=1)
 
 
-def is_plain(task: Task) -> bool:
+def is_plain(task: Task) -> TypeGuard[LinearRegression]:
     """Whether a task's prompts are those of `LinearRegression`; a subclass that draws its own may mean others."""
     own = ("sample", "sample_task", "with_context_length")
     return isinstance(task, LinearRegression) and all(
