@@ -219,8 +219,9 @@ def _padded(task: Task, model: LinearSelfAttention) -> tuple[Task, np.ndarray | 
     """
     if not (is_plain(task) and model.embedding == "merged"):
         return task, None
-    octave = 2 ** int(np.log2(max(task.context_length - 1, SHORTEST // 2)))
+    octave = 2 ** int(np.log2(max(task.context_length - 1, 1)))
     length = 3 * octave // 2 if task.context_length <= 3 * octave // 2 else 2 * octave
+    length = max(length, SHORTEST)
     return task.with_context_length(length), np.asarray(task.context_length)
 
 

@@ -1,12 +1,15 @@
 """Sampled moments and streamed prompts against the exact loss, and against each other on tasks with no exact loss."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icl_lab import objectives
+from icl_lab import objectives, theory, training
 from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SoftmaxSelfAttention
+from icl_lab.models.initializers import zhang
+from icl_lab.objectives import sampled as sampled_module
 from icl_lab.tasks import (
     Autoregressive,
     DiagonalUnitary,
@@ -15,6 +18,7 @@ from icl_lab.tasks import (
     LinearDynamics,
     LinearRegression,
     Sphere,
+    StudentT,
 )
 
 
@@ -155,3 +159,78 @@ def test_all_inputs_of_a_long_prompt_share_its_covariance(monkeypatch, law, rng,
         assert abs(sampled.risk(weights) - exact.risk(weights)) < 4 * sampled.standard_error(weights)
     with pytest.raises(UnsupportedProblemError, match="cannot be drawn in pieces"):
         task.sample_examples(key, np.ones(2), 3)
+
+
+def test_lengths_share_a_program_and_have_their_own_distribution(rng, key):
+    model, weights = LinearSelfAttention(), random_weights(rng, 3)
+    law = Sphere(2, radius=1.5)
+    compiled = set()
+    for length in (3, 9, 16):
+        task = LinearRegression(dim=2, context_length=length, covariates=law, noise_std=0.2)
+        sampled = objectives.SampledLoss.build(task, model, key, prompts=20_000)
+        streamed = objectives.StreamedLoss.build(task, model, jax.random.fold_in(key, length), batch=40_000)
+        error = np.hypot(sampled.standard_error(weights), streamed.standard_error(weights))
+        assert abs(sampled.risk(weights) - streamed.risk(weights)) < 4 * error
+        drawn, own = sampled_module._padded(task, model)
+        assert int(own) == length
+        compiled.add((drawn.context_length, jax.tree.structure((drawn, sampled.features))))
+    assert len(compiled) == 1
+
+
+def test_twins_of_opposite_labels_leave_the_subspace_invariant(rng, key):
+    task = LinearRegression(dim=3, context_length=5, covariates=Sphere(3), noise_std=0.3)
+    loss = objectives.SampledLoss.build(task, LinearSelfAttention(readout_sign=-1.0), key, prompts=4_000)
+    start = zhang(3, 0.4)
+    start = LSAWeights(start.w_pv, start.w_kq + np.pad(rng.normal(size=(3, 3)), ((0, 1), (0, 1))))
+    structured, point, embed = loss.coordinates(start)
+    assert isinstance(structured, objectives.StructuredLoss)
+    assert float(structured(point)) == pytest.approx(0.5 * loss.risk(start), rel=1e-12)
+    gradient = jax.grad(structured)(jax.tree.map(jnp.asarray, point))
+    full = jax.grad(loss)(jax.tree.map(jnp.asarray, start))
+    moved = embed(gradient)
+    np.testing.assert_allclose(moved.w_kq[:3, :3], full.w_kq[:3, :3], atol=1e-12)
+    np.testing.assert_allclose(moved.w_pv[-1, -1], full.w_pv[-1, -1], atol=1e-12)
+    np.testing.assert_allclose(full.w_kq[3, :3], 0, atol=0)
+
+
+class Pool(LinearRegression):
+    """One of two task vectors: labels of the opposite sign are no prompts of it."""
+
+    def sample_task(self, key):
+        return jnp.where(jax.random.bernoulli(key), jnp.array([1.0, 0.5]), jnp.array([0.2, 1.0]))
+
+
+def test_a_subclass_with_tasks_of_its_own_has_no_twins(rng, key):
+    task = Pool(dim=2, context_length=4)
+    model, weights = LinearSelfAttention(), random_weights(rng, 3, 0.6)
+    sampled = objectives.SampledLoss.build(task, model, key, prompts=40_000)
+    streamed = objectives.StreamedLoss.build(task, model, jax.random.fold_in(key, 1), batch=40_000)
+    error = np.hypot(sampled.standard_error(weights), streamed.standard_error(weights))
+    assert abs(sampled.risk(weights) - streamed.risk(weights)) < 4 * error
+    assert np.any(sampled.moments.cross[0])  # E[x_1^2 x_1q y_q], odd in w
+    assert not isinstance(sampled.coordinates(zhang(2, 0.1))[0], objectives.StructuredLoss)
+
+
+def test_the_risk_of_fitted_weights_is_higher_on_held_out_prompts(key):
+    task = LinearRegression(dim=3, context_length=4, covariates=Sphere(3, radius=2.0))
+    model = LinearSelfAttention(query_in_sum=True)
+    loss = objectives.SampledLoss.build(task, model, key, prompts=100)
+    limit = training.gradient_flow(loss, zhang(3, 0.1)).limit
+    held_out = loss.held_out(limit, prompts=100_000)
+    best = theory.lsa.optimum(task).risk
+    assert loss.risk(limit) < best < held_out.risk + 4 * held_out.standard_error
+    assert held_out.gap > 4 * held_out.standard_error
+    independent = objectives.StreamedLoss.build(task, model, jax.random.fold_in(key, 1), batch=100_000)
+    error = np.hypot(held_out.standard_error, independent.standard_error(limit))
+    assert abs(held_out.risk - independent.risk(limit)) < 4 * error
+    assert "above the sample's" in str(held_out)
+    assert not held_out.tail
+
+
+def test_heavy_tails_are_said_with_their_share(key):
+    task = LinearRegression(dim=3, context_length=8, covariates=StudentT(3, 2.5))
+    loss = objectives.SampledLoss.build(task, LinearSelfAttention(), key, prompts=1_000)
+    assert "infinite" in loss.reason
+    held_out = loss.held_out(zhang(3, 0.3))
+    assert held_out.largest_share > 0.1
+    assert "heavy tails" in str(held_out)
