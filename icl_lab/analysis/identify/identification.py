@@ -7,10 +7,11 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 2. if there is none, the simplest family within `close` that no richer one beats clearly;
 3. if there is none, "none of these".
 
-From simple to rich: zero, OLS, gradient descent, ridge, online SGD, kernel smoothers, GD++, preconditioned gradient descent.
+From simple to rich: zero, OLS, gradient descent, ridge, online SGD, implicit online SGD, kernel smoothers, GD++, preconditioned
+gradient descent.
 A richer family beats a simpler one clearly if it divides the distance by `discrimination.FACTOR` at least and the paired
-difference of their squared distances is more than `discrimination.SIGMAS` standard errors; for a smoother, which contains no
-simpler family, the latter is enough.
+difference of their squared distances is more than `discrimination.SIGMAS` standard errors; for the families of `NO_RICHER`,
+which contain no simpler one, the latter is enough.
 Where a family has heavy tails (steps that diverge on some prompts) a few prompts make up its distance and its standard error.
 """
 
@@ -48,6 +49,8 @@ Layers of linear attention after thousands of steps of Adam on fresh prompts are
 of softmax attention 0.01 to 0.07 from a smoother. The best gradient step is 0.3 or more from one softmax head, and from two it
 is 0.36 at d = N = 10, 0.18 at d = 5, N = 20, and 0.10 at d = 5, N = 100.
 """
+NO_RICHER = frozenset({"kernel_smoother", "implicit_online_sgd"})
+"""Estimators that stand after others and contain none of them: implicit and online SGD have one step size each."""
 CHUNK = 1024
 """Prompts answered at once, and fitted on at least; every number of prompts is a multiple of it."""
 
@@ -227,7 +230,7 @@ def _judged(
     near = [i for i, distance in enumerate(distances) if distance.mean <= close]
     same = [i for i in near if distances[i].mean <= resolution]
     nearest = int(np.argmin([distance.mean for distance in distances]))
-    factors = [1.0 if candidates[i].estimator == "kernel_smoother" else telling.FACTOR for i in near]
+    factors = [1.0 if candidates[i].estimator in NO_RICHER else telling.FACTOR for i in near]
     chosen = near[telling.simplest(squares[near], norms, resolution, factors)] if near else None
     reference = nearest if chosen is None else chosen
     shown = candidates[reference]
