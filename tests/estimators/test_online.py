@@ -80,7 +80,9 @@ def test_one_implicit_step_from_zero_is_ridge_and_none_diverges():
     # The explicit step of this size grows by its size times the norm of an input at each example.
     assert np.abs(estimators.online_sgd(prompt, 1e6)).max() > 1e100
     limit = estimators.online_sgd(prompt, 1.0, normalised=True)
-    np.testing.assert_allclose(estimators.implicit_online_sgd(prompt, 1e6), limit, rtol=1e-4)
+    # To first order in one over the step times an input's squared norm, the smallest of which is above 0.09.
+    np.testing.assert_allclose(estimators.implicit_online_sgd(prompt, 1e6), limit, rtol=0, atol=1e-4)
+    assert np.min(np.sum(np.abs(prompt.inputs) ** 2, axis=1)) > 0.09
 
 
 def test_bad_steps_starts_and_prompts_are_refused():

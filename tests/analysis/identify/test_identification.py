@@ -246,7 +246,7 @@ def test_explicit_and_implicit_steps_are_told_apart(key, step_size, least):
     families = {"online_sgd": "online SGD", "implicit_online_sgd": "implicit online SGD"}
     for name, family in families.items():
         found = analysis.identify(estimators.named(name, step_size=step_size), TASK, key, 1024)
-        (other,) = families.values() - {family}
+        (other,) = set(families.values()) - {family}
         assert found.verdict == family
         # The best of the other is off to first order in the step times an input's squared norm, which is 4.5 on average.
         assert found.distance(other).mean > least
