@@ -15,6 +15,9 @@ from icl_lab.estimators.least_squares import recursive_least_squares_path as rec
 from icl_lab.estimators.least_squares import recursive_least_squares_weights as recursive_least_squares_weights
 from icl_lab.estimators.names import ESTIMATORS as ESTIMATORS
 from icl_lab.estimators.names import named as named
+from icl_lab.estimators.online import implicit_online_sgd as implicit_online_sgd
+from icl_lab.estimators.online import implicit_online_sgd_path as implicit_online_sgd_path
+from icl_lab.estimators.online import implicit_online_sgd_weights as implicit_online_sgd_weights
 from icl_lab.estimators.online import online_sgd as online_sgd
 from icl_lab.estimators.online import online_sgd_path as online_sgd_path
 from icl_lab.estimators.online import online_sgd_weights as online_sgd_weights

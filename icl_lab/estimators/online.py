@@ -5,15 +5,26 @@ r"""Online gradient descent on one prompt: one pass over the examples in order, 
 Each step moves W along the gradient of that example's half squared error alone,
 :math:`\frac12 \lVert W x_t - y_t \rVert^2`; the step is not divided by N. With a step of 1 / |x_t|^2 the example is fitted
 exactly (the method of Kaczmarz).
+
+The implicit step takes the gradient where it arrives, at W_t instead of W_{t-1}. It is the minimum of a quadratic,
+
+.. math:: W_t = \operatorname{argmin}_W\; \lVert W - W_{t-1} \rVert^2 + \eta_t\, \lVert y_t - W x_t \rVert^2 ,
+          \qquad W_t\, (I + \eta_t\, x_t x_t^*) = W_{t-1} + \eta_t\, y_t x_t^* ,
+
+so that no step size, however large, makes it diverge.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.examples import examples, predict
 from icl_lab.estimators.gradient_descent import check_finite_values, starting_weights
@@ -45,24 +56,15 @@ def online_sgd_path(
     Source: the delta rule, arXiv 2406.06484, Section 2.2, read as a regression of labels on inputs.
     """
     inputs, labels, _ = examples(prompt)
-    check_finite_values(step_size, "step_size")
-    sizes = jnp.asarray(step_size, jnp.finfo(inputs.dtype).dtype)
-    if sizes.shape not in ((), inputs.shape[:1]):
-        raise InvalidValueError(
-            f"`step_size` must be a number or one per example, ({inputs.shape[0]},); got shape {sizes.shape}."
-        )
-    sizes = jnp.broadcast_to(sizes, inputs.shape[:1])
+    sizes = _sizes(step_size, inputs)
     if normalised:
         squares = jnp.sum(jnp.abs(inputs) ** 2, axis=1)
         sizes = jnp.where(squares == 0, 0, sizes / jnp.where(squares == 0, 1, squares))
 
-    def step(weights, example):
-        x, y, size = example
-        weights = weights + size * jnp.outer(y - weights @ x, x.conj())
-        return weights, weights
+    def step(weights, x, y, size):
+        return weights + size * jnp.outer(y - weights @ x, x.conj())
 
-    start = starting_weights(initial, inputs, labels)
-    return jax.lax.scan(step, start, (inputs, labels, sizes.astype(inputs.dtype)))[1]
+    return _path(step, starting_weights(initial, inputs, labels), inputs, labels, sizes)
 
 
 def online_sgd_weights(
@@ -98,3 +100,89 @@ def online_sgd(
       initial: W_0 (k, d); zeros by default.
     """
     return predict(online_sgd_weights(prompt, step_size, normalised, initial), prompt)
+
+
+def implicit_online_sgd_path(
+    prompt: Prompt, step_size: float | Float[Array, "*N"], initial: Inexact[Array, "k d"] | None = None
+) -> Inexact[Array, "N k d"]:
+    """The matrices after the first 1 .. N examples of one pass of implicit stochastic gradient descent.
+
+    Args:
+      prompt: one prompt with N examples, taken in order.
+      step_size: eta >= 0, one number for all examples or one for each, (N,).
+      initial: W_0 (k, d); zeros by default.
+
+    Returns:
+      W after each example, (N, k, d), each by a solve of the normal equations: O(N d^3).
+
+    Raises:
+      InvalidValueError: a step size or start that is not finite, or of the wrong shape; a step size below 0.
+      NonFiniteError: a NaN or an infinity in the prompt.
+
+    Source: Toulis and Airoldi, arXiv 1408.2923, for the algorithm; arXiv 2407.14207 for the mixer that it is.
+    """
+    inputs, labels, _ = examples(prompt)
+    sizes = _sizes(step_size, inputs)
+    if not is_traced(step_size) and np.any(np.asarray(step_size) < 0):
+        raise InvalidValueError(f"`step_size` must be >= 0, because an implicit step has a minimum; got {step_size}.")
+
+    def step(weights, x, y, size):
+        normal = jnp.eye(x.shape[0], dtype=x.dtype) + size * jnp.outer(x, x.conj())
+        # The equations have W on the left of a Hermitian matrix, the solver takes it on the right.
+        return jax.scipy.linalg.solve(normal, (weights + size * jnp.outer(y, x.conj())).conj().T, assume_a="pos").conj().T
+
+    return _path(step, starting_weights(initial, inputs, labels), inputs, labels, sizes)
+
+
+def implicit_online_sgd_weights(
+    prompt: Prompt, step_size: float | Float[Array, "*N"], initial: Inexact[Array, "k d"] | None = None
+) -> Inexact[Array, "k d"]:
+    """The matrix W (k, d) after one pass of implicit stochastic gradient descent over the examples of a prompt.
+
+    Args:
+      prompt: one prompt with N examples, taken in order.
+      step_size: eta >= 0, one number for all examples or one for each, (N,).
+      initial: W_0 (k, d); zeros by default.
+    """
+    return implicit_online_sgd_path(prompt, step_size, initial)[-1]
+
+
+@estimator
+def implicit_online_sgd(
+    prompt: Prompt, step_size: float | Float[Array, "*N"], initial: Inexact[Array, "k d"] | None = None
+) -> Inexact[Array, "k"]:
+    """The prediction W x_q (k,) after one pass of implicit stochastic gradient descent over the examples of a prompt.
+
+    Args:
+      prompt: one prompt with N examples, taken in order.
+      step_size: eta >= 0, one number for all examples or one for each, (N,).
+      initial: W_0 (k, d); zeros by default.
+    """
+    return predict(implicit_online_sgd_weights(prompt, step_size, initial), prompt)
+
+
+def _sizes(step_size: float | Float[Array, "*N"], inputs: Inexact[Array, "N d"]) -> Float[Array, "N"]:
+    """The step size of each example, checked."""
+    check_finite_values(step_size, "step_size")
+    sizes = jnp.asarray(step_size, jnp.finfo(inputs.dtype).dtype)
+    if sizes.shape not in ((), inputs.shape[:1]):
+        raise InvalidValueError(
+            f"`step_size` must be a number or one per example, ({inputs.shape[0]},); got shape {sizes.shape}."
+        )
+    return jnp.broadcast_to(sizes, inputs.shape[:1])
+
+
+def _path(
+    step: Callable,
+    start: Inexact[Array, "k d"],
+    inputs: Inexact[Array, "N d"],
+    labels: Inexact[Array, "N k"],
+    sizes: Float[Array, "N"],
+) -> Inexact[Array, "N k d"]:
+    """W after each example, a step being (W, x, y, size) -> W."""
+
+    def after(weights, example):
+        weights = step(weights, *example)
+        return weights, weights
+
+    return jax.lax.scan(after, start, (inputs, labels, sizes.astype(inputs.dtype)))[1]

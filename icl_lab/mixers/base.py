@@ -43,8 +43,8 @@ class Gate:
 
     Attributes:
       name: the keyword that it is passed by.
-      lowest: smallest value, itself allowed.
-      highest: largest value, itself allowed.
+      lowest: smallest value, itself allowed; minus infinity if there is none.
+      highest: largest value, itself allowed; infinity if there is none. One of the two is finite.
       per_channel: whether each of the K key channels has its own.
       meaning: what it does, as a clause for error messages.
     """
@@ -54,6 +54,13 @@ class Gate:
     highest: float
     meaning: str
     per_channel: bool = False
+
+    @property
+    def bounds(self) -> str:
+        """The range as error messages say it."""
+        if np.isinf(self.lowest):
+            return f"<= {self.highest:g}"
+        return f">= {self.lowest:g}" if np.isinf(self.highest) else f"in [{self.lowest:g}, {self.highest:g}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Mixer(eqx.Module):
     """
 
     name: ClassVar[str]
-    scale: float | Float[Array, ""] | None = None
+    scale: float | int | Float[Array, ""] | None = None
 
     def __check_init__(self):
         if self.scale is not None and not is_traced(self.scale) and not np.all(np.isfinite(np.asarray(self.scale))):
@@ -289,8 +296,7 @@ def _check_range(value: Any, gate: Gate) -> None:
         raise NonFiniteError(f"`{gate.name}` holds {np.sum(~np.isfinite(known))} NaN or infinite value(s); {gate.meaning}.")
     outside = known[(known < gate.lowest) | (known > gate.highest)]
     if outside.size:
-        bounds = f"<= {gate.highest:g}" if gate.lowest == -np.inf else f"in [{gate.lowest:g}, {gate.highest:g}]"
-        raise InvalidValueError(f"`{gate.name}` must be {bounds}, because {gate.meaning}; got {outside.flat[0]:g}.")
+        raise InvalidValueError(f"`{gate.name}` must be {gate.bounds}, because {gate.meaning}; got {outside.flat[0]:g}.")
 
 
 def _full_size(value: Any, gate: Gate, length: int, width: int, dtype: Any) -> Array:

@@ -11,13 +11,14 @@ from jaxtyping import Inexact
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
-from icl_lab.mixers.delta import KDA, DeltaNet, GatedDeltaNet
+from icl_lab.mixers.delta import KDA, DeltaNet, GatedDeltaNet, Longhorn
 from icl_lab.mixers.linear import GLA, LinearAttention, Retention, SimpleGLA
 from icl_lab.mixers.softmax import SoftmaxAttention
 from icl_lab.tasks.prompt import Prompt
 
 MIXERS: dict[str, type[Mixer]] = {
-    mixer.name: mixer for mixer in (LinearAttention, Retention, SimpleGLA, GLA, DeltaNet, GatedDeltaNet, KDA, SoftmaxAttention)
+    mixer.name: mixer
+    for mixer in (LinearAttention, Retention, SimpleGLA, GLA, DeltaNet, GatedDeltaNet, KDA, Longhorn, SoftmaxAttention)
 }
 """Every mixer of the package by its name; all parameters have defaults."""
 

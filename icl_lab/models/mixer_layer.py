@@ -10,6 +10,7 @@ A gate is constant or linear in the token before it is brought into its range by
     range             value at raw x
     [a, b]            a + (b - a) sigmoid(x)
     (-inf, b]         b - softplus(-x)         of a log decay (b = 0): the share that is kept is sigmoid(x)
+    [a, inf)          a + softplus(x)
 """
 
 from __future__ import annotations
@@ -87,8 +88,7 @@ class MixerWeights(eqx.Module):
           heads: H >= 1.
           key_width: K; None means D.
           value_width: V; None means D.
-          gates: where some gates start, strictly inside their ranges; by default in the middle, and log decays at
-            `FIRST_LOG_DECAY`.
+          gates: where some gates start, strictly inside their ranges; by default as `default_start` says.
           data_dependent: whether gates depend on the token, with slopes of independent N(0, scale^2) entries.
 
         Raises:
@@ -197,9 +197,11 @@ class MixerLayer(Layer):
 
 def in_range(raw: Float[Array, "*any"], gate: Gate) -> Float[Array, "*any"]:
     """The value of a gate from any real number, by the map of the module."""
-    if np.isfinite(gate.lowest):
-        return gate.lowest + (gate.highest - gate.lowest) * jax.nn.sigmoid(raw)
-    return gate.highest - jax.nn.softplus(-raw)
+    if np.isinf(gate.lowest):
+        return gate.highest - jax.nn.softplus(-raw)
+    if np.isinf(gate.highest):
+        return gate.lowest + jax.nn.softplus(raw)
+    return gate.lowest + (gate.highest - gate.lowest) * jax.nn.sigmoid(raw)
 
 
 def raw_value(value: float, gate: Gate) -> float:
@@ -213,12 +215,21 @@ def raw_value(value: float, gate: Gate) -> float:
             f"`{gate.name}` of a layer that is trained must start strictly between {gate.lowest:g} and {gate.highest:g}, as "
             f"its ends are reached by no finite weights; got {value!r}."
         )
-    if np.isfinite(gate.lowest):
-        share = (value - gate.lowest) / (gate.highest - gate.lowest)
-        return float(np.log(share) - np.log1p(-share))
-    return float(-np.log(np.expm1(gate.highest - value)))
+    if np.isinf(gate.lowest):
+        return -_inverse_softplus(gate.highest - value)
+    if np.isinf(gate.highest):
+        return _inverse_softplus(value - gate.lowest)
+    share = (value - gate.lowest) / (gate.highest - gate.lowest)
+    return float(np.log(share) - np.log1p(-share))
+
+
+def _inverse_softplus(value: float) -> float:
+    # log(e^v - 1), of which e^v would overflow.
+    return float(value + np.log(-np.expm1(-value)))
 
 
 def default_start(gate: Gate) -> float:
-    """Where a gate starts unless another value is asked for."""
-    return (gate.lowest + gate.highest) / 2 if np.isfinite(gate.lowest) else gate.highest + FIRST_LOG_DECAY
+    """Where a gate starts unless another value is asked for: the middle, `FIRST_LOG_DECAY` below an end, or 1 above one."""
+    if np.isinf(gate.lowest):
+        return gate.highest + FIRST_LOG_DECAY
+    return gate.lowest + 1.0 if np.isinf(gate.highest) else (gate.lowest + gate.highest) / 2

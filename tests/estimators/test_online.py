@@ -1,4 +1,4 @@
-"""Online gradient descent: a loop, the method of Kaczmarz, limits, and what it refuses."""
+"""Online gradient descent, explicit and implicit: a loop, the method of Kaczmarz, limits, and what it refuses."""
 
 import numpy as np
 import pytest
@@ -52,6 +52,39 @@ def test_an_input_of_zero_changes_nothing():
     assert np.all(np.isfinite(path))
 
 
+@pytest.mark.parametrize("complex_data", [False, True])
+def test_an_implicit_step_takes_the_gradient_where_it_arrives_and_that_is_a_minimum(complex_data):
+    prompt = random_prompt(6, complex_data=complex_data)
+    steps, before = np.geomspace(0.05, 50.0, 7), np.ones((2, 3))
+    path = np.asarray(estimators.implicit_online_sgd_path(prompt, steps, before))
+    rng = np.random.default_rng(0)
+    for eta, x, y, after in zip(steps, prompt.inputs, prompt.labels, path, strict=True):
+        gradient = np.outer(after @ x - y, x.conj())
+        np.testing.assert_allclose(after, before - eta * gradient, rtol=0, atol=1e-12 * (1 + eta * np.abs(x) @ np.abs(x)))
+
+        def loss(weights, x=x, y=y, eta=eta, before=before):
+            return np.sum(np.abs(weights - before) ** 2) + eta * np.sum(np.abs(y - weights @ x) ** 2)
+
+        assert all(loss(after) < loss(after + 1e-3 * rng.normal(size=(2, 3))) for _ in range(20))
+        before = after
+    np.testing.assert_array_equal(estimators.implicit_online_sgd_weights(prompt, steps, np.ones((2, 3))), path[-1])
+    answer = estimators.implicit_online_sgd(prompt, steps, np.ones((2, 3)))
+    np.testing.assert_allclose(answer, path[-1] @ prompt.query, rtol=1e-12)
+
+
+def test_one_implicit_step_from_zero_is_ridge_and_none_diverges():
+    prompt = random_prompt(7, n=1)
+    np.testing.assert_allclose(estimators.implicit_online_sgd(prompt, 4.0), estimators.ridge(prompt, 0.25), rtol=1e-12)
+    prompt = random_prompt(8, n=40)
+    np.testing.assert_array_equal(estimators.implicit_online_sgd(prompt, 0.0), np.zeros(2))
+    # The explicit step of this size grows by its size times the norm of an input at each example.
+    assert np.abs(estimators.online_sgd(prompt, 1e6)).max() > 1e100
+    limit = estimators.online_sgd(prompt, 1.0, normalised=True)
+    # To first order in one over the step times an input's squared norm, the smallest of which is above 0.09.
+    np.testing.assert_allclose(estimators.implicit_online_sgd(prompt, 1e6), limit, rtol=0, atol=1e-4)
+    assert np.min(np.sum(np.abs(prompt.inputs) ** 2, axis=1)) > 0.09
+
+
 def test_bad_steps_starts_and_prompts_are_refused():
     prompt = random_prompt(5)
     with pytest.raises(InvalidValueError, match="`step_size` must be finite"):
@@ -60,6 +93,10 @@ def test_bad_steps_starts_and_prompts_are_refused():
         estimators.online_sgd(prompt, np.ones(6))
     with pytest.raises(InvalidValueError, match="`initial` must be the matrix W_0"):
         estimators.online_sgd(prompt, 0.1, initial=np.zeros((3, 2)))
+    with pytest.raises(InvalidValueError, match="`step_size` must be finite"):
+        estimators.implicit_online_sgd(prompt, np.inf)
+    with pytest.raises(InvalidValueError, match="`step_size` must be >= 0, because an implicit step"):
+        estimators.implicit_online_sgd(prompt, -0.1)
     labels = prompt.labels.copy()
     labels[0, 0] = np.inf
     with pytest.raises(NonFiniteError):

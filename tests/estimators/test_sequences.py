@@ -109,6 +109,7 @@ PARAMETERS = {
     "ridge": {"penalty": 0.5},
     "recursive_least_squares": {"penalty": 0.5},
     "online_sgd": {"step_size": 0.1, "normalised": True},
+    "implicit_online_sgd": {"step_size": 0.1},
     "query_refinement": {"step_size": 0.1, "steps": 3, "penalty": 0.5},
     "kernel_smoother": {"bandwidth": 0.7},
     "yule_walker": {},

@@ -13,12 +13,17 @@ ALL = {name: mixers.named(name) for name in mixers.MIXERS} | {
 """Every mixer at its defaults, and one at other parameters."""
 
 
+def finite_range(gate):
+    """The range of a gate, of an infinite one a part."""
+    return max(gate.lowest, -1.0), gate.lowest + 3.0 if np.isinf(gate.highest) else gate.highest
+
+
 def draw_gates(mixer, rng, length, dtype=np.float64):
-    """Gates well inside their ranges; a log decay lies in (-1, 0)."""
+    """Gates well inside their ranges; a log decay lies in (-1, 0), one without a largest value at most 3 above its smallest."""
     gates = {}
     for gate in mixer.description.gates:
-        lowest = max(gate.lowest, -1.0)
-        low, high = lowest + 0.1 * (gate.highest - lowest), gate.highest - 0.1 * (gate.highest - lowest)
+        lowest, highest = finite_range(gate)
+        low, high = lowest + 0.1 * (highest - lowest), highest - 0.1 * (highest - lowest)
         gates[gate.name] = rng.uniform(low, high, (length, K) if gate.per_channel else length).astype(dtype)
     return gates
 
@@ -32,7 +37,8 @@ def draw(mixer, length, seed=0, dtype=np.float64):
 
 def constant_gates(mixer):
     """Gates that are one number for all tokens."""
-    return {gate.name: 0.4 * gate.highest + 0.6 * max(gate.lowest, -1.0) for gate in mixer.description.gates}
+    ranges = {gate.name: finite_range(gate) for gate in mixer.description.gates}
+    return {name: 0.4 * highest + 0.6 * lowest for name, (lowest, highest) in ranges.items()}
 
 
 def draw_prompt(seed=0, count=7, complex_data=False):

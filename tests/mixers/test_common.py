@@ -1,5 +1,7 @@
 """What every mixer of the registry must do: forms, gradients, causality, reading, states, symmetries, and refusals."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +67,7 @@ def test_forms_and_gradients_stand_gates_at_the_ends_of_their_ranges(name):
     for gate in mixer.description.gates:
         # A sum over all tokens would lose every other decay beside 1e18, and its exponential turned round would overflow.
         gates[gate.name][[3, 4, 11]] = -1e18 if gate.lowest == -np.inf else gate.lowest
-        gates[gate.name][[5, 17]] = gate.highest
+        gates[gate.name][[5, 17]] = 1e18 if gate.highest == np.inf else gate.highest
     first, *others = outputs_and_gradients(mixer, tokens, gates, runs(mixer))
     for form, other in zip(runs(mixer)[1:], others, strict=True):
         assert error(other, first) <= 1e-8, form
@@ -225,9 +227,9 @@ def test_bad_tokens_and_arguments_are_refused_in_one_sentence(mixer):
 def test_bad_gates_are_refused_by_name(mixer):
     (q, k, v), gates = draw(mixer, 7, seed=15)
     for gate in mixer.description.gates:
-        bad = [(gate.highest + 0.01, "must be"), (np.nan, "NaN or infinite"), (-np.inf, "NaN or infinite")]
-        if gate.lowest > -np.inf:
-            bad.append((gate.lowest - 0.01, rf"must be in \[{gate.lowest:g}, {gate.highest:g}\]"))
+        bad = [(value, "NaN or infinite") for value in (np.nan, -np.inf, np.inf)]
+        outside = {gate.highest: gate.highest + 0.01, gate.lowest: gate.lowest - 0.01}
+        bad += [(value, f"must be {re.escape(gate.bounds)}") for end, value in outside.items() if np.isfinite(end)]
         for value, words in bad:
             entry = gates[gate.name].copy()
             entry.flat[-1] = value
@@ -243,6 +245,12 @@ def test_bad_gates_are_refused_by_name(mixer):
             mixer.outputs(q, k, v, **gates | {gate.name: gates[gate.name][:-1]})
         with pytest.raises(InvalidValueError, match="takes the gates"):
             mixer.outputs(q, k, v, **{name: x for name, x in gates.items() if name != gate.name})
+
+
+def test_a_range_reads_as_its_finite_ends():
+    ranges = {"<= 0": (-np.inf, 0.0), "in [0, 1]": (0.0, 1.0), ">= 0": (0.0, np.inf)}
+    for words, (lowest, highest) in ranges.items():
+        assert mixers.Gate("gate", lowest, highest, "it is one").bounds == words
 
 
 def test_names_and_parameters_that_do_not_exist_are_refused_with_the_accepted_ones():

@@ -52,6 +52,28 @@ def test_the_delta_rule_is_online_gradient_descent(complex_data, normalised):
         assert error(outputs, estimators.online_sgd_path(prompt, step, normalised) @ prompt.query) <= 1e-12
 
 
+@data
+def test_longhorn_is_implicit_online_gradient_descent(complex_data):
+    prompt = draw_prompt(3, count=24, complex_data=complex_data)
+    for step in (0.3, 40.0, np.geomspace(0.01, 100.0, 24)):
+        longhorn = mixers.predictor("longhorn", error_weight=step, scale=1.0)
+        assert error(longhorn(prompt), estimators.implicit_online_sgd(prompt, step)) <= 1e-12
+        queries = np.broadcast_to(prompt.query, prompt.inputs.shape)
+        outputs = longhorn.mixer.outputs(queries, prompt.inputs, prompt.labels, chunk=5, error_weight=step)
+        assert error(outputs, estimators.implicit_online_sgd_path(prompt, step) @ prompt.query) <= 1e-12
+
+
+@data
+def test_a_large_error_weight_is_the_normalised_delta_rule_and_a_small_one_the_plain_one(complex_data):
+    prompt = draw_prompt(8, complex_data=complex_data)
+    fitted = mixers.predictor("deltanet", write_strength=1.0, scale=1.0, normalised_step=True)(prompt)
+    large = mixers.predictor("longhorn", error_weight=1e9, scale=1.0)(prompt)
+    # To first order in 1 / (D |k|^2) and in D |k|^2.
+    assert 1e-11 < error(large, fitted) < 1e-7
+    plain = mixers.predictor("deltanet", write_strength=1e-8, scale=1.0)(prompt)
+    assert 1e-11 < error(mixers.predictor("longhorn", error_weight=1e-8, scale=1.0)(prompt), plain) < 1e-7
+
+
 def test_a_decay_shrinks_the_weights_before_each_step_of_the_delta_rule():
     prompt = draw_prompt(4)
     decays = np.linspace(0.5, 0.99, K)

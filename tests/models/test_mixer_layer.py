@@ -41,7 +41,10 @@ def written_out(mixer, weights, tokens, query_in_sum):
                 )
                 low, high = gate.lowest, gate.highest
                 share = 1 / (1 + np.exp(-raw))
-                gates[gate.name] = high + np.log(share) if low == -np.inf else low + (high - low) * share
+                if np.inf in (-low, high):
+                    gates[gate.name] = high + np.log(share) if low == -np.inf else low - np.log(1 - share)
+                else:
+                    gates[gate.name] = low + (high - low) * share
             read = mixer.read(weights.w_q[h] @ tokens[t], known @ weights.w_k[h].T, known @ weights.w_v[h].T, **gates)
             update[t] += weights.w_o[h] @ np.asarray(read)
     return update
@@ -96,15 +99,18 @@ def test_gates_start_where_they_are_asked_to_and_stay_in_their_ranges():
     mixer = mixers.named("kda", negative_eigenvalues=True)
     weights = MixerWeights.init(jax.random.key(0), WIDTH, mixer, 0.1, heads=2, gates={"write_strength": 1.7})
     strength, decay = mixer.description.gates
+    (weight,) = mixers.named("longhorn").description.gates
     np.testing.assert_allclose(in_range(weights.gates["write_strength"].bias, strength), [1.7, 1.7], rtol=1e-14)
     np.testing.assert_allclose(in_range(weights.gates["log_decay"].bias, decay), np.full((2, WIDTH), -0.02), rtol=1e-12)
     assert weights.gates["log_decay"].slope is None
     raw = np.array([-800.0, -30.0, 0.0, 30.0, 800.0])
-    for gate in (strength, decay):
+    for gate in (strength, decay, weight):
         values = np.asarray(in_range(raw, gate))
         assert np.all((values >= gate.lowest) & (values <= gate.highest))
         assert np.all(np.diff(values) >= 0)
         np.testing.assert_allclose(raw_value(float(values[2]), gate), 0.0, atol=1e-14)
+    for value in (1e-12, 1.0, 1e6):
+        np.testing.assert_allclose(in_range(np.asarray(raw_value(value, weight)), weight), value, rtol=1e-12)
 
 
 def test_draws_are_of_the_scale_and_of_the_key_alone():

@@ -10,7 +10,8 @@ whatever the length of the prompt. Online descent, which reads the examples in t
 are those of `estimators`, which answer on fresh prompts.
 
 Parameters of fits have no scale: step sizes are in units of N over the mean eigenvalue of X^* X, penalties in units of that
-eigenvalue, curvatures in units of its inverse, exponents of kernels in units of their spread over the examples.
+eigenvalue, curvatures in units of its inverse, steps of one example in `online_unit`, exponents of kernels in units of their
+spread over the examples.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from jaxtyping import Float
 
 from icl_lab import estimators
 from icl_lab.analysis.identify import discrimination
-from icl_lab.analysis.identify.features import Answered, Features, eigenvalue
+from icl_lab.analysis.identify.features import Answered, Features, eigenvalue, online_unit
 from icl_lab.analysis.identify.search import least_squares, reals
 from icl_lab.analysis.sampling import Predictor
 from icl_lab.core import compiled
@@ -36,6 +37,8 @@ from icl_lab.core.typing import Array
 PENALTIES = np.geomspace(1e-10, 1e4, 57)[:, None]
 """Ridge penalties from which fits start; one that ends outside is at the boundary."""
 _STEPS = np.geomspace(1e-4, 10.0, 31)[:, None]
+# An implicit step has a limit, and is closer to it than the resolution from here on.
+_IMPLICIT_STEPS = np.geomspace(1e-4, 1e8, 49)[:, None]
 _EXPONENTS = np.geomspace(1e-3, 100.0, 31)[:, None]
 # GD++: step size of the first layer, ratio of the last to it, curvature.
 _LAYERS = np.stack(np.meshgrid(np.geomspace(1e-3, 10.0, 13), [0.3, 1.0, 3.0], [0.0, 0.1, 0.2, 0.4, 0.7]), -1).reshape(-1, 3)
@@ -102,6 +105,7 @@ def fitted(seen: Answered, held: Answered, steps: int, layers: int, resolution: 
         nearest(descents(seen, held, steps)),
         ridge(seen, held).candidate,
         online_descent(seen, held).candidate,
+        implicit_online_descent(seen, held).candidate,
         smoother(seen, held, "gaussian").candidate,
         nearest(softmax),
         # Every layer has two parameters more.
@@ -158,12 +162,22 @@ def ridge(seen: Answered, held: Answered) -> Fit:
 
 def online_descent(seen: Answered, held: Answered) -> Fit:
     """One pass of stochastic gradient descent over the examples in their order, at the best step size."""
-    length, dim = seen.data.inputs.shape[1:]
-    # One over the mean squared norm of an input.
-    unit = np.asarray(length / (dim * eigenvalue(seen.data)))
+    unit = online_unit(seen.data)
     (size,), squares = _fit(_online_descent, _STEPS, unit, seen, held, _FEW)
     parameters = {"step_size": np.asarray(size * unit)}
     return Fit(Candidate("online SGD", "online_sgd", parameters, f"step {_number(size * unit)}"), squares)
+
+
+def implicit_online_descent(seen: Answered, held: Answered) -> Fit:
+    """One pass of implicit stochastic gradient descent over the examples in their order, at the best step size."""
+    unit = online_unit(seen.data)
+    (logarithm,), squares = _fit(_implicit_online_descent, np.log(_IMPLICIT_STEPS), unit, seen, held, _FEW)
+    highest = np.log(_IMPLICIT_STEPS[-1, 0])
+    size = unit * np.exp(min(logarithm, highest))
+    end = "its step went to the upper end of what was tried, where it fits every example when it comes (Kaczmarz)"
+    note = end if logarithm >= highest else ""
+    parameters = {"step_size": np.asarray(size)}
+    return Fit(Candidate("implicit online SGD", "implicit_online_sgd", parameters, f"step {_number(size)}", note), squares)
 
 
 def smoother(seen: Answered, held: Answered, kernel: str) -> Fit:
@@ -221,16 +235,24 @@ def _ridge(point: Array, unit: Any, data: Features) -> Array:
 
 
 def _online_descent(point: Array, unit: Any, data: Features) -> Array:
+    return _taken_back(jnp.broadcast_to(point[0] * unit, data.inputs.shape[:2]), data)
+
+
+def _implicit_online_descent(point: Array, unit: Any, data: Features) -> Array:
+    size = unit * jnp.exp(point[0])
+    return _taken_back(size / (1 + size * jnp.sum(jnp.abs(data.inputs) ** 2, axis=2)), data)
+
+
+def _taken_back(sizes: Float[Array, "M N"], data: Features) -> Inexact[Array, "M k"]:
     """The query is taken back through the examples, the last one first: what is left of it meets the labels before."""
-    size = (point[0] * unit).astype(data.inputs.dtype)
 
     def back(state, example):
         query, answer = state
-        inputs, labels = example
-        weight = size * jnp.sum(jnp.conj(inputs) * query, axis=1)
+        inputs, labels, size = example
+        weight = size.astype(inputs.dtype) * jnp.sum(jnp.conj(inputs) * query, axis=1)
         return (query - weight[:, None] * inputs, answer + weight[:, None] * labels), None
 
-    examples = jnp.swapaxes(data.inputs, 0, 1), jnp.swapaxes(data.labels, 0, 1)
+    examples = jnp.swapaxes(data.inputs, 0, 1), jnp.swapaxes(data.labels, 0, 1), sizes.T
     start = data.queries, jnp.zeros_like(data.labels[:, 0])
     return jax.lax.scan(back, start, examples, reverse=True)[0][1]
 

@@ -77,3 +77,9 @@ def features(prompts: Prompt) -> Features:
 def eigenvalue(data: Features) -> np.ndarray:
     """Mean eigenvalue of X^* X over the prompts, as an array: a number would be compiled in."""
     return np.asarray(np.mean(np.sum(data.values, axis=1)) / data.queries.shape[1])
+
+
+def online_unit(data: Features) -> np.ndarray:
+    """One over the mean squared norm of an input, the unit of step sizes of one example."""
+    length, dim = data.inputs.shape[1:]
+    return np.asarray(length / (dim * eigenvalue(data)))

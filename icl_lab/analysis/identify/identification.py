@@ -7,7 +7,8 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 2. if there is none, the simplest family within `close` that no richer one beats clearly;
 3. if there is none, "none of these".
 
-From simple to rich: zero, OLS, gradient descent, ridge, online SGD, kernel smoothers, GD++, preconditioned gradient descent.
+From simple to rich: zero, OLS, gradient descent, ridge, online SGD, implicit online SGD, kernel smoothers, GD++, preconditioned
+gradient descent.
 A richer family beats a simpler one clearly if the prompts can tell them apart, the paired difference of their squared
 distances being more than `discrimination.SIGMAS` standard errors, and if its distance is smaller by more than the share
 `tolerance` of the simpler one's. Both numbers, and how the families next to the verdict fared, are printed with it.

@@ -19,6 +19,7 @@ SIZES, BENDS = np.array([0.5, 0.8]), np.array([0.02, 0.0])
 RESIDUAL = LinearSelfAttention(query_in_sum=False, readout_sign=-1.0)
 PLAIN = LinearSelfAttention()
 DELTA = Layered(MixerLayer(mixers.named("deltanet")))
+LONGHORN = Layered(MixerLayer(mixers.named("longhorn")))
 
 GD, SMOOTHER, OTHER = "gradient descent", "kernel smoother, ", "preconditioned GD"
 LEARNERS = {
@@ -37,6 +38,12 @@ LEARNERS = {
         eqx.Partial(DELTA, delta.online_sgd(DELTA, DIM, 0.1)),
         "online SGD",
         {"step_size": 0.1},
+    ),
+    "longhorn": (mixers.predictor("longhorn", error_weight=0.1, scale=1.0), "implicit online SGD", {"step_size": 0.1}),
+    "weights of longhorn": (
+        eqx.Partial(LONGHORN, delta.implicit_online_sgd(LONGHORN, DIM, 20.0)),
+        "implicit online SGD",
+        {"step_size": 20.0},
     ),
     "gaussian": (estimators.named("kernel_smoother", bandwidth=1.2), SMOOTHER + "gaussian", {"bandwidth": 1.2, "scale": 1.0}),
     "exponential": (
@@ -232,6 +239,38 @@ def test_two_softmax_heads_are_no_step_where_they_are_close_to_one(key):
     assert found.distance(SMOOTHER + "odd").mean < found.distance(GD).mean < 2 * found.distance(SMOOTHER + "odd").mean
     assert found.distance(GD).mean < CLOSE
     assert found.verdict == SMOOTHER + "odd"
+
+
+@pytest.mark.parametrize(("step_size", "least"), [(0.003, 0.009), (0.1, 0.12)])
+def test_explicit_and_implicit_steps_are_told_apart(key, step_size, least):
+    families = {"online_sgd": "online SGD", "implicit_online_sgd": "implicit online SGD"}
+    for name, family in families.items():
+        found = analysis.identify(estimators.named(name, step_size=step_size), TASK, key, 1024)
+        (other,) = set(families.values()) - {family}
+        assert found.verdict == family
+        # The best of the other is off to first order in the step times an input's squared norm, which is 4.5 on average.
+        assert found.distance(other).mean > least
+        assert found.distance(family).mean < 1e-12
+
+
+def test_steps_of_kaczmarz_are_the_limit_of_implicit_ones(key):
+    found = analysis.identify(estimators.named("online_sgd", step_size=1.0, normalised=True), TASK, key, 1024)
+    assert found.verdict == "implicit online SGD"
+    assert "upper end" in found.reason
+
+
+def nearly_online(name, noise, prompt):
+    """A pass of online descent with a part that no family has."""
+    return estimators.named(name, step_size=0.03)(prompt) + noise * jnp.sin(prompt.labels[0])
+
+
+def test_of_explicit_and_implicit_steps_that_are_both_close_the_nearer_is_named(key):
+    task = tasks.LinearRegression(5, 20)
+    for name, family in (("online_sgd", "online SGD"), ("implicit_online_sgd", "implicit online SGD")):
+        found = analysis.identify(eqx.Partial(nearly_online, name, 0.035), task, key, 1024)
+        assert found.verdict == family
+    # Neither contains the other, so that the second in the list need not halve the distance of the first.
+    assert found.distance("online SGD").mean < min(CLOSE, 2 * found.distance("implicit online SGD").mean)
 
 
 def broken(prompt):

@@ -1,4 +1,4 @@
-"""The layer of the delta rule that takes one pass of stochastic gradient descent."""
+"""The layers of delta rules that take one pass of stochastic gradient descent."""
 
 import numpy as np
 import pytest
@@ -42,6 +42,26 @@ def test_a_normalised_step_is_that_of_kaczmarz(rng):
     np.testing.assert_allclose(model(delta.online_sgd(model, DIM, 0.7), prompt), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(InvalidValueError, match=r"`write_strength` .* strictly between 0 and 1.*got 1\.2"):
         delta.online_sgd(model, DIM, 1.2)
+
+
+@pytest.mark.parametrize(("step_size", "scale"), [(0.05, None), (2.5, 0.3), (400.0, None)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_layer_of_longhorn_answers_as_implicit_online_sgd(rng, step_size, scale, sign):
+    model = Layered(MixerLayer(mixers.named("longhorn", scale=scale)), readout_sign=sign)
+    prompt = random_prompt(rng, N, DIM, LABELS)
+    weights = delta.implicit_online_sgd(model, DIM, step_size, LABELS)
+    expected = np.asarray(estimators.implicit_online_sgd(prompt, step_size))
+    np.testing.assert_allclose(model(weights, prompt), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_neither_construction_takes_the_mixer_of_the_other():
+    plain, longhorn = (Layered(MixerLayer(mixers.named(name))) for name in ("deltanet", "longhorn"))
+    with pytest.raises(UnsupportedProblemError, match="the delta rule `longhorn` takes the pass"):
+        delta.implicit_online_sgd(plain, DIM, 0.1)
+    with pytest.raises(UnsupportedProblemError, match="the delta rule `deltanet` takes the pass"):
+        delta.online_sgd(longhorn, DIM, 0.1)
+    with pytest.raises(InvalidValueError, match="`step_size` must be a finite number > 0"):
+        delta.implicit_online_sgd(longhorn, DIM, 0.0)
 
 
 @pytest.mark.parametrize(
