@@ -8,6 +8,7 @@ from icl_lab.theory.descent import copying as copying
 from icl_lab.theory.descent import descent_steps as descent_steps
 from icl_lab.theory.descent import descent_variants as descent_variants
 from icl_lab.theory.descent import gram_moments as gram_moments
+from icl_lab.theory.descent import li2025 as li2025
 from icl_lab.theory.descent import sine_regression as sine_regression
 from icl_lab.theory.descent import softmax_heads as softmax_heads
 from icl_lab.theory.descent import vonoswald2022 as vonoswald2022
