@@ -55,7 +55,7 @@ class Correlated(Prompts):
     )
 
     @cached_property
-    def correlations(self) -> Float[np.ndarray, "N+1 N+1"]:
+    def correlations(self) -> Float[np.ndarray, "M M"]:
         """Those of all task vectors, the query's last."""
         if self.kind == "drift":
             place = np.arange(self.N + 1)
@@ -120,7 +120,7 @@ class TwoGroups(Prompts):
         return CorrelatedRegression(self.d, grouped(self.N, self.rho1, self.rho2, self.between), np.sqrt(self.s2))
 
 
-def grouped(N: int, rho1: float, rho2: float, between: float) -> Float[np.ndarray, "N+1 N+1"]:
+def grouped(N: int, rho1: float, rho2: float, between: float) -> Float[np.ndarray, "M M"]:
     """Correlations of two groups of equal tasks and the query's; of an odd number of examples the first has one more."""
     member = np.array([0] * (N - N // 2) + [1] * (N // 2) + [2])
     of_tasks = np.array([[1.0, between, rho1], [between, 1.0, rho2], [rho1, rho2, 1.0]])

@@ -84,7 +84,7 @@ def two_groups(setting: TwoGroups) -> list[Check]:
     loss = loss_of(task)
     limit = flow_limit(task, StepWeights(np.zeros(N)))
     trained = loss.risk(limit)
-    ends = minimise(Reparametrised(loss, lambda gate: _one_decay(gate, N)), _decays(N + d))
+    ends = minimise(Reparametrised(loss, lambda gate: _one_decay(gate, N)), _decays(float(N + d)))
     gates = np.zeros(N)
     gates[first] = np.log(pair[0] / pair[1])
     gated = np.asarray(gated_lags(gates, jnp.asarray(pair[1]), N))

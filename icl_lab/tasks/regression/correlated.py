@@ -37,7 +37,7 @@ class CorrelatedRegression(Task):
 
     Args:
       dim: d >= 1.
-      correlations: (N + 1, N + 1) C, the query last: positive semidefinite with ones on the diagonal.
+      correlations: (M, M) C, M = N + 1, the query last: positive semidefinite with ones on the diagonal.
       noise_std: standard deviation of the label noise, >= 0.
 
     Attributes:
@@ -64,12 +64,12 @@ class CorrelatedRegression(Task):
     dim: int = eqx.field(static=True)
     context_length: int = eqx.field(static=True)
     covariates: Gaussian
-    correlations: Float[Array, "N+1 N+1"]
+    correlations: Float[Array, "M M"]
     task_root: Array | None
     noise_std: Float[Array, ""]
     label_dim: int = eqx.field(static=True, default=1)
 
-    def __init__(self, dim: int, correlations: Float[Array, "N+1 N+1"], noise_std: Any = 0.0):
+    def __init__(self, dim: int, correlations: Float[Array, "M M"], noise_std: Any = 0.0):
         self.dim, self.label_dim = dim, 1
         self.context_length = len(correlations) - 1
         self.covariates = Gaussian(np.eye(dim))
