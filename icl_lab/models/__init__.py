@@ -22,6 +22,8 @@ from icl_lab.models.softmax_attention import SoftmaxLayer as SoftmaxLayer
 from icl_lab.models.softmax_attention import SoftmaxSelfAttention as SoftmaxSelfAttention
 from icl_lab.models.token_maps import MLP as MLP
 from icl_lab.models.token_maps import Embedding as Embedding
+from icl_lab.models.weighted_step import StepWeights as StepWeights
+from icl_lab.models.weighted_step import WeightedStep as WeightedStep
 from icl_lab.models.weights import LSAWeights as LSAWeights
 from icl_lab.models.weights import PairedWeights as PairedWeights
 from icl_lab.models.weights import SeparateWeights as SeparateWeights

@@ -12,6 +12,7 @@ from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.curvature import Curvature as Curvature
 from icl_lab.objectives.curvature import curvature as curvature
 from icl_lab.objectives.exact import independent, phases, series
+from icl_lab.objectives.exact.correlated import WeightedStepLoss as WeightedStepLoss
 from icl_lab.objectives.exact.cubature import CubatureLoss as CubatureLoss
 from icl_lab.objectives.exact.cubature import rotation_cubature as rotation_cubature
 from icl_lab.objectives.exact.independent import independent_loss as independent_loss
@@ -37,6 +38,7 @@ EXACT: tuple[Callable[[Task, eqx.Module], Objective | None], ...] = (
     independent.try_build,
     phases.try_build,
     series.try_build,
+    WeightedStepLoss.try_build,
 )
 """The exact losses of one layer; the first that is known for a task and a model is taken."""
 

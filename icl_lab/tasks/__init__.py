@@ -42,6 +42,7 @@ from icl_lab.tasks.embeddings import paired_short as paired_short
 from icl_lab.tasks.prompt import Prompt as Prompt
 from icl_lab.tasks.prompt import Task as Task
 from icl_lab.tasks.prompt import check_finite as check_finite
+from icl_lab.tasks.regression.correlated import CorrelatedRegression as CorrelatedRegression
 from icl_lab.tasks.regression.linear import LinearRegression as LinearRegression
 from icl_lab.tasks.regression.links import Hermite as Hermite
 from icl_lab.tasks.regression.links import Link as Link

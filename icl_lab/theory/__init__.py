@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from icl_lab.theory.descent import descent_steps as descent_steps
     from icl_lab.theory.descent import descent_variants as descent_variants
     from icl_lab.theory.descent import gram_moments as gram_moments
+    from icl_lab.theory.descent import li2025 as li2025
     from icl_lab.theory.descent import sine_regression as sine_regression
     from icl_lab.theory.descent import softmax_heads as softmax_heads
     from icl_lab.theory.descent import vonoswald2022 as vonoswald2022
@@ -58,6 +59,7 @@ __getattr__ = lazy.names(
         "descent_steps": "descent.descent_steps",
         "descent_variants": "descent.descent_variants",
         "gram_moments": "descent.gram_moments",
+        "li2025": "descent.li2025",
         "sine_regression": "descent.sine_regression",
         "softmax_heads": "descent.softmax_heads",
         "vonoswald2022": "descent.vonoswald2022",
