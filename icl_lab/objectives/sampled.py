@@ -37,6 +37,8 @@ MEMORY_LIMIT = 4 * 2**30
 """Bytes that the moments may take before `MemoryBudgetError`; pass `memory_limit` to change it for one call."""
 CHUNK_ELEMENTS = 2**16
 """Feature values per chunk: half a MB, so that a chunk stays in cache between its drawing and its product."""
+SMALLEST_CHUNK = 128
+"""Prompts of a chunk if they are short: fewer are less work than adding their moments to those of all before."""
 TOKEN_ELEMENTS = 2**20
 """Token entries per chunk, 8 MB: long prompts are drawn one at a time, and those are what memory grows with."""
 PIECE_ELEMENTS = 2**15
@@ -121,8 +123,9 @@ class SampledLoss(MomentLoss):
             per_group = -(-prompts // groups)
             positions = task.context_length if every_position else 1
             drawn, length = _padded(task, model)
-            tokens = jax.eval_shape(lambda key: model.tokens(drawn.sample(key)), key)
-            chunk = min(per_group, CHUNK_ELEMENTS // (features.count * positions), TOKEN_ELEMENTS // tokens.size)
+            tokens = eqx.filter_eval_shape(lambda task, key: model.tokens(task.sample(key)), drawn, key)
+            in_cache = max(CHUNK_ELEMENTS // (features.count * positions), SMALLEST_CHUNK // positions)
+            chunk = min(per_group, in_cache, TOKEN_ELEMENTS // tokens.size)
             if _drawn_in_pieces(task, model, features):
                 drawn, length = task, None
                 chunk = min(per_group, PROMPTS_OF_PIECES)
