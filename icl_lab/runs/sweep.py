@@ -87,8 +87,7 @@ def execute_all(configs: Sequence[dict[str, Any]], console: Console | None = Non
             finished.add(folder)
         if len(finished) < len(different):
             for problems in _prepared(list(different.values()), on_finished):
-                _say_what_has_no_effect(problems, console or present.wide_console())
-                _train_and_publish(problems, finished, on_finished)
+                _train_and_publish(problems, finished, on_finished, console or present.wide_console())
     # What a process left that was killed just after another one had finished its run.
     for root in {point.folder.parent for point in points}:
         store.remove_stale(root)
@@ -130,33 +129,29 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _say_what_has_no_effect(problems: PreparedRuns, console: Console) -> None:
+def _say_what_has_no_effect(flows: Sequence[PreparedRuns], console: Console) -> None:
     """Name the keys in which points differ that are the same problem."""
-    distinct: dict[str, dict[str, Any]] = {}
     without: set[str] = set()
-    for point, problem in problems:
-        keys = _flat(point.config)
-        first = distinct.setdefault(_question(problem), keys)
-        without |= {key for key in {*keys, *first} if repr(keys.get(key)) != repr(first.get(key))}
+    for twins in flows:
+        first, *others = (_flat(point.config) for point, _ in twins)
+        without |= {key for keys in others for key in {*keys, *first} if repr(keys.get(key)) != repr(first.get(key))}
     if without:
         names = ", ".join(f"`{name}`" for name in sorted(without))
         verb = "has" if len(without) == 1 else "have"
         console.print(
-            f"{names} {verb} no effect here, since no random number is drawn in training: {len(problems)} points are "
-            f"{len(distinct)} problems, each solved once.",
+            f"{names} {verb} no effect here, since no random number is drawn in training: {sum(map(len, flows))} points are "
+            f"{len(flows)} problems, each solved once.",
             highlight=False,
         )
 
 
-def _question(problem: Prepared) -> str:
-    """What a run computes, as a digest: equal for runs that come out the same, bit for bit."""
-    config = problem.config
+def _question(flow: Prepared) -> str:
+    """What a run of a flow computes, as a digest: equal for runs that come out the same, bit for bit."""
+    config = flow.config
     digest = hashlib.sha256((evaluation(config) + json.dumps(config["trainer"], sort_keys=True)).encode())
-    leaves, structure = jax.tree.flatten((problem.objective.bare, problem.initial))
+    leaves, structure = jax.tree.flatten((flow.objective.bare, flow.initial))
     digest.update(str(structure).encode())
-    # A descent draws its batches from the key of the run.
-    own = [jax.random.key_data(problem.key)] if config["trainer"]["kind"] == "descent" else []
-    for leaf in [*leaves, *own]:
+    for leaf in leaves:
         array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         digest.update(f"{array.shape}{array.dtype}".encode() + array.tobytes())
     return digest.hexdigest()
@@ -169,38 +164,40 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _train_and_publish(problems: PreparedRuns, finished: set[Path], on_finished: OnFinished) -> None:
-    groups: dict[str, PreparedRuns] = {}
+def _train_and_publish(problems: PreparedRuns, finished: set[Path], on_finished: OnFinished, console: Console) -> None:
+    groups: dict[str, dict[str, PreparedRuns]] = {}
+    descents: list[Point] = []
     for point, problem in problems:
         trainer = point.config["trainer"]
         if trainer["kind"] == "gradient_flow":
             settings = {name: trainer[name] for name in FLOW_SETTINGS}
-            groups.setdefault(json.dumps(settings), []).append((point, problem))
+            same = groups.setdefault(json.dumps(settings), {})
+            same.setdefault(_question(problem), []).append((point, problem))
         elif point.folder not in finished:
-            _alone(point, on_finished)
-    for group in groups.values():
-        settings = {name: group[0][0].config["trainer"][name] for name in FLOW_SETTINGS}
-        left = {point.folder: point for point, _ in group if point.folder not in finished}
+            descents.append(point)
+    _say_what_has_no_effect([twins for same in groups.values() for twins in same.values()], console)
+    for point in descents:
+        _alone(point, on_finished)
+    for settings, same in groups.items():
+        flows = list(same.values())
+        left = {point.folder: point for twins in flows for point, _ in twins if point.folder not in finished}
 
         def leave(point: Point, error: Exception | None = None, left: dict[Path, Point] = left) -> None:
             left.pop(point.folder, None)
             on_finished(point, error)
 
         try:
-            _flow(group, settings, finished, leave)
+            _flow(flows, json.loads(settings), finished, leave)
         except Exception:
             # What went wrong together says nothing about which point is to blame.
             for point in list(left.values()):
                 _alone(point, on_finished)
 
 
-def _flow(group: PreparedRuns, settings: dict[str, Any], finished: set[Path], on_finished: OnFinished) -> None:
-    """Train flows together and publish them, those of one evaluation a few dozen at a time."""
+def _flow(runs: list[PreparedRuns], settings: dict[str, Any], finished: set[Path], on_finished: OnFinished) -> None:
+    """Train flows together, the points of one entry as one, and publish those of one evaluation a few dozen at a time."""
     waiting: dict[str, list[Trained]] = {}
-    same: dict[str, PreparedRuns] = {}
-    for point, problem in group:
-        same.setdefault(_question(problem), []).append((point, problem))
-    runs = list(same.values())
+    together = sum(map(len, runs))
     known = {index for index, twins in enumerate(runs) if all(point.folder in finished for point, _ in twins)}
     problems = [(twins[0][1].objective, twins[0][1].initial) for twins in runs]
     left = collections.Counter(evaluation(twins[0][0].config) for twins in runs)
@@ -215,7 +212,7 @@ def _flow(group: PreparedRuns, settings: dict[str, Any], finished: set[Path], on
             trained.append(([point for point, _ in runs[index]], runs[index][0][1], result))
         # What is complete is kept, whatever happens to the rest.
         if len(trained) == TOGETHER or (trained and not left[of]):
-            _publish(waiting.pop(of), len(group), finished, on_finished)
+            _publish(waiting.pop(of), together, finished, on_finished)
 
 
 def _publish(trained: list[Trained], together: int, finished: set[Path], on_finished: OnFinished) -> None:
