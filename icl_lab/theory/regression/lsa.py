@@ -39,8 +39,6 @@ def response_moment(problem: Problem) -> Float[Array, "d d"]:
     """
     signal = problem.covariance @ problem.task_covariance @ problem.covariance
     length = problem.context_length
-    if problem.fourth_moment is None:
-        return (1 + 1 / length) * signal + problem.label_variance / length * problem.covariance
     noise = problem.noise_variance / length * problem.covariance
     return (1 - 1 / length) * signal + problem.signal_moment / length + noise
 
