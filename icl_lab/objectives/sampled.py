@@ -26,7 +26,7 @@ from icl_lab.core.errors import MemoryBudgetError, NonFiniteError, UnsupportedPr
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
-from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments
+from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments, reads_regression
 from icl_lab.objectives.held_out import HeldOut
 from icl_lab.tasks.distributions.check import check_once
 from icl_lab.tasks.prompt import Prompt, Task, check_count
@@ -146,7 +146,7 @@ class SampledLoss(MomentLoss):
                 rest = pool.map(moments_of, range(1, groups))
                 moments = [first, *progress_of.each("drawing moments", rest, groups - 1)]
             rho = 1.0 if every_position else float(model.normaliser_at(task.context_length + 1))
-            mixed = _parity_mixed(features) if has_label_twins(task, model) else None
+            mixed = _parity_mixed(features) if reads_regression(task, model) else None
             each = jax.tree.map(lambda *group: np.stack(group), *(_finished(one, rho, mixed) for one in moments))
             loss = SampledLoss(
                 task=task,
@@ -220,17 +220,12 @@ def _padded(task: Task, model: LinearSelfAttention) -> tuple[Task, np.ndarray | 
 
     Of `LinearRegression` a prompt is as good as the beginning of a longer one. There are two lengths an octave.
     """
-    if not (is_plain(task) and model.embedding == "merged"):
+    if not reads_regression(task, model):
         return task, None
     octave = 2 ** int(np.log2(max(task.context_length - 1, 1)))
     length = 3 * octave // 2 if task.context_length <= 3 * octave // 2 else 2 * octave
     length = max(length, SHORTEST)
     return task.with_context_length(length), np.asarray(task.context_length)
-
-
-def has_label_twins(task: Task, model: LinearSelfAttention) -> bool:
-    """Whether a prompt with all labels and its target reversed is as likely, and tokens hold labels as they are."""
-    return is_plain(task) and model.embedding == "merged"
 
 
 def _parity_mixed(features: Features) -> np.ndarray:
@@ -314,8 +309,7 @@ def _from_whole(
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
     """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
     long = task.context_length * len(features.queries) > PIECE_ELEMENTS
-    independent = is_plain(task) and not task.covariates.shared_covariance
-    return long and independent and model.embedding == "merged" and not model.causal
+    return long and reads_regression(task, model) and not task.covariates.shared_covariance and not model.causal
 
 
 def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):

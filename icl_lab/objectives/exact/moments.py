@@ -11,6 +11,7 @@ and so do their moments.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import equinox as eqx
 import jax
@@ -26,12 +27,20 @@ from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.objective import LARGEST_SPREAD, Loss, Objective, second_moment_spread
 from icl_lab.objectives.structured import Entries, StructuredLoss, in_subspace
 from icl_lab.tasks.prompt import Task
-from icl_lab.tasks.regression.linear import is_plain
+from icl_lab.tasks.regression.linear import LinearRegression, is_plain
 
 
 @compiled.jit
 def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8 T D"]:
     return jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8))
+
+
+def reads_regression(task: Task, model: LinearSelfAttention) -> TypeGuard[LinearRegression]:
+    """Whether the tokens are the merged ones of `LinearRegression`.
+
+    Then every entry is active, and a prompt with all labels and its target reversed is as likely.
+    """
+    return is_plain(task) and model.embedding == "merged"
 
 
 class Features(eqx.Module):
@@ -54,7 +63,7 @@ class Features(eqx.Module):
     def of(task: Task, model: LinearSelfAttention) -> Features:
         """The active features: all of merged tokens of regression, else found from the tokens of a few prompts, where one
         exactly zero in all is inactive."""
-        if is_plain(task) and model.embedding == "merged":
+        if reads_regression(task, model):
             return Features.of_regression(task.dim)
         tokens = np.asarray(_example_tokens(task, model))
         keys = tokens if model.query_in_sum else tokens[:, :-1]
@@ -237,7 +246,7 @@ class MomentLoss(Objective):
     @property
     def graded(self) -> bool:
         task = self.task
-        if is_plain(task) and self.model.embedding == "merged":
+        if reads_regression(task, self.model):
             variances = np.append(np.linalg.eigvalsh(task.covariance), task.label_variance)
             spread = float(np.max(variances) / np.min(variances[variances > SINGULAR * np.max(variances)]))
         else:
