@@ -42,6 +42,7 @@ def check_objective(group: Group) -> None:
 def check_trainer(group: Group) -> None:
     """Raise `InvalidValueError` unless a flow or a descent can be made as `trainer` says; optimisers are built elsewhere."""
     if group["kind"] == "gradient_flow":
+        _check_count(group["max_steps"], "trainer.max_steps", 1, "A flow takes at least one step.")
         check_flow(group["solver"], group["weight_tolerance"], group["max_steps"], "trainer.")
     else:
         _check_count(group["steps"], "trainer.steps", 1, "Training makes at least one update.")
