@@ -15,6 +15,11 @@
 # as one step of gradient descent of size $\eta = N / (N + d + 1)$.
 
 # %%
+import icl_lab
+
+cache = icl_lab.enable_cache()  # compiled programs are kept for the next run; before JAX is imported
+
+# %%
 import functools
 
 import equinox as eqx

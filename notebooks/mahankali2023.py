@@ -26,6 +26,11 @@
 # $E(\hat y - w^\top x_q)^2$: the noise of the query's own label, which nobody can predict, is left out.
 
 # %%
+import icl_lab
+
+cache = icl_lab.enable_cache()  # compiled programs are kept for the next run; before JAX is imported
+
+# %%
 import equinox as eqx
 import jax
 import matplotlib.pyplot as plt

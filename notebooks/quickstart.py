@@ -8,6 +8,11 @@
 # ordinary differential equation, and the trained weights agree with a formula to more than nine digits.
 
 # %%
+import icl_lab
+
+cache = icl_lab.enable_cache()  # compiled programs are kept for the next run; before JAX is imported
+
+# %%
 import equinox as eqx
 import jax
 import matplotlib.pyplot as plt

@@ -19,6 +19,11 @@
 # the mean gradient, $\Delta W = -\frac{\eta}{N} \sum_i (W x_i - y_i)\, x_i^\top$.
 
 # %%
+import icl_lab
+
+cache = icl_lab.enable_cache()  # compiled programs are kept for the next run; before JAX is imported
+
+# %%
 import equinox as eqx
 import jax
 import matplotlib.pyplot as plt

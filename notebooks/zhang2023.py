@@ -13,6 +13,11 @@
 # over all prompts: here it is an exact polynomial of the weights, and nothing below is trained on samples.
 
 # %%
+import icl_lab
+
+cache = icl_lab.enable_cache()  # compiled programs are kept for the next run; before JAX is imported
+
+# %%
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -24,6 +24,11 @@
 # patterns gives the population loss exactly; `objectives.phase_loss` does that, for complex weights and for all blocks.
 
 # %%
+import icl_lab
+
+cache = icl_lab.enable_cache()  # compiled programs are kept for the next run; before JAX is imported
+
+# %%
 import dataclasses
 
 import equinox as eqx
@@ -61,9 +66,8 @@ def identities(a, b, dim=DIM):
 
 
 def flow(distribution, weights, length=LENGTH, **options):
-    """Gradient flow of P and K on the exact loss. A loss is its moments: with one task for all the flow compiles once."""
+    """Gradient flow of P and K on the exact loss."""
     loss = objectives.phase_loss(sequences(distribution, length), MODEL, active=True)
-    loss = dataclasses.replace(loss, task=sequences("gaussian"))
     return training.gradient_flow(loss, weights, solver="tsit5", rtol=1e-11, **options)
 
 

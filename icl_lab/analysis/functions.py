@@ -137,4 +137,4 @@ def _distances(predictor: Predictor, reference: Predictor, prompt: Prompt) -> tu
 def _root(square: Estimate) -> Estimate:
     """The square root of a mean, its standard error by the delta method."""
     root = np.sqrt(square.mean)
-    return Estimate(root, square.standard_error / (2 * root) if root > 0 else np.zeros_like(root))
+    return Estimate(root, square.standard_error / (2 * root) if root > 0 else np.zeros_like(root), square.largest_share)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -39,12 +40,12 @@ class Risks(eqx.Module):
     def __getitem__(self, name: str) -> Estimate:
         """The risk of one predictor."""
         i = self._index(name)
-        return Estimate(float(self.risks.mean[i]), float(self.risks.standard_error[i]))
+        return jax.tree.map(lambda numbers: float(numbers[i]), self.risks)
 
     def difference(self, name: str, other: str) -> Estimate:
         """The risk of one predictor minus that of another, with the standard error of the paired difference."""
         i, j = self._index(name), self._index(other)
-        return Estimate(float(self.differences.mean[i, j]), float(self.differences.standard_error[i, j]))
+        return jax.tree.map(lambda numbers: float(numbers[i, j]), self.differences)
 
     def _index(self, name: str) -> int:
         if name not in self.names:

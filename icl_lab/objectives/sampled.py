@@ -5,6 +5,7 @@ the moments plus one chunk whatever the number of prompts. Prompts fall into equ
 error. The prompts of a chunk are laid over all devices.
 
 Prompts of `LinearRegression` are drawn at a length of a few sizes and cut by a mask, so that context lengths share a program.
+Those of a user's law are drawn apart, so that laws do.
 Each counts together with its twin of opposite labels, which is as likely: moments of an odd number of labels are zero.
 
 Weights that were trained on sampled moments are fitted to that sample. `SampledLoss.held_out` is their risk on other prompts.
@@ -12,7 +13,10 @@ Weights that were trained on sampled moments are fitted to that sample. `Sampled
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeGuard
 
 import equinox as eqx
 import jax
@@ -28,6 +32,7 @@ from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments, reads_regression
 from icl_lab.objectives.held_out import HeldOut
+from icl_lab.tasks.blocks import drawn_apart, padded, prompts_in_blocks
 from icl_lab.tasks.distributions.check import check_once
 from icl_lab.tasks.prompt import Prompt, Task, check_count
 from icl_lab.tasks.regression.linear import LinearRegression, is_plain
@@ -45,8 +50,8 @@ PIECE_ELEMENTS = 2**15
 """Numbers in the examples of a prompt above which it is drawn in pieces of that size in all prompts of a chunk."""
 PROMPTS_OF_PIECES = 8
 """Prompts of a chunk that are drawn in pieces."""
-SHORTEST = 16
-"""Examples of the shortest prompts that are drawn for regression."""
+CHUNKS_AT_ONCE = 8
+"""Chunks of prompts that are drawn apart and handed over together."""
 HELD_OUT_CHUNK = 512
 """Prompts whose errors are in memory at once, at most."""
 
@@ -110,8 +115,9 @@ class SampledLoss(MomentLoss):
         with precision.float64():
             task = sharing(task)
             if isinstance(task, LinearRegression):
-                check_once(task.covariates)
-            features = Features.of(task, model) if features is None else features
+                check_once(task.covariates, task.context_length + 1)
+            if features is None:
+                features = Features.of_regression(task.dim) if _drawn_apart(task, model) else Features.of(task, model)
             complex_factor = 1 if features.symmetric else 2
             needed = 8 * complex_factor * (groups + 2) * features.count**2
             if needed > memory_limit:
@@ -135,8 +141,12 @@ class SampledLoss(MomentLoss):
             def moments_of(index):
                 with precision.float64():  # the scope is a thread's own
                     group_key = jax.random.fold_in(key, index)
-                    count = np.asarray(chunks)
-                    return precision.to_numpy(_moments(drawn, model, features, group_key, count, chunk, length, every_position))
+                    parts = (
+                        precision.to_numpy(_moments(source, model, features, count, chunk, length, every_position))
+                        for source, count in _sources(task, model, drawn, group_key, chunks, chunk)
+                    )
+                    sums = functools.reduce(lambda x, y: jax.tree.map(lambda a, b: np.asarray(a + b), x, y), parts)
+                    return jax.tree.map(lambda total: np.asarray(total / (chunks * chunk)), sums)
 
             # Two groups at a time: while one draws, the other multiplies. Sums over several devices must not interleave.
             workers = 2 if jax.device_count() == 1 else 1
@@ -195,13 +205,17 @@ class SampledLoss(MomentLoss):
             drawn, length = _padded(self.task, self.model)
             size = (drawn.context_length + 1) * (drawn.dim + drawn.label_dim)
             chunk = int(np.clip(TOKEN_ELEMENTS // size, 1, HELD_OUT_CHUNK))
-            chunks = np.asarray(-(-prompts // chunk))
+            chunks = -(-prompts // chunk)
             theta = self.coefficients(jax.tree.map(jnp.asarray, weights))
             rho = np.asarray(float(self.model.normaliser_at(self.task.context_length + 1)))
-            sums = _errors(drawn, self.model, self.features, theta / rho, key, chunks, chunk, length)
-            first, second, largest = (float(x) for x in sums)
+            parts = [
+                precision.to_numpy(_errors(source, self.model, self.features, theta / rho, count, chunk, length))
+                for source, count in _sources(self.task, self.model, drawn, key, chunks, chunk)
+            ]
+            sums, squares, maxima = zip(*parts, strict=True)
+            first, second, largest = (float(x) for x in (sum(sums), sum(squares), max(maxima)))
             in_sample, own_error = self.risk(weights), self.standard_error(weights)
-        count = int(chunks) * chunk
+        count = chunks * chunk
         risk = first / count
         deviations = max(second - count * risk**2, 0.0)
         error = float(np.sqrt(deviations / (count - 1) / count))
@@ -218,14 +232,60 @@ class SampledLoss(MomentLoss):
 def _padded(task: Task, model: LinearSelfAttention) -> tuple[Task, np.ndarray | None]:
     """The task at the length at which its prompts are drawn, and its own length as an array; None if they are the same prompts.
 
-    Of `LinearRegression` a prompt is as good as the beginning of a longer one. There are two lengths an octave.
+    Of `LinearRegression` a prompt is as good as the beginning of a longer one.
     """
     if not reads_regression(task, model):
         return task, None
-    octave = 2 ** int(np.log2(max(task.context_length - 1, 1)))
-    length = 3 * octave // 2 if task.context_length <= 3 * octave // 2 else 2 * octave
-    length = max(length, SHORTEST)
-    return task.with_context_length(length), np.asarray(task.context_length)
+    return task.with_context_length(padded(task.context_length)), np.asarray(task.context_length)
+
+
+class _Grams(eqx.Module):
+    """Prompts of merged tokens, in what a layer reads of them; their length is no part of a program.
+
+    Attributes:
+      grams: (B, D, D) sums over the examples (x_i, y_i) of a prompt, D = d + 1.
+      queries: (B, d).
+      targets: (B, 1).
+    """
+
+    grams: Float[Array, "B D D"]
+    queries: Float[Array, "B d"]
+    targets: Float[Array, "B 1"]
+
+    @staticmethod
+    def of(prompts: Prompt, count: int) -> _Grams:
+        """Those of at most `count` prompts, filled up with zeros, which add nothing to any moment."""
+        examples = np.concatenate([prompts.inputs, prompts.labels], axis=2)
+        arrays = np.swapaxes(examples, 1, 2) @ examples, prompts.query, prompts.target
+        return _Grams(*(np.pad(x, ((0, count - len(x)), *[(0, 0)] * (x.ndim - 1))) for x in arrays))
+
+    def features(self, features: Features, query_in_sum: bool):
+        """Features (F, B) without their normaliser, and targets (B, 1)."""
+        tokens = jnp.pad(self.queries.T, ((0, 1), (0, 0)))
+        sums = self.grams[:, np.asarray(features.rows), np.asarray(features.columns)].T
+        if query_in_sum:
+            sums = sums + features.pairs(tokens[None])
+        return features.products(sums, tokens), self.targets
+
+
+def _sources(
+    task: Task, model: LinearSelfAttention, drawn: Task, key: Key, chunks: int, chunk: int
+) -> Iterator[tuple[_Grams | tuple[Task, Key], np.ndarray]]:
+    """Where the chunks of a sample come from, and how many from each: prompts that exist, or a task and a key to draw them.
+
+    `drawn` is the task at the length at which a program draws it.
+    """
+    if not _drawn_apart(task, model):
+        yield (drawn, key), np.asarray(chunks)
+        return
+    counts = [min(CHUNKS_AT_ONCE, chunks - done) for done in range(0, chunks, CHUNKS_AT_ONCE)]
+    for count, prompts in zip(counts, prompts_in_blocks(task, key, (chunk * count for count in counts)), strict=True):
+        yield _Grams.of(prompts, CHUNKS_AT_ONCE * chunk), np.asarray(count)
+
+
+def _drawn_apart(task: Task, model: LinearSelfAttention) -> TypeGuard[LinearRegression]:
+    """Whether prompts are drawn before, by programs of their own: those of users, where a layer reads them by Gram matrices."""
+    return drawn_apart(task) and model.embedding == "merged"
 
 
 def _parity_mixed(features: Features) -> np.ndarray:
@@ -253,45 +313,49 @@ def _risks(loss: MomentPolynomial, groups: Moments, weights: Weights) -> Float[A
 
 @compiled.jit
 def _moments(
-    task, model, features: Features, key, chunks: Array, chunk: int, length: Array | None, every_position: bool
+    source, model, features: Features, chunks: Array, chunk: int, length: Array | None, every_position: bool
 ) -> Moments:
-    """Moments of one group of prompts, streamed over its chunks, without the normaliser."""
+    """Sums of the moments over the first `chunks` chunks of a source, without the normaliser."""
 
     def batch(index):
-        keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
-        if _drawn_in_pieces(task, model, features):
-            phi, target = _from_pieces(task, model, features, keys)
-        else:
-            phi, target = _from_whole(task, model, features, keys, length, every_position)
+        phi, target = _chunk(source, index, chunk, model, features, length, every_position)
         cross = phi @ jnp.conj(target).astype(phi.dtype)
         return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch, jnp.asarray(0)))
-    sums = jax.lax.fori_loop(0, chunks, lambda index, s: jax.tree.map(jnp.add, s, batch(index)), zeros)
-    return jax.tree.map(lambda s: s / jnp.asarray(chunks * chunk, s.dtype), sums)
+    return jax.lax.fori_loop(0, chunks, lambda index, s: jax.tree.map(jnp.add, s, batch(index)), zeros)
 
 
 @compiled.jit
-def _errors(task, model, features: Features, theta, key, chunks: Array, chunk: int, length: Array | None):
-    """Sums over fresh prompts of the squared error and of its square, and the largest squared error."""
-
-    def batch(index):
-        keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
-        phi, target = _from_whole(task, model, features, keys, length, False)
-        errors = jnp.sum(jnp.abs((theta @ phi).T - target) ** 2, axis=1)
-        return jnp.sum(errors), jnp.sum(errors**2), jnp.max(errors)
+def _errors(source, model, features: Features, theta, chunks: Array, chunk: int, length: Array | None):
+    """Sums over prompts of a source of the squared error and of its square, and the largest squared error."""
 
     def add(index, sums):
-        first, second, largest = batch(index)
-        return sums[0] + first, sums[1] + second, jnp.maximum(sums[2], largest)
+        phi, target = _chunk(source, index, chunk, model, features, length, False)
+        errors = jnp.sum(jnp.abs((theta @ phi).T - target) ** 2, axis=1)
+        return sums[0] + jnp.sum(errors), sums[1] + jnp.sum(errors**2), jnp.maximum(sums[2], jnp.max(errors))
 
     return jax.lax.fori_loop(0, chunks, add, (jnp.zeros(()), jnp.zeros(()), jnp.zeros(())))
+
+
+def _chunk(
+    source, index: Array, chunk: int, model: LinearSelfAttention, features: Features, length: Array | None, every_position: bool
+):
+    """Features (F, B) without their normaliser, and targets (B, k), of one chunk of prompts, laid over all devices."""
+    if isinstance(source, _Grams):
+        rows = jax.tree.map(lambda x: devices.shard(jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk)), source)
+        return rows.features(features, model.query_in_sum)
+    task, key = source
+    keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
+    if _drawn_in_pieces(task, model, features):
+        return _from_pieces(task, model, features, keys)
+    return _from_whole(task, model, features, keys, length, every_position)
 
 
 def _from_whole(
     task: Task, model: LinearSelfAttention, features: Features, keys: Key, length: Array | None, every_position: bool
 ):
-    """Features (F, B) without their normaliser, and targets (B, k), of whole prompts; with `every_position` N of each prompt.
+    """Features and targets of whole prompts; with `every_position` N of each prompt.
 
     With a `length` only so many of the examples of a prompt count.
     """
@@ -309,7 +373,13 @@ def _from_whole(
 def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
     """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
     long = task.context_length * len(features.queries) > PIECE_ELEMENTS
-    return long and reads_regression(task, model) and not task.covariates.shared_covariance and not model.causal
+    return (
+        long
+        and not _drawn_apart(task, model)
+        and reads_regression(task, model)
+        and not task.covariates.shared_covariance
+        and not model.causal
+    )
 
 
 def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):

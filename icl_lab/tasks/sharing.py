@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from icl_lab.tasks.blocks import is_foreign
 from icl_lab.tasks.prompt import Task
 
 SIZES = ("dim", "context_length", "label_dim")
@@ -72,7 +73,7 @@ def _watch(task: Task, lifted: tuple[type, ...]) -> None:
     """Warn once of each number of a user's module that is a part of programs and has changed since the last task."""
     for module in _modules(task):
         owner = type(module)
-        if owner.__module__.split(".")[0] == "icl_lab":
+        if not is_foreign(module):
             continue
         for field in dataclasses.fields(module):
             value = getattr(module, field.name, None)

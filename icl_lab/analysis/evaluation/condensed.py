@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from icl_lab import tasks
 from icl_lab.analysis import Predictor
-from icl_lab.analysis.evaluation.measure import Tables, chunks, summaries, sums
+from icl_lab.analysis.evaluation.measure import Tables, added, chunks, summaries, sums
 from icl_lab.core.progress import each
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task, check_finite
@@ -118,7 +118,7 @@ def measure_condensed(
             scaled = {name: _rescaled(other, scale) if name in means else other for name, other in others.items()}
             learned = [_rescaled(model, scale) for model in models] if "model" in means else models
             found = sums(learned, scaled, batch, distribution.rows, sequence=False, together=together)
-            totals[length] = totals.get(length, np.zeros_like(found)) + found
+            totals[length] = added(totals.get(length), found)
     return summaries(("model", *others), totals, size * number)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_lab.analysis import Predictor
+from icl_lab.analysis.sampling import hopeless
 from icl_lab.core import compiled
 from icl_lab.core.progress import each
 from icl_lab.core.typing import Array, Key
@@ -54,7 +55,7 @@ def measure(
 
     Returns:
       For each model: length -> name -> {"risk", "standard_error", "prediction_distance", "prediction_distance_error"}; the
-      model is called "model" and has no distance.
+      model is called "model" and has no distance. A standard error is infinite if one prompt makes up most of the variance.
 
     Raises:
       InvalidValueError: fewer than two prompts.
@@ -67,7 +68,7 @@ def measure(
         check_finite(batch)
         for length in lengths:
             found = sums(models, others, batch, length, sequence=sequence, together=together)
-            totals[length] = totals.get(length, np.zeros_like(found)) + found
+            totals[length] = added(totals.get(length), found)
     return summaries(("model", *others), totals, size * number)
 
 
@@ -84,17 +85,25 @@ def chunks(elements: int, prompts: int) -> tuple[int, int]:
 
 def sums(
     models: Sequence[Predictor], others: Mapping[str, Predictor], batch: Prompt, length: int, *, sequence: bool, together: int
-) -> Float[np.ndarray, "M 5 P"]:
+) -> Float[np.ndarray, "M 6 P"]:
     """Sums over a batch cut to a length, for each of M models one entry a predictor, the model first.
 
-    They are the squared error, its square, the squared gap to the model, its square, and the squared answer of the model.
+    They are the squared error, its square, the squared gap to the model, its square, the squared answer of the model; and the
+    largest squared error.
     """
     arrays, rest = zip(*(eqx.partition(model, eqx.is_array) for model in models), strict=True)
     stacked = eqx.combine(jax.tree.map(lambda *leaves: np.stack(leaves), *arrays), rest[0])
     return np.asarray(_sums(stacked, len(models), tuple(others.values()), batch, length, sequence, together))
 
 
-def summaries(names: Sequence[str], totals: Mapping[int, Float[np.ndarray, "M 5 P"]], count: int) -> Tables:
+def added(total: Float[np.ndarray, "M 6 P"] | None, more: Float[np.ndarray, "M 6 P"]) -> Float[np.ndarray, "M 6 P"]:
+    """The `sums` over two batches; None for no batch."""
+    if total is None:
+        return more
+    return np.concatenate([total[:, :5] + more[:, :5], np.maximum(total[:, 5:], more[:, 5:])], axis=1)
+
+
+def summaries(names: Sequence[str], totals: Mapping[int, Float[np.ndarray, "M 6 P"]], count: int) -> Tables:
     """The tables of M models from the `sums` over `count` prompts at each length; `names` are those of the P predictors."""
     models = len(next(iter(totals.values())))
     return [{length: _summary(names, found[i], count) for length, found in totals.items()} for i in range(models)]
@@ -135,7 +144,7 @@ def _sums(
     length: int,
     sequence: bool,
     together: int,
-) -> Float[Array, "M 5 P"]:
+) -> Float[Array, "M 6 P"]:
     """`sums` of a stack of `count` models."""
     batch = jax.vmap(lambda prompt: prefix(prompt, length, sequence))(batch)
     arrays, rest = eqx.partition(models, eqx.is_array)
@@ -148,17 +157,21 @@ def _sums(
         error = jnp.sum(jnp.abs(answers - batch.target[:, None, :]) ** 2, axis=2)
         gap = jnp.sum(jnp.abs(answers - answers[:, :1]) ** 2, axis=2)
         scale = jnp.broadcast_to(jnp.sum(jnp.abs(answers[:, :1]) ** 2, axis=2), error.shape)
-        return jnp.stack([jnp.sum(x, axis=0) for x in (error, error**2, gap, gap**2, scale)])
+        totals = [jnp.sum(x, axis=0) for x in (error, error**2, gap, gap**2, scale)]
+        return jnp.stack([*totals, jnp.max(error, axis=0)])
 
     # Numbered, since a model need not have arrays.
     return jax.lax.map(of_model, (jnp.arange(count), arrays), batch_size=together)
 
 
 def _summary(names: Sequence[str], sums: np.ndarray, count: int) -> dict[str, dict[str, float]]:
-    risk, risk_square, gap, gap_square, scale = sums / count
+    risk, risk_square, gap, gap_square, scale = sums[:5] / count
     risk_error, gap_error = (
         np.sqrt(np.maximum(square - mean**2, 0.0) / (count - 1)) for mean, square in ((risk, risk_square), (gap, gap_square))
     )
+    variance = count * np.maximum(risk_square - risk**2, 0.0)
+    share = np.divide((sums[5] - risk) ** 2, variance, out=np.zeros_like(risk), where=variance > 0)
+    risk_error = np.where(share > hopeless(count), np.inf, risk_error)
     table = {}
     for i, name in enumerate(names):
         table[name] = {"risk": float(risk[i]), "standard_error": float(risk_error[i])}

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from icl_lab.core import compiled, precision
+from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError, NonFiniteError, UnsupportedProblemError
 from icl_lab.core.linalg import is_traced
-from icl_lab.core.typing import Array, Key
+from icl_lab.core.typing import Key
+from icl_lab.tasks.blocks import inputs, is_foreign
 from icl_lab.tasks.distributions.covariates import CovariateDistribution
-from icl_lab.tasks.distributions.independent import IndependentCoordinates
 from icl_lab.tasks.prompt import check_count
 
 LARGEST_Z = 6.0
@@ -109,10 +109,14 @@ def check_distribution(law: CovariateDistribution, key: Key | None = None, sampl
       icl_lab.core.errors.InvalidValueError: `IndependentCoordinates` declares E x_1^4 = 4, and 100000 draws ...
     """
     check_count(samples, "samples", 1000, "Moments of few draws say nothing.")
-    key = jax.random.key(0) if key is None else key
+    return _report(law, jax.random.key(0) if key is None else key, samples, 2)
+
+
+def _report(law: CovariateDistribution, key: Key, samples: int, count: int) -> DistributionReport:
+    """`check_distribution` by the first two of `count` inputs of each prompt."""
     with precision.float64():
         _check_shapes(law, key)
-        draws = np.asarray(_pairs_of_inputs(law, jax.random.split(key, samples)))
+        draws = _pairs_of_inputs(law, key, samples, count)
     if not np.all(np.isfinite(draws)):
         raise NonFiniteError(f"`{type(law).__name__}.sample` gave {np.sum(~np.isfinite(draws))} NaN or infinite number(s).")
     checks, remarks = [], []
@@ -130,27 +134,33 @@ def check_distribution(law: CovariateDistribution, key: Key | None = None, sampl
     return DistributionReport(type(law).__name__, samples, tuple(checks), tuple(remarks))
 
 
-def check_once(law: CovariateDistribution) -> None:
+def check_once(law: CovariateDistribution, count: int) -> None:
     """`check_distribution` with few draws, the first time that a law of a user is met with these numbers.
 
     The laws of the package are not checked, nor is one that is traced.
+
+    Args:
+      law: of any kind.
+      count: inputs of the prompts that are drawn next, so that the program that draws them serves both.
 
     Raises:
       InvalidValueError: as `check_distribution` does.
     """
     leaves, structure = jax.tree.flatten(law)
-    shipped = type(law).__module__.startswith("icl_lab.") and not isinstance(law, IndependentCoordinates)
-    if shipped or any(is_traced(leaf) for leaf in leaves):
+    if not is_foreign(law) or any(is_traced(leaf) for leaf in leaves):
         return
     numbers = tuple((np.shape(leaf), np.asarray(leaf).tobytes()) for leaf in leaves)
     if (structure, numbers) not in _checked:
-        check_distribution(law, samples=QUICK)
+        _report(law, jax.random.key(0), QUICK, count)
         _checked.add((structure, numbers))
 
 
-@compiled.jit
-def _pairs_of_inputs(law: CovariateDistribution, keys: Key) -> Float[Array, "n 2 d"]:
-    return jax.vmap(lambda key: law.sample(key, 2))(keys)
+def _pairs_of_inputs(law: CovariateDistribution, key: Key, samples: int, count: int) -> Float[np.ndarray, "n 2 d"]:
+    """Two inputs of so many prompts of `count` inputs; those of a law that denies to share anything may be any two."""
+    source, blocks = inputs(law, key, count if law.shared_covariance else 2), []
+    while sum(map(len, blocks)) < samples:
+        blocks.append(next(source)[:, :2])
+    return np.concatenate(blocks)[:samples]
 
 
 def _check_shapes(law: CovariateDistribution, key: Key) -> None:
@@ -199,6 +209,8 @@ def _moments(law: CovariateDistribution, draws: Float[np.ndarray, "n 2 d"], rema
         lengths, total = np.sum(x**2, axis=1) * np.sum(other**2, axis=1), float(np.trace(covariance))
         deviation = None if squares is None else float(np.sqrt(max(np.sum(squares) ** 2 - total**4, 0.0)))
         yield _Moment("E |x|^2 |x'|^2 of two inputs", total**2, lengths, False, deviation)
+        squared, expected = np.sum(x * other, axis=1) ** 2, float(np.sum(covariance**2))
+        yield _Moment("E (x.x')^2 of two inputs", expected, squared, False, rare=_rare(law, len(x), joint=True))
     if law.independent:
         yield from _of_single_coordinates(law, x, remarks)
     if squares is not None:

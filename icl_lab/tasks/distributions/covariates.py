@@ -47,7 +47,8 @@ class CovariateDistribution(eqx.Module):
       dim: d, static.
       independent: whether the coordinates of one input are independent and symmetric about zero.
       shared_covariance: whether the inputs of a prompt have something random in common, as a covariance drawn for each prompt.
-        Only of a law that denies it may a prompt be drawn in pieces, or the moments of two examples be multiplied.
+        Only of a law that denies it may a prompt be drawn in pieces, or the moments of two examples be multiplied. Unless a
+        law says otherwise, it is true but for independent coordinates.
 
     Raises:
       InvalidValueError: a subclass that says neither.
@@ -56,6 +57,11 @@ class CovariateDistribution(eqx.Module):
     dim: eqx.AbstractVar[int]
     independent: ClassVar[bool] = False
     shared_covariance: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "independent" in vars(cls) and "shared_covariance" not in vars(cls):
+            cls.shared_covariance = not cls.independent
 
     def __check_init__(self):
         law, base = type(self), CovariateDistribution

@@ -28,7 +28,6 @@ class Uniform(CovariateDistribution):
     """
 
     independent = True
-    shared_covariance = False
     dim: int = eqx.field(static=True)
     half_width: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
 
@@ -72,7 +71,6 @@ class StudentT(CovariateDistribution):
     """
 
     independent = True
-    shared_covariance = False
     dim: int = eqx.field(static=True)
     degrees_of_freedom: Float[Array, ""] = eqx.field(converter=as_float64)
     scale: Float[Array, "*d"] = eqx.field(converter=as_float64, default=1.0)
@@ -137,7 +135,6 @@ class TwoSizes(CovariateDistribution):
     """
 
     independent = True
-    shared_covariance = False
     dim: int = eqx.field(static=True)
     kurtosis: Float[Array, "*d"] = eqx.field(converter=as_float64)
     variance: Float[Array, "*d"] = eqx.field(converter=as_float64, default=1.0)
@@ -193,7 +190,6 @@ class IndependentCoordinates(CovariateDistribution):
     """
 
     independent = True
-    shared_covariance = False
     dim: int = eqx.field(static=True)
     draw: Callable[[Key, tuple[int, ...]], Array] = eqx.field(static=True)
     kurtosis: Float[Array, ""] = eqx.field(converter=as_float64)

@@ -90,6 +90,7 @@ class FiniteDiagonal(FiniteSpectrum):
     """
 
     independent = True
+    shared_covariance = True
 
     def sample(self, key: Key, count: int) -> Float[Array, "count d"]:
         """`count` inputs that share one random covariance, as rows."""
@@ -114,6 +115,7 @@ class ExponentialDiagonal(CovariateDistribution):
     """
 
     independent = True
+    shared_covariance = True
     dim: int = eqx.field(static=True)
     scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
 

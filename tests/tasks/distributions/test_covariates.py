@@ -166,7 +166,17 @@ def test_permuting_exchangeable_coordinates_permutes_the_fourth_moment(seed, ord
         np.testing.assert_allclose(moment(matrix[permuted]), moment(matrix)[permuted], atol=1e-12)  # rounding
 
 
-def test_a_law_that_says_nothing_of_its_inputs_is_taken_to_share_a_covariance():
+def test_a_law_that_says_nothing_of_its_inputs_shares_a_covariance_unless_its_coordinates_are_independent():
+    class Dependent(CovariateDistribution):
+        dim: int = 2
+        covariance = np.eye(2)
+
+        def sample(self, key, count):
+            return jax.random.rademacher(key, (count, self.dim), float)
+
+        def fourth_moment(self, matrix):
+            return matrix
+
     class Mine(CovariateDistribution):
         dim: int = 2
         independent = True
@@ -177,7 +187,12 @@ def test_a_law_that_says_nothing_of_its_inputs_is_taken_to_share_a_covariance():
         def moments(self, order):
             return np.ones(self.dim)
 
-    assert Mine().shared_covariance
+    class Mixed(Mine):
+        shared_covariance = True
+
+    assert Dependent().shared_covariance
+    assert Mixed().shared_covariance
+    assert not Mine().shared_covariance
     assert Mine().support_covariances() is None
     np.testing.assert_array_equal(Mine().covariance, np.eye(2))
     np.testing.assert_array_equal(Mine().fourth_moment(np.eye(2)), 2 * np.eye(2))
