@@ -92,7 +92,9 @@ def risk_curves(
         if np.any(np.isfinite(shown)):
             # The first is what the others are compared with: a ring, so that a point inside it stays visible.
             ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.6} if index == 0 else {}
-            axes.errorbar(lengths, shown, 2 * np.asarray(standard_errors[name]), fmt="o", capsize=2, label=name, **ring)
+            errors = np.asarray(standard_errors[name], dtype=np.float64)
+            intervals = 2 * np.where(np.isfinite(errors), errors, np.nan)  # no interval where there is no error
+            axes.errorbar(lengths, shown, intervals, fmt="o", capsize=2, label=name, **ring)
     if closed_form is not None:
         axes.plot(lengths, closed_form, color="black", label="closed form")
     if trained_at is not None:

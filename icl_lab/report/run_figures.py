@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from icl_lab.models import Learner
 from icl_lab.report.console import LABELS
 from icl_lab.theory import Optimum
 from icl_lab.training import TrainingResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @phase("figures")
@@ -46,18 +49,27 @@ def draw_risks(folder: Path, curve: dict[str, Any], context_length: int) -> None
         _risk_curve(curve, context_length, folder / "risk_curve.png")
 
 
+def _panels(width: float, height: float, rows: int = 1, columns: int = 1, right: float = 0.25) -> tuple[Figure, Any]:
+    """A figure of so many inches and its axes (rows, columns), with room for labels, `right` inches among them, and a caption.
+
+    Margins are the same for all: matplotlib takes longer to find them than to draw.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    space = {"left": 0.8 / width, "right": 1 - right / width, "top": 1 - 0.35 / height, "bottom": 1.15 / height}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw={**space, "wspace": 0.35, "hspace": 0.25})
+
+
 def _clock(training: TrainingResult) -> str:
     return "step" if training.method == "optax" else "flow time t"
 
 
 def _training(training: TrainingResult, closed_form: tuple[Learner, Optimum, int] | None, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     from icl_lab import report
 
     trajectory, clock = training.trajectory, _clock(training)
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, ((left, right),) = _panels(9.0, 4.0, columns=2)
     numbers = {"time": trajectory.times, "loss": trajectory.losses, "gradient_norm": trajectory.gradient_norms}
     if closed_form is None:
         report.decay(left, trajectory.times, trajectory.losses, "half loss", clock)
@@ -83,15 +95,13 @@ def _training(training: TrainingResult, closed_form: tuple[Learner, Optimum, int
 
 
 def _risk_curve(curve: dict[str, Any], context_length: int, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     from icl_lab import report
 
-    figure = Figure(layout="constrained")
+    figure, ((axes,),) = _panels(6.4, 4.6)
     risks = {LABELS[name]: values for name, values in curve["risk"].items()}
     errors = {LABELS[name]: values for name, values in curve["standard_error"].items()}
     lengths = curve["context_lengths"]
-    report.risk_curves(figure.subplots(), lengths, risks, errors, curve["closed_form"], context_length)
+    report.risk_curves(axes, lengths, risks, errors, curve["closed_form"], context_length)
     numbers = {"context_length": lengths}
     for name in curve["risk"]:
         numbers |= {name: curve["risk"][name], f"{name}_standard_error": curve["standard_error"][name]}
@@ -106,8 +116,6 @@ def _risk_curve(curve: dict[str, Any], context_length: int, path: Path) -> None:
 
 
 def _invariants(training: TrainingResult, model: Learner, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     from icl_lab import report
 
     trajectory = training.trajectory
@@ -115,8 +123,8 @@ def _invariants(training: TrainingResult, model: Learner, path: Path) -> None:
     drifts = {name: np.real(values) for name, values in drifts.items()}
     if not drifts:
         return
-    figure = Figure(layout="constrained")
-    report.invariant_drift(figure.subplots(), trajectory.times, drifts, _clock(training))
+    figure, ((axes,),) = _panels(6.4, 4.6)
+    report.invariant_drift(axes, trajectory.times, drifts, _clock(training))
     caption = (
         "Quantities that gradient flow conserves exactly: the drift is the integrator's error and should stay near its "
         "tolerance. Discrete training has no such conservation law, and its drift shows the size of its steps."
@@ -125,14 +133,11 @@ def _invariants(training: TrainingResult, model: Learner, path: Path) -> None:
 
 
 def _weights(training: TrainingResult, model: Learner, optimum: Optimum, context_length: int, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     from icl_lab import report
 
     comparison = analysis.compare(training.limit, optimum, model, context_length)
     shown = [row for row in comparison.rows if row.name in ("preconditioner", "w_pv", "w_kq")]
-    figure = Figure(figsize=(9.0, 2.8 * len(shown)), layout="constrained")
-    rows = figure.subplots(len(shown), 3, squeeze=False)
+    figure, rows = _panels(9.0, 2.5 * len(shown) + 1.5, len(shown), 3, right=0.8)
     for axes, row in zip(rows, shown, strict=True):
         report.heat_maps(list(axes), np.asarray(row.measured), np.asarray(row.expected), row.name)
     caption = (

@@ -1,5 +1,6 @@
 """A session of the suite ends by itself, as a failure, when the process of a worker dies."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -26,7 +27,9 @@ def session(tmp_path):
             (tmp_path / f"{name}.py").write_text(source)
         plugins = ["-p", "dying"] if "dying" in files else []
         command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "no:cacheprovider", *plugins]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        # Where this suite runs on workers itself, the inner session is none of them.
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        return subprocess.run(command, cwd=tmp_path, env=outside, capture_output=True, text=True, timeout=240)
 
     return run
 

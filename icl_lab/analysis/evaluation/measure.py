@@ -171,7 +171,9 @@ def _summary(names: Sequence[str], sums: np.ndarray, count: int) -> dict[str, di
     )
     variance = count * np.maximum(risk_square - risk**2, 0.0)
     share = np.divide((sums[5] - risk) ** 2, variance, out=np.zeros_like(risk), where=variance > 0)
-    risk_error = np.where(share > hopeless(count), np.inf, risk_error)
+    # A risk of rounding size (OLS without noise) is an exact zero to whoever looks at it, whatever its distribution.
+    above_rounding = risk > (100 * np.finfo(np.float64).eps) ** 2 * scale[0]
+    risk_error = np.where(above_rounding & (share > hopeless(count)), np.inf, risk_error)
     table = {}
     for i, name in enumerate(names):
         table[name] = {"risk": float(risk[i]), "standard_error": float(risk_error[i])}
