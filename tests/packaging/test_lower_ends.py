@@ -17,7 +17,7 @@ TESTING = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype")
 TESTS = (
     "tests/core/test_compiled.py",
     "tests/claims/test_claim.py",
-    "tests/models/test_modules.py",
+    "tests/models/test_flax.py",
     "tests/training/test_gradient_flow.py",
 )
 

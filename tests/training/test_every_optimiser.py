@@ -23,6 +23,7 @@ NAMES = [
 QUICK = {"lbfgs", "noisy_sgd", "sgd"}
 
 
+@pytest.mark.filterwarnings("ignore:`optimistic_adam` is deprecated:DeprecationWarning")  # optax still has it
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_an_interrupted_descent_ends_at_the_same_bits(name, tmp_path, monkeypatch, key):
     objective = objectives.population(tasks.LinearRegression(2, 5), models.LinearSelfAttention(), key, prompts=10, layers=1)
