@@ -1,9 +1,9 @@
 """Prompts in chunks, from laws and tasks whose own programs are compiled by themselves.
 
-A program that draws prompts and works on them is compiled anew for every law of inputs, and a law that a user writes with
-`jax.random.t` alone takes XLA seconds. So what is not the package's own is drawn apart: inputs in blocks of one size whatever
-the prompt, as rows if they are independent of each other, then task vectors, then the labels. All that works on prompts
-shares those programs, and has one of its own that does not know the law.
+A program that draws prompts and works on them is compiled anew for every law of inputs and every length, and a law that is
+written with `jax.random.t` alone takes XLA seconds. So all but Gaussian regression is drawn apart: inputs in blocks of one size
+whatever the prompt, as rows if they are independent of each other, then task vectors, then the labels. All that works on
+prompts shares those programs, and has one of its own that does not know the law.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from icl_lab.core import compiled
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
-from icl_lab.tasks.distributions.covariates import CovariateDistribution
+from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian
 from icl_lab.tasks.distributions.independent import IndependentCoordinates
 from icl_lab.tasks.prompt import Prompt, Task, check_prompt_fits
 from icl_lab.tasks.regression.linear import LinearRegression, is_plain
@@ -49,12 +49,9 @@ def is_foreign(owner: eqx.Module) -> bool:
 
 
 def drawn_apart(task: Task) -> TypeGuard[LinearRegression]:
-    """Whether `prompts_in_blocks` draws a task: by `LinearRegression.sample`, from a law or of a class that is a user's."""
-    return (
-        isinstance(task, LinearRegression)
-        and (is_foreign(task) or is_foreign(task.covariates))
-        and type(task).sample is LinearRegression.sample
-    )
+    """Whether `prompts_in_blocks` draws a task: by `LinearRegression.sample`, from a law or of a class that is not Gaussian."""
+    own = type(task) is LinearRegression and type(task.covariates) is Gaussian
+    return isinstance(task, LinearRegression) and type(task).sample is LinearRegression.sample and not own
 
 
 def inputs(law: CovariateDistribution, key: Key, count: int) -> Iterator[Float[np.ndarray, "n count d"]]:

@@ -58,7 +58,7 @@ def chosen_solver(solver: str, objective: Loss, state: Weights, limit: bool = Tr
     unknowns = sum(np.size(w) for w in jax.tree.leaves(state))
     # An implicit step costs the unknowns cubed, an explicit one their square or less; the explicit steps grow with the spread.
     worthwhile = objective.rate_spread > EXPLICIT_SPREAD * max(1.0, (unknowns / CHEAP_SOLVE) ** 2)
-    return "kvaerno5" if unknowns <= DENSE_LIMIT and worthwhile else "tsit5"
+    return "kvaerno5" if unknowns <= DENSE_LIMIT and worthwhile else "dopri8"
 
 
 def step_tolerance(rtol: float | None, solver: str, weight_tolerance: float, objective: Loss) -> float:
