@@ -14,17 +14,15 @@ Weights that were trained on sampled moments are fitted to that sample. `Sampled
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeGuard
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Inexact
+from jaxtyping import Float
 
-from icl_lab.core import compiled, devices, precision
+from icl_lab.core import compiled, precision
 from icl_lab.core import progress as progress_of
 from icl_lab.core.errors import MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.core.prng import stream
@@ -32,9 +30,16 @@ from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.exact.moments import Features, MomentLoss, MomentPolynomial, Moments, reads_regression
 from icl_lab.objectives.held_out import HeldOut
-from icl_lab.tasks.blocks import drawn_apart, padded, prompts_in_blocks
+from icl_lab.objectives.prompt_features import (
+    PROMPTS_OF_PIECES,
+    at_padded_length,
+    chunk_features,
+    drawn_in_pieces,
+    reads_grams,
+    sources,
+)
 from icl_lab.tasks.distributions.check import check_once
-from icl_lab.tasks.prompt import Prompt, Task, check_count
+from icl_lab.tasks.prompt import Task, check_count
 from icl_lab.tasks.regression.linear import LinearRegression, is_plain
 from icl_lab.tasks.sharing import sharing
 
@@ -46,12 +51,6 @@ SMALLEST_CHUNK = 128
 """Prompts of a chunk if they are short: fewer are less work than adding their moments to those of all before."""
 TOKEN_ELEMENTS = 2**20
 """Token entries per chunk, 8 MB: long prompts are drawn one at a time, and those are what memory grows with."""
-PIECE_ELEMENTS = 2**15
-"""Numbers in the examples of a prompt above which it is drawn in pieces of that size in all prompts of a chunk."""
-PROMPTS_OF_PIECES = 8
-"""Prompts of a chunk that are drawn in pieces."""
-CHUNKS_AT_ONCE = 8
-"""Chunks of prompts that are drawn apart and handed over together."""
 HELD_OUT_CHUNK = 512
 """Prompts whose errors are in memory at once, at most."""
 
@@ -117,7 +116,7 @@ class SampledLoss(MomentLoss):
             if isinstance(task, LinearRegression):
                 check_once(task.covariates, task.context_length + 1)
             if features is None:
-                features = Features.of_regression(task.dim) if _drawn_apart(task, model) else Features.of(task, model)
+                features = Features.of_regression(task.dim) if reads_grams(task, model) else Features.of(task, model)
             complex_factor = 1 if features.symmetric else 2
             needed = 8 * complex_factor * (groups + 2) * features.count**2
             if needed > memory_limit:
@@ -128,11 +127,11 @@ class SampledLoss(MomentLoss):
                 )
             per_group = -(-prompts // groups)
             positions = task.context_length if every_position else 1
-            drawn, length = _padded(task, model)
+            drawn, length = at_padded_length(task, model)
             tokens = eqx.filter_eval_shape(lambda task, key: model.tokens(task.sample(key)), drawn, key)
             in_cache = max(CHUNK_ELEMENTS // (features.count * positions), SMALLEST_CHUNK // positions)
             chunk = min(per_group, in_cache, TOKEN_ELEMENTS // tokens.size)
-            if _drawn_in_pieces(task, model, features):
+            if drawn_in_pieces(task, model, features):
                 drawn, length = task, None
                 chunk = min(per_group, PROMPTS_OF_PIECES)
             chunk = max(chunk, 1)
@@ -143,7 +142,7 @@ class SampledLoss(MomentLoss):
                     group_key = jax.random.fold_in(key, index)
                     parts = (
                         precision.to_numpy(_moments(source, model, features, count, chunk, length, every_position))
-                        for source, count in _sources(task, model, drawn, group_key, chunks, chunk)
+                        for source, count in sources(task, model, drawn, group_key, chunks, chunk)
                     )
                     sums = functools.reduce(lambda x, y: jax.tree.map(lambda a, b: np.asarray(a + b), x, y), parts)
                     return jax.tree.map(lambda total: np.asarray(total / (chunks * chunk)), sums)
@@ -202,7 +201,7 @@ class SampledLoss(MomentLoss):
         """
         with precision.float64():
             key = stream(jax.random.wrap_key_data(jnp.asarray(self.seed_key)), "held out")
-            drawn, length = _padded(self.task, self.model)
+            drawn, length = at_padded_length(self.task, self.model)
             size = (drawn.context_length + 1) * (drawn.dim + drawn.label_dim)
             chunk = int(np.clip(TOKEN_ELEMENTS // size, 1, HELD_OUT_CHUNK))
             chunks = -(-prompts // chunk)
@@ -210,7 +209,7 @@ class SampledLoss(MomentLoss):
             rho = np.asarray(float(self.model.normaliser_at(self.task.context_length + 1)))
             parts = [
                 precision.to_numpy(_errors(source, self.model, self.features, theta / rho, count, chunk, length))
-                for source, count in _sources(self.task, self.model, drawn, key, chunks, chunk)
+                for source, count in sources(self.task, self.model, drawn, key, chunks, chunk)
             ]
             sums, squares, maxima = zip(*parts, strict=True)
             first, second, largest = (float(x) for x in (sum(sums), sum(squares), max(maxima)))
@@ -227,65 +226,6 @@ class SampledLoss(MomentLoss):
             largest_share=(largest - risk) ** 2 / deviations if deviations > 0 else 0.0,
             prompts=count,
         )
-
-
-def _padded(task: Task, model: LinearSelfAttention) -> tuple[Task, np.ndarray | None]:
-    """The task at the length at which its prompts are drawn, and its own length as an array; None if they are the same prompts.
-
-    Of `LinearRegression` a prompt is as good as the beginning of a longer one.
-    """
-    if not reads_regression(task, model):
-        return task, None
-    return task.with_context_length(padded(task.context_length)), np.asarray(task.context_length)
-
-
-class _Grams(eqx.Module):
-    """Prompts of merged tokens, in what a layer reads of them; their length is no part of a program.
-
-    Attributes:
-      grams: (B, D, D) sums over the examples (x_i, y_i) of a prompt, D = d + 1.
-      queries: (B, d).
-      targets: (B, 1).
-    """
-
-    grams: Float[Array, "B D D"]
-    queries: Float[Array, "B d"]
-    targets: Float[Array, "B 1"]
-
-    @staticmethod
-    def of(prompts: Prompt, count: int) -> _Grams:
-        """Those of at most `count` prompts, filled up with zeros, which add nothing to any moment."""
-        examples = np.concatenate([prompts.inputs, prompts.labels], axis=2)
-        arrays = np.swapaxes(examples, 1, 2) @ examples, prompts.query, prompts.target
-        return _Grams(*(np.pad(x, ((0, count - len(x)), *[(0, 0)] * (x.ndim - 1))) for x in arrays))
-
-    def features(self, features: Features, query_in_sum: bool):
-        """Features (F, B) without their normaliser, and targets (B, 1)."""
-        tokens = jnp.pad(self.queries.T, ((0, 1), (0, 0)))
-        sums = self.grams[:, np.asarray(features.rows), np.asarray(features.columns)].T
-        if query_in_sum:
-            sums = sums + features.pairs(tokens[None])
-        return features.products(sums, tokens), self.targets
-
-
-def _sources(
-    task: Task, model: LinearSelfAttention, drawn: Task, key: Key, chunks: int, chunk: int
-) -> Iterator[tuple[_Grams | tuple[Task, Key], np.ndarray]]:
-    """Where the chunks of a sample come from, and how many from each: prompts that exist, or a task and a key to draw them.
-
-    `drawn` is the task at the length at which a program draws it.
-    """
-    if not _drawn_apart(task, model):
-        yield (drawn, key), np.asarray(chunks)
-        return
-    counts = [min(CHUNKS_AT_ONCE, chunks - done) for done in range(0, chunks, CHUNKS_AT_ONCE)]
-    for count, prompts in zip(counts, prompts_in_blocks(task, key, (chunk * count for count in counts)), strict=True):
-        yield _Grams.of(prompts, CHUNKS_AT_ONCE * chunk), np.asarray(count)
-
-
-def _drawn_apart(task: Task, model: LinearSelfAttention) -> TypeGuard[LinearRegression]:
-    """Whether prompts are drawn before, by programs of their own: those of users, where a layer reads them by Gram matrices."""
-    return drawn_apart(task) and model.embedding == "merged"
 
 
 def _parity_mixed(features: Features) -> np.ndarray:
@@ -318,7 +258,7 @@ def _moments(
     """Sums of the moments over the first `chunks` chunks of a source, without the normaliser."""
 
     def batch(index):
-        phi, target = _chunk(source, index, chunk, model, features, length, every_position)
+        phi, target = chunk_features(source, index, chunk, model, features, length, every_position)
         cross = phi @ jnp.conj(target).astype(phi.dtype)
         return Moments(gram=phi @ jnp.conj(phi).T, cross=cross, variance=jnp.sum(jnp.abs(target) ** 2))
 
@@ -331,87 +271,8 @@ def _errors(source, model, features: Features, theta, chunks: Array, chunk: int,
     """Sums over prompts of a source of the squared error and of its square, and the largest squared error."""
 
     def add(index, sums):
-        phi, target = _chunk(source, index, chunk, model, features, length, False)
+        phi, target = chunk_features(source, index, chunk, model, features, length, False)
         errors = jnp.sum(jnp.abs((theta @ phi).T - target) ** 2, axis=1)
         return sums[0] + jnp.sum(errors), sums[1] + jnp.sum(errors**2), jnp.maximum(sums[2], jnp.max(errors))
 
     return jax.lax.fori_loop(0, chunks, add, (jnp.zeros(()), jnp.zeros(()), jnp.zeros(())))
-
-
-def _chunk(
-    source, index: Array, chunk: int, model: LinearSelfAttention, features: Features, length: Array | None, every_position: bool
-):
-    """Features (F, B) without their normaliser, and targets (B, k), of one chunk of prompts, laid over all devices."""
-    if isinstance(source, _Grams):
-        rows = jax.tree.map(lambda x: devices.shard(jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk)), source)
-        return rows.features(features, model.query_in_sum)
-    task, key = source
-    keys = devices.shard(jax.random.split(jax.random.fold_in(key, index), chunk))
-    if _drawn_in_pieces(task, model, features):
-        return _from_pieces(task, model, features, keys)
-    return _from_whole(task, model, features, keys, length, every_position)
-
-
-def _from_whole(
-    task: Task, model: LinearSelfAttention, features: Features, keys: Key, length: Array | None, every_position: bool
-):
-    """Features and targets of whole prompts; with `every_position` N of each prompt.
-
-    With a `length` only so many of the examples of a prompt count.
-    """
-    prompts = jax.vmap(task.sample)(keys)
-    tokens = jax.vmap(model.tokens, out_axes=-1)(prompts)
-    if every_position:
-        return _at_every_position(model, features, tokens, prompts)
-    attended = tokens if model.query_in_sum else tokens[:-1]
-    if length is not None:
-        positions = jnp.arange(attended.shape[0])
-        attended = jnp.where(((positions < length) | (positions == task.context_length))[:, None, None], attended, 0.0)
-    return features.values(attended, tokens[-1]), prompts.target
-
-
-def _drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
-    """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
-    long = task.context_length * len(features.queries) > PIECE_ELEMENTS
-    return (
-        long
-        and not _drawn_apart(task, model)
-        and reads_regression(task, model)
-        and not task.covariates.shared_covariance
-        and not model.causal
-    )
-
-
-def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):
-    """Features (F, B) and targets (B, 1) of prompts that never exist as a whole: their pieces are drawn, summed and dropped."""
-    length = max(1, PIECE_ELEMENTS // (PROMPTS_OF_PIECES * (task.dim + 1)))
-    vectors = jax.vmap(task.sample_task)(keys)
-    queries = jax.vmap(lambda key: task.covariates.sample(stream(key, "query"), 1)[0])(keys)
-
-    def pairs(piece, count):
-        """Of `count` examples of every prompt."""
-        draw = jax.vmap(lambda key, vector: task.sample_examples(jax.random.fold_in(key, piece), vector, count), out_axes=-1)
-        return features.pairs(draw(keys, vectors))
-
-    whole, rest = divmod(task.context_length, length)
-    zeros = jnp.zeros((len(features.rows), keys.shape[0]), queries.dtype)
-    sums, _ = jax.lax.scan(lambda s, piece: (s + pairs(piece, length), None), zeros, jnp.arange(whole))
-    if rest:
-        sums = sums + pairs(whole, rest)
-    tokens = jnp.pad(queries.T, ((0, 1), (0, 0)))
-    if model.query_in_sum:
-        sums = sums + features.pairs(tokens[None])
-    target = jnp.sum(queries * vectors, axis=1, keepdims=True)
-    return features.products(sums, tokens), target
-
-
-def _at_every_position(model, features: Features, tokens: Inexact[Array, "T D B"], prompts: Prompt):
-    """Features (F, N B) and targets (N B, k) of the queries x_2 .. x_{N+1}, each attending to the tokens up to it."""
-    products = tokens[:, np.asarray(features.rows)] * jnp.conj(tokens[:, np.asarray(features.columns)])
-    sums = jnp.cumsum(products, axis=0)
-    seen = sums[1:] if model.query_in_sum else sums[:-1]
-    rho = jnp.asarray([model.normaliser_at(count) for count in range(2, tokens.shape[0] + 1)], tokens.dtype)
-    queries = tokens[1:, np.asarray(features.queries)] / rho[:, None, None]
-    phi = jnp.moveaxis(seen[:, :, None] * queries[:, None], 0, 2).reshape(features.count, -1)
-    targets = jnp.concatenate([prompts.labels[:, 1:], prompts.target[:, None]], axis=1)
-    return phi, jnp.moveaxis(targets, 0, 1).reshape(phi.shape[1], -1)

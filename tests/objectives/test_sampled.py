@@ -9,6 +9,7 @@ from icl_lab import objectives, theory, training
 from icl_lab.core.errors import InvalidValueError, MemoryBudgetError, NonFiniteError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SoftmaxSelfAttention
 from icl_lab.models.initializers import zhang
+from icl_lab.objectives import prompt_features
 from icl_lab.objectives import sampled as sampled_module
 from icl_lab.tasks import (
     Autoregressive,
@@ -132,8 +133,9 @@ def test_prompts_drawn_in_pieces_have_the_distribution_of_whole_ones(monkeypatch
     task = LinearRegression(2, 11, covariance=np.array([1.5, 0.5]), noise_std=0.3)
     model = LinearSelfAttention(query_in_sum=query_in_sum)
     # Pieces of three examples, and a rest of two.
-    monkeypatch.setattr(objectives.sampled, "PIECE_ELEMENTS", objectives.sampled.PROMPTS_OF_PIECES * 3 * 3)
-    monkeypatch.setattr(objectives.sampled, "_drawn_in_pieces", lambda *_: True)
+    monkeypatch.setattr(prompt_features, "PIECE_ELEMENTS", prompt_features.PROMPTS_OF_PIECES * 3 * 3)
+    for module in (prompt_features, sampled_module):
+        monkeypatch.setattr(module, "drawn_in_pieces", lambda *_: True)
     sampled = objectives.SampledLoss.build(task, model, key, prompts=40_001, groups=20)
     exact = objectives.population(task, model)
     for _ in range(3):
@@ -151,7 +153,7 @@ def test_prompts_drawn_in_pieces_have_the_distribution_of_whole_ones(monkeypatch
 def test_all_inputs_of_a_long_prompt_share_its_covariance(monkeypatch, law, rng, key):
     """Pieces would have a covariance each, which is another distribution of prompts."""
     task, model = LinearRegression(2, 12, covariates=law, noise_std=0.3), LinearSelfAttention()
-    monkeypatch.setattr(objectives.sampled, "PIECE_ELEMENTS", 8)
+    monkeypatch.setattr(prompt_features, "PIECE_ELEMENTS", 8)
     sampled = objectives.SampledLoss.build(task, model, key, prompts=40_000, groups=20)
     exact = objectives.RegressionLoss.build(task, model)
     for _ in range(3):
@@ -171,7 +173,7 @@ def test_lengths_share_a_program_and_have_their_own_distribution(rng, key):
         streamed = objectives.StreamedLoss.build(task, model, jax.random.fold_in(key, length), batch=40_000)
         error = np.hypot(sampled.standard_error(weights), streamed.standard_error(weights))
         assert abs(sampled.risk(weights) - streamed.risk(weights)) < 4 * error
-        drawn, own = sampled_module._padded(task, model)
+        drawn, own = prompt_features.at_padded_length(task, model)
         assert int(own) == length
         compiled.add((drawn.context_length, jax.tree.structure((drawn, sampled.features))))
     assert len(compiled) == 1
