@@ -39,9 +39,13 @@ class AssociativeRecall(Task):
 
     dim: int = eqx.field(static=True)
     context_length: int = eqx.field(static=True)
-    label_dim: int = eqx.field(static=True, default=1)
-    orthonormal: bool = eqx.field(static=True, default=False)
+    label_dim: int = eqx.field(static=True)
+    orthonormal: bool = eqx.field(static=True)
     nested = False
+
+    def __init__(self, dim: int, context_length: int, label_dim: int = 1, orthonormal: bool = False):
+        self.dim, self.context_length, self.label_dim = dim, context_length, label_dim
+        self.orthonormal = orthonormal
 
     def __check_init__(self):
         check_count(self.dim, "dim", 1, "A key has at least one coordinate.")

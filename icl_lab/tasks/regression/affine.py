@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.prompt import Prompt, Task, as_default_float, as_float64, check_nonnegative
-from icl_lab.tasks.regression.linear import LinearRegression, is_plain
+from icl_lab.tasks.regression.linear import LinearRegression
 
 
 class AffineRegression(Task):
@@ -26,7 +25,6 @@ class AffineRegression(Task):
       intercept_variance: variance of b, >= 0.
 
     Raises:
-      UnsupportedProblemError: a task that is not `LinearRegression`.
       InvalidValueError: a negative variance.
 
     Examples:
@@ -45,10 +43,6 @@ class AffineRegression(Task):
     intercept_variance: Float[Array, ""]
 
     def __init__(self, linear: LinearRegression, intercept_variance: Any = 1.0):
-        if not is_plain(linear):
-            raise UnsupportedProblemError(
-                f"`linear` must be `LinearRegression`, to whose labels an intercept is added; got {type(linear).__name__}."
-            )
         self.dim, self.label_dim, self.context_length = linear.dim, linear.label_dim, linear.context_length
         self.linear = linear
         self.intercept_variance = as_float64(intercept_variance)
