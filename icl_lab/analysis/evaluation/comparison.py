@@ -97,7 +97,9 @@ def penalty_matrix(task: Task, penalty: float | None) -> Float[np.ndarray, "d d"
 
 def is_sequence(task: Task) -> bool:
     """Whether the examples of a prompt are consecutive values of one series, so that the query follows the last one."""
-    sequences = tasks.Autoregressive | tasks.RandomAutoregressive | tasks.GaussianSeries | tasks.LinearDynamics | tasks.MarkovChain
+    sequences = (
+        tasks.Autoregressive | tasks.RandomAutoregressive | tasks.GaussianSeries | tasks.LinearDynamics | tasks.MarkovChain
+    )
     return isinstance(task, sequences)
 
 

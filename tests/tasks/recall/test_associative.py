@@ -74,7 +74,10 @@ def test_another_length_of_orthonormal_keys(key):
         ({"dim": 0}, "`dim` must be an integer >= 1; got 0"),
         ({"context_length": 0}, "`context_length` must be an integer >= 1; got 0"),
         ({"label_dim": 0}, "`label_dim` must be an integer >= 1; got 0"),
-        ({"orthonormal": True, "context_length": 5}, "`context_length` must be at most dim = 4 .* no more of them exist; got 5"),
+        (
+            {"orthonormal": True, "context_length": 5},
+            "`context_length` must be at most dim = 4 .* no more of them exist; got 5",
+        ),
     ],
 )
 def test_refused(settings, message):
