@@ -59,7 +59,7 @@ def test_comparisons_that_cannot_be_made_are_refused(change, message):
 def test_a_length_that_a_task_does_not_have_is_refused_before_training():
     recall = AssociativeRecall(dim=4, context_length=2, orthonormal=True)
     limits.check_analysis(ANALYSIS | {"context_lengths": [4]}, recall)
-    with pytest.raises(InvalidValueError, match="at most dim = 4 if keys are orthonormal.*; got 8"):
+    with pytest.raises(InvalidValueError, match=r"at most dim = 4 if keys are orthonormal.*; got 8"):
         limits.check_analysis(ANALYSIS, recall)
 
 

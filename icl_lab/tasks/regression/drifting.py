@@ -35,7 +35,7 @@ class DriftingRegression(Task):
 
     x_t ~ N(0, I) and ε_t ~ N(0, noise_std^2). Every w_t is N(0, I), and a coordinate of w_s and w_t has correlation a^|s-t|,
     so the latest examples say most about the query. With a = 1 the vector never moves. This is `CorrelatedRegression` with
-    those correlations (see `correlated`), but a prompt of N examples costs O(N), and coordinates may drift at rates of their own.
+    those correlations (see `correlated`), but a prompt of N examples costs O(N), and each coordinate may drift at its own rate.
 
     Args:
       dim: d >= 1.
@@ -79,7 +79,7 @@ class DriftingRegression(Task):
         # Written so that NaN is refused.
         if not is_traced(self.persistence) and not np.all(np.abs(np.asarray(self.persistence)) <= 1):
             raise InvalidValueError(
-                "`persistence` must be in [-1, 1], since it is the correlation of successive task vectors of the same variance; "
+                "`persistence` must be in [-1, 1], since it is the correlation of task vectors that follow each other; "
                 f"got {np.asarray(self.persistence).tolist()}."
             )
 

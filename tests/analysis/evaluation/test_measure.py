@@ -66,8 +66,8 @@ def correlation_step(scale, prompt):
 
 
 def test_a_shorter_prompt_of_a_drifting_task_is_one_of_its_own(key):
-    # The step of scale c has the risk d (1 - 2 c sum_i a^(n + 1 - i) + c^2 (sum_ij a^|i - j| + n (d + 1))) on n examples. In the
-    # first 3 of 12 examples the query would be 10, 11 and 12 steps ahead, not 1, 2 and 3.
+    # The step of scale c has the risk d (1 - 2 c sum_i a^(n + 1 - i) + c^2 (sum_ij a^|i - j| + n (d + 1))) on n examples. In
+    # the first 3 of 12 examples the query would be 10, 11 and 12 steps ahead, not 1, 2 and 3.
     dim, rate, scale = 2, 0.9, 0.1
     task = tasks.DriftingRegression(dim, 12, rate)
     step = eqx.Partial(correlation_step, jnp.asarray(scale))

@@ -51,7 +51,7 @@ def test_any_inputs_and_lengths_of_the_linear_task(key):
 
 
 def test_refused():
-    with pytest.raises(InvalidValueError, match="`intercept_variance` must be a finite number >= 0; got -1.0"):
+    with pytest.raises(InvalidValueError, match=r"`intercept_variance` must be a finite number >= 0; got -1.0"):
         AffineRegression(LINEAR, -1.0)
     with pytest.raises(InvalidValueError, match="`context_length` must be an integer >= 1; got 0"):
         AffineRegression(LINEAR).with_context_length(0)

@@ -10,7 +10,6 @@ import pytest
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.tasks import MarkovChain
 
-
 COUNT = 20_000
 
 
