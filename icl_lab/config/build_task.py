@@ -40,7 +40,7 @@ def _task_covariance(group: Group, dim: int, covariance: np.ndarray | None) -> n
     return 0.5 * (inverse + inverse.T)
 
 
-def _linear_regression(group: Group) -> Task:
+def _linear_regression(group: Group) -> tasks.LinearRegression:
     covariance = _covariance(group)
     return tasks.LinearRegression(
         group["dim"],
@@ -104,6 +104,10 @@ def _linear_dynamics(group: Group) -> Task:
 
 _TASKS: dict[str, Callable[[Group], Task]] = {
     "linear_regression": _linear_regression,
+    "affine": lambda group: tasks.AffineRegression(_linear_regression(group), group["intercept_variance"]),
+    "drift": lambda group: tasks.DriftingRegression(
+        group["dim"], group["context_length"], group["persistence"], noise_std=group["noise_std"]
+    ),
     "uniform": _regression_with(lambda group: tasks.Uniform(group["dim"], group["half_width"])),
     "student": _regression_with(lambda group: tasks.StudentT(group["dim"], group["degrees_of_freedom"], group["scale"])),
     "two_sizes": _regression_with(lambda group: tasks.TwoSizes(group["dim"], group["kurtosis"], group["variance"])),
@@ -122,6 +126,10 @@ _TASKS: dict[str, Callable[[Group], Task]] = {
         group["order"], group["context_length"], noise_std=group["noise_std"], bound=group["bound"]
     ),
     "linear_dynamics": _linear_dynamics,
+    "markov": lambda group: tasks.MarkovChain(group["states"], group["context_length"], group["concentration"]),
+    "recall": lambda group: tasks.AssociativeRecall(
+        group["dim"], group["context_length"], group["value_dim"], group["orthonormal"]
+    ),
 }
 
 _RESPONSES: dict[str, Callable[[Group], tasks.Response]] = {

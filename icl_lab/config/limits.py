@@ -18,7 +18,7 @@ LARGEST_COUNT = 2**31 - 1
 LARGEST_SIZE = 2**14
 """Matrices of this size are held whole, two gigabytes each in float64."""
 _SIZES = {
-    "task": {"dim": 1, "order": 1, "degree": 0, "width": 1},
+    "task": {"dim": 1, "order": 1, "degree": 0, "width": 1, "value_dim": 1, "states": 2},
     "model": {"layers": 1, "loops": 1, "heads": 1, "key_width": 1, "value_width": 1},
 }
 
@@ -52,13 +52,16 @@ def check_analysis(group: Group, task: Task) -> None:
     """Raise `InvalidValueError` unless the comparison can be made as `analysis` says.
 
     Raises:
+      InvalidValueError: a context length that the task does not have.
       MemoryBudgetError: a context length at which one prompt would not fit into memory.
     """
     _check_count(group["prompts"], "analysis.prompts", 2, "A standard error needs two prompts at least.")
     if group["ridge_penalty"] is not None:
         check_penalty(group["ridge_penalty"], task.dim)
     # Unless they are given, they go up to 4 times the length of training.
-    check_prompt_fits(max(context_lengths(group["context_lengths"], task.context_length)), task.dim)
+    longest = max(context_lengths(group["context_lengths"], task.context_length))
+    check_prompt_fits(longest, task.dim)
+    task.with_context_length(longest)
 
 
 def context_lengths(asked: Any, length: int) -> list[int]:

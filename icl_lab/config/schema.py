@@ -33,11 +33,17 @@ class Task:
 
     kind: str
     context_length: int
+
+
+@dataclass
+class NoisyTask(Task):
+    """Keys of every task with noise on labels or states."""
+
     noise_std: float
 
 
 @dataclass
-class Regression(Task):
+class Regression(NoisyTask):
     """Keys of every regression task with vector inputs."""
 
     dim: int
@@ -56,6 +62,20 @@ class GaussianRegression(GaussianInputs):
     """Linear responses to Gaussian inputs."""
 
     task_covariance: Any
+
+
+@dataclass
+class AffineRegression(GaussianRegression):
+    """Linear responses to Gaussian inputs, and an intercept."""
+
+    intercept_variance: float
+
+
+@dataclass
+class DriftingRegression(Regression):
+    """A task vector that drifts; `persistence` is a number or a list of one number a coordinate."""
+
+    persistence: Any
 
 
 @dataclass
@@ -85,7 +105,7 @@ class TwoSizesRegression(Regression):
 
 
 @dataclass
-class SineRegression(Task):
+class SineRegression(NoisyTask):
     """Sine waves, an amplitude and a phase a prompt."""
 
     half_width: float
@@ -101,7 +121,7 @@ class SphereRegression(Regression):
 
 
 @dataclass
-class FiniteSpectrumRegression(Task):
+class FiniteSpectrumRegression(NoisyTask):
     """A covariance drawn for every prompt: eigenvalue i is values[i][j] with probability probabilities[i][j]."""
 
     values: list[list[float]]
@@ -127,14 +147,14 @@ class NonlinearRegression(GaussianInputs):
 
 
 @dataclass
-class Autoregressive(Task):
+class Autoregressive(NoisyTask):
     """AR(p) series with the same coefficients in every prompt."""
 
     coefficients: list[float]
 
 
 @dataclass
-class RandomAutoregressive(Task):
+class RandomAutoregressive(NoisyTask):
     """AR(p) with coefficients drawn for every prompt."""
 
     order: int
@@ -142,13 +162,30 @@ class RandomAutoregressive(Task):
 
 
 @dataclass
-class LinearDynamics(Task):
+class LinearDynamics(NoisyTask):
     """x_{t+1} = W x_t with W drawn for every prompt."""
 
     dim: int
     transition: str
     start: str
     start_scale: float
+
+
+@dataclass
+class MarkovChain(Task):
+    """A chain on `states` states with random transitions."""
+
+    states: int
+    concentration: float
+
+
+@dataclass
+class AssociativeRecall(Task):
+    """Keys with values, one of which is asked for."""
+
+    dim: int
+    value_dim: int
+    orthonormal: bool
 
 
 @dataclass
@@ -276,6 +313,8 @@ GROUPS = ("task", "model", "objective", "trainer", "analysis")
 SCHEMAS: dict[str, type] = {
     "schema/run": Run,
     "schema/task/gaussian_regression": GaussianRegression,
+    "schema/task/affine_regression": AffineRegression,
+    "schema/task/drifting_regression": DriftingRegression,
     "schema/task/uniform_regression": UniformRegression,
     "schema/task/student_regression": StudentRegression,
     "schema/task/two_sizes_regression": TwoSizesRegression,
@@ -287,6 +326,8 @@ SCHEMAS: dict[str, type] = {
     "schema/task/autoregressive": Autoregressive,
     "schema/task/random_autoregressive": RandomAutoregressive,
     "schema/task/linear_dynamics": LinearDynamics,
+    "schema/task/markov_chain": MarkovChain,
+    "schema/task/associative_recall": AssociativeRecall,
     "schema/model/linear_attention": LinearAttention,
     "schema/model/softmax_attention": SoftmaxAttention,
     "schema/model/mixer": MixerModel,
@@ -301,6 +342,8 @@ SCHEMAS: dict[str, type] = {
 KINDS: dict[str, dict[str, type]] = {
     "task": {
         "linear_regression": GaussianRegression,
+        "affine": AffineRegression,
+        "drift": DriftingRegression,
         "uniform": UniformRegression,
         "student": StudentRegression,
         "two_sizes": TwoSizesRegression,
@@ -313,6 +356,8 @@ KINDS: dict[str, dict[str, type]] = {
         "autoregressive": Autoregressive,
         "random_autoregressive": RandomAutoregressive,
         "linear_dynamics": LinearDynamics,
+        "markov": MarkovChain,
+        "recall": AssociativeRecall,
     },
     "model": {"linear_attention": LinearAttention, "softmax_attention": SoftmaxAttention, "mixer": MixerModel},
     "objective": {"population": PopulationObjective, "sampled": PopulationObjective, "streamed": StreamedObjective},

@@ -42,7 +42,10 @@ from icl_lab.tasks.embeddings import paired_short as paired_short
 from icl_lab.tasks.prompt import Prompt as Prompt
 from icl_lab.tasks.prompt import Task as Task
 from icl_lab.tasks.prompt import check_finite as check_finite
+from icl_lab.tasks.recall.associative import AssociativeRecall as AssociativeRecall
+from icl_lab.tasks.regression.affine import AffineRegression as AffineRegression
 from icl_lab.tasks.regression.correlated import CorrelatedRegression as CorrelatedRegression
+from icl_lab.tasks.regression.drifting import DriftingRegression as DriftingRegression
 from icl_lab.tasks.regression.linear import LinearRegression as LinearRegression
 from icl_lab.tasks.regression.links import Hermite as Hermite
 from icl_lab.tasks.regression.links import Link as Link
@@ -67,3 +70,4 @@ from icl_lab.tasks.series.autoregressive import partial_autocorrelations as part
 from icl_lab.tasks.series.autoregressive import series as series
 from icl_lab.tasks.series.gaussian import GaussianSeries as GaussianSeries
 from icl_lab.tasks.series.gaussian import arma_autocovariances as arma_autocovariances
+from icl_lab.tasks.series.markov import MarkovChain as MarkovChain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -61,11 +61,19 @@ class Task(eqx.Module):
 
     `sample` is a pure function of a key and safe under `jit` and `vmap`. A task holds arrays, so it has no hash: write
     `equinox.filter_jit(task.sample)` or `jax.jit(lambda key: task.sample(key))`.
+
+    Attributes:
+      dim, label_dim: d and k, the widths of an input and of a label.
+      context_length: N, the number of examples.
+      nested: whether the first n examples of a prompt are those of a prompt of length n, with the same query or, in a
+        sequence, the input that follows them. Where it is false, as where the query depends on the examples near it, prompts
+        of other lengths have to be drawn.
     """
 
     dim: eqx.AbstractVar[int]
     label_dim: eqx.AbstractVar[int]
     context_length: eqx.AbstractVar[int]
+    nested: ClassVar[bool] = True
 
     @abc.abstractmethod
     def sample(self, key: Key) -> Prompt:

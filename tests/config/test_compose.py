@@ -140,6 +140,28 @@ def test_a_gate_is_a_number_and_other_mappings_take_no_new_keys():
         assert words in one_sentence(caught.value)
 
 
+def test_a_mixer_is_trained_by_adam_unless_another_trainer_is_chosen():
+    assert composed("model=mixer").trainer == composed("trainer=adam").trainer
+    assert composed("model=mixer", "trainer.steps=7").trainer.steps == 7
+    assert composed("model=mixer", "trainer=gradient_descent").trainer.optimiser == "sgd"
+    assert composed("model=softmax_attention").trainer.kind == "gradient_flow"
+
+
+def test_drift_takes_one_persistence_or_one_a_coordinate():
+    def persistence(*overrides):
+        return build.build_task(resolved("task=drift", *overrides)["task"]).persistence.tolist()
+
+    assert persistence("task.dim=2") == [0.97, 0.97]
+    assert persistence("task.dim=2", "task.persistence=[0.8,1]") == [0.8, 1.0]
+    for value, message in (
+        ("[0.8,1]", r"got shape \(2,\)"),
+        ("2", r"must be in \[-1, 1\]"),
+        ("{a:1}", "a number or 4 numbers"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            persistence(f"task.persistence={value}")
+
+
 @pytest.mark.parametrize("name", choices("trainer"))
 def test_every_trainer_composes_with_its_start(name, key):
     config = resolved(f"trainer={name}")

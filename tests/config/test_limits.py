@@ -7,7 +7,7 @@ import pytest
 from icl_lab.config import limits
 from icl_lab.core.errors import AssumptionError, InvalidValueError, MemoryBudgetError
 from icl_lab.runs import simulate
-from icl_lab.tasks import LinearRegression
+from icl_lab.tasks import AssociativeRecall, LinearRegression
 
 FLOW = {"kind": "gradient_flow", "solver": "auto", "weight_tolerance": 1e-8, "max_steps": 10}
 ANALYSIS = {"prompts": 10, "seed": 0, "context_lengths": None, "ridge_penalty": None, "figures": None}
@@ -54,6 +54,13 @@ def test_trainers_that_have_no_end_or_no_start_are_refused(group, message):
 def test_comparisons_that_cannot_be_made_are_refused(change, message):
     with pytest.raises((InvalidValueError, MemoryBudgetError), match=message):
         limits.check_analysis(ANALYSIS | change, LinearRegression(2, 5))
+
+
+def test_a_length_that_a_task_does_not_have_is_refused_before_training():
+    recall = AssociativeRecall(dim=4, context_length=2, orthonormal=True)
+    limits.check_analysis(ANALYSIS | {"context_lengths": [4]}, recall)
+    with pytest.raises(InvalidValueError, match=r"at most dim = 4 if keys are orthonormal.*; got 8"):
+        limits.check_analysis(ANALYSIS, recall)
 
 
 @pytest.mark.parametrize(

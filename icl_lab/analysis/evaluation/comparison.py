@@ -97,7 +97,10 @@ def penalty_matrix(task: Task, penalty: float | None) -> Float[np.ndarray, "d d"
 
 def is_sequence(task: Task) -> bool:
     """Whether the examples of a prompt are consecutive values of one series, so that the query follows the last one."""
-    return isinstance(task, tasks.Autoregressive | tasks.RandomAutoregressive | tasks.GaussianSeries | tasks.LinearDynamics)
+    sequences = (
+        tasks.Autoregressive | tasks.RandomAutoregressive | tasks.GaussianSeries | tasks.LinearDynamics | tasks.MarkovChain
+    )
+    return isinstance(task, sequences)
 
 
 def bayes_penalty(task: Task) -> float | Float[np.ndarray, "d d"]:

@@ -1,7 +1,8 @@
 """Risks of predictors and their distances from a trained model, at several context lengths, on one set of prompts.
 
 Prompts are drawn once at the largest length; a shorter prompt is the beginning of a longer one. So the numbers are
-paired over predictors and lengths, and drawing compiles once. Prompts pass in chunks: memory does not grow with them.
+paired over predictors and lengths, and drawing compiles once. Only of a task that is not `nested` each length is drawn by
+itself. Prompts pass in chunks: memory does not grow with them.
 
 A risk is E|yhat - target|^2. A prediction distance is relative: sqrt(E|yhat - yhat_model|^2 / E|yhat_model|^2).
 """
@@ -64,9 +65,12 @@ def measure(
     size, number = chunks(task.context_length * task.dim, prompts)
     totals: dict[int, np.ndarray] = {}
     for index in each("prompts in chunks", range(number)):
-        batch = jax.tree.map(np.asarray, _draw(task, jax.random.fold_in(key, index), size))
-        check_finite(batch)
+        batch = None
         for length in lengths:
+            if batch is None or not task.nested:
+                drawn = task if task.nested else task.with_context_length(length)
+                batch = jax.tree.map(np.asarray, _draw(drawn, jax.random.fold_in(key, index), size))
+                check_finite(batch)
             found = sums(models, others, batch, length, sequence=sequence, together=together)
             totals[length] = added(totals.get(length), found)
     return summaries(("model", *others), totals, size * number)

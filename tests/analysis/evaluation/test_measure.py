@@ -60,6 +60,38 @@ def test_prefix_of_a_series_asks_for_the_value_that_follows_it(key):
     assert np.array_equal(whole.target, prompt.target)
 
 
+def correlation_step(scale, prompt):
+    """scale sum_i y_i x_i . x_q."""
+    return scale * prompt.labels.T @ (prompt.inputs @ prompt.query)
+
+
+def test_a_shorter_prompt_of_a_drifting_task_is_one_of_its_own(key):
+    # The step of scale c has the risk d (1 - 2 c sum_i a^(n + 1 - i) + c^2 (sum_ij a^|i - j| + n (d + 1))) on n examples. In
+    # the first 3 of 12 examples the query would be 10, 11 and 12 steps ahead, not 1, 2 and 3.
+    dim, rate, scale = 2, 0.9, 0.1
+    task = tasks.DriftingRegression(dim, 12, rate)
+    step = eqx.Partial(correlation_step, jnp.asarray(scale))
+    tables = measure(task, [step], {}, [3, 12], key, 40_000, sequence=False)[0]
+    place = np.arange(12)
+
+    def risk(n, nearest):
+        pairs = np.sum(rate ** np.abs(place[:n, None] - place[None, :n]))
+        evidence = np.sum(rate ** (nearest + place[:n]))
+        return dim * (1 - 2 * scale * evidence + scale**2 * (pairs + n * (dim + 1)))
+
+    for n in (3, 12):
+        assert abs(tables[n]["model"]["risk"] - risk(n, 1)) < 4 * tables[n]["model"]["standard_error"]
+    assert abs(tables[3]["model"]["risk"] - risk(3, 10)) > 12 * tables[3]["model"]["standard_error"]
+
+
+def test_a_shorter_prompt_of_recall_holds_what_it_asks_for(key):
+    # On orthonormal keys the sum is exact at every length; of the first 2 of 4 pairs, half the queries would have no key.
+    task = tasks.AssociativeRecall(dim=4, context_length=4, orthonormal=True)
+    step = eqx.Partial(correlation_step, jnp.asarray(1.0))
+    tables = measure(task, [step], {}, [2, 4], key, 1000, sequence=False)[0]
+    assert max(tables[n]["model"]["risk"] for n in (2, 4)) < 1e-25
+
+
 class BrokenTask(tasks.Task):
     dim: int = eqx.field(static=True, default=1)
     label_dim: int = eqx.field(static=True, default=1)

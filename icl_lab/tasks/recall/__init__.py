@@ -1,0 +1,1 @@
+"""Prompts that ask for what was shown."""
