@@ -24,7 +24,7 @@ from icl_lab.tasks.prompt import Prompt
 
 
 def weighted_gradient_step_weights(
-    prompt: Prompt, example_weights: Float[Array, "N"] | Float[Array, "N d"]
+    prompt: Prompt, example_weights: Inexact[Array, "N"] | Inexact[Array, "N d"]
 ) -> Inexact[Array, "k d"]:
     r"""One gradient step from zero on the weighted loss, :math:`W = \sum_i c_i\, y_i x_i^*`.
 
@@ -53,7 +53,7 @@ def weighted_gradient_step_weights(
 
 
 @estimator
-def weighted_gradient_step(prompt: Prompt, example_weights: Float[Array, "N"] | Float[Array, "N d"]) -> Inexact[Array, "k"]:
+def weighted_gradient_step(prompt: Prompt, example_weights: Inexact[Array, "N"] | Inexact[Array, "N d"]) -> Inexact[Array, "k"]:
     """The prediction W x_q (k,) after one gradient step from zero on a loss that weighs each example.
 
     Args:
