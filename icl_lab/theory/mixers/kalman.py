@@ -46,7 +46,7 @@ def _covariances(
     left = np.broadcast_to(correlation, keys.shape[2])
     fresh = np.diag(1 - left**2)[None, :, :]
     covariances = np.broadcast_to(identity, (len(keys), *identity.shape))
-    for k in np.moveaxis(keys, 1, 0):
+    for k in keys.swapaxes(0, 1):
         direction = np.einsum("bij,bj->bi", covariances, k)
         gain = direction / (noise_variance + np.sum(k * direction, axis=1))[:, None]
         seen = covariances - gain[:, :, None] * direction[:, None, :]
@@ -54,7 +54,7 @@ def _covariances(
     return covariances
 
 
-def scalar_steps(squares: Float[Array, "n"], dim: int, noise_variance: float, correlation: float) -> Float[Array, "n"]:
+def scalar_steps(squares: Float[Array, "n *B"], dim: int, noise_variance: float, correlation: float) -> Float[Array, "n *B"]:
     """The steps of a gated delta rule that keeps one variance p for its d coordinates.
 
     .. math:: \\beta = \\frac{p}{s_2 + p\\, |k|^2}, \\qquad p \\leftarrow a^2\\, p\\, (1 - \\beta\\, |k|^2 / d) + 1 - a^2
@@ -62,14 +62,14 @@ def scalar_steps(squares: Float[Array, "n"], dim: int, noise_variance: float, co
     In one dimension they make the delta rule of decay a the Kalman filter. They are the implicit steps of error weight p / s2.
 
     Args:
-      squares: |k|^2 (n,), in order.
+      squares: |k|^2 (n,), in order, or (n, B) for as many contexts.
       dim: d >= 1.
       noise_variance: s2 > 0, of a value.
       correlation: a in [-1, 1], of a task with the one before.
 
     Source: derived for the lab.
     """
-    variance, steps = 1.0, np.empty(len(squares))
+    variance, steps = 1.0, np.empty_like(squares)
     for i, square in enumerate(squares):
         steps[i] = variance / (noise_variance + variance * square)
         variance = correlation**2 * variance * (1 - steps[i] * square / dim) + 1 - correlation**2

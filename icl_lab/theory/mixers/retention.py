@@ -6,7 +6,8 @@ example says, k_i v_i / c, is w_i plus an error of the same variance for all coo
 .. math:: s = (m + s_2 c - c^2) / c^2, \qquad d + 1 + s_2 \text{ for Gaussian keys,}
 
 where c and m are the moments of keys. The best weights are the regression of the query's task on n such readings of a
-drifting number, the solution of (R + s I) x = r with R_ij = a^{|i - j|} and r_i = a^{n + 1 - i}. A filter does that one reading after the other: with P the variance of what is not known before a reading,
+drifting number, the solution of (R + s I) x = r with R_ij = a^{|i - j|} and r_i = a^{n + 1 - i}, over c. A filter finds it one
+reading after the other: with P the variance of what is not known before a reading,
 
 .. math:: P \leftarrow a^2 P\, \frac{s}{P + s} + 1 - a^2, \qquad P_1 = 1,
 
@@ -16,7 +17,7 @@ the risk is d P_{n+1}, and once P has settled the weights are geometric: a reten
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -116,19 +117,15 @@ def head_risk(
     """
     _check_correlation(correlation)
     unit, a, n = scale * keys.second, correlation, context_length
-
-    def powers(base: float, count: int | float) -> float:
-        return count if base == 1 else (1 - base**count) / (1 - base)
-
-    squares = powers(decay**2, n)
-    # sum_{i<j} lambda^i lambda^j a^(j-i): over the younger i, the geometric sum of what is older.
+    squares, ratio = _geometric_sum(decay**2, n), a * decay
+    # sum_{i<j} of lambda^i lambda^j a^(j-i) over ages: for each younger one, the geometric sum of what is older.
     if math.isinf(n):
-        pairs = a * decay / (1 - a * decay) * squares
+        pairs = ratio / (1 - ratio) * squares
     else:
-        ages = np.arange(n)
-        pairs = float(np.sum(decay ** (2.0 * ages) * [powers(a * decay, n - age) - 1 for age in range(n)]))
+        ages = np.arange(int(n))
+        pairs = np.sum(decay ** (2.0 * ages) * (_geometric_sum(ratio, n - ages) - 1))
     variance = (1 + reading_variance(keys, noise_variance)) * squares + 2 * pairs
-    return keys.dim * (1 - 2 * unit * a * powers(a * decay, n) + unit**2 * variance)
+    return float(keys.dim * (1 - 2 * unit * a * _geometric_sum(ratio, n) + unit**2 * variance))
 
 
 def window_risks(
@@ -183,6 +180,11 @@ def fixed_step_risk(keys: KeyMoments, context_length: int, noise_variance: float
     """
     left, noise = 0.5 ** (1 / context_length), reading_variance(keys, noise_variance)
     return keys.dim * noise / ((1 + left) / (3 * (1 - left)) + noise)
+
+
+def _geometric_sum(base: float, count: int | float | Array) -> Any:
+    """1 + base + .. + base^(count - 1), for each count of an array."""
+    return 1.0 * count if base == 1 else (1 - base**count) / (1 - base)
 
 
 def _check_correlation(correlation: float) -> None:
