@@ -9,7 +9,7 @@ from typing import Any
 
 from icl_lab.config.choice import Group
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.estimators.ridge import check_penalty
+from icl_lab.estimators.batch.ridge import check_penalty
 from icl_lab.tasks.prompt import Task, check_count, check_prompt_fits
 from icl_lab.training.solver import check_flow
 

@@ -1,7 +1,9 @@
 """Predictors of the next value of a sequence, and the zero predictor.
 
 A sequence is a prompt: inputs are lag windows, oldest value first, and the label is the value that follows. An AR(p)
-prompt holds the series inputs[0], labels[0], ..., labels[N - 1] of N + p values, the last p of which are the query.
+prompt holds the series inputs[0], labels[0], ..., labels[N - 1] of N + p values, the last p of which are the query. The
+prompt of a Markov chain has its states as one-hot vectors: inputs the states before each transition, labels those after it,
+the query the last state.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
@@ -71,6 +73,53 @@ def yule_walker_weights(prompt: Prompt) -> Inexact[Array, "1 p"]:
 def yule_walker(prompt: Prompt) -> Inexact[Array, "1"]:
     """The next value (1,) of the prompt's scalar series, predicted with the coefficients of `yule_walker_weights`."""
     return predict(yule_walker_weights(prompt), prompt)
+
+
+def dirichlet_posterior_weights(prompt: Prompt, concentration: float | Float[Array, ""]) -> Inexact[Array, "S S"]:
+    r"""The posterior mean of a Markov chain's transition probabilities, from the transitions of a prompt.
+
+    .. math:: P_{ba} = \frac{n_{ab} + c}{n_a + S c}
+
+    n_ab counts the transitions from state a to b, and n_a those from a. Column a of the prior is a symmetric Dirichlet
+    distribution; c = 1 is the uniform one.
+
+    Args:
+      prompt: the prompt of a chain of S states: inputs and labels (N, S) and query (S,), all one-hot.
+      concentration: c > 0.
+
+    Returns:
+      (S, S), each column a distribution over the next state.
+
+    Raises:
+      InvalidValueError: rows that are not one-hot, labels of another number of states, or a concentration that is not positive
+        and finite.
+      NonFiniteError: a NaN or an infinity in the prompt.
+
+    Source: the add-constant estimator of Bondaschi et al., arXiv 2502.10178, a conjugate posterior.
+    """
+    inputs, labels, query = examples(prompt)
+    if not is_traced(concentration) and not (np.isfinite(concentration) and concentration > 0):
+        raise InvalidValueError(f"`concentration` must be a finite number > 0; got {concentration!r}.")
+    states = inputs.shape[1]
+    if labels.shape[1] != states:
+        raise InvalidValueError(f"a chain has as many states before a transition as after it; got {states}, {labels.shape[1]}.")
+    if not is_traced(inputs):
+        for rows in (inputs, labels, query[None, :]):
+            if not np.all((np.asarray(rows) == 0) | (np.asarray(rows) == 1)) or not np.all(np.sum(rows, axis=1) == 1):
+                raise InvalidValueError("the states of a chain must be one-hot vectors, a single 1 and else 0; these are not.")
+    counts = labels.T @ inputs + jnp.asarray(concentration, inputs.dtype)
+    return counts / jnp.sum(counts, axis=0, keepdims=True)
+
+
+@estimator
+def dirichlet_posterior(prompt: Prompt, concentration: float | Float[Array, ""]) -> Inexact[Array, "S"]:
+    """The probabilities (S,) of a Markov chain's next state: the posterior mean, under Dirichlet priors, given a prompt.
+
+    Args:
+      prompt: the prompt of a chain of S states: inputs and labels (N, S) and query (S,), all one-hot.
+      concentration: c > 0, of the symmetric prior; 1 is the uniform one.
+    """
+    return predict(dirichlet_posterior_weights(prompt, concentration), prompt)
 
 
 def _check_lag_windows(inputs: np.ndarray, labels: np.ndarray, query: np.ndarray) -> None:

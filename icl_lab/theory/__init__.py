@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from icl_lab.theory.dynamics import rotations as rotations
     from icl_lab.theory.dynamics import vonoswald2023 as vonoswald2023
     from icl_lab.theory.dynamics import zheng2024 as zheng2024
+    from icl_lab.theory.mixers import delta_rule as delta_rule
+    from icl_lab.theory.mixers import gated_delta as gated_delta
+    from icl_lab.theory.mixers import kalman as kalman
+    from icl_lab.theory.mixers import linear_attention as linear_attention
+    from icl_lab.theory.mixers import momentum as momentum
+    from icl_lab.theory.mixers import retention as retention
+    from icl_lab.theory.mixers.key_moments import KeyMoments as KeyMoments
     from icl_lab.theory.regression import bayes as bayes
     from icl_lab.theory.regression import covariate_shift as covariate_shift
     from icl_lab.theory.regression import exact_loss as exact_loss
@@ -70,6 +77,13 @@ __getattr__ = lazy.names(
         "rotations": "dynamics.rotations",
         "vonoswald2023": "dynamics.vonoswald2023",
         "zheng2024": "dynamics.zheng2024",
+        "delta_rule": "mixers.delta_rule",
+        "gated_delta": "mixers.gated_delta",
+        "kalman": "mixers.kalman",
+        "linear_attention": "mixers.linear_attention",
+        "momentum": "mixers.momentum",
+        "retention": "mixers.retention",
+        "KeyMoments": "mixers.key_moments",
         "bayes": "regression.bayes",
         "covariate_shift": "regression.covariate_shift",
         "exact_loss": "regression.exact_loss",

@@ -1,5 +1,8 @@
 """Yule-Walker, the zero and last-value predictors, and the table of names."""
 
+import dataclasses
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -110,18 +113,63 @@ PARAMETERS = {
     "recursive_least_squares": {"penalty": 0.5},
     "online_sgd": {"step_size": 0.1, "normalised": True},
     "implicit_online_sgd": {"step_size": 0.1},
+    "momentum_sgd": {"step_size": 0.1, "momentum": 0.5},
+    "minibatch_sgd": {"step_size": 0.1, "batch": 4},
+    "gauss_seidel": {"sweeps": 2},
+    "weighted_gradient_step": {"example_weights": np.linspace(0.1, 0.2, 10)},
+    "discounted_gradient_step": {"step_size": 0.1, "decay": 0.9},
+    "discounted_ridge": {"penalty": 0.5, "decay": 0.9},
+    "kalman": {"correlation": 0.9, "noise_variance": 0.5},
     "query_refinement": {"step_size": 0.1, "steps": 3, "penalty": 0.5},
     "kernel_smoother": {"bandwidth": 0.7},
     "yule_walker": {},
 }
 
 
-@pytest.mark.parametrize("name", sorted(estimators.ESTIMATORS))
+@pytest.mark.parametrize("name", sorted(estimators.ESTIMATORS.keys() - {"dirichlet_posterior"}))  # for one-hot states
 def test_every_named_estimator_serves_a_sequence_prompt(name):
     prompt = windows(ar_series([0.5, -0.3], 12, seed=7), 2)
     prediction = estimators.named(name, **PARAMETERS[name])(prompt)
     assert prediction.shape == (1,)
     np.testing.assert_array_equal(prediction, estimators.ESTIMATORS[name](prompt, **PARAMETERS[name]))
+
+
+def test_the_dirichlet_posterior_counts_the_transitions_of_a_chain():
+    path = [0, 1, 0, 2, 0, 1, 1, 0]
+    states = np.eye(3)[path]
+    prompt = Prompt(states[:-1], states[1:], states[-1], np.zeros(3))
+    # From 0: twice to 1, once to 2; from 1: twice to 0, once to 1; from 2: once to 0.
+    counts = np.array([[0, 2, 1], [2, 1, 0], [1, 0, 0]])
+    for concentration in (0.5, 1.0):
+        expected = (counts + concentration) / (counts.sum(axis=1, keepdims=True) + 3 * concentration)
+        weights = estimators.dirichlet_posterior_weights(prompt, concentration)
+        np.testing.assert_allclose(weights, expected.T, rtol=1e-14)
+        answer = estimators.named("dirichlet_posterior", concentration=concentration)(prompt)
+        np.testing.assert_allclose(answer, expected[0], rtol=1e-14)
+
+
+def test_the_dirichlet_posterior_is_the_mean_of_the_chains_that_the_prior_draws_weighted_by_their_likelihood():
+    path = [0, 1, 0, 0, 1, 0]
+    states = np.eye(2)[path]
+    prompt = Prompt(states[:-1], states[1:], states[-1], np.zeros(2))
+    rows = np.random.default_rng(0).dirichlet([0.7, 0.7], size=(400_000, 2))
+    likelihood = np.prod([rows[:, a, b] for a, b in itertools.pairwise(path)], axis=0)
+    mean = likelihood @ rows[:, 0, 1] / likelihood.sum()
+    error = np.sqrt(np.sum(likelihood**2 * (rows[:, 0, 1] - mean) ** 2)) / likelihood.sum()
+    assert error < 1e-3
+    assert abs(estimators.dirichlet_posterior(prompt, 0.7)[1] - mean) < 4 * error
+
+
+def test_the_dirichlet_posterior_refuses_what_is_no_chain():
+    states = np.eye(3)[[0, 1, 2, 0]]
+    prompt = Prompt(states[:-1], states[1:], states[-1], np.zeros(3))
+    for name, rows in (("inputs", 2 * states[:-1]), ("inputs", np.zeros((3, 3))), ("query", np.full(3, 1 / 3))):
+        with pytest.raises(InvalidValueError, match="must be one-hot"):
+            estimators.dirichlet_posterior(dataclasses.replace(prompt, **{name: rows}), 1.0)
+    with pytest.raises(InvalidValueError, match=r"as many states .* got 3, 2"):
+        estimators.dirichlet_posterior(Prompt(states[:-1], np.eye(2)[[0, 1, 0]], states[-1], np.zeros(2)), 1.0)
+    with pytest.raises(InvalidValueError, match="`concentration` must be a finite number > 0"):
+        estimators.dirichlet_posterior(prompt, 0.0)
 
 
 def test_names_and_parameters_that_do_not_exist_are_refused_with_the_accepted_ones():

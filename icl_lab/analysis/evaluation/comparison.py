@@ -12,7 +12,7 @@ from icl_lab.analysis import Predictor
 from icl_lab.core import compiled
 from icl_lab.core.errors import UnsupportedProblemError
 from icl_lab.core.typing import Array, Key
-from icl_lab.estimators.ridge import Penalty
+from icl_lab.estimators.batch.ridge import Penalty
 from icl_lab.models import Learner, LinearSelfAttention
 from icl_lab.tasks.prompt import Task
 from icl_lab.theory import Optimum

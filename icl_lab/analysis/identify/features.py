@@ -11,8 +11,8 @@ from jaxtyping import Float, Inexact
 from icl_lab import estimators
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array
+from icl_lab.estimators.batch.gradient_descent import mean_gradient
 from icl_lab.estimators.examples import examples
-from icl_lab.estimators.gradient_descent import mean_gradient
 from icl_lab.tasks.prompt import Prompt
 
 

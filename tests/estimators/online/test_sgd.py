@@ -25,6 +25,36 @@ def test_it_steps_along_the_gradient_of_one_example_after_the_other(complex_data
     np.testing.assert_allclose(answer, path[-1] @ prompt.query, rtol=1e-12)
 
 
+@pytest.mark.parametrize("complex_data", [False, True])
+@pytest.mark.parametrize("shape", [(), (3,), (7, 1), (7, 3)], ids=str)
+def test_a_decay_shrinks_the_weights_and_the_gradient_is_taken_at_what_is_left(shape, complex_data):
+    prompt = random_prompt(9, complex_data=complex_data)
+    decay = np.random.default_rng(1).uniform(0.5, 1.0, size=shape)
+    decay = float(decay) if shape == () else decay
+    start = np.ones((2, 3))
+    weights = start.astype(prompt.inputs.dtype)
+    path = estimators.online_sgd_path(prompt, 0.2, initial=start, decay=decay)
+    for t, (x, y) in enumerate(zip(prompt.inputs, prompt.labels, strict=True)):
+        weights = weights @ np.diag(np.broadcast_to(decay, (7, 3))[t])
+        weights = weights + 0.2 * np.outer(y - weights @ x, x.conj())
+        np.testing.assert_allclose(path[t], weights, rtol=1e-11, atol=1e-12)
+    np.testing.assert_array_equal(estimators.online_sgd_weights(prompt, 0.2, initial=start, decay=decay), path[-1])
+    answer = estimators.online_sgd(prompt, 0.2, initial=start, decay=decay)
+    np.testing.assert_allclose(answer, path[-1] @ prompt.query, rtol=1e-12)
+
+
+def test_a_decay_of_one_changes_nothing_one_of_zero_leaves_the_last_example_and_a_small_step_leaves_a_discount():
+    prompt = random_prompt(10)
+    plain = estimators.online_sgd(prompt, 0.2)
+    np.testing.assert_array_equal(estimators.online_sgd(prompt, 0.2, decay=np.ones((7, 3))), plain)
+    last = 0.2 * prompt.labels[-1] * (prompt.inputs[-1] @ prompt.query)
+    np.testing.assert_allclose(estimators.online_sgd(prompt, 0.2, decay=0.0), last, rtol=1e-13)
+    # The correction is of second order in the step.
+    small = estimators.online_sgd(prompt, 1e-7, decay=0.9)
+    discounted = np.asarray(estimators.discounted_gradient_step(prompt, 1e-7, 0.9))
+    assert 1e-9 < np.linalg.norm(small - discounted) / np.linalg.norm(discounted) < 1e-5
+
+
 def test_one_example_is_one_step_of_gradient_descent():
     prompt = random_prompt(1, n=1)
     np.testing.assert_allclose(estimators.online_sgd(prompt, 0.3), estimators.gradient_descent(prompt, 0.3), rtol=1e-13)
@@ -91,6 +121,8 @@ def test_bad_steps_starts_and_prompts_are_refused():
         estimators.online_sgd(prompt, np.nan)
     with pytest.raises(InvalidValueError, match=r"one per example, \(7,\); got shape \(6,\)"):
         estimators.online_sgd(prompt, np.ones(6))
+    with pytest.raises(InvalidValueError, match=r"`decay` must be in \[0, 1\], 1 keeping all and 0 nothing; got -0.1"):
+        estimators.online_sgd(prompt, 0.1, decay=-0.1)
     with pytest.raises(InvalidValueError, match="`initial` must be the matrix W_0"):
         estimators.online_sgd(prompt, 0.1, initial=np.zeros((3, 2)))
     with pytest.raises(InvalidValueError, match="`step_size` must be finite"):

@@ -17,8 +17,8 @@ from jaxtyping import Float, Inexact
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
+from icl_lab.estimators.batch.gradient_descent import sizes_of_steps
 from icl_lab.estimators.examples import examples
-from icl_lab.estimators.gradient_descent import sizes_of_steps
 from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt, check_count
 

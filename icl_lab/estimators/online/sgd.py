@@ -4,7 +4,10 @@ r"""Online gradient descent on one prompt: one pass over the examples in order, 
 
 Each step moves W along the gradient of that example's half squared error alone,
 :math:`\frac12 \lVert W x_t - y_t \rVert^2`; the step is not divided by N. With a step of 1 / |x_t|^2 the example is fitted
-exactly (the method of Kaczmarz).
+exactly (the method of Kaczmarz). With weight decay, the weights shrink before each step and the gradient is taken at what is
+left of them,
+
+.. math:: W'_t = W_{t-1} \operatorname{diag}(\alpha_t), \qquad W_t = W'_t + \eta_t\, (y_t - W'_t x_t)\, x_t^* .
 
 The implicit step takes the gradient where it arrives, at W_t instead of W_{t-1}. It is the minimum of a quadratic,
 
@@ -23,12 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab.core.errors import InvalidValueError
-from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
+from icl_lab.estimators.batch.gradient_descent import starting_weights
 from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.gradient_descent import check_finite_values, starting_weights
 from icl_lab.estimators.names import estimator
+from icl_lab.estimators.online.each import Decay, check_between, decay_of_each, number_of_each
 from icl_lab.tasks.prompt import Prompt
 
 
@@ -37,6 +39,7 @@ def online_sgd_path(
     step_size: float | Float[Array, "*N"],
     normalised: bool = False,
     initial: Inexact[Array, "k d"] | None = None,
+    decay: Decay = 1.0,
 ) -> Inexact[Array, "N k d"]:
     """The matrices after the first 1 .. N examples of one pass of stochastic gradient descent.
 
@@ -45,26 +48,31 @@ def online_sgd_path(
       step_size: eta, one number for all examples or one for each, (N,).
       normalised: whether the step is eta / |x_t|^2; an input that is zero then changes nothing.
       initial: W_0 (k, d); zeros by default.
+      decay: alpha in [0, 1], by which the weights are multiplied before each step: a number, (d,) for one an input coordinate,
+        (N, 1) for one an example or (N, d).
 
     Returns:
       W after each example, (N, k, d).
 
     Raises:
-      InvalidValueError: a step size or start that is not finite, or of the wrong shape.
+      InvalidValueError: a step size or start that is not finite, a decay outside [0, 1], or a wrong shape.
       NonFiniteError: a NaN or an infinity in the prompt.
 
-    Source: the delta rule, arXiv 2406.06484, Section 2.2, read as a regression of labels on inputs.
+    Source: the delta rule, arXiv 2406.06484, Section 2.2, read as a regression of labels on inputs; with a decay, arXiv
+    2412.06464, and one for each coordinate, arXiv 2510.26692.
     """
     inputs, labels, _ = examples(prompt)
-    sizes = _sizes(step_size, inputs)
+    sizes = number_of_each(step_size, "step_size", inputs)
     if normalised:
-        squares = jnp.sum(jnp.abs(inputs) ** 2, axis=1)
+        squares = jnp.sum(inputs * inputs.conj(), axis=1)
         sizes = jnp.where(squares == 0, 0, sizes / jnp.where(squares == 0, 1, squares))
 
-    def step(weights, x, y, size):
+    def step(weights, x, y, size, kept):
+        weights = weights * kept[None, :]
         return weights + size * jnp.outer(y - weights @ x, x.conj())
 
-    return _path(step, starting_weights(initial, inputs, labels), inputs, labels, sizes)
+    decays = decay_of_each(decay, inputs)
+    return _path(step, starting_weights(initial, inputs, labels), inputs, labels, sizes, decays)
 
 
 def online_sgd_weights(
@@ -72,6 +80,7 @@ def online_sgd_weights(
     step_size: float | Float[Array, "*N"],
     normalised: bool = False,
     initial: Inexact[Array, "k d"] | None = None,
+    decay: Decay = 1.0,
 ) -> Inexact[Array, "k d"]:
     """The matrix W (k, d) after one pass of stochastic gradient descent over the examples of a prompt.
 
@@ -80,8 +89,9 @@ def online_sgd_weights(
       step_size: eta, one number for all examples or one for each, (N,).
       normalised: whether the step is eta / |x_t|^2.
       initial: W_0 (k, d); zeros by default.
+      decay: alpha in [0, 1], multiplies the weights before each step: a number, (d,), (N, 1) or (N, d).
     """
-    return online_sgd_path(prompt, step_size, normalised, initial)[-1]
+    return online_sgd_path(prompt, step_size, normalised, initial, decay)[-1]
 
 
 @estimator
@@ -90,6 +100,7 @@ def online_sgd(
     step_size: float | Float[Array, "*N"],
     normalised: bool = False,
     initial: Inexact[Array, "k d"] | None = None,
+    decay: Decay = 1.0,
 ) -> Inexact[Array, "k"]:
     """The prediction W x_q (k,) after one pass of stochastic gradient descent over the examples of a prompt.
 
@@ -98,8 +109,9 @@ def online_sgd(
       step_size: eta, one number for all examples or one for each, (N,).
       normalised: whether the step is eta / |x_t|^2.
       initial: W_0 (k, d); zeros by default.
+      decay: alpha in [0, 1], multiplies the weights before each step: a number, (d,), (N, 1) or (N, d).
     """
-    return predict(online_sgd_weights(prompt, step_size, normalised, initial), prompt)
+    return predict(online_sgd_weights(prompt, step_size, normalised, initial, decay), prompt)
 
 
 def implicit_online_sgd_path(
@@ -122,9 +134,8 @@ def implicit_online_sgd_path(
     Source: Toulis and Airoldi, arXiv 1408.2923, for the algorithm; arXiv 2407.14207 for the mixer that it is.
     """
     inputs, labels, _ = examples(prompt)
-    sizes = _sizes(step_size, inputs)
-    if not is_traced(step_size) and np.any(np.asarray(step_size) < 0):
-        raise InvalidValueError(f"`step_size` must be >= 0, because an implicit step has a minimum; got {step_size}.")
+    sizes = number_of_each(step_size, "step_size", inputs)
+    check_between(step_size, "step_size", 0.0, np.inf, "because an implicit step is a minimum")
 
     def step(weights, x, y, size):
         normal = jnp.eye(x.shape[0], dtype=x.dtype) + size * jnp.outer(x, x.conj())
@@ -161,28 +172,11 @@ def implicit_online_sgd(
     return predict(implicit_online_sgd_weights(prompt, step_size, initial), prompt)
 
 
-def _sizes(step_size: float | Float[Array, "*N"], inputs: Inexact[Array, "N d"]) -> Float[Array, "N"]:
-    """The step size of each example, checked."""
-    check_finite_values(step_size, "step_size")
-    sizes = jnp.asarray(step_size, jnp.finfo(inputs.dtype).dtype)
-    if sizes.shape not in ((), inputs.shape[:1]):
-        raise InvalidValueError(
-            f"`step_size` must be a number or one per example, ({inputs.shape[0]},); got shape {sizes.shape}."
-        )
-    return jnp.broadcast_to(sizes, inputs.shape[:1])
-
-
-def _path(
-    step: Callable,
-    start: Inexact[Array, "k d"],
-    inputs: Inexact[Array, "N d"],
-    labels: Inexact[Array, "N k"],
-    sizes: Float[Array, "N"],
-) -> Inexact[Array, "N k d"]:
-    """W after each example, a step being (W, x, y, size) -> W."""
+def _path(step: Callable, start: Inexact[Array, "k d"], *each: Array) -> Inexact[Array, "N k d"]:
+    """W after each example; a step takes W and its example's row of every array of `each`, and returns W."""
 
     def after(weights, example):
         weights = step(weights, *example)
         return weights, weights
 
-    return jax.lax.scan(after, start, (inputs, labels, sizes.astype(inputs.dtype)))[1]
+    return jax.lax.scan(after, start, each)[1]

@@ -1,0 +1,1 @@
+"""Algorithms that see all examples at once: descent on their mean loss, least squares, ridge."""
