@@ -63,4 +63,4 @@ def in_form(
 
 def sums_to_end(numbers: Float[Array, "N *K"]) -> Float[Array, "N+1 *K"]:
     """Entry i is the sum of the numbers from i on, and the last is 0: of log decays, what token i - 1 loses after its write."""
-    return jax.lax.cumsum(jnp.concatenate([numbers, jnp.zeros_like(numbers[:1])]), reverse=True)
+    return jax.lax.cumsum(jnp.pad(numbers, [(0, 1)] + [(0, 0)] * (numbers.ndim - 1)), reverse=True)

@@ -4,7 +4,7 @@ A file of references (`numpy.savez`) holds inputs of shape (B, T, H, ...), and f
 and perhaps the last state `<case>/S` (B, H, K, V):
 
     q, k, v     queries, keys, values          qn, kn    queries and keys of norm 1
-    vK          values as wide as the keys     lamb      penalties, (H, K)
+    vK          values as wide as the keys     lamb, u   penalties and bonuses, (H, K)
     g, gk       log decays, (B, T, H) and (B, T, H, K)
     beta        write strengths, (B, T, H)
     x, f        without heads, (B, T, K): values times the share of the state that they replace, and the logarithm of the rest
@@ -87,21 +87,18 @@ def compare_references(path: str | Path, dtype: Any = np.float64) -> dict[str, f
     """
     with np.load(path) as file:
         stored = {name: file[name] for name in file.files}
-    batch, heads = stored["v"].shape[0], stored["v"].shape[2]
-    inputs = {name: _heads_first(name, array, batch, heads) for name, array in stored.items() if "/" not in name}
-    inputs = {name: array.astype(dtype) for name, array in inputs.items()}
+    batch, _, heads = stored["v"].shape[:3]
+    inputs = {}
+    for name, array in stored.items():
+        if name in PER_HEAD:
+            inputs[name] = np.broadcast_to(array, (batch, *array.shape)).astype(dtype)
+        elif name in WITHOUT_HEADS:
+            inputs[name] = np.stack([array] * heads, axis=1).astype(dtype)
+        elif "/" not in name and array.shape[:3] == stored["v"].shape[:3]:
+            inputs[name] = np.moveaxis(array, 2, 1).astype(dtype)
     inputs["head"] = np.broadcast_to(np.arange(heads, dtype=dtype), (batch, heads))
     cases = sorted(name.removesuffix("/o") for name in stored if name.endswith("/o"))
     return {case: _error(CASES[case], inputs, stored, case) if case in CASES else None for case in cases}
-
-
-def _heads_first(name: str, array: np.ndarray, batch: int, heads: int) -> np.ndarray:
-    """An array, or what it has for each sequence and head, as (B, H, ...)."""
-    if name in PER_HEAD:
-        return np.broadcast_to(array, (batch, *array.shape))
-    if name in WITHOUT_HEADS:
-        return np.broadcast_to(array[:, None], (batch, heads, *array.shape[1:]))
-    return np.moveaxis(array, 2, 1)
 
 
 def _error(call: Callable[[Head], Call], inputs: Head, stored: dict[str, np.ndarray], case: str) -> float:
