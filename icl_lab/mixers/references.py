@@ -9,7 +9,8 @@ and perhaps the last state `<case>/S` (B, H, K, V):
     beta        write strengths, (B, T, H)
     x, f        without heads, (B, T, K): values times the share of the state that they replace, and the logarithm of the rest
 
-Outputs are scaled by K^(-1/2), but for mesa and hgrn. Cases that no mixer of the registry computes yet are listed without a number.
+Outputs are scaled by K^(-1/2), but for mesa and hgrn. Cases that no mixer of the registry computes yet are listed without a
+number.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ def test_a_token_solves_the_differential_equation_for_the_time_of_its_step(rate)
     mamba = mixers.predictor("mamba", rate=rate, step=steps, scale=1.0)
     assert error(mamba(prompt), state.T @ prompt.query) <= 1e-12
     queries = np.broadcast_to(prompt.query, prompt.inputs.shape)
-    for run in ({"form": "recurrent"}, {"form": "chunk", "chunk": 5}, {"form": "parallel"}):
-        _, last = mamba.mixer.outputs_and_state(queries, prompt.inputs, prompt.labels, step=steps, **run)
-        assert error(last, state) <= 1e-12, run
+    for form in mixers.FORMS:
+        _, last = mamba.mixer.outputs_and_state(queries, prompt.inputs, prompt.labels, form=form, chunk=5, step=steps)
+        assert error(last, state) <= 1e-12, form
 
 
 @pytest.mark.parametrize("complex_data", [False, True], ids=["real", "complex"])

@@ -9,7 +9,11 @@ from icl_lab import mixers
 from icl_lab.core.errors import InvalidValueError
 from tests.mixers.sequences import K, draw, draw_prompt, error
 
-FORMS = ({"form": "recurrent"}, {"form": "chunk", "chunk": 5}, {"form": "parallel"})
+
+def in_all_forms(mixer, *tokens, **gates):
+    """Outputs and last state of each form."""
+    run = lambda *tokens: [mixer.outputs_and_state(*tokens, form=form, chunk=5, **gates) for form in mixers.FORMS]  # noqa: E731
+    return jax.jit(run)(*tokens)
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.8])
@@ -22,8 +26,7 @@ def test_hgrn_is_a_moving_average_that_the_query_gates(bound):
     for t in range(17):
         state = forget[t] * state + (1 - forget[t]) * values[t]
         expected.append(0.7 * queries[t] * state)
-    for form in FORMS:
-        outputs, last = mixer.outputs_and_state(queries, keys, values, **form)
+    for outputs, last in in_all_forms(mixer, queries, keys, values):
         assert error(outputs, np.array(expected)) <= 1e-12
         assert error(last, state) <= 1e-12
     assert error(mixer.read(queries[-1], keys, values), expected[-1]) <= 1e-12
@@ -50,8 +53,7 @@ def test_rwkv4_is_a_weighted_mean_of_each_channel_whatever_the_size_of_its_keys(
     (queries, keys, values), _ = draw(mixer, 17, seed=1)
     keys = 30.0 * keys
     expected = weighted_means(keys, values, decay, bonus) / (1 + np.exp(-queries))
-    for form in FORMS:
-        outputs, state = mixer.outputs_and_state(queries, keys + offset, values, log_decay=decay, **form)
+    for outputs, state in in_all_forms(mixer, queries, keys + offset, values, log_decay=decay):
         # The offset itself is rounded: 2000 has 1e-13 of it.
         assert error(outputs, expected) <= 1e-10
         assert np.all(np.isfinite(state.log_weight))
@@ -82,7 +84,7 @@ def test_hgrn_with_two_channels_a_coordinate_is_linear_attention():
         mixer = mixers.named("hgrn", lower_bound=1 - 2 * rate)
         readers = np.concatenate([query, -query]) / (2 * rate * kappa)
         answer = jnp.sum(mixer.read(readers, np.log1p(channels) - np.log1p(-channels), values))
-        distances.append(abs(answer / linear - 1))
+        distances.append(abs(float(answer / linear) - 1))
     # What is forgotten of a pair is the rate for each later token.
     assert distances[0] <= 5e-4
     assert distances[1] == pytest.approx(distances[0] / 10, rel=0.05)
@@ -93,7 +95,7 @@ def four_groups(inputs, query, kappa):
     signs = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
     keys = jnp.concatenate([a * kappa * inputs for a, _ in signs], axis=1)
     queries = jnp.concatenate([b * kappa * query for _, b in signs])
-    return keys, queries, np.repeat([a * b for a, b in signs], query.shape[0])
+    return keys, queries, np.repeat([float(a * b) for a, b in signs], query.shape[0])
 
 
 def regression(inputs, labels, query, kappa):
@@ -108,7 +110,7 @@ def test_rwkv4_with_four_channels_a_coordinate_is_a_gradient_step_on_centred_pai
     rng = np.random.default_rng(4)
     inputs, labels, query = rng.normal(size=(24, K)), rng.normal(size=24), rng.normal(size=K)
     step = query @ (inputs - inputs.mean(axis=0)).T @ labels
-    distances = [abs(regression(inputs, labels, query, kappa) / step - 1) for kappa in (0.1, 0.01)]
+    distances = [abs(float(regression(inputs, labels, query, kappa)) / step - 1) for kappa in (0.1, 0.01)]
     assert distances[1] <= 1e-3
     assert distances[1] == pytest.approx(distances[0] / 100, rel=0.1)
 
