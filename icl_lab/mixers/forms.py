@@ -1,14 +1,15 @@
-"""The forms of a recurrence: what a token does to the state, or what a block of tokens does, over a whole sequence."""
+"""Recurrences over a whole sequence: the state that they start from, and their forms, token by token or block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 
 Tree = TypeVar("Tree")
@@ -26,6 +27,20 @@ def in_blocks(tree: Tree, size: int) -> Tree:
         return filled.reshape(-1, size, *array.shape[1:])
 
     return jax.tree.map(split, tree)
+
+
+def state_before(initial: Any, empty: State, meaning: str) -> State:
+    """The state before the first token: `initial`, or the empty one if it is None.
+
+    Raises:
+      InvalidValueError: not the same tree of the same shapes as the empty state, whose `meaning` the message says.
+    """
+    if initial is None:
+        return empty
+    shapes, given = jax.tree.map(jnp.shape, (empty, initial))
+    if jax.tree.structure(initial) != jax.tree.structure(empty) or given != shapes:
+        raise InvalidValueError(f"`initial` must be the {meaning}, of shape {shapes}; got {given}.")
+    return initial
 
 
 def in_form(

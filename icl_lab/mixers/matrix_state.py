@@ -22,10 +22,9 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, Inexact
 
-from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
-from icl_lab.mixers.forms import in_form, sums_to_end
+from icl_lab.mixers.forms import in_form, state_before, sums_to_end
 
 
 class Updates(NamedTuple):
@@ -168,12 +167,7 @@ class MatrixStateMixer(Mixer):
 
 
 def _start(initial: Any, keys: Array, values: Array) -> Array:
-    shape = (keys.shape[1], values.shape[1])
-    if initial is None:
-        return jnp.zeros(shape, keys.dtype)
-    if jnp.shape(initial) != shape:
-        raise InvalidValueError(f"`initial` must be the state S_0 of shape (K, V) = {shape}; got shape {jnp.shape(initial)}.")
-    return initial
+    return state_before(initial, jnp.zeros((keys.shape[1], values.shape[1]), keys.dtype), "state S_0, (K, V)")
 
 
 def matrix_size(tokens: int, key_width: int, value_width: int) -> int:

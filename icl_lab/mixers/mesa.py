@@ -31,10 +31,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact
 
-from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Gate, Mixer
-from icl_lab.mixers.forms import in_form
+from icl_lab.mixers.forms import in_form, state_before
 from icl_lab.mixers.linear import LOG_DECAY
 from icl_lab.mixers.matrix_state import Updates, advance, advance_block, read_weights
 from icl_lab.mixers.parameters import ChannelParameter, check_parameter, per_channel
@@ -238,12 +237,5 @@ def solution_size(tokens: int, key_width: int, value_width: int) -> int:
 
 def _state(initial: Any, keys: Array, values: Array) -> Solution:
     width = keys.shape[1]
-    shapes = Solution((width, width), (width, values.shape[1]))
-    if initial is None:
-        return Solution(*(jnp.zeros(shape, keys.dtype) for shape in shapes))
-    if not isinstance(initial, Solution) or jax.tree.map(jnp.shape, initial) != shapes:
-        raise InvalidValueError(
-            f"`initial` must be the `Solution` of earlier tokens, gram {shapes.gram} and matrix {shapes.matrix}; "
-            f"got {jax.tree.map(jnp.shape, initial)}."
-        )
-    return initial
+    empty = Solution(jnp.zeros((width, width), keys.dtype), jnp.zeros((width, values.shape[1]), keys.dtype))
+    return state_before(initial, empty, "`Solution` of earlier tokens")

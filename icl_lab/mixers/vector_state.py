@@ -30,7 +30,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Mixer
-from icl_lab.mixers.forms import in_form, sums_to_end
+from icl_lab.mixers.forms import in_form, state_before, sums_to_end
 from icl_lab.mixers.linear import CHANNEL_LOG_DECAY
 from icl_lab.mixers.parameters import ChannelParameter, check_parameter, per_channel
 
@@ -125,11 +125,7 @@ class HGRN(VectorStateMixer[Array]):
 
     def start(self, initial, values):
         """Zeros, or the vector h."""
-        if initial is None:
-            return jnp.zeros(values.shape[1:], values.dtype)
-        if jnp.shape(initial) != values.shape[1:]:
-            raise InvalidValueError(f"`initial` must be the state h of shape {values.shape[1:]}; got {jnp.shape(initial)}.")
-        return initial
+        return state_before(initial, jnp.zeros(values.shape[1:], values.dtype), "state h of earlier tokens")
 
     def answer(self, query, keys, values, gates, initial):
         """A sum over the tokens, each times the decay after it."""
@@ -189,15 +185,10 @@ class RWKV4(VectorStateMixer[WeightedMean]):
 
     def start(self, initial, values):
         """An empty mean, or the one of earlier tokens."""
-        shape = values.shape[1:]
-        if initial is None:
-            return WeightedMean(jnp.zeros(shape, values.dtype), jnp.full(shape, -jnp.inf, jnp.finfo(values.dtype).dtype))
-        if not isinstance(initial, WeightedMean) or jax.tree.map(jnp.shape, initial) != WeightedMean(shape, shape):
-            raise InvalidValueError(
-                f"`initial` must be the `WeightedMean` of earlier tokens, of shapes {shape}; "
-                f"got {jax.tree.map(jnp.shape, initial)}."
-            )
-        return WeightedMean(initial.mean, jnp.real(initial.log_weight))
+        nothing = jnp.full(values.shape[1:], -jnp.inf, jnp.finfo(values.dtype).dtype)
+        empty = WeightedMean(jnp.zeros(values.shape[1:], values.dtype), nothing)
+        state = state_before(initial, empty, "`WeightedMean` of earlier tokens")
+        return state._replace(log_weight=jnp.real(state.log_weight))
 
     def answer(self, query, keys, values, gates, initial):
         """A softmax over the tokens of each channel, of which the last has the bonus and no token decays by its own gate."""
