@@ -9,7 +9,7 @@ Forms of one and the same function, as far as a mixer has them:
 
     recurrent   one token after the other; the cheapest memory, and what the others are tested against
     chunk       matrix products inside blocks of `chunk` tokens, a recurrence between the blocks; O(T chunk)
-    parallel    one masked matrix of all tokens; O(T^2)
+    parallel    all tokens at once: one masked matrix, O(T^2); of channels on their own a scan of depth log T
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -33,8 +33,6 @@ from icl_lab.tasks.prompt import check_count
 FORMS = ("recurrent", "chunk", "parallel")
 CHUNK = 64
 """Tokens in a block, by default."""
-
-Tree = TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Description:
       gates: what it takes besides queries, keys and values; all are required.
       causal: whether output t depends on no later token.
       forms: the ones it has, of `FORMS`.
+      channelwise: whether a channel of the keys acts on the same channel of the values alone, so that K = V.
     """
 
     state_size: Callable[[int, int, int], int]
@@ -84,6 +83,7 @@ class Description:
     gates: tuple[Gate, ...] = ()
     causal: bool = True
     forms: tuple[str, ...] = FORMS
+    channelwise: bool = False
 
     @property
     def order_sensitive(self) -> bool:
@@ -254,6 +254,11 @@ class Mixer(eqx.Module):
     ) -> tuple[Array, Array, Array, Any, dict[str, Array]]:
         """Arrays and state in their common dtype, float32 at least, with the queries scaled, and gates of full size."""
         self.check_gates(**gates)
+        if self.description.channelwise and keys.shape[1] != values.shape[1]:
+            raise InvalidValueError(
+                f"Keys and values of {self.name} must be equally wide, because each channel of a key acts on that channel of "
+                f"the value; got keys {keys.shape}, values {values.shape}."
+            )
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.result_type(jnp.float32, queries, keys, values, *jax.tree.leaves(initial))
         queries, keys, values = (jnp.asarray(array, dtype) for array in (queries, keys, values))
@@ -263,17 +268,6 @@ class Mixer(eqx.Module):
         full = {gate.name: _full_size(gates[gate.name], gate, length, width, real) for gate in self.description.gates}
         scale = width**-0.5 if self.scale is None else self.scale
         return queries * jnp.asarray(scale, dtype), keys, values, initial, full
-
-
-def in_blocks(tree: Tree, size: int) -> Tree:
-    """Arrays (T, ...) as (blocks, size, ...), filled up with zeros at the end; None stays None."""
-
-    def split(array):
-        missing = -array.shape[0] % size
-        filled = jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
-        return filled.reshape(-1, size, *array.shape[1:])
-
-    return jax.tree.map(split, tree)
 
 
 def _check_tokens(queries: Array, keys: Array, values: Array) -> None:

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, Inexact
 
-from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
-from icl_lab.mixers.base import Mixer, in_blocks
+from icl_lab.mixers.base import Mixer
+from icl_lab.mixers.forms import in_form, state_before, sums_to_end
 
 
 class Updates(NamedTuple):
@@ -106,25 +106,12 @@ def run(
     Returns:
       Outputs (T, V), state (K, V).
     """
-    if form == "parallel":
-        state, outputs = advance_block(initial, queries, updates)
-        return outputs, state
-    if form == "recurrent":
 
-        def token(state, row):
-            state = advance(state, row[1])
-            return state, row[0] @ state
+    def token(state, row):
+        state = advance(state, row[1])
+        return state, row[0] @ state
 
-        state, outputs = jax.lax.scan(token, initial, (queries, updates))
-        return outputs, state
-
-    # What a block computes inside is computed again for the gradient: kept, decays per channel are T x chunk x K numbers.
-    @jax.checkpoint
-    def block(state, rows):
-        return advance_block(state, *rows)
-
-    state, outputs = jax.lax.scan(block, initial, in_blocks((queries, updates), min(chunk, queries.shape[0])))
-    return outputs.reshape(-1, outputs.shape[2])[: queries.shape[0]], state
+    return in_form(token, lambda state, rows: advance_block(state, *rows), initial, (queries, updates), form, chunk)
 
 
 def read_weights(query: Inexact[Array, "K"], updates: Updates) -> tuple[Inexact[Array, "N"], Inexact[Array, "K"]]:
@@ -142,9 +129,7 @@ def read_weights(query: Inexact[Array, "K"], updates: Updates) -> tuple[Inexact[
     if updates.probes is None:
         if updates.log_decay is None:
             return updates.writes @ query, query
-        steps = jnp.concatenate([updates.log_decay, jnp.zeros_like(updates.log_decay[:1])])
-        left = jnp.exp(jax.lax.cumsum(steps, reverse=True))
-        left = left.astype(query.dtype)
+        left = jnp.exp(sums_to_end(updates.log_decay)).astype(query.dtype)
         return (updates.writes * _along_keys(left[1:], updates.writes)) @ query, query * left[0]
 
     def back(row, token):
@@ -182,12 +167,7 @@ class MatrixStateMixer(Mixer):
 
 
 def _start(initial: Any, keys: Array, values: Array) -> Array:
-    shape = (keys.shape[1], values.shape[1])
-    if initial is None:
-        return jnp.zeros(shape, keys.dtype)
-    if jnp.shape(initial) != shape:
-        raise InvalidValueError(f"`initial` must be the state S_0 of shape (K, V) = {shape}; got shape {jnp.shape(initial)}.")
-    return initial
+    return state_before(initial, jnp.zeros((keys.shape[1], values.shape[1]), keys.dtype), "state S_0, (K, V)")
 
 
 def matrix_size(tokens: int, key_width: int, value_width: int) -> int:

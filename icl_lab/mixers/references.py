@@ -4,10 +4,13 @@ A file of references (`numpy.savez`) holds inputs of shape (B, T, H, ...), and f
 and perhaps the last state `<case>/S` (B, H, K, V):
 
     q, k, v     queries, keys, values          qn, kn    queries and keys of norm 1
+    vK          values as wide as the keys     lamb, u   penalties and bonuses, (H, K)
     g, gk       log decays, (B, T, H) and (B, T, H, K)
     beta        write strengths, (B, T, H)
+    x, f        without heads, (B, T, K): values times the share of the state that they replace, and the logarithm of the rest
 
-Outputs are scaled by K^(-1/2). Cases that no mixer of the registry computes yet are listed without a number.
+Outputs are scaled by K^(-1/2), but for mesa and hgrn. Cases that no mixer of the registry computes yet are listed without a
+number.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from icl_lab.mixers.registry import named
 
 CHUNKS = (8, 16)
 RUNS = [("recurrent", 1), *(("chunk", size) for size in CHUNKS), ("parallel", 1)]
+PER_HEAD, WITHOUT_HEADS = ("lamb", "u"), ("x", "f")
+"""Inputs that all sequences share, (H, K), and inputs that all heads share, (B, T, K)."""
 
 Head = dict[str, Array]
 """One head of one sequence: inputs without batch and head axes, and `head`, its number."""
@@ -39,6 +44,12 @@ def _retention(head: Head) -> Call:
     """The decays of a RetNet, 1 - 2^(-5 - h) for head h (arXiv 2307.08621)."""
     log_decay = jnp.log1p(-(2.0 ** (-5.0 - head["head"])))
     return named("retention", log_decay=log_decay), (head["q"], head["k"], head["v"]), {}
+
+
+def _hgrn(head: Head) -> Call:
+    """The key is the logit of the share that is written; queries of 1 put the state out."""
+    share = -jnp.expm1(head["f"])
+    return named("hgrn"), (jnp.ones_like(share), jnp.log(share) - head["f"], head["x"] / share), {}
 
 
 CASES: dict[str, Callable[[Head], Call]] = {
@@ -53,6 +64,12 @@ CASES: dict[str, Callable[[Head], Call]] = {
         {"write_strength": x["beta"], "log_decay": x["g"]},
     ),
     "kda": lambda x: (named("kda"), (x["q"], x["kn"], x["v"]), {"write_strength": x["beta"], "log_decay": x["gk"]}),
+    "mesa": lambda x: (
+        named("mesa", penalty=x["lamb"], scale=1.0),
+        (x["qn"], x["kn"], x["vK"]),
+        {"write_strength": x["beta"], "log_decay": x["g"]},
+    ),
+    "hgrn": _hgrn,
     "softmax": lambda x: (named("softmax"), (x["q"], x["k"], x["v"]), {}),
 }
 """How each case is computed: from one head's inputs."""
@@ -71,12 +88,15 @@ def compare_references(path: str | Path, dtype: Any = np.float64) -> dict[str, f
     """
     with np.load(path) as file:
         stored = {name: file[name] for name in file.files}
-    inputs = {
-        name: np.moveaxis(array, 2, 1).astype(dtype)
-        for name, array in stored.items()
-        if "/" not in name and array.ndim >= 3 and array.shape[:3] == stored["v"].shape[:3]
-    }
-    batch, heads = stored["v"].shape[0], stored["v"].shape[2]
+    batch, _, heads = stored["v"].shape[:3]
+    inputs = {}
+    for name, array in stored.items():
+        if name in PER_HEAD:
+            inputs[name] = np.broadcast_to(array, (batch, *array.shape)).astype(dtype)
+        elif name in WITHOUT_HEADS:
+            inputs[name] = np.stack([array] * heads, axis=1).astype(dtype)
+        elif "/" not in name and array.shape[:3] == stored["v"].shape[:3]:
+            inputs[name] = np.moveaxis(array, 2, 1).astype(dtype)
     inputs["head"] = np.broadcast_to(np.arange(heads, dtype=dtype), (batch, heads))
     cases = sorted(name.removesuffix("/o") for name in stored if name.endswith("/o"))
     return {case: _error(CASES[case], inputs, stored, case) if case in CASES else None for case in cases}
@@ -90,7 +110,8 @@ def _error(call: Callable[[Head], Call], inputs: Head, stored: dict[str, np.ndar
         return [run[0] for run in runs], [run[1] for run in runs], mixer.read(queries[-1], keys, values, **gates)
 
     outputs, states, last = compiled.jit(jax.vmap(jax.vmap(results)))(inputs)
-    expected = np.moveaxis(stored[f"{case}/o"], 2, 1)
+    expected = stored[f"{case}/o"]
+    expected = np.moveaxis(expected, 2, 1) if expected.ndim == 4 else np.broadcast_to(expected[:, None], outputs[0].shape)
     pairs = [(output, expected) for output in outputs] + [(last, expected[:, :, -1])]
     if f"{case}/S" in stored:
         pairs += [(state, stored[f"{case}/S"]) for state in states]

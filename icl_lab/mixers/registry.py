@@ -13,12 +13,21 @@ from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
 from icl_lab.mixers.delta import KDA, DeltaNet, GatedDeltaNet, Longhorn
 from icl_lab.mixers.linear import GLA, LinearAttention, Retention, SimpleGLA
+from icl_lab.mixers.mamba import Mamba
+from icl_lab.mixers.mesa import Mesa, PreconditionedDelta
 from icl_lab.mixers.softmax import SoftmaxAttention
+from icl_lab.mixers.vector_state import HGRN, RWKV4
 from icl_lab.tasks.prompt import Prompt
 
 MIXERS: dict[str, type[Mixer]] = {
     mixer.name: mixer
-    for mixer in (LinearAttention, Retention, SimpleGLA, GLA, DeltaNet, GatedDeltaNet, KDA, Longhorn, SoftmaxAttention)
+    for mixer in (
+        *(LinearAttention, Retention, SimpleGLA, GLA, Mamba),
+        *(DeltaNet, GatedDeltaNet, KDA, Longhorn),
+        *(Mesa, PreconditionedDelta),
+        *(HGRN, RWKV4),
+        SoftmaxAttention,
+    )
 }
 """Every mixer of the package by its name; all parameters have defaults."""
 

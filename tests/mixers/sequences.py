@@ -9,8 +9,14 @@ from icl_lab.tasks.prompt import Prompt
 K, V = 6, 3
 ALL = {name: mixers.named(name) for name in mixers.MIXERS} | {
     "kda, other parameters": mixers.named("kda", scale=1.0, negative_eigenvalues=True, normalised_step=True),
+    "mesa, 3 steps": mixers.named("mesa", steps=3, penalty=np.linspace(0.5, 2.0, K)),
 }
-"""Every mixer at its defaults, and one at other parameters."""
+"""Every mixer at its defaults, and some at other parameters."""
+
+
+def value_width(mixer):
+    """How wide values are: V, or K where every channel is on its own."""
+    return K if mixer.description.channelwise else V
 
 
 def finite_range(gate):
@@ -31,7 +37,11 @@ def draw_gates(mixer, rng, length, dtype=np.float64):
 def draw(mixer, length, seed=0, dtype=np.float64):
     """Queries, keys of norm near 1, values, and gates."""
     rng = np.random.default_rng(seed)
-    arrays = rng.normal(size=(length, K)), rng.normal(size=(length, K)) / np.sqrt(K), rng.normal(size=(length, V))
+    arrays = (
+        rng.normal(size=(length, K)),
+        rng.normal(size=(length, K)) / np.sqrt(K),
+        rng.normal(size=(length, value_width(mixer))),
+    )
     return tuple(array.astype(dtype) for array in arrays), draw_gates(mixer, rng, length, dtype)
 
 
@@ -41,14 +51,14 @@ def constant_gates(mixer):
     return {name: 0.4 * highest + 0.6 * lowest for name, (lowest, highest) in ranges.items()}
 
 
-def draw_prompt(seed=0, count=7, complex_data=False):
+def draw_prompt(seed=0, count=7, complex_data=False, width=V):
     """Keys and values as inputs and labels of a prompt."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
         return rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_data else 0.0)
 
-    return Prompt(normal(count, K) / np.sqrt(K), normal(count, V), normal(K), normal(V))
+    return Prompt(normal(count, K) / np.sqrt(K), normal(count, width), normal(K), normal(width))
 
 
 def error(got, expected):

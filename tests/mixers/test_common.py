@@ -9,7 +9,7 @@ import pytest
 
 from icl_lab import mixers
 from icl_lab.core.errors import IclLabError, InvalidValueError, NonFiniteError
-from tests.mixers.sequences import ALL, K, V, constant_gates, draw, draw_prompt, error
+from tests.mixers.sequences import ALL, K, constant_gates, draw, draw_prompt, error, value_width
 
 every_mixer = pytest.mark.parametrize("mixer", ALL.values(), ids=ALL)
 LENGTHS = (1, 7, 16, 33)
@@ -122,7 +122,7 @@ def test_the_last_state_continues_the_sequence_and_has_its_size(mixer):
 
     for once, twice in jax.jit(results)((tokens, gates), *halves):
         assert error(twice, once) <= 1e-10
-        assert sum(leaf.size for leaf in jax.tree.leaves(once[1])) == mixer.description.state_size(33, K, V)
+        assert sum(leaf.size for leaf in jax.tree.leaves(once[1])) == mixer.description.state_size(33, K, value_width(mixer))
 
 
 @every_mixer
@@ -138,7 +138,7 @@ def test_float32_is_near_float64(mixer):
 @every_mixer
 def test_the_signature_is_the_one_described(mixer):
     predict = mixers.Predictor(mixer, constant_gates(mixer))
-    assert mixers.signature(predict, draw_prompt(), jax.random.key(1)) == mixer.description.signature
+    assert mixers.signature(predict, draw_prompt(width=value_width(mixer)), jax.random.key(1)) == mixer.description.signature
 
 
 @every_mixer
@@ -171,7 +171,9 @@ def arrays_with_two_token_axes(function, count, *arguments):
 @every_mixer
 def test_no_array_of_read_or_of_a_linear_form_has_two_token_axes(mixer):
     tokens, gates = draw(mixer, 29, seed=11)
-    fixed_state = mixer.description.state_size(29, K, V) == mixer.description.state_size(58, K, V)
+    fixed_state = mixer.description.state_size(29, K, value_width(mixer)) == mixer.description.state_size(
+        58, K, value_width(mixer)
+    )
     programs = [(lambda t, g: mixer.read(t[0][-1], *t[1:], **g), True)]
     # Differentiated, a stream of keys keeps a number for each query and block.
     for form in runs(mixer):
@@ -183,7 +185,8 @@ def test_no_array_of_read_or_of_a_linear_form_has_two_token_axes(mixer):
             total = lambda t, g, p=program: jnp.sum(p(t, g))  # noqa: E731
             assert not arrays_with_two_token_axes(jax.grad(total), 29, tokens, gates)
     parallel = lambda t, g: mixer.outputs(*t, form="parallel", **g)  # noqa: E731
-    assert arrays_with_two_token_axes(parallel, 29, tokens, gates)
+    # Channels on their own are scanned; all others have a matrix of pairs.
+    assert bool(arrays_with_two_token_axes(parallel, 29, tokens, gates)) != mixer.description.channelwise
 
 
 @every_mixer

@@ -19,10 +19,9 @@ every_mixer = pytest.mark.parametrize("name", mixers.MIXERS)
 
 
 def draw(name, data_dependent=True, heads=2, seed=0, width=WIDTH, **sizes):
-    sizes = {"key_width": 4, "value_width": 3} | sizes
-    return MixerWeights.init(
-        jax.random.key(seed), width, mixers.named(name), 0.4, heads=heads, data_dependent=data_dependent, **sizes
-    )
+    mixer = mixers.named(name)
+    sizes = {"key_width": 4, "value_width": 4 if mixer.description.channelwise else 3} | sizes
+    return MixerWeights.init(jax.random.key(seed), width, mixer, 0.4, heads=heads, data_dependent=data_dependent, **sizes)
 
 
 def written_out(mixer, weights, tokens, query_in_sum):
