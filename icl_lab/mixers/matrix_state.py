@@ -1,12 +1,12 @@
 r"""Mixers whose state is a matrix S (K, V): one recurrence, and its recurrent, chunk and parallel forms.
 
-.. math:: S'_t = \operatorname{diag}(e^{g_t})\, S_{t-1}, \qquad
-          S_t = S'_t + w_t\, (v_t - S_t'^\top r_t)^\top, \qquad o_t = S_t^\top q_t .
+.. math:: S_t = \operatorname{diag}(e^{g_t})\, S_{t-1} + w_t\, (v_t - S_{t-1}^\top r_t)^\top, \qquad o_t = S_t^\top q_t .
 
-The state decays, is read at the probe r_t, and what was missing from v_t is written along w_t; then it is read at the query.
-Without probes it is linear attention with a decay; with r = k and w = beta k the delta rule.
+The state is read at the probe r_t and decays, and what was missing from v_t is written along w_t; then it is read at the query.
+Without probes it is linear attention with a decay; with w = beta k and r = e^g k, which reads at k what the decay leaves, it is
+the delta rule.
 
-Inside a block the written rows u_t = v_t - S'_t^T r_t solve a unit lower triangular system, (I + M) U = V - R S, with M_{ij}
+Inside a block the written rows u_t = v_t - S_{t-1}^T r_t solve a unit lower triangular system, (I + M) U = V - R S, with M_{ij}
 the product of r_i and w_j under the decay between them (the UT transform of arXiv 2406.06484, Section 3; with decays arXiv
 2412.06464). Decays are exponentials of sums of g over the tokens between, so nothing overflows, and no sum over many tokens is
 subtracted from another.
@@ -15,7 +15,7 @@ subtracted from another.
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,10 @@ from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
-from icl_lab.mixers.base import Mixer, in_blocks
+from icl_lab.mixers.base import Mixer
+from icl_lab.mixers.forms import in_form, sums_to_end
+
+State = TypeVar("State")
 
 
 class Updates(NamedTuple):
@@ -34,7 +37,7 @@ class Updates(NamedTuple):
       writes: (T, K), w_t.
       values: (T, V), v_t.
       log_decay: g_t <= 0, (T,) for all channels alike or (T, K); None is no decay.
-      probes: (T, K), r_t; None is no correction.
+      probes: (T, K), r_t, where the state is read before it decays; None is no correction.
     """
 
     writes: Array
@@ -45,9 +48,9 @@ class Updates(NamedTuple):
 
 def advance(state: Inexact[Array, "K V"], token: Updates) -> Inexact[Array, "K V"]:
     """The state after one token, whose arrays have no token axis."""
-    if token.log_decay is not None:
-        state = state * _along_keys(jnp.exp(token.log_decay), state)
     missing = token.values if token.probes is None else token.values - token.probes @ state
+    if token.log_decay is not None:
+        state = state * along_keys(jnp.exp(token.log_decay), state)
     return state + token.writes[:, None] * missing[None, :]
 
 
@@ -57,27 +60,33 @@ def advance_block(
     """The state after a block of C tokens, and their outputs, by products of matrices."""
     dtype = state.dtype
     between = None if block.log_decay is None else decays_between(block.log_decay).astype(dtype)
+    before, after = (None, None) if between is None else (between[:-1], between[1:])
 
-    def carried(rows):
-        """Rows (C, K) that read the state before the block: times the decay from there to each token."""
-        return rows if between is None else rows * _along_keys(between[1:, 0], rows)
+    def carried(rows, left):
+        """What rows (C, K) read of the state before the block, of which a decay has left something."""
+        return (rows if left is None else rows * along_keys(left[:, 0], rows)) @ state
 
-    def products(rows, columns):
-        """(C, C): row i times column j under the decay from j to i."""
-        if between is None or between.ndim == 2:
-            plain = rows @ columns.T
-            return plain if between is None else plain * between[1:, 1:]
-        return jnp.sum(rows[:, None, :] * columns[None, :, :] * between[1:, 1:], axis=2)
+    def products(rows, left):
+        """(C, C): row i times what is left of write j."""
+        if left is None or left.ndim == 2:
+            plain = rows @ block.writes.T
+            return plain if left is None else plain * left[:, 1:]
+        return jnp.sum(rows[:, None, :] * block.writes[None, :, :] * left[:, 1:], axis=2)
 
     written = block.values
     if block.probes is not None:
-        system = jnp.tril(products(block.probes, block.writes), -1) + jnp.eye(queries.shape[0], dtype=dtype)
-        written = solve_triangular(system, written - carried(block.probes) @ state, lower=True, unit_diagonal=True)
-    outputs = carried(queries) @ state + jnp.tril(products(queries, block.writes)) @ written
+        written = written_rows(products(block.probes, before), written - carried(block.probes, before))
+    outputs = carried(queries, after) + jnp.tril(products(queries, after)) @ written
     if between is None:
         return state + block.writes.T @ written, outputs
-    kept, writes = state * _along_keys(between[-1, 0], state), block.writes * _along_keys(between[-1, 1:], block.writes)
+    kept, writes = state * along_keys(between[-1, 0], state), block.writes * along_keys(between[-1, 1:], block.writes)
     return kept + writes.T @ written, outputs
+
+
+def written_rows(products: Inexact[Array, "C C"], missing: Inexact[Array, "C V"]) -> Inexact[Array, "C V"]:
+    """U with u_i = missing_i - sum_{j < i} products_{ij} u_j: what tokens write when they see what those before them wrote."""
+    system = jnp.tril(products, -1) + jnp.eye(products.shape[0], dtype=products.dtype)
+    return solve_triangular(system, missing, lower=True, unit_diagonal=True)
 
 
 def decays_between(log_decay: Float[Array, "C *K"]) -> Float[Array, "C+1 C+1 *K"]:
@@ -106,25 +115,12 @@ def run(
     Returns:
       Outputs (T, V), state (K, V).
     """
-    if form == "parallel":
-        state, outputs = advance_block(initial, queries, updates)
-        return outputs, state
-    if form == "recurrent":
 
-        def token(state, row):
-            state = advance(state, row[1])
-            return state, row[0] @ state
+    def token(state, row):
+        state = advance(state, row[1])
+        return state, row[0] @ state
 
-        state, outputs = jax.lax.scan(token, initial, (queries, updates))
-        return outputs, state
-
-    # What a block computes inside is computed again for the gradient: kept, decays per channel are T x chunk x K numbers.
-    @jax.checkpoint
-    def block(state, rows):
-        return advance_block(state, *rows)
-
-    state, outputs = jax.lax.scan(block, initial, in_blocks((queries, updates), min(chunk, queries.shape[0])))
-    return outputs.reshape(-1, outputs.shape[2])[: queries.shape[0]], state
+    return in_form(token, lambda state, rows: advance_block(state, *rows), initial, (queries, updates), form, chunk)
 
 
 def read_weights(query: Inexact[Array, "K"], updates: Updates) -> tuple[Inexact[Array, "N"], Inexact[Array, "K"]]:
@@ -142,22 +138,20 @@ def read_weights(query: Inexact[Array, "K"], updates: Updates) -> tuple[Inexact[
     if updates.probes is None:
         if updates.log_decay is None:
             return updates.writes @ query, query
-        steps = jnp.concatenate([updates.log_decay, jnp.zeros_like(updates.log_decay[:1])])
-        left = jnp.exp(jax.lax.cumsum(steps, reverse=True))
-        left = left.astype(query.dtype)
-        return (updates.writes * _along_keys(left[1:], updates.writes)) @ query, query * left[0]
+        left = jnp.exp(sums_to_end(updates.log_decay)).astype(query.dtype)
+        return (updates.writes * along_keys(left[1:], updates.writes)) @ query, query * left[0]
 
     def back(row, token):
         write, probe, log_decay = token
         weight = row @ write
-        row = row - weight * probe
-        return row if log_decay is None else row * jnp.exp(log_decay).astype(row.dtype), weight
+        row = row if log_decay is None else row * jnp.exp(log_decay).astype(row.dtype)
+        return row - weight * probe, weight
 
     row, weights = jax.lax.scan(back, query, (updates.writes, updates.probes, updates.log_decay), reverse=True)
     return weights, row
 
 
-def _along_keys(decay: Array, rows: Array) -> Array:
+def along_keys(decay: Array, rows: Array) -> Array:
     """A decay in the dtype of `rows` and with as many axes, so that the two multiply."""
     return decay.astype(rows.dtype).reshape(*decay.shape, *(1,) * (rows.ndim - decay.ndim))
 
@@ -171,22 +165,28 @@ class MatrixStateMixer(Mixer):
 
     def mix(self, queries, keys, values, gates, form, chunk, initial):
         """Outputs and last state, by `run`."""
-        return run(queries, self.updates(keys, values, gates), _start(initial, keys, values), form, chunk)
+        return run(queries, self.updates(keys, values, gates), start_of(initial, empty(keys, values)), form, chunk)
 
     def answer(self, query, keys, values, gates, initial):
         """The answer to one query, by `read_weights`."""
         updates = self.updates(keys, values, gates)
         weights, row = read_weights(query, updates)
         answer = weights @ updates.values
-        return answer if initial is None else answer + row @ _start(initial, keys, values)
+        return answer if initial is None else answer + row @ start_of(initial, empty(keys, values))
 
 
-def _start(initial: Any, keys: Array, values: Array) -> Array:
-    shape = (keys.shape[1], values.shape[1])
+def empty(keys: Inexact[Array, "N K"], values: Inexact[Array, "N V"]) -> Inexact[Array, "K V"]:
+    """The matrix state of no tokens."""
+    return jnp.zeros((keys.shape[1], values.shape[1]), keys.dtype)
+
+
+def start_of(initial: Any, nothing: State) -> State:
+    """The state before the first token: `initial`, which must be like the state of no tokens, or that one for None."""
     if initial is None:
-        return jnp.zeros(shape, keys.dtype)
-    if jnp.shape(initial) != shape:
-        raise InvalidValueError(f"`initial` must be the state S_0 of shape (K, V) = {shape}; got shape {jnp.shape(initial)}.")
+        return nothing
+    shapes, expected = jax.tree.map(jnp.shape, initial), jax.tree.map(jnp.shape, nothing)
+    if jax.tree.structure(initial) != jax.tree.structure(nothing) or shapes != expected:
+        raise InvalidValueError(f"`initial` must be the state after earlier tokens, of the shape {expected}; got {shapes}.")
     return initial
 
 

@@ -16,7 +16,8 @@ from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
-from icl_lab.mixers.base import Description, Mixer, in_blocks
+from icl_lab.mixers.base import Description, Mixer
+from icl_lab.mixers.forms import in_blocks
 
 
 class Cache(NamedTuple):

@@ -9,12 +9,17 @@ from icl_lab.tasks.prompt import Prompt
 K, V = 6, 3
 ALL = {name: mixers.named(name) for name in mixers.MIXERS} | {
     "kda, other parameters": mixers.named("kda", scale=1.0, negative_eigenvalues=True, normalised_step=True),
+    "hgrn2, other parameters": mixers.named("hgrn2", lower_bound=0.3),
+    "rwkv6, other parameters": mixers.named("rwkv6", bonus=np.linspace(-1.0, 2.0, K)),
+    "ttt, other parameters": mixers.named("ttt", batch=5, normalised_step=True),
 }
-"""Every mixer at its defaults, and one at other parameters."""
+"""Every mixer at its defaults, and some at other parameters."""
 
 
 def finite_range(gate):
     """The range of a gate, of an infinite one a part."""
+    if np.isinf(gate.lowest) and np.isinf(gate.highest):
+        return -0.5, 0.5
     return max(gate.lowest, -1.0), gate.lowest + 3.0 if np.isinf(gate.highest) else gate.highest
 
 
