@@ -175,7 +175,7 @@ class Mixer(eqx.Module):
         count, pairs = queries.shape[0], keys.shape[0]
         if count < 1 or pairs % count:
             raise InvalidValueError(
-                f"A causal sequence has as many queries as keys, one a token, or n keys for each query; got {count} and {pairs}."
+                f"A causal sequence has as many queries as keys, or n keys for each query; got {count} and {pairs}."
             )
         queries, keys, values, initial, full = self._prepared(queries, keys, values, initial, gates)
         each = pairs // count

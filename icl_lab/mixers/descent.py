@@ -63,7 +63,9 @@ class MomentumDelta(ExplicitStep):
 
     def mix(self, queries, keys, values, gates, form, chunk, initial):
         """Outputs and last state."""
-        rows = queries, self.updates(keys, values, gates), gates["log_momentum"]
+        # Tokens that fill up the last block would go on moving the state.
+        moves = jnp.ones_like(queries[:, 0])
+        rows = queries, self.updates(keys, values, gates), gates["log_momentum"], moves
         return in_form(_moving_token, _moving_block, _moving_start(initial, keys, values), rows, form, chunk)
 
     def answer(self, query, keys, values, gates, initial):
@@ -87,29 +89,31 @@ def _moving_start(initial, keys, values) -> Moving:
     return start_of(initial, Moving(nothing, nothing))
 
 
-def _moving_token(state: Moving, row: tuple[Array, Updates, Array]) -> tuple[Moving, Array]:
-    query, token, log_momentum = row
+def _moving_token(state: Moving, row: tuple[Array, Updates, Array, Array]) -> tuple[Moving, Array]:
+    query, token, log_momentum, _ = row
     missing = token.values - token.probes @ state.matrix
     step = jnp.exp(log_momentum).astype(missing.dtype) * state.step + token.writes[:, None] * missing[None, :]
     return Moving(state.matrix + step, step), query @ (state.matrix + step)
 
 
-def _moving_block(state: Moving, rows: tuple[Array, Updates, Float[Array, "C"]]) -> tuple[Moving, Array]:
+def _moving_block(state: Moving, rows: tuple[Array, Updates, Float[Array, "C"], Array]) -> tuple[Moving, Array]:
     """After i tokens the step holds left_{ij} times the write of token j, and the state the sum of that from j to i."""
-    queries, block, log_momentum = rows
+    queries, block, log_momentum, moves = rows
     left = decays_between(log_momentum).astype(queries.dtype)
-    # The last step is in the state already: of it only what is taken again counts.
-    repeated = jnp.concatenate([jnp.zeros_like(left[:1, 0]), jnp.cumsum(left[1:, 0])])
-    reached = jnp.cumsum(left, axis=0)[:, 1:]
+    # The step before the block is in the state already: of it only what is taken again counts.
+    reached = jnp.cumsum(jnp.concatenate([jnp.zeros_like(left[:1]), left[1:] * moves[:, None]]), axis=0)
 
-    def carried(rows, repeated):
-        return rows @ state.matrix + repeated[:, None] * (rows @ state.step)
+    def carried(rows, reached):
+        return rows @ state.matrix + reached[:, :1] * (rows @ state.step)
 
-    missing = block.values - carried(block.probes, repeated[:-1])
-    written = written_rows(block.probes @ block.writes.T * reached[:-1], missing)
-    outputs = carried(queries, repeated[1:]) + (queries @ block.writes.T * reached[1:]) @ written
-    matrix = state.matrix + repeated[-1] * state.step + (block.writes * reached[-1][:, None]).T @ written
-    return Moving(matrix, left[-1, 0] * state.step + (block.writes * left[-1, 1:, None]).T @ written), outputs
+    missing = block.values - carried(block.probes, reached[:-1])
+    written = written_rows(block.probes @ block.writes.T * reached[:-1, 1:], missing)
+    outputs = carried(queries, reached[1:]) + (queries @ block.writes.T * reached[1:, 1:]) @ written
+
+    def added(multiples):
+        return multiples[0] * state.step + (block.writes * multiples[1:, None]).T @ written
+
+    return Moving(state.matrix + added(reached[-1]), added(left[-1])), outputs
 
 
 class Batched(NamedTuple):

@@ -142,8 +142,8 @@ class HGRN2(MatrixStateMixer):
     """Linear attention whose key channels write what they forget: alpha_t = e^{g_t} is kept, and k_t = 1 - alpha_t written.
 
     There is one array for the two. The keys that the mixer is given are logits: alpha_t is their sigmoid, raised to at least
-    `lower_bound`, so that the key's projection in a layer is that of the forget gate. A row of the state is then a weighted mean
-    of the values, with what weight is left on the row at the start.
+    `lower_bound`, so that in a layer the projection to the keys is that to the forget gate. A row of the state is a weighted
+    mean of the values, with what weight is left on the row before the first token.
 
     Attributes:
       lower_bound: smallest share that a channel keeps, in [0, 1); published models raise it from layer to layer.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icl_lab import mixers
-from icl_lab.mixers import base, delta, linear, matrix_state, softmax
+from icl_lab.mixers import base, delta, dplr, linear, matrix_state, softmax
 
 FILE = Path(__file__).parent.parent / "references" / "mixers_seed11.npz"
 COMPUTED = (
@@ -60,8 +60,12 @@ def plant(monkeypatch, owner, name, old, new):
     assert piece.count(old) == 1, f"{old!r} is not once in {name}"
     namespace = {"__name__": module.__name__}
     exec(compile(source.replace(piece, piece.replace(old, new)), module.__file__, "exec"), namespace)
-    changed = namespace[owner.__name__] if inspect.isclass(owner) else namespace
-    monkeypatch.setattr(owner, name, getattr(changed, name) if inspect.isclass(owner) else changed[name])
+    changed = vars(namespace[owner.__name__])[name] if inspect.isclass(owner) else namespace[name]
+    # What is changed goes on with the classes that there are, not with their copies.
+    for cell in changed.__closure__ or ():
+        cell.cell_contents = owner
+    namespace |= {name: value for name, value in vars(module).items() if inspect.isclass(value)}
+    monkeypatch.setattr(owner, name, changed)
 
 
 PLANTED = {
@@ -114,6 +118,31 @@ PLANTED = {
         "deltanet",
         (delta.DeltaRule, "updates", "step.astype(keys.dtype)[:, None] * keys.conj()", "keys.conj()"),
     ),
+    "keys not tied to what is forgotten": (
+        "hgrn2",
+        (linear.HGRN2, "updates", "jax.nn.sigmoid(-logits)", "jax.nn.sigmoid(logits)"),
+    ),
+    "read after the write": (
+        "rwkv6",
+        (linear.RWKV6, "mix", "[queries[:1] @ start, earlier[:-1]]", "[earlier]"),
+    ),
+    "the newest pair without its bonus": (
+        "rwkv6",
+        (linear.RWKV6, "mix", "self._with_bonus(keys.conj())", "keys.conj()"),
+    ),
+    "read: the newest token decays what it reads": (
+        "rwkv6",
+        (linear.RWKV6, "answer", ".at[-1].set(0)", ""),
+    ),
+    "feedback from the state that has decayed": (
+        "dplr",
+        (dplr.DPLR, "updates", '-gates["probe"]', '-jnp.exp(decay) * gates["probe"]'),
+    ),
+    "feedback of the token's own write": (
+        "dplr",
+        (dplr.DPLR, "updates", "jnp.zeros_like(values), values", "values, jnp.zeros_like(values)"),
+    ),
+    "read between the feedback and the write": ("dplr", (dplr.DPLR, "mix", "outputs[1::2]", "outputs[::2]")),
     "one decay of a retention too many": (
         "retention",
         (linear.Retention, "updates", "jnp.full(keys.shape[:1], decay)", "jnp.full(keys.shape[:1], 2 * decay)"),
