@@ -25,13 +25,13 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Inexact
+from jaxtyping import Bool, Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Gate
 from icl_lab.mixers.delta import ExplicitStep
 from icl_lab.mixers.forms import in_form
-from icl_lab.mixers.matrix_state import Updates, decays_between, empty, start_of, written_rows
+from icl_lab.mixers.matrix_state import decays_between, empty, start_of, written_rows
 from icl_lab.tasks.prompt import check_count
 
 LOG_MOMENTUM = Gate("log_momentum", -math.inf, 0.0, "it is the logarithm of the share of the last step that is taken again")
@@ -65,23 +65,22 @@ class MomentumDelta(ExplicitStep):
         """Outputs and last state."""
         # Tokens that fill up the last block would go on moving the state.
         moves = jnp.ones_like(queries[:, 0])
-        rows = queries, self.updates(keys, values, gates), gates["log_momentum"], moves
+        rows = queries, keys, values, self.updates(keys, values, gates).writes, gates["log_momentum"], moves
         return in_form(_moving_token, _moving_block, _moving_start(initial, keys, values), rows, form, chunk)
 
     def answer(self, query, keys, values, gates, initial):
         """The query is taken back through the tokens, with what it reads of the step beside what it reads of the state."""
-        updates = self.updates(keys, values, gates)
 
         def back(rows, token):
-            write, probe, log_momentum = token
+            key, write, log_momentum = token
             of_matrix, of_step = rows.matrix, rows.matrix + rows.step
             weight = of_step @ write
-            return Moving(of_matrix - weight * probe, of_step * jnp.exp(log_momentum).astype(write.dtype)), weight
+            return Moving(of_matrix - weight * key, of_step * jnp.exp(log_momentum).astype(write.dtype)), weight
 
-        tokens = updates.writes, updates.probes, gates["log_momentum"]
+        tokens = keys, self.updates(keys, values, gates).writes, gates["log_momentum"]
         rows, weights = jax.lax.scan(back, Moving(query, jnp.zeros_like(query)), tokens, reverse=True)
         start = _moving_start(initial, keys, values)
-        return weights @ updates.values + rows.matrix @ start.matrix + rows.step @ start.step
+        return weights @ values + rows.matrix @ start.matrix + rows.step @ start.step
 
 
 def _moving_start(initial, keys, values) -> Moving:
@@ -89,16 +88,16 @@ def _moving_start(initial, keys, values) -> Moving:
     return start_of(initial, Moving(nothing, nothing))
 
 
-def _moving_token(state: Moving, row: tuple[Array, Updates, Array, Array]) -> tuple[Moving, Array]:
-    query, token, log_momentum, _ = row
-    missing = token.values - token.probes @ state.matrix
-    step = jnp.exp(log_momentum).astype(missing.dtype) * state.step + token.writes[:, None] * missing[None, :]
+def _moving_token(state: Moving, row: tuple[Array, ...]) -> tuple[Moving, Array]:
+    query, key, value, write, log_momentum, _ = row
+    missing = value - key @ state.matrix
+    step = jnp.exp(log_momentum).astype(missing.dtype) * state.step + write[:, None] * missing[None, :]
     return Moving(state.matrix + step, step), query @ (state.matrix + step)
 
 
-def _moving_block(state: Moving, rows: tuple[Array, Updates, Float[Array, "C"], Array]) -> tuple[Moving, Array]:
+def _moving_block(state: Moving, rows: tuple[Array, ...]) -> tuple[Moving, Array]:
     """After i tokens the step holds left_{ij} times the write of token j, and the state the sum of that from j to i."""
-    queries, block, log_momentum, moves = rows
+    queries, keys, values, writes, log_momentum, moves = rows
     left = decays_between(log_momentum).astype(queries.dtype)
     # The step before the block is in the state already: of it only what is taken again counts.
     reached = jnp.cumsum(jnp.concatenate([jnp.zeros_like(left[:1]), left[1:] * moves[:, None]]), axis=0)
@@ -106,12 +105,12 @@ def _moving_block(state: Moving, rows: tuple[Array, Updates, Float[Array, "C"], 
     def carried(rows, reached):
         return rows @ state.matrix + reached[:, :1] * (rows @ state.step)
 
-    missing = block.values - carried(block.probes, reached[:-1])
-    written = written_rows(block.probes @ block.writes.T * reached[:-1, 1:], missing)
-    outputs = carried(queries, reached[1:]) + (queries @ block.writes.T * reached[1:, 1:]) @ written
+    missing = values - carried(keys, reached[:-1])
+    written = written_rows(keys @ writes.T * reached[:-1, 1:], missing)
+    outputs = carried(queries, reached[1:]) + (queries @ writes.T * reached[1:, 1:]) @ written
 
     def added(multiples):
-        return multiples[0] * state.step + (block.writes * multiples[1:, None]).T @ written
+        return multiples[0] * state.step + (writes * multiples[1:, None]).T @ written
 
     return Moving(state.matrix + added(reached[-1]), added(left[-1])), outputs
 
@@ -153,25 +152,25 @@ class TTT(ExplicitStep):
     def mix(self, queries, keys, values, gates, form, chunk, initial):
         """Outputs and last state."""
         start = _batched_start(initial, keys, values)
-        rows = queries, self.updates(keys, values, gates), self._begins(start, keys)
+        rows = queries, keys, values, self.updates(keys, values, gates).writes, self._begins(start, keys)
         # The position follows from the number of tokens; blocks carry the two matrices.
         outputs, state = in_form(_batched_token, _batched_block, start[:2], rows, form, chunk)
         return outputs, Batched(*state, (start.position + keys.shape[0]) % self.batch)
 
     def answer(self, query, keys, values, gates, initial):
         """The query is taken back through the tokens; what a batch takes off it comes off where the batch begins."""
-        updates, start = self.updates(keys, values, gates), _batched_start(initial, keys, values)
+        start = _batched_start(initial, keys, values)
 
         def back(rows, token):
             row, taken = rows
-            write, probe, begins = token
+            key, write, begins = token
             weight = row @ write
-            taken = taken + weight * probe
+            taken = taken + weight * key
             return (jnp.where(begins, row - taken, row), jnp.where(begins, 0, taken)), weight
 
-        tokens = updates.writes, updates.probes, self._begins(start, keys)
+        tokens = keys, self.updates(keys, values, gates).writes, self._begins(start, keys)
         (row, taken), weights = jax.lax.scan(back, (query, jnp.zeros_like(query)), tokens, reverse=True)
-        return weights @ updates.values + row @ start.matrix - taken @ start.before
+        return weights @ values + row @ start.matrix - taken @ start.before
 
     def _begins(self, start: Batched, keys: Inexact[Array, "T K"]) -> Bool[Array, "T"]:
         """Whether each token is the first of a batch."""
@@ -183,22 +182,20 @@ def _batched_start(initial, keys, values) -> Batched:
     return start_of(initial, Batched(nothing, nothing, jnp.zeros((), keys.dtype)))
 
 
-def _batched_token(state: tuple[Array, Array], row: tuple[Array, Updates, Array]) -> tuple[tuple[Array, Array], Array]:
-    (matrix, before), (query, token, begins) = state, row
+def _batched_token(state: tuple[Array, Array], row: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+    (matrix, before), (query, key, value, write, begins) = state, row
     before = jnp.where(begins, matrix, before)
-    matrix = matrix + token.writes[:, None] * (token.values - token.probes @ before)[None, :]
+    matrix = matrix + write[:, None] * (value - key @ before)[None, :]
     return (matrix, before), query @ matrix
 
 
-def _batched_block(
-    state: tuple[Array, Array], rows: tuple[Array, Updates, Bool[Array, "C"]]
-) -> tuple[tuple[Array, Array], Array]:
+def _batched_block(state: tuple[Array, Array], rows: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
     """A token sees the writes of earlier batches only, those of the batch that goes on from before the block not at all."""
-    (matrix, before), (queries, block, begins) = state, rows
+    (matrix, before), (queries, keys, values, writes, begins) = state, rows
     batch = jnp.cumsum(begins)
-    seen = jnp.where((batch == 0)[:, None], block.probes @ before, block.probes @ matrix)
+    seen = jnp.where((batch == 0)[:, None], keys @ before, keys @ matrix)
     earlier = batch[:, None] > batch[None, :]
-    written = written_rows(jnp.where(earlier, block.probes @ block.writes.T, 0), block.values - seen)
-    outputs = queries @ matrix + jnp.tril(queries @ block.writes.T) @ written
-    begun = matrix + jnp.where(earlier[-1][:, None], block.writes, 0).T @ written
-    return (matrix + block.writes.T @ written, jnp.where(batch[-1] == 0, before, begun)), outputs
+    written = written_rows(jnp.where(earlier, keys @ writes.T, 0), values - seen)
+    outputs = queries @ matrix + jnp.tril(queries @ writes.T) @ written
+    begun = matrix + jnp.where(earlier[-1][:, None], writes, 0).T @ written
+    return (matrix + writes.T @ written, jnp.where(batch[-1] == 0, before, begun)), outputs

@@ -163,7 +163,7 @@ class MatrixStateMixer(Mixer):
     def updates(self, keys: Inexact[Array, "T K"], values: Inexact[Array, "T V"], gates: dict[str, Array]) -> Updates:
         """What each token does to the state, for full-size gates."""
 
-    def mix(self, queries, keys, values, gates, form, chunk, initial):
+    def mix(self, queries, keys, values, gates, form, chunk, initial) -> tuple[Array, Any]:
         """Outputs and last state, by `run`."""
         return run(queries, self.updates(keys, values, gates), start_of(initial, empty(keys, values)), form, chunk)
 

@@ -88,7 +88,7 @@ def compare_references(path: str | Path, dtype: Any = np.float64) -> dict[str, f
     with np.load(path) as file:
         stored = {name: file[name] for name in file.files}
     batch, heads = stored["v"].shape[0], stored["v"].shape[2]
-    inputs = {name: _heads_first(name, array, batch, heads) for name, array in stored.items() if "/" not in name}
+    inputs: Head = {name: _heads_first(name, array, batch, heads) for name, array in stored.items() if "/" not in name}
     inputs = {name: array.astype(dtype) for name, array in inputs.items()}
     inputs["head"] = np.broadcast_to(np.arange(heads, dtype=dtype), (batch, heads))
     cases = sorted(name.removesuffix("/o") for name in stored if name.endswith("/o"))

@@ -145,7 +145,7 @@ PLANTED = {
     ),
     "error taken after the old step": (
         momentum_error,
-        (descent, "_moving_token", "token.probes @ state.matrix", "token.probes @ (state.matrix + state.step)"),
+        (descent, "_moving_token", "key @ state.matrix", "key @ (state.matrix + state.step)"),
     ),
     "the step before a block is forgotten": (momentum_error, (descent, "_moving_block", "multiples[0] * state.step", "0")),
     "the step before a block is taken once too often": (

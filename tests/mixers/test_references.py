@@ -78,8 +78,8 @@ PLANTED = {
         (
             matrix_state,
             "advance_block",
-            "jnp.tril(products(queries, block.writes))",
-            "jnp.tril(products(queries, block.writes), -1)",
+            "jnp.tril(products(queries, after))",
+            "jnp.tril(products(queries, after), -1)",
         ),
     ),
     "read before the write, softmax": ("softmax", (softmax, "masked_logits", "<=", "<")),
@@ -92,23 +92,26 @@ PLANTED = {
             "token.writes[:, None] * missing[None, :] * jnp.exp(token.log_decay)",
         ),
     ),
-    "decay after the read, in blocks": ("gla", (matrix_state, "advance_block", "between[1:, 0]", "between[:-1, 0]")),
+    "decay after the read, in blocks": (
+        "gla",
+        (matrix_state, "advance_block", "carried(queries, after)", "carried(queries, before)"),
+    ),
     "the state between blocks does not decay": (
         "gla",
-        (matrix_state, "advance_block", "state * _along_keys(between[-1, 0], state)", "state"),
+        (matrix_state, "advance_block", "state * along_keys(between[-1, 0], state)", "state"),
     ),
     "a block's writes do not decay to its end": (
         "scalar_decay",
-        (matrix_state, "advance_block", "block.writes * _along_keys(between[-1, 1:], block.writes)", "block.writes"),
+        (matrix_state, "advance_block", "block.writes * along_keys(between[-1, 1:], block.writes)", "block.writes"),
     ),
     "scale forgotten": ("linear", (base.Mixer, "_prepared", "queries * jnp.asarray(scale, dtype)", "queries")),
     "error taken at the key before": (
         "deltanet",
-        (delta.DeltaRule, "updates", 'gates.get("log_decay"), keys)', 'gates.get("log_decay"), jnp.roll(keys, 1, 0))'),
+        (delta.DeltaRule, "updates", "decay, probes)", "decay, jnp.roll(probes, 1, 0))"),
     ),
     "no error taken: a plain write": (
         "deltanet",
-        (delta.DeltaRule, "updates", 'gates.get("log_decay"), keys)', 'gates.get("log_decay"))'),
+        (delta.DeltaRule, "updates", "decay, probes)", "decay)"),
     ),
     "error taken before the decay": (
         "kda",
