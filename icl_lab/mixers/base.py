@@ -5,6 +5,9 @@ the tokens up to and including t: it reads after it has written. `scale` multipl
 field; with `scale=1.0` a state is read as the matrix of a regression. There is no batch axis: `jax.vmap` makes heads and
 batches. Gates are arrays by keyword, one number a token or one a token and key channel; a decay is given by its logarithm.
 
+A sequence may have n pairs of key and value for each query, n T in all, with gates for each pair: query t is answered from the
+first n t pairs. A token that writes n times is then n pairs; n steps of a delta rule multiply the state by n factors.
+
 Forms of one and the same function, as far as a mixer has them:
 
     recurrent   one token after the other; the cheapest memory, and what the others are tested against
@@ -42,7 +45,7 @@ class Gate:
     Attributes:
       name: the keyword that it is passed by.
       lowest: smallest value, itself allowed; minus infinity if there is none.
-      highest: largest value, itself allowed; infinity if there is none. One of the two is finite.
+      highest: largest value, itself allowed; infinity if there is none.
       per_channel: whether each of the K key channels has its own.
       meaning: what it does, as a clause for error messages.
     """
@@ -57,7 +60,7 @@ class Gate:
     def bounds(self) -> str:
         """The range as error messages say it."""
         if np.isinf(self.lowest):
-            return f"<= {self.highest:g}"
+            return "finite" if np.isinf(self.highest) else f"<= {self.highest:g}"
         return f">= {self.lowest:g}" if np.isinf(self.highest) else f"in [{self.lowest:g}, {self.highest:g}]"
 
 
@@ -152,13 +155,13 @@ class Mixer(eqx.Module):
 
         Args:
           queries: (T, K).
-          keys: (T, K).
-          values: (T, V).
+          keys: (T, K); or (n T, K), of which each query is asked after n more.
+          values: (T, V), or (n T, V); one for each key.
           form: one of `description.forms`; the result is the same up to rounding.
-          chunk: tokens in a block of the form "chunk", any number >= 1; it need not divide T.
+          chunk: pairs in a block of the form "chunk", any number >= 1; it need not divide their number.
           initial: the state before the first token, as this function returned it; empty by default.
-          **gates: those of `description.gates`: one number for all tokens, or (T,); of a gate per channel a number, (K,) or
-            (T, K).
+          **gates: those of `description.gates`: one number for all pairs, or one a pair, (T,) or (n T,); of a gate per channel
+            a number, (K,), or one a pair and channel.
 
         Returns:
           Outputs (T, V) and the last state; with it as `initial`, the next tokens continue the sequence.
@@ -171,12 +174,15 @@ class Mixer(eqx.Module):
             raise InvalidValueError(f"`form` must be one of {', '.join(self.description.forms)} for {self.name}; got {form!r}.")
         check_count(chunk, "chunk", 1, "It is the number of tokens in a block.")
         _check_tokens(queries, keys, values)
-        if queries.shape[0] != keys.shape[0]:
+        count, pairs = queries.shape[0], keys.shape[0]
+        if count < 1 or pairs % count:
             raise InvalidValueError(
-                f"A causal sequence has as many queries as keys, one a token; got {queries.shape[0]} and {keys.shape[0]}."
+                f"A causal sequence has as many queries as keys, or n keys for each query; got {count} and {pairs}."
             )
         queries, keys, values, initial, full = self._prepared(queries, keys, values, initial, gates)
-        return self.mix(queries, keys, values, full, form, chunk, initial)
+        each = pairs // count
+        outputs, state = self.mix(jnp.repeat(queries, each, axis=0), keys, values, full, form, chunk, initial)
+        return outputs[each - 1 :: each], state
 
     def outputs(
         self,
@@ -193,13 +199,13 @@ class Mixer(eqx.Module):
 
         Args:
           queries: (T, K).
-          keys: (T, K).
-          values: (T, V).
+          keys: (T, K); or (n T, K), of which each query is asked after n more.
+          values: (T, V), or (n T, V); one for each key.
           form: one of `description.forms`; the result is the same up to rounding.
-          chunk: tokens in a block of the form "chunk".
+          chunk: pairs in a block of the form "chunk".
           initial: the state before the first token, as `outputs_and_state` returned it; empty by default.
-          **gates: those of `description.gates`: one number for all tokens, or (T,); of a gate per channel a number, (K,) or
-            (T, K).
+          **gates: those of `description.gates`: one number for all pairs, or one a pair, (T,) or (n T,); of a gate per channel
+            a number, (K,), or one a pair and channel.
 
         Raises:
           InvalidValueError: shapes that do not fit, no token, an unknown form, an unknown or missing gate, or one out of range.

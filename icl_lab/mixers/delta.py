@@ -32,7 +32,7 @@ from jaxtyping import Float
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Gate
 from icl_lab.mixers.linear import CHANNEL_LOG_DECAY, LOG_DECAY
-from icl_lab.mixers.matrix_state import MatrixStateMixer, Updates, matrix_size
+from icl_lab.mixers.matrix_state import MatrixStateMixer, Updates, along_keys, matrix_size
 
 
 class DeltaRule(MatrixStateMixer):
@@ -45,9 +45,11 @@ class DeltaRule(MatrixStateMixer):
         """The step beta_t of each token, from the squared norms of the keys and full-size gates."""
 
     def updates(self, keys, values, gates):
-        """The error at the key is written along the key, times the step."""
+        """The error at the key, which a decay has left, is written along the key, times the step."""
         step = self.steps(jnp.sum(jnp.abs(keys) ** 2, axis=1), gates)
-        return Updates(step.astype(keys.dtype)[:, None] * keys.conj(), values, gates.get("log_decay"), keys)
+        decay = gates.get("log_decay")
+        probes = keys if decay is None else keys * along_keys(jnp.exp(decay), keys)
+        return Updates(step.astype(keys.dtype)[:, None] * keys.conj(), values, decay, probes)
 
     def described(self, degree: int | None, *gates: Gate) -> Description:
         """The description of a rule: whatever the steps, the state is a matrix, and linear in the values."""

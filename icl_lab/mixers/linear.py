@@ -10,6 +10,11 @@ squared errors; a decay weights the error of a pair by what is left of it.
     retention    one number, fixed                          Sun et al.             arXiv 2307.08621
     simple_gla   one number a token (Mamba-2 as well)       Dao and Gu             arXiv 2405.21060
     gla          one number a token and key channel         Yang et al.            arXiv 2312.06635
+    hgrn2        follows from the key                       Qin et al.             arXiv 2404.07904
+    rwkv6        one number a token and key channel         Peng et al.            arXiv 2404.05892
+
+`rwkv6` alone reads before it writes. The fixed decays that published models give to their heads: `retnet_log_decay`,
+`lightning_log_decay`.
 """
 
 from __future__ import annotations
@@ -17,18 +22,46 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Gate
-from icl_lab.mixers.matrix_state import MatrixStateMixer, Updates, matrix_size
+from icl_lab.mixers.forms import state_before
+from icl_lab.mixers.matrix_state import MatrixStateMixer, Updates, empty, matrix_size
+from icl_lab.mixers.parameters import ChannelParameter, check_parameter, per_channel
 
 LOG_DECAY = Gate("log_decay", -math.inf, 0.0, "it is the logarithm of the share of the state that is kept")
 CHANNEL_LOG_DECAY = Gate("log_decay", -math.inf, 0.0, LOG_DECAY.meaning, per_channel=True)
+
+
+def retnet_log_decay(head: int | Inexact[Array, ""]) -> Float[Array, ""]:
+    """Log decay of head h = 0, 1, .. of a RetNet: of 1 - 2^{-5 - h} (arXiv 2307.08621)."""
+    return jnp.log1p(-(2.0 ** (-5.0 - head)))
+
+
+def lightning_log_decay(head: int, heads: int, layer: int, layers: int) -> float:
+    """Log decay of one head of TransNormerLLM (arXiv 2307.14995) and of Lightning Attention (arXiv 2401.04658), as released.
+
+    It is -2^{-8 (h + 1) / H} (1 - l / (L - 1) + 1e-5): the first head forgets fastest, and the last layer hardly at all.
+
+    Args:
+      head: h, 0 to H - 1.
+      heads: H >= 1.
+      layer: l, 0 to L - 1.
+      layers: L >= 1; the only layer of one is a first one.
+
+    Raises:
+      InvalidValueError: a head or layer that there is not.
+    """
+    for name, value, count in (("head", head, heads), ("layer", layer, layers)):
+        if not 0 <= value < count:
+            raise InvalidValueError(f"`{name}` must be in 0 .. {count - 1}, because there are {count}; got {value}.")
+    return -(2.0 ** (-8 * (head + 1) / heads)) * (1 - layer / max(layers - 1, 1) + 1e-5)
 
 
 class LinearAttention(MatrixStateMixer):
@@ -104,3 +137,81 @@ class GLA(MatrixStateMixer):
     def updates(self, keys, values, gates):
         """Every pair is written as it is, after the decay of each channel."""
         return Updates(keys.conj(), values, gates["log_decay"])
+
+
+class HGRN2(MatrixStateMixer):
+    """Linear attention whose key channels write what they forget: alpha_t = e^{g_t} is kept, and k_t = 1 - alpha_t written.
+
+    There is one array for the two. The keys that the mixer is given are logits: alpha_t is their sigmoid, raised to at least
+    `lower_bound`, so that in a layer the projection to the keys is that to the forget gate. A row of the state is a weighted
+    mean of the values, with what weight is left on the row before the first token.
+
+    Attributes:
+      lower_bound: smallest share that a channel keeps, in [0, 1); published models raise it from layer to layer.
+    """
+
+    name: ClassVar[str] = "hgrn2"
+    lower_bound: float | int | Float[Array, ""] = 0.0
+
+    def __check_init__(self):
+        if not is_traced(self.lower_bound) and not 0 <= self.lower_bound < 1:
+            raise InvalidValueError(
+                f"`lower_bound` must be in [0, 1), because a channel that keeps everything writes nothing; "
+                f"got {self.lower_bound!r}."
+            )
+
+    @property
+    def description(self) -> Description:
+        """No degree, as the keys are logits; there is no gate besides them."""
+        return Description(matrix_size, None, frozenset({"scale_values"}), "2404.07904")
+
+    def updates(self, keys, values, gates):
+        """The share that is not kept is written; of complex keys the real part decides."""
+        logits = jnp.real(keys)
+        least = jnp.asarray(self.lower_bound, logits.dtype)
+        written = (1 - least) * jax.nn.sigmoid(-logits)
+        kept = jnp.logaddexp(jnp.log(least), jnp.log1p(-least) + jax.nn.log_sigmoid(logits))
+        return Updates(written.astype(keys.dtype), values, kept)
+
+
+class RWKV6(MatrixStateMixer):
+    r"""RWKV-6: token t reads what was there before it, and its own value with a bonus; then the state decays and it is written.
+
+    .. math:: o_t = s\, (S_{t-1} + \operatorname{diag}(u)\, k_t v_t^\top)^\top q_t, \qquad
+              S_t = \operatorname{diag}(e^{g_t})\, S_{t-1} + k_t v_t^\top
+
+    Attributes:
+      bonus: u, one number or one a key channel, (K,).
+    """
+
+    name: ClassVar[str] = "rwkv6"
+    bonus: ChannelParameter = 1.0
+
+    def __check_init__(self):
+        check_parameter(self.bonus, "bonus", "it multiplies the newest pair", positive=False)
+
+    @property
+    def description(self) -> Description:
+        """Degree 3; the decay is a gate, one number a token and key channel."""
+        return Description(matrix_size, 3, frozenset({"scale_values"}), "2404.05892", (CHANNEL_LOG_DECAY,))
+
+    def updates(self, keys, values, gates):
+        """Every pair is written as it is, after the decay of each channel."""
+        return Updates(keys.conj(), values, gates["log_decay"])
+
+    def mix(self, queries, keys, values, gates, form, chunk, initial):
+        """A query reads after the token before its own, so each is asked one token earlier and the first at the start."""
+        start = state_before(initial, empty(keys, values), "state S_0, (K, V)")
+        earlier, state = super().mix(jnp.roll(queries, -1, axis=0), keys, values, gates, form, chunk, start)
+        before = jnp.concatenate([queries[:1] @ start, earlier[:-1]])
+        own = jnp.sum(queries * self._with_bonus(keys.conj()), axis=1, keepdims=True)
+        return before + own * values, state
+
+    def answer(self, query, keys, values, gates, initial):
+        """The last token does not decay what it reads, and its pair has the bonus."""
+        writes = keys.at[-1].set(self._with_bonus(keys[-1]))
+        return super().answer(query, writes, values, {"log_decay": gates["log_decay"].at[-1].set(0)}, initial)
+
+    def _with_bonus(self, keys: Inexact[Array, "*T K"]) -> Inexact[Array, "*T K"]:
+        bonus = per_channel(self.bonus, "bonus", keys.shape[-1], jnp.finfo(keys.dtype).dtype)
+        return keys * jnp.broadcast_to(bonus.astype(keys.dtype), keys.shape)

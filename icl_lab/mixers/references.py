@@ -6,7 +6,7 @@ and perhaps the last state `<case>/S` (B, H, K, V):
     q, k, v     queries, keys, values          qn, kn    queries and keys of norm 1
     vK          values as wide as the keys     lamb, u   penalties and bonuses, (H, K)
     g, gk       log decays, (B, T, H) and (B, T, H, K)
-    beta        write strengths, (B, T, H)
+    beta        write strengths, (B, T, H)     a, b      probes and feedback of dplr, (B, T, H, K)
     x, f        without heads, (B, T, K): values times the share of the state that they replace, and the logarithm of the rest
 
 Outputs are scaled by K^(-1/2), but for mesa and hgrn. Cases that no mixer of the registry computes yet are listed without a
@@ -27,6 +27,7 @@ from icl_lab.core import compiled
 from icl_lab.core.precision import in_float64
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
+from icl_lab.mixers.linear import retnet_log_decay
 from icl_lab.mixers.registry import named
 
 CHUNKS = (8, 16)
@@ -41,9 +42,13 @@ Call = tuple[Mixer, tuple[Array, Array, Array], dict[str, Array]]
 
 
 def _retention(head: Head) -> Call:
-    """The decays of a RetNet, 1 - 2^(-5 - h) for head h (arXiv 2307.08621)."""
-    log_decay = jnp.log1p(-(2.0 ** (-5.0 - head["head"])))
-    return named("retention", log_decay=log_decay), (head["q"], head["k"], head["v"]), {}
+    """The decays of a RetNet."""
+    return named("retention", log_decay=retnet_log_decay(head["head"])), (head["q"], head["k"], head["v"]), {}
+
+
+def _hgrn2(head: Head) -> Call:
+    """The keys are the logits of what is kept; the file's own, 1 - e^gk, follow."""
+    return named("hgrn2"), (head["q"], head["gk"] - jnp.log(-jnp.expm1(head["gk"])), head["v"]), {}
 
 
 def _hgrn(head: Head) -> Call:
@@ -57,6 +62,8 @@ CASES: dict[str, Callable[[Head], Call]] = {
     "retention": _retention,
     "scalar_decay": lambda x: (named("simple_gla"), (x["q"], x["k"], x["v"]), {"log_decay": x["g"]}),
     "gla": lambda x: (named("gla"), (x["q"], x["k"], x["v"]), {"log_decay": x["gk"]}),
+    "hgrn2": _hgrn2,
+    "rwkv6": lambda x: (named("rwkv6", bonus=x["u"]), (x["q"], x["k"], x["v"]), {"log_decay": x["gk"]}),
     "deltanet": lambda x: (named("deltanet"), (x["q"], x["kn"], x["v"]), {"write_strength": x["beta"]}),
     "gated_deltanet": lambda x: (
         named("gated_deltanet"),
@@ -70,6 +77,11 @@ CASES: dict[str, Callable[[Head], Call]] = {
         {"write_strength": x["beta"], "log_decay": x["g"]},
     ),
     "hgrn": _hgrn,
+    "dplr": lambda x: (
+        named("dplr"),
+        (x["q"], x["k"], x["v"]),
+        {"log_decay": x["gk"], "probe": x["a"], "feedback": x["b"]},
+    ),
     "softmax": lambda x: (named("softmax"), (x["q"], x["k"], x["v"]), {}),
 }
 """How each case is computed: from one head's inputs."""
@@ -88,18 +100,21 @@ def compare_references(path: str | Path, dtype: Any = np.float64) -> dict[str, f
     """
     with np.load(path) as file:
         stored = {name: file[name] for name in file.files}
-    batch, _, heads = stored["v"].shape[:3]
-    inputs = {}
-    for name, array in stored.items():
-        if name in PER_HEAD:
-            inputs[name] = np.broadcast_to(array, (batch, *array.shape)).astype(dtype)
-        elif name in WITHOUT_HEADS:
-            inputs[name] = np.stack([array] * heads, axis=1).astype(dtype)
-        elif "/" not in name and array.shape[:3] == stored["v"].shape[:3]:
-            inputs[name] = np.moveaxis(array, 2, 1).astype(dtype)
+    batch, heads = stored["v"].shape[0], stored["v"].shape[2]
+    inputs: Head = {name: _heads_first(name, array, batch, heads) for name, array in stored.items() if "/" not in name}
+    inputs = {name: array.astype(dtype) for name, array in inputs.items()}
     inputs["head"] = np.broadcast_to(np.arange(heads, dtype=dtype), (batch, heads))
     cases = sorted(name.removesuffix("/o") for name in stored if name.endswith("/o"))
     return {case: _error(CASES[case], inputs, stored, case) if case in CASES else None for case in cases}
+
+
+def _heads_first(name: str, array: np.ndarray, batch: int, heads: int) -> np.ndarray:
+    """An array, or what it has for each sequence and head, as (B, H, ...)."""
+    if name in PER_HEAD:
+        return np.broadcast_to(array, (batch, *array.shape))
+    if name in WITHOUT_HEADS:
+        return np.broadcast_to(array[:, None], (batch, heads, *array.shape[1:]))
+    return np.moveaxis(array, 2, 1)
 
 
 def _error(call: Callable[[Head], Call], inputs: Head, stored: dict[str, np.ndarray], case: str) -> float:

@@ -12,7 +12,9 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
 from icl_lab.mixers.delta import KDA, DeltaNet, GatedDeltaNet, Longhorn
-from icl_lab.mixers.linear import GLA, LinearAttention, Retention, SimpleGLA
+from icl_lab.mixers.descent import TTT, MomentumDelta
+from icl_lab.mixers.dplr import DPLR
+from icl_lab.mixers.linear import GLA, HGRN2, RWKV6, LinearAttention, Retention, SimpleGLA
 from icl_lab.mixers.mamba import Mamba
 from icl_lab.mixers.mesa import Mesa, PreconditionedDelta
 from icl_lab.mixers.softmax import SoftmaxAttention
@@ -22,8 +24,8 @@ from icl_lab.tasks.prompt import Prompt
 MIXERS: dict[str, type[Mixer]] = {
     mixer.name: mixer
     for mixer in (
-        *(LinearAttention, Retention, SimpleGLA, GLA, Mamba),
-        *(DeltaNet, GatedDeltaNet, KDA, Longhorn),
+        *(LinearAttention, Retention, SimpleGLA, GLA, HGRN2, RWKV6, Mamba),
+        *(DeltaNet, GatedDeltaNet, KDA, Longhorn, MomentumDelta, TTT, DPLR),
         *(Mesa, PreconditionedDelta),
         *(HGRN, RWKV4),
         SoftmaxAttention,
@@ -38,17 +40,19 @@ class Predictor(eqx.Module):
     Attributes:
       mixer: the mixer.
       gates: its gates by name: numbers for all examples, or an entry an example.
+      initial: the state before the first example; empty by default.
     """
 
     mixer: Mixer
     gates: dict[str, Any]
+    initial: Any = None
 
     def __check_init__(self):
         self.mixer.check_gates(**self.gates)
 
     def __call__(self, prompt: Prompt) -> Inexact[Array, "V"]:
         """The prediction (k,) for one prompt's query."""
-        return self.mixer.read(prompt.query, prompt.inputs, prompt.labels, **self.gates)
+        return self.mixer.read(prompt.query, prompt.inputs, prompt.labels, initial=self.initial, **self.gates)
 
 
 def named(name: str, **parameters: Any) -> Mixer:
@@ -74,11 +78,12 @@ def named(name: str, **parameters: Any) -> Mixer:
     return MIXERS[name](**parameters)
 
 
-def predictor(name: str, **parameters: Any) -> Predictor:
+def predictor(name: str, *, initial: Any = None, **parameters: Any) -> Predictor:
     """A mixer as a function of one prompt, which every analysis takes as it takes an estimator.
 
     Args:
       name: a key of `MIXERS`.
+      initial: the state before the first example, as the mixer's `outputs_and_state` returns one; empty by default.
       **parameters: fields of the mixer and its gates. `scale=1.0` makes the state W^T of a fitted matrix, answered by W x_q;
         without it the answer is K^(-1/2) times that.
 
@@ -110,7 +115,7 @@ def predictor(name: str, **parameters: Any) -> Predictor:
             f"`{name}` takes the parameters {sorted(fields(name))}, and needs the gates {sorted(accepted)}; "
             f"got {sorted(parameters)}."
         )
-    return Predictor(mixer, gates)
+    return Predictor(mixer, gates, initial)
 
 
 def fields(name: str) -> set[str]:

@@ -11,6 +11,7 @@ A gate is constant or linear in the token before it is brought into its range by
     [a, b]            a + (b - a) sigmoid(x)
     (-inf, b]         b - softplus(-x)         of a log decay (b = 0): the share that is kept is sigmoid(x)
     [a, inf)          a + softplus(x)
+    (-inf, inf)       x
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from icl_lab.tasks.prompt import check_count
 
 FIRST_LOG_DECAY = -0.02
 """Log decay at the start of training unless another is asked for, below its largest value: 98 % is kept at each token."""
+FIRST_UNBOUNDED = 0.01
+"""Where a gate without any bound starts: not at 0, where the gradient of a product of two of them vanishes."""
 
 
 class GateMap(eqx.Module):
@@ -197,6 +200,8 @@ class MixerLayer(Layer):
 
 def in_range(raw: Float[Array, "*any"], gate: Gate) -> Float[Array, "*any"]:
     """The value of a gate from any real number, by the map of the module."""
+    if np.isinf(gate.lowest) and np.isinf(gate.highest):
+        return raw
     if np.isinf(gate.lowest):
         return gate.highest - jax.nn.softplus(-raw)
     if np.isinf(gate.highest):
@@ -215,6 +220,8 @@ def raw_value(value: float, gate: Gate) -> float:
             f"`{gate.name}` of a layer that is trained must start strictly between {gate.lowest:g} and {gate.highest:g}, as "
             f"its ends are reached by no finite weights; got {value!r}."
         )
+    if np.isinf(gate.lowest) and np.isinf(gate.highest):
+        return value
     if np.isinf(gate.lowest):
         return -_inverse_softplus(gate.highest - value)
     if np.isinf(gate.highest):
@@ -229,7 +236,12 @@ def _inverse_softplus(value: float) -> float:
 
 
 def default_start(gate: Gate) -> float:
-    """Where a gate starts unless another value is asked for: the middle, `FIRST_LOG_DECAY` below an end, or 1 above one."""
+    """Where a gate starts unless another value is asked for.
+
+    It is the middle of a range, `FIRST_LOG_DECAY` below its end, 1 above its start, and `FIRST_UNBOUNDED` if it has neither.
+    """
+    if np.isinf(gate.lowest) and np.isinf(gate.highest):
+        return FIRST_UNBOUNDED
     if np.isinf(gate.lowest):
         return gate.highest + FIRST_LOG_DECAY
     return gate.lowest + 1.0 if np.isinf(gate.highest) else (gate.lowest + gate.highest) / 2

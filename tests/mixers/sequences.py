@@ -10,6 +10,9 @@ K, V = 6, 3
 ALL = {name: mixers.named(name) for name in mixers.MIXERS} | {
     "kda, other parameters": mixers.named("kda", scale=1.0, negative_eigenvalues=True, normalised_step=True),
     "mesa, 3 steps": mixers.named("mesa", steps=3, penalty=np.linspace(0.5, 2.0, K)),
+    "hgrn2, other parameters": mixers.named("hgrn2", lower_bound=0.3),
+    "rwkv6, other parameters": mixers.named("rwkv6", bonus=np.linspace(-1.0, 2.0, K)),
+    "ttt, other parameters": mixers.named("ttt", batch=5, normalised_step=True),
 }
 """Every mixer at its defaults, and some at other parameters."""
 
@@ -21,6 +24,8 @@ def value_width(mixer):
 
 def finite_range(gate):
     """The range of a gate, of an infinite one a part."""
+    if np.isinf(gate.lowest) and np.isinf(gate.highest):
+        return -0.5, 0.5
     return max(gate.lowest, -1.0), gate.lowest + 3.0 if np.isinf(gate.highest) else gate.highest
 
 

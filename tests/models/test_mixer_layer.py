@@ -40,7 +40,9 @@ def written_out(mixer, weights, tokens, query_in_sum):
                 )
                 low, high = gate.lowest, gate.highest
                 share = 1 / (1 + np.exp(-raw))
-                if np.inf in (-low, high):
+                if high == -low == np.inf:
+                    gates[gate.name] = raw
+                elif np.inf in (-low, high):
                     gates[gate.name] = high + np.log(share) if low == -np.inf else low - np.log(1 - share)
                 else:
                     gates[gate.name] = low + (high - low) * share
@@ -108,6 +110,9 @@ def test_gates_start_where_they_are_asked_to_and_stay_in_their_ranges():
         assert np.all((values >= gate.lowest) & (values <= gate.highest))
         assert np.all(np.diff(values) >= 0)
         np.testing.assert_allclose(raw_value(float(values[2]), gate), 0.0, atol=1e-14)
+    probe = mixers.named("dplr").description.gates[1]
+    np.testing.assert_array_equal(in_range(raw, probe), raw)
+    assert raw_value(-3.7, probe) == -3.7
     for value in (1e-12, 1.0, 1e6):
         np.testing.assert_allclose(in_range(np.asarray(raw_value(value, weight)), weight), value, rtol=1e-12)
 
