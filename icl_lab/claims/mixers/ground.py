@@ -275,8 +275,10 @@ class Determined(Pairs):
 
     def validate(self) -> None:
         super().validate()
-        if self.N <= self.d:
-            raise InvalidValueError(f"`N` must be above `d`, so that least squares has one solution; got {self.N} and {self.d}.")
+        if self.d >= self.N:
+            raise InvalidValueError(
+                f"`N` must be above `d`, so that least squares has one solution; got {self.N} and {self.d}."
+            )
 
 
 @claim(

@@ -182,7 +182,9 @@ def prefix(setting: Prefix) -> list[Check]:
     singular = np.linalg.svd(np.asarray(states[0]), compute_uv=False)
     rest = np.append(singular[setting.r :], 0.0)
     summed = estimators.gradient_descent(joined, 1.0 * (setting.N + setting.r))
-    with_state = np.asarray(prompt.query) @ (before[0].T @ before[1]) + np.asarray(mixers.predictor("linear", scale=1.0)(prompt))
+    with_state = np.asarray(prompt.query) @ (before[0].T @ before[1]) + np.asarray(
+        mixers.predictor("linear", scale=1.0)(prompt)
+    )
     return [
         check.exact("state", states[0], before[0].T @ before[1], EXACT),
         check.at_most("rank_abs", np.max(rest), 0.0, EXACT * singular[0]),

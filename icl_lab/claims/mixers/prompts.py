@@ -99,9 +99,7 @@ def in_every_form(mixer: Mixer, prompt: Prompt, path: Float[Array, "N m d"], nam
     return [*checks, check.exact(f"{name}read", mixer.read(prompt.query, *pairs, **gates), expected[-1], EXACT)]
 
 
-def last_in_every_form(
-    mixer: Mixer, prompt: Prompt, matrix: Float[Array, "m d"], name: str = "", **gates: Any
-) -> list[Check]:
+def last_in_every_form(mixer: Mixer, prompt: Prompt, matrix: Float[Array, "m d"], name: str = "", **gates: Any) -> list[Check]:
     """The same after the last pair only."""
     expected = np.asarray(matrix @ prompt.query)
     queries = np.broadcast_to(prompt.query, prompt.inputs.shape)
