@@ -27,11 +27,12 @@ OTHER_SIZES = ({"N": 7, "d": 9, "m": 1, "seed": 4}, {"N": 50, "d": 2})
     extra_settings=OTHER_SIZES,
 )
 def mamba2(setting: Pairs) -> list[Check]:
-    """Mamba-2, S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T and y_t = S_t^T C_t + D x_t, is linear attention with log decay dt A, keys B,
-    values dt x, queries C and scale 1, beside its skip: one gradient step whose size and forgetting are set token by token.
+    """Mamba-2, S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T and y_t = S_t^T C_t + D x_t, is linear attention with log decay dt A,
+    keys B, values dt x, queries C and scale 1, beside its skip: one gradient step whose size and forgetting are set token by
+    token.
 
-    Random steps and a random rate; the library's gated mixer, with the skip, beside a step with those sizes and decays. A decay that
-    acts after the write, or a step in the decay alone, would make it fail.
+    Random steps and a random rate; the library's gated mixer, with the skip, beside a step with those sizes and decays. A decay
+    that acts after the write, or a step in the decay alone, would make it fail.
     """
     prompt = setting.prompt()
     steps, rate, skip = 0.1 + setting.uniforms("steps", setting.N), -0.2 - setting.uniforms("rate", 1)[0], 0.7
@@ -53,11 +54,11 @@ def mamba2(setting: Pairs) -> list[Check]:
     extra_settings=OTHER_SIZES,
 )
 def gla(setting: Pairs) -> list[Check]:
-    """Gated linear attention answers as one gradient step from zero in which every coordinate of a key forgets at its own rate; the
-    weight of value i at token t is P_ti = sum_c q_tc k_ic prod_{i<s<=t} alpha_sc.
+    """Gated linear attention answers as one gradient step from zero in which every coordinate of a key forgets at its own rate;
+    the weight of value i at token t is P_ti = sum_c q_tc k_ic prod_{i<s<=t} alpha_sc.
 
-    Random decays a token and coordinate: answers in every form beside the step, outputs of all tokens beside the weights. Decays
-    shared by the coordinates, or off by one token, would make it fail.
+    Random decays a token and coordinate: answers in every form beside the step, outputs of all tokens beside the weights.
+    Decays shared by the coordinates, or off by one token, would make it fail.
     """
     prompt, queries = setting.prompt(), setting.normals("queries", setting.N, setting.d)
     decay = 0.3 + 0.7 * setting.uniforms("decays", setting.N, setting.d)
@@ -78,7 +79,7 @@ class Bounded(Pairs):
     """A smallest share that is kept."""
 
     low: float = restricted(
-        number(0.2, meaning="smallest share of the state that a token keeps"),
+        number(0.2, meaning="smallest share that a token leaves"),
         "a number in [0, 1)",
         lambda value: 0 <= value < 1,
     )
@@ -94,8 +95,8 @@ def hgrn2(setting: Bounded) -> list[Check]:
     """HGRN-2, whose keys are 1 - alpha_t, keeps moving averages: row c of its state is sum_i w_ic v_i with weights that are not
     negative and, with prod_t alpha_tc for what was there before, sum to 1.
 
-    Weights read off the mixer's answers to unit values, and its answers beside a gradient step on those keys with those decays. A
-    key that does not go with the decay would make it fail.
+    Weights read off the mixer's answers to unit values, and its answers beside a gradient step on those keys with those decays.
+    A key that does not go with the decay would make it fail.
     """
     prompt, mixer = setting.prompt(), mixers.named("hgrn2", lower_bound=setting.low, scale=1.0)
     kept = setting.low + (1 - setting.low) / (1 + np.exp(-prompt.inputs))
@@ -152,9 +153,9 @@ class FixedStep(Regression):
     extra_settings=({"d": 3, "N": 8}, {"d": 10, "N": 40}, {"s2": 0.5, "keys": "sphere"}),
 )
 def fixed_step(setting: FixedStep) -> list[Check]:
-    """With the constant step log 2 / N Mamba-1 weighs the examples by (1 - al) al^(i+1), al = 2^(-1/N), i of them being younger; its
-    best risk d (d+1) s_2 / (s_1^2 + (d+1) s_2), s_1 and s_2 the sums of weights and of their squares, tends to 1.5 log 2 times
-    that of linear attention.
+    """With the constant step log 2 / N Mamba-1 weighs the examples by (1 - al) al^(i+1), al = 2^(-1/N), i of them being
+    younger; its best risk d (d+1) s_2 / (s_1^2 + (d+1) s_2), s_1 and s_2 the sums of weights and of their squares, tends to 1.5
+    log 2 times that of linear attention.
 
     Weights read off the mixer, whose last token is the query with the value zero; best scale and risk of its matrix over drawn
     prompts; the limit by the closed forms. Equal weights, or a query that is not written, would make it fail.

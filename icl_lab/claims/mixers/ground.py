@@ -224,8 +224,8 @@ class Scaled(Sequence):
     extra_settings=({"c": 0.3, "d": 2, "N": 5}, {"c": 7.0, "m": 1}),
 )
 def output_scales_by_its_degree(setting: Scaled) -> list[Check]:
-    """Tokens times c multiply the output of linear attention, with and without decays, by c^3, that of a short convolution by c,
-    and that of a token times a convolution by c^2.
+    """Tokens times c multiply the output of linear attention, with and without decays, by c^3, that of a short convolution by
+    c, and that of a token times a convolution by c^2.
 
     Exponents of the norm of all outputs at random tokens. A normalisation, a bias or a nonlinearity would make it fail.
     """
@@ -277,7 +277,7 @@ class Determined(Pairs):
         super().validate()
         if self.d >= self.N:
             raise InvalidValueError(
-                f"`N` must be above `d`, so that least squares has one solution; got {self.N} and {self.d}."
+                f"`N` must be above `d`, for least squares to have one solution; got {self.N} and {self.d}."
             )
 
 
@@ -288,8 +288,8 @@ class Determined(Pairs):
     extra_settings=({"d": 2, "N": 7, "m": 1, "seed": 3},),
 )
 def symmetries(setting: Determined) -> list[Check]:
-    """Each mixer is invariant under the changes of a prompt that its formula lets pass, and under no other: linear attention under
-    permutations, with a decay not, softmax attention under a shift of all keys, and so on.
+    """Each mixer is invariant under the changes of a prompt that its formula lets pass, and under no other: linear attention
+    under permutations, with a decay not, softmax attention under a shift of all keys, and so on.
 
     Nine changes of one random prompt, tried on mixers and on two estimators; a 1 for each that the answer follows. A decay, a
     normaliser or a correction that is missing, or one too many, would make it fail.

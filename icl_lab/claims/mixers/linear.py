@@ -56,8 +56,8 @@ def risk_of_linear_attention(setting: Regression) -> list[Check]:
     """On linear regression the best scale of linear attention is 1 / (N+d+1+s2), and its risk d (d+1+s2) / (N+d+1+s2); for keys
     on the unit sphere 1 / ((N-1)/d + 1 + s2) and d (1 - scale N/d).
 
-    Best scale and risk of the mixer's matrix over drawn prompts, for queries N(0, I). A scale without its noise term, or the risk
-    of keys of another law, would make it fail.
+    Best scale and risk of the mixer's matrix over drawn prompts, for queries N(0, I). A scale without its noise term, or the
+    risk of keys of another law, would make it fail.
     """
     task, d = setting.task(), setting.d
     scale = theory.linear_attention.best_scale(setting.moments, setting.N, setting.s2)
@@ -104,8 +104,8 @@ class Mean(Regression):
     extra_settings=({"d": 3, "N": 20, "mu": -0.5, "s2": 0.4}, {"keys": "sphere", "d": 4, "s2": 0.1}),
 )
 def a_learned_start_is_no_start_of_descent(setting: Mean) -> list[Check]:
-    """Linear attention with a learned state S_0 is no gradient step from S_0, of which it lacks eta K^T K S_0. On tasks of mean mu
-    its best start is (1 - eta N c) mu, c the second moment of a key's entry: better than none, worse than a step from mu.
+    """Linear attention with a learned state S_0 is no gradient step from S_0, of which it lacks eta K^T K S_0. On tasks of mean
+    mu its best start is (1 - eta N c) mu, c the second moment of a key's entry: better than none, worse than a step from mu.
 
     The difference at random S_0, exactly; over drawn prompts the three risks, and the slopes of the mixer's risk in scale and
     start, which vanish at the optimum. A start of mu itself, or a mixer that corrects its state, would make it fail.
@@ -163,8 +163,8 @@ class Prefix(Pairs):
     extra_settings=({"r": 12, "d": 4, "N": 6}, {"r": 1, "m": 1}),
 )
 def prefix(setting: Prefix) -> list[Check]:
-    """A prefix of r pairs is for linear attention an initial state sum_p k_p v_p^T of rank at most r, and for softmax attention r
-    more observations in the average.
+    """A prefix of r pairs is for linear attention an initial state sum_p k_p v_p^T of rank at most r, and for softmax attention
+    r more observations in the average.
 
     The mixers' answers after the prefix and the prompt, beside the estimators'; the rank of the state after the prefix alone. A
     prefix that is forgotten, or counted with the context's length, would make it fail.

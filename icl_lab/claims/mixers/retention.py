@@ -44,8 +44,8 @@ def retention_is_a_weighted_step(setting: Decayed) -> list[Check]:
     """Retention answers as one gradient step from zero on the half squared errors weighted by lam^(N-i). The decays of RetNet's
     heads are 1 - 2^(-5-h), those of Lightning Attention exp(-2^(-8h/H) (1 - l/(L-1) + 1e-5)).
 
-    The answer at random pairs in every form beside the weighted step; the two schedules as numbers. Weights of another age, such as
-    lam^(N+1-i), or a decay of the new pair would make it fail.
+    The answer at random pairs in every form beside the weighted step; the two schedules as numbers. Weights of another age,
+    such as lam^(N+1-i), or a decay of the new pair would make it fail.
     """
     prompt, lam = setting.prompt(), setting.lam
     weights = lam ** np.arange(setting.N - 1, -1, -1.0)
@@ -67,8 +67,8 @@ def retention_is_a_weighted_step(setting: Decayed) -> list[Check]:
     extra_settings=({"chunk": 5, "N": 13, "lam": 0.5}, {"chunk": 30, "m": 1}),
 )
 def chunks_of_retention(setting: Decayed) -> list[Check]:
-    """In blocks of C tokens, o_t = lam^t S^T q_t + sum_{i<=t} lam^(t-i) (q_t.k_i) v_i and S <- lam^C S + sum lam^(C-i) k_i v_i^T, t and
-    i counted in the block, retention gives ((Q K^T) * D) V with D_ti = lam^(t-i).
+    """In blocks of C tokens, o_t = lam^t S^T q_t + sum_{i<=t} lam^(t-i) (q_t.k_i) v_i and S <- lam^C S + sum lam^(C-i) k_i
+    v_i^T, t and i counted in the block, retention gives ((Q K^T) * D) V with D_ti = lam^(t-i).
 
     Outputs and last state of the mixer in blocks, beside the masked product of matrices, also where blocks do not divide the
     context. A state that decays by the size of a full block at the end of a short one would make it fail.
@@ -136,11 +136,12 @@ SOLVED = 1e-8
     extra_settings=({"d": 2, "N": 80, "a": 0.9, "s2": 0.5, "n": 40}, {"d": 6, "N": 120, "a": 0.95, "s2": 0.0, "n": 60}),
 )
 def retention_is_optimal_under_drift(setting: Trained) -> list[Check]:
-    """On a task that drifts with correlation a the best of all weights of the examples are those of a Kalman filter, and for long
-    contexts geometric, lam = a (1 - g), eta = a g, g = P / (P + d+1+s2): a retention head, better than any window.
+    """On a task that drifts with correlation a the best of all weights of the examples are those of a Kalman filter, and for
+    long contexts geometric, lam = a (1 - g), eta = a g, g = P / (P + d+1+s2): a retention head, better than any window.
 
-    The minimum of the exact loss over all weights, its values at heads and windows, and Adam from small random weights over the two
-    numbers of a head and over free weights. A filter with another penalty than d + 1 + s2, or a window as good, would make it fail.
+    The minimum of the exact loss over all weights, its values at heads and windows, and Adam from small random weights over the
+    two numbers of a head and over free weights. A filter with another penalty than d + 1 + s2, or a window as good, would make
+    it fail.
     """
     moments, N, s2, a, d = setting.moments, setting.N, setting.s2, setting.a, setting.d
     loss = loss_of(setting.task().correlated())

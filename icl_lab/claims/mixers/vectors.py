@@ -44,8 +44,8 @@ def hgrn_regresses(setting: Slow) -> list[Check]:
     """With 2 d channels that hold the same scalar values and write the shares eps (1 + kappa x_c) and eps (1 - kappa x_c), the
     difference of the two groups over 2 eps kappa, times the query, is linear attention up to a term of order eps N.
 
-    Answers of the mixer at eps and at eps/2 beside one gradient step: the error is small, and halves. Channels of one sign alone,
-    or an error of another order, would make it fail.
+    Answers of the mixer at eps and at eps/2 beside one gradient step: the error is small, and halves. Channels of one sign
+    alone, or an error of another order, would make it fail.
     """
     prompt = setting.prompt()
     step = np.asarray(estimators.weighted_gradient_step(prompt, np.ones(setting.N)))[0]
@@ -78,11 +78,11 @@ class Channels(Regression):
     extra_settings=({"d": 3, "N": 7, "s2": 1.0, "kappa": 1.0}, {"keys": "sphere", "s2": 0.0}),
 )
 def rwkv4_without_its_gate(setting: Channels) -> list[Check]:
-    """What the gate of RWKV-4 multiplies is a mean of the values that does not depend on the query, so that without the gate it says
-    nothing of the answer: at its best it answers 0, at risk d.
+    """What the gate of RWKV-4 multiplies is a mean of the values that does not depend on the query, so that without the gate it
+    says nothing of the answer: at its best it answers 0, at risk d.
 
-    Answers to two queries, each over its gate; over drawn prompts, the products of the means of 2 d channels and the answer. A mean
-    that is not convex, or that knows of the query, would make it fail.
+    Answers to two queries, each over its gate; over drawn prompts, the products of the means of 2 d channels and the answer. A
+    mean that is not convex, or that knows of the query, would make it fail.
     """
     task, mixer = setting.task(), mixers.named("rwkv4")
 
@@ -115,11 +115,11 @@ def rwkv4_without_its_gate(setting: Channels) -> list[Check]:
     extra_settings=({"d": 3, "N": 40, "s2": 1.0}, {"d": 5, "N": 12, "s2": 0.0, "kappa": 0.02, "r": 0.02}),
 )
 def rwkv4_regresses(setting: Channels) -> list[Check]:
-    """Four groups of d channels of RWKV-4, with keys kappa x_c and -kappa x_c and gates r q_c and -r q_c, are one gradient step on
-    centred examples, whose best risk is that of linear attention with one example less; one group alone hardly beats 0.
+    """Four groups of d channels of RWKV-4, with keys kappa x_c and -kappa x_c and gates r q_c and -r q_c, are one gradient step
+    on centred examples, whose best risk is that of linear attention with one example less; one group alone hardly beats 0.
 
-    Risk over drawn prompts at the scale of the closed form, for small kappa and r; of one group at the scale that is best for the
-    draws. A regression on examples that are not centred, or a group that is enough, would make it fail.
+    Risk over drawn prompts at the scale of the closed form, for small kappa and r; of one group at the scale that is best for
+    the draws. A regression on examples that are not centred, or a group that is enough, would make it fail.
     """
     task, mixer, d, N = setting.task(), mixers.named("rwkv4"), setting.d, setting.N
     moments = theory.KeyMoments.gaussian(d)
