@@ -12,7 +12,7 @@ from icl_lab import estimators, mixers, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
-from icl_lab.claims.mixers.prompts import EXACT, LAB, Pairs, Regression, last_in_every_form, mean_and_error
+from icl_lab.claims.mixers.prompts import EXACT, LAB, Pairs, Regression, in_every_form, mean_and_error
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, restricted
 from icl_lab.claims.simulation import ratio_with_error, simulate
@@ -42,7 +42,7 @@ def mamba2(setting: Pairs) -> list[Check]:
     last = mixer.read(prompt.query, scaled.inputs, scaled.labels, log_decay=steps * rate) + skip * prompt.labels[-1]
     expected = np.asarray(estimators.discounted_gradient_step(prompt, steps, np.exp(steps * rate)[:, None]))
     return [
-        *last_in_every_form(mixer, scaled, weights, log_decay=steps * rate),
+        *in_every_form(mixer, scaled, weights, log_decay=steps * rate),
         check.exact("with_skip", last, expected + skip * prompt.labels[-1], EXACT),
     ]
 
@@ -70,7 +70,7 @@ def gla(setting: Pairs) -> list[Check]:
     found = mixer.outputs(queries, prompt.inputs, prompt.labels, log_decay=np.log(decay))
     step = estimators.discounted_gradient_step_weights(prompt, 1.0, decay)
     return [
-        *last_in_every_form(mixer, prompt, step, log_decay=np.log(decay)),
+        *in_every_form(mixer, prompt, step, log_decay=np.log(decay)),
         check.exact("outputs", found, outputs, EXACT),
     ]
 
@@ -107,7 +107,7 @@ def hgrn2(setting: Bounded) -> list[Check]:
     return [
         check.exact("sum", jnp.sum(weights, axis=1) + np.prod(kept, axis=0), np.ones(setting.d), EXACT),
         check.at_least("weights_abs", np.min(weights), 0.0),
-        *last_in_every_form(mixer, prompt, step),
+        *in_every_form(mixer, prompt, step),
     ]
 
 
@@ -134,7 +134,7 @@ def stick_breaking(setting: Pairs) -> list[Check]:
     return [
         check.exact("weights", found, piece * rest, EXACT),
         check.exact("sum", jnp.sum(found) + np.prod(1 - piece), 1.0, EXACT),
-        *last_in_every_form(mixer, prompt, step, step=steps),
+        *in_every_form(mixer, prompt, step, step=steps),
     ]
 
 

@@ -68,13 +68,13 @@ def forms_agree(setting: Sequence) -> list[Check]:
     checks = []
     for name in mixers.MIXERS:
         mixer = mixers.named(name)
-        run = compiled.jit(_forms)
-        recurrent, *others = run(mixer, setting.tokens(mixer), setting.gates(mixer), setting.chunk)
+        recurrent, *others = _forms(mixer, setting.tokens(mixer), setting.gates(mixer), setting.chunk)
         expected = np.concatenate([recurrent] * len(others))
         checks.append(check.exact(name, np.concatenate(others), expected, EXACT))
     return checks
 
 
+@compiled.jit
 def _forms(mixer: Mixer, tokens, gates, chunk: int) -> list[Float[Array, "n"]]:
     results = [mixer.outputs_and_state(*tokens, form=form, chunk=chunk, **gates) for form in mixer.description.forms]
     return [jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(result)]) for result in results]
@@ -233,13 +233,18 @@ def output_scales_by_its_degree(setting: Scaled) -> list[Check]:
     for name, degree in DEGREES.items():
         mixer = mixers.named(name)
         tokens, gates = setting.tokens(mixer), setting.gates(mixer)
-        scaled = [mixer.outputs(*(factor * x for x in tokens), **gates) for factor in (1.0, setting.c)]
-        checks.append(check.exact(name, _exponent(*scaled, setting.c), degree, EXACT))
+        before, after = (_outputs(mixer, [factor * x for x in tokens], gates) for factor in (1.0, setting.c))
+        checks.append(check.exact(name, _exponent(before, after, setting.c), degree, EXACT))
     tokens, kernel = setting.normals("tokens", setting.N, setting.d), setting.normals("kernel", 4, setting.d)
     for name, degree, gated in (("convolution", 1, False), ("token_times_convolution", 2, True)):
-        scaled = [_convolved(factor * tokens, kernel, gated) for factor in (1.0, setting.c)]
-        checks.append(check.exact(name, _exponent(*scaled, setting.c), degree, EXACT))
+        before, after = (_convolved(factor * tokens, kernel, gated) for factor in (1.0, setting.c))
+        checks.append(check.exact(name, _exponent(before, after, setting.c), degree, EXACT))
     return checks
+
+
+@compiled.jit
+def _outputs(mixer: Mixer, tokens: list[Array], gates: dict[str, Array]) -> Float[Array, "N m"]:
+    return mixer.outputs(*tokens, **gates)
 
 
 def _convolved(tokens: Float[np.ndarray, "N d"], kernel: Float[np.ndarray, "w d"], gated: bool) -> Float[np.ndarray, "N d"]:
@@ -316,6 +321,6 @@ def symmetries(setting: Determined) -> list[Check]:
     checks = []
     for name, predictor in predictors.items():
         found = mixers.signature(predictor, prompt, setting.stream("changes"))
-        each = [[one in names for one in mixers.SYMMETRIES] for names in (found, SIGNATURES[name])]
-        checks.append(check.exact(name, *np.asarray(each, np.float64), 0.0))
+        measured, expected = ([float(one in names) for one in mixers.SYMMETRIES] for names in (found, SIGNATURES[name]))
+        checks.append(check.exact(name, measured, expected, 0.0))
     return checks

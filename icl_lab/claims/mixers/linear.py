@@ -14,7 +14,7 @@ from icl_lab import estimators, mixers, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
-from icl_lab.claims.mixers.prompts import EXACT, LAB, Pairs, Regression, distance, last_in_every_form, mean_and_error
+from icl_lab.claims.mixers.prompts import EXACT, LAB, Pairs, Regression, distance, in_every_form, mean_and_error
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number
 from icl_lab.claims.simulation import ratio_with_error, simulate
@@ -43,7 +43,7 @@ def linear_attention_is_a_step(setting: Stepped) -> list[Check]:
     """
     prompt = setting.prompt()
     step = estimators.gradient_descent_weights(prompt, setting.N * setting.eta)
-    return last_in_every_form(mixers.named("linear", scale=setting.eta), prompt, step)
+    return in_every_form(mixers.named("linear", scale=setting.eta), prompt, step)
 
 
 @claim(

@@ -16,6 +16,7 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.setting import choice, integer, number
 from icl_lab.claims.settings.seeded import Seeded
+from icl_lab.core import compiled, precision
 from icl_lab.core.typing import Array, Key
 from icl_lab.mixers import Mixer
 from icl_lab.tasks.distributions.covariates import Sphere
@@ -49,14 +50,23 @@ class Pairs(Seeded):
         return np.asarray(jax.random.uniform(self.stream(name), shape))
 
 
-class Regression(Seeded):
+class Gaussian(Seeded):
     """Prompts of one task vector w ~ N(0, I), values w.k plus noise, and as many of them as are drawn."""
 
     d: int = integer(8, 1, "dimension", "of the keys")
     N: int = integer(24, 1, "context length")
     s2: float = number(0.25, 0.0, "variance of the label noise")
-    keys: str = choice("gaussian", ("gaussian", "sphere"), "law of the keys", ": N(0, I), or uniform on the unit sphere")
     samples: int = integer(40_000, 1_000, "number of draws", "of prompts")
+
+    def task(self) -> LinearRegression:
+        """The distribution of prompts."""
+        return LinearRegression(self.d, self.N, noise_std=np.sqrt(self.s2))
+
+
+class Regression(Gaussian):
+    """The same with keys of one of two laws."""
+
+    keys: str = choice("gaussian", ("gaussian", "sphere"), "law of the keys", ": N(0, I), or uniform on the unit sphere")
 
     @property
     def moments(self) -> theory.KeyMoments:
@@ -65,8 +75,9 @@ class Regression(Seeded):
 
     def task(self) -> LinearRegression:
         """The distribution of prompts; its queries have the law of the keys."""
-        covariates = Sphere(self.d) if self.keys == "sphere" else None
-        return LinearRegression(self.d, self.N, noise_std=np.sqrt(self.s2), covariates=covariates)
+        if self.keys == "gaussian":
+            return super().task()
+        return LinearRegression(self.d, self.N, noise_std=np.sqrt(self.s2), covariates=Sphere(self.d))
 
 
 class Drift(Seeded):
@@ -87,28 +98,34 @@ class Drift(Seeded):
         self.task()
 
 
-def in_every_form(mixer: Mixer, prompt: Prompt, path: Float[Array, "N m d"], name: str = "", **gates: Any) -> list[Check]:
-    """Checks that a mixer answers the query of a prompt, after each pair and in each form, as the matrices of a path do."""
-    expected = np.asarray(path @ prompt.query)
-    queries = np.broadcast_to(prompt.query, prompt.inputs.shape)
-    pairs = prompt.inputs, prompt.labels
-    checks = [
-        check.exact(name + form, mixer.outputs(queries, *pairs, form=form, chunk=CHUNK, **gates), expected, EXACT)
-        for form in mixer.description.forms
-    ]
-    return [*checks, check.exact(f"{name}read", mixer.read(prompt.query, *pairs, **gates), expected[-1], EXACT)]
+def in_every_form(mixer: Mixer, prompt: Prompt, expected: Float[Array, "*n m d"], name: str = "", **gates: Any) -> list[Check]:
+    """Checks that a mixer answers the query of a prompt as a matrix does, after the last pair, or as N of them, after each.
+
+    The forms that answer a sequence are asked the same query at each token; what reads one query is asked after the last pair.
+    """
+    matrices = np.asarray(expected)
+    answers = np.asarray(matrices @ prompt.query)
+    sequences, read = precision.to_numpy(_answers(mixer, prompt, gates))
+    at = slice(None) if answers.ndim == 2 else -1
+    last = answers[-1] if answers.ndim == 2 else answers
+    checks = [check.exact(name + form, rows[at], answers, EXACT) for form, rows in sequences.items()]
+    return [*checks, check.exact(f"{name}read", read, last, EXACT)]
 
 
-def last_in_every_form(mixer: Mixer, prompt: Prompt, matrix: Float[Array, "m d"], name: str = "", **gates: Any) -> list[Check]:
-    """The same after the last pair only."""
-    expected = np.asarray(matrix @ prompt.query)
-    queries = np.broadcast_to(prompt.query, prompt.inputs.shape)
+@compiled.jit
+def _answers(mixer: Mixer, prompt: Prompt, gates: dict[str, Any]) -> tuple[dict[str, Array], Array]:
+    queries = jnp.broadcast_to(prompt.query, prompt.inputs.shape)
     pairs = prompt.inputs, prompt.labels
-    checks = [
-        check.exact(name + form, mixer.outputs(queries, *pairs, form=form, chunk=CHUNK, **gates)[-1], expected, EXACT)
-        for form in mixer.description.forms
-    ]
-    return [*checks, check.exact(f"{name}read", mixer.read(prompt.query, *pairs, **gates), expected, EXACT)]
+    forms = {form: mixer.outputs(queries, *pairs, form=form, chunk=CHUNK, **gates) for form in mixer.description.forms}
+    return forms, mixer.read(prompt.query, *pairs, **gates)
+
+
+@compiled.jit
+def read_each(
+    mixer: Mixer, queries: Float[Array, "Q d"], keys: Float[Array, "N d"], values: Float[Array, "N m"], **gates: Any
+) -> Float[Array, "Q m"]:
+    """The answers to several queries, each after all pairs."""
+    return jax.vmap(lambda query: mixer.read(query, keys, values, **gates))(queries)
 
 
 def distance(predictor: Callable[[Prompt], Array], prompt: Prompt, vector: Float[Array, "d"]) -> Float[Array, ""]:
@@ -133,4 +150,4 @@ def mean_and_error(draws: Float[np.ndarray, "S P"]) -> tuple[Float[np.ndarray, "
 
 def drawn(task: Any, key: Key, count: int) -> Prompt:
     """Some prompts, with a leading axis."""
-    return jax.vmap(task.sample)(jax.random.split(key, count))
+    return compiled.jit(lambda keys: jax.vmap(task.sample)(keys))(jax.random.split(key, count))

@@ -17,7 +17,7 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.li2025.settings import MODEL, gated_lags, loss_of
-from icl_lab.claims.mixers.prompts import EXACT, LAB, Drift, Pairs, last_in_every_form
+from icl_lab.claims.mixers.prompts import EXACT, LAB, Drift, Pairs, in_every_form
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, restricted
 from icl_lab.core.typing import Array
@@ -54,7 +54,7 @@ def retention_is_a_weighted_step(setting: Decayed) -> list[Check]:
     retnet = [float(np.exp(mixers.retnet_log_decay(int(head)))) for head in heads]
     lightning = [mixers.lightning_log_decay(int(head), 8, 2, 5) for head in heads]
     return [
-        *last_in_every_form(mixers.named("retention", log_decay=float(np.log(lam)), scale=1.0), prompt, step),
+        *in_every_form(mixers.named("retention", log_decay=float(np.log(lam)), scale=1.0), prompt, step),
         check.exact("retnet", retnet, 1 - 2.0 ** (-5 - heads), EXACT),
         check.exact("lightning", lightning, -(2.0 ** -(heads + 1.0)) * (1 - 2 / 4 + 1e-5), EXACT),
     ]

@@ -10,7 +10,7 @@ from icl_lab import estimators, mixers, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
-from icl_lab.claims.mixers.prompts import EXACT, LAB, Pairs, Regression, mean_and_error
+from icl_lab.claims.mixers.prompts import EXACT, LAB, Gaussian, Pairs, mean_and_error
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, restricted
 from icl_lab.claims.simulation import simulate
@@ -64,8 +64,8 @@ def _hgrn_answer(prompt: Prompt, eps: float, kappa: float) -> float:
     return float(jnp.sum(mixers.named("hgrn").read(query, np.log(written) - np.log1p(-written), values)))
 
 
-class Channels(Regression):
-    """RWKV-4 with slowly varying channels; its keys are Gaussian."""
+class Channels(Gaussian):
+    """RWKV-4 with channels that differ little in their keys and gates."""
 
     kappa: float = number(0.05, positive=True, meaning="slope of the keys of the channels")
     r: float = number(0.05, positive=True, meaning="slope of the gates of the channels")
@@ -75,7 +75,7 @@ class Channels(Regression):
     "mixers.rwkv4.query-free",
     Channels,
     Source(LAB, "RWKV-4, arXiv 2305.13048, without its gate", "extended"),
-    extra_settings=({"d": 3, "N": 7, "s2": 1.0, "kappa": 1.0}, {"keys": "sphere", "s2": 0.0}),
+    extra_settings=({"d": 3, "N": 7, "s2": 1.0, "kappa": 1.0}, {"s2": 0.0, "N": 60}),
 )
 def rwkv4_without_its_gate(setting: Channels) -> list[Check]:
     """What the gate of RWKV-4 multiplies is a mean of the values that does not depend on the query, so that without the gate it
