@@ -167,7 +167,8 @@ def degree_three_is_needed(setting: Polynomials) -> list[Check]:
     uncorrelated with it. Degree 3 is enough for the share that linear attention explains.
 
     All monomials, fitted by least squares to drawn prompts and tried on fresh ones; their correlations with the answer, and at
-    degree 3 with what linear attention leaves of it. On the fresh prompts a fit of degree 1 or 2 that explained something, or one of degree 3 that did not, would make it fail.
+    degree 3 with what linear attention leaves of it. On the fresh prompts a fit of degree 1 or 2 that explained something, or
+    one of degree 3 that did not, would make it fail.
     """
     task, samples = setting.task(), max(setting.samples, PROMPTS_EACH * math.comb(setting.entries + 3, 3))
 
