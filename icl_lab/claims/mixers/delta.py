@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 
 from icl_lab import estimators, mixers, objectives, theory, training
 from icl_lab.claims import check
@@ -18,15 +19,18 @@ from icl_lab.claims.mixers.prompts import (
     LAB,
     Pairs,
     Regression,
+    drawn,
     in_every_form,
-    last_in_every_form,
     mean_and_error,
+    read_each,
 )
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, restricted
 from icl_lab.claims.settings.seeded import Seeded
 from icl_lab.claims.simulation import simulate, simulated_risk
+from icl_lab.core import compiled, precision
 from icl_lab.core.errors import InvalidValueError
+from icl_lab.core.typing import Array
 from icl_lab.models.mixer_layer import in_range, raw_value
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.recall.associative import AssociativeRecall
@@ -88,7 +92,7 @@ class Sweeps(Pairs):
     "mixers.deltanet.gauss-seidel",
     Sweeps,
     Source(DELTA, f"{LAB}; the method of Kaczmarz", "extended"),
-    extra_settings=({"d": 6, "N": 24, "sweeps": 3}, {"d": 30, "N": 9, "sweeps": 1000, "m": 1}, {"d": 1, "N": 5, "sweeps": 2}),
+    extra_settings=({"d": 6, "N": 24, "sweeps": 3}, {"d": 30, "N": 9, "sweeps": 50, "m": 1}, {"d": 1, "N": 5, "sweeps": 2}),
 )
 def a_pass_is_a_gauss_seidel_sweep(setting: Sweeps) -> list[Check]:
     """With the step 1 / |k|^2 a pass of the delta rule is a forward Gauss-Seidel sweep from zero on G C = V, S = K^T C, where
@@ -98,27 +102,35 @@ def a_pass_is_a_gauss_seidel_sweep(setting: Sweeps) -> list[Check]:
     the order, or converges more slowly than the product of its projections says, would make it fail.
     """
     prompt = setting.prompt()
-    one = estimators.gauss_seidel_weights(prompt)
     squares = np.sum(prompt.inputs**2, axis=1)
-    jacobi = estimators.weighted_gradient_step_weights(prompt, 1 / squares)
+    one, several, jacobi, interpolant = precision.to_numpy(_swept(prompt, 1 / squares, setting.sweeps))
     keys, values = (np.tile(rows, (setting.sweeps, 1)) for rows in (prompt.inputs, prompt.labels))
-    repeated = KACZMARZ.read(prompt.query, keys, values, write_strength=1.0)
-    last = KACZMARZ.read(prompt.inputs[-1], prompt.inputs, prompt.labels, write_strength=1.0)
-    linear = LINEAR.read(prompt.query, prompt.inputs, prompt.labels / squares[:, None])
+    # All columns of the state, which answers every unit query.
+    queries = np.concatenate([prompt.query[None], np.eye(setting.d)])
+    repeated = np.asarray(read_each(KACZMARZ, queries, keys, values, write_strength=1.0))
+    last = read_each(KACZMARZ, prompt.inputs[-1:], prompt.inputs, prompt.labels, write_strength=1.0)[0]
+    linear = read_each(LINEAR, prompt.query[None], prompt.inputs, prompt.labels / squares[:, None])[0]
     checks = [
-        *last_in_every_form(KACZMARZ, prompt, one, write_strength=1.0),
+        *in_every_form(KACZMARZ, prompt, one, write_strength=1.0),
         check.exact("jacobi_sweep", linear, jacobi @ prompt.query, EXACT),
         check.exact("last_pair", last, prompt.labels[-1], EXACT),
-        check.exact("sweeps", repeated, estimators.gauss_seidel(prompt, setting.sweeps), EXACT),
+        check.exact("sweeps", repeated[0], several @ prompt.query, EXACT),
     ]
     if setting.N > setting.d:
         return checks
-    # All columns of the state, to compare norms: S is the answer to every unit query.
-    eye = np.eye(setting.d)
-    state = np.asarray(jax.vmap(lambda query: KACZMARZ.read(query, keys, values, write_strength=1.0))(eye))
-    interpolant = np.asarray(estimators.ols_weights(prompt)).T
-    left = np.linalg.norm(state - interpolant) / np.linalg.norm(interpolant)
+    left = np.linalg.norm(repeated[1:] - interpolant.T) / np.linalg.norm(interpolant)
     return [*checks, check.at_most("distance_abs", left, _contraction(prompt.inputs) ** setting.sweeps, EXACT)]
+
+
+@compiled.jit
+def _swept(prompt: Prompt, steps: Float[Array, "N"], sweeps: int) -> tuple[Array, Array, Array, Array]:
+    """The matrices of one and of several Gauss-Seidel sweeps, of a Jacobi sweep, and of the interpolant of least norm."""
+    return (
+        estimators.gauss_seidel_weights(prompt),
+        estimators.gauss_seidel_weights(prompt, sweeps),
+        estimators.weighted_gradient_step_weights(prompt, steps),
+        estimators.ols_weights(prompt),
+    )
 
 
 def _contraction(keys: np.ndarray) -> float:
@@ -158,20 +170,18 @@ def delta_rule_recalls_and_overwrites(setting: Recall) -> list[Check]:
     A prompt of associative recall, asked for each of its keys, and the same keys written twice with other values. A value that
     mixes with another, or an older one that stays, would make it fail.
     """
-    prompt = setting.task().sample(setting.stream("prompt"))
+    prompt = drawn(setting.task(), setting.stream("prompt"), 1)
+    prompt = jax.tree.map(lambda leaf: leaf[0], prompt)
     keys, first = np.asarray(prompt.inputs), np.asarray(prompt.labels)
     second = setting.normals("second", *first.shape)
 
-    def recalled(mixer, keys, values, **gates):
-        return jax.vmap(lambda query: mixer.read(query, keys, values, **gates))(prompt.inputs)
-
     twice = np.concatenate([keys, keys]), np.concatenate([first, second])
-    asked = mixers.predictor("deltanet", scale=1.0, write_strength=1.0)(prompt)
+    asked = read_each(DELTA_RULE, prompt.query[None], keys, first, write_strength=1.0)[0]
     return [
         check.exact("answer", asked, prompt.target, EXACT),
-        check.exact("stored_values", recalled(DELTA_RULE, keys, first, write_strength=1.0), first, EXACT),
-        check.exact("newer_values", recalled(DELTA_RULE, *twice, write_strength=1.0), second, EXACT),
-        check.exact("sums_of_linear_attention", recalled(LINEAR, *twice), first + second, EXACT),
+        check.exact("stored_values", read_each(DELTA_RULE, keys, keys, first, write_strength=1.0), first, EXACT),
+        check.exact("newer_values", read_each(DELTA_RULE, keys, *twice, write_strength=1.0), second, EXACT),
+        check.exact("sums_of_linear_attention", read_each(LINEAR, keys, *twice), first + second, EXACT),
     ]
 
 

@@ -16,6 +16,7 @@ from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.setting import choice, integer, number
 from icl_lab.claims.settings.seeded import Seeded
+from icl_lab.core import compiled, precision
 from icl_lab.core.typing import Array, Key
 from icl_lab.mixers import Mixer
 from icl_lab.tasks.distributions.covariates import Sphere
@@ -87,30 +88,34 @@ class Drift(Seeded):
         self.task()
 
 
-def in_every_form(mixer: Mixer, prompt: Prompt, path: Float[Array, "N m d"], name: str = "", **gates: Any) -> list[Check]:
-    """Checks that a mixer answers the query of a prompt, after each pair and in each form, as the matrices of a path do."""
-    expected = np.asarray(path @ prompt.query)
-    queries = np.broadcast_to(prompt.query, prompt.inputs.shape)
-    pairs = prompt.inputs, prompt.labels
-    checks = [
-        check.exact(name + form, mixer.outputs(queries, *pairs, form=form, chunk=CHUNK, **gates), expected, EXACT)
-        for form in mixer.description.forms
-    ]
-    return [*checks, check.exact(f"{name}read", mixer.read(prompt.query, *pairs, **gates), expected[-1], EXACT)]
+def in_every_form(mixer: Mixer, prompt: Prompt, expected: Float[Array, "*n m d"], name: str = "", **gates: Any) -> list[Check]:
+    """Checks that a mixer answers the query of a prompt as a matrix does, after the last pair, or as N of them, after each.
+
+    The forms that answer a sequence are asked the same query at each token; what reads one query is asked after the last pair.
+    """
+    matrices = np.asarray(expected)
+    answers = np.asarray(matrices @ prompt.query)
+    sequences, read = precision.to_numpy(_answers(mixer, prompt, gates))
+    at = slice(None) if answers.ndim == 2 else -1
+    last = answers[-1] if answers.ndim == 2 else answers
+    checks = [check.exact(name + form, rows[at], answers, EXACT) for form, rows in sequences.items()]
+    return [*checks, check.exact(f"{name}read", read, last, EXACT)]
 
 
-def last_in_every_form(
-    mixer: Mixer, prompt: Prompt, matrix: Float[Array, "m d"], name: str = "", **gates: Any
-) -> list[Check]:
-    """The same after the last pair only."""
-    expected = np.asarray(matrix @ prompt.query)
-    queries = np.broadcast_to(prompt.query, prompt.inputs.shape)
+@compiled.jit
+def _answers(mixer: Mixer, prompt: Prompt, gates: dict[str, Any]) -> tuple[dict[str, Array], Array]:
+    queries = jnp.broadcast_to(prompt.query, prompt.inputs.shape)
     pairs = prompt.inputs, prompt.labels
-    checks = [
-        check.exact(name + form, mixer.outputs(queries, *pairs, form=form, chunk=CHUNK, **gates)[-1], expected, EXACT)
-        for form in mixer.description.forms
-    ]
-    return [*checks, check.exact(f"{name}read", mixer.read(prompt.query, *pairs, **gates), expected, EXACT)]
+    forms = {form: mixer.outputs(queries, *pairs, form=form, chunk=CHUNK, **gates) for form in mixer.description.forms}
+    return forms, mixer.read(prompt.query, *pairs, **gates)
+
+
+@compiled.jit
+def read_each(
+    mixer: Mixer, queries: Float[Array, "Q d"], keys: Float[Array, "N d"], values: Float[Array, "N m"], **gates: Any
+) -> Float[Array, "Q m"]:
+    """The answers to several queries, each after all pairs."""
+    return jax.vmap(lambda query: mixer.read(query, keys, values, **gates))(queries)
 
 
 def distance(predictor: Callable[[Prompt], Array], prompt: Prompt, vector: Float[Array, "d"]) -> Float[Array, ""]:
@@ -135,4 +140,4 @@ def mean_and_error(draws: Float[np.ndarray, "S P"]) -> tuple[Float[np.ndarray, "
 
 def drawn(task: Any, key: Key, count: int) -> Prompt:
     """Some prompts, with a leading axis."""
-    return jax.vmap(task.sample)(jax.random.split(key, count))
+    return compiled.jit(lambda keys: jax.vmap(task.sample)(keys))(jax.random.split(key, count))
