@@ -95,8 +95,9 @@ class Sweeps(Pairs):
     extra_settings=({"d": 6, "N": 24, "sweeps": 3}, {"d": 30, "N": 9, "sweeps": 50, "m": 1}, {"d": 1, "N": 5, "sweeps": 2}),
 )
 def a_pass_is_a_gauss_seidel_sweep(setting: Sweeps) -> list[Check]:
-    """With the step 1 / |k|^2 a pass of the delta rule is a forward Gauss-Seidel sweep from zero on G C = V, S = K^T C, where
-    linear attention makes a Jacobi sweep; the last pair is fitted exactly, and passes converge to the interpolant of least norm.
+    """With the step 1 / |k|^2 a pass of the delta rule is a forward Gauss-Seidel sweep from zero on G C = V, S = K^T C,
+    where linear attention makes a Jacobi sweep; the last pair is fitted exactly, and passes converge to the interpolant of
+    least norm.
 
     Random pairs, read once and several times, beside sweeps over the Gram matrix and the pseudoinverse. A pass that forgets
     the order, or converges more slowly than the product of its projections says, would make it fail.
@@ -116,7 +117,7 @@ def a_pass_is_a_gauss_seidel_sweep(setting: Sweeps) -> list[Check]:
         check.exact("last_pair", last, prompt.labels[-1], EXACT),
         check.exact("sweeps", repeated[0], several @ prompt.query, EXACT),
     ]
-    if setting.N > setting.d:
+    if setting.d < setting.N:
         return checks
     left = np.linalg.norm(repeated[1:] - interpolant.T) / np.linalg.norm(interpolant)
     return [*checks, check.at_most("distance_abs", left, _contraction(prompt.inputs) ** setting.sweeps, EXACT)]
@@ -203,12 +204,13 @@ class Stepping(Regression):
     ),
 )
 def risk_of_the_delta_rule(setting: Stepping) -> list[Check]:
-    """With one step beta the risk after n pairs is d rho^n + beta^2 s2 c d (1 - rho^n) / (1 - rho), rho = 1 - 2 beta c + beta^2 m:
-    rho = 1 - 2 beta + beta^2 (d + 2) on Gaussian keys, 1 - (2 beta - beta^2) / d on the unit sphere. Without noise it falls
-    exponentially, where that of linear attention falls like 1/n.
+    """With one step beta the risk after n pairs is d rho^n + beta^2 s2 c d (1 - rho^n) / (1 - rho), rho = 1 - 2 beta c +
+    beta^2 m: rho = 1 - 2 beta + beta^2 (d + 2) on Gaussian keys, 1 - (2 beta - beta^2) / d on the unit sphere. Without
+    noise it falls exponentially, where that of linear attention falls like 1/n.
 
-    Mean squared distance of the states from the tasks of simulated prompts, after several numbers of pairs, of the delta rule
-    and of linear attention at its best scale. A moment of the keys left out, or noise that is not carried on, would make it fail.
+    Mean squared distance of the states from the tasks of simulated prompts, after several numbers of pairs, of the delta
+    rule and of linear attention at its best scale. A moment of the keys left out, or noise that is not carried on, would
+    make it fail.
     """
     task, keys = setting.task(), setting.moments
     lengths = np.array(sorted({1, (setting.N + 5) // 6, (setting.N + 1) // 2, setting.N}))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from icl_lab import estimators, mixers, theory
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
 from icl_lab.claims.mixers.delta import Written, strength
-from icl_lab.claims.mixers.prompts import EXACT, LAB, Drift, Pairs, Regression, distance, in_every_form, mean_and_error, read_each
+from icl_lab.claims.mixers.prompts import (
+    EXACT,
+    LAB,
+    Pairs,
+    Regression,
+    distance,
+    in_every_form,
+    mean_and_error,
+    read_each,
+)
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, restricted
 from icl_lab.claims.simulation import simulate
-from icl_lab.core import compiled
-from icl_lab.tasks.prompt import Prompt
 
 LONGHORN = mixers.named("longhorn", scale=1.0)
 
@@ -30,7 +36,9 @@ class Batches(Written):
 @claim(
     "mixers.ttt",
     Batches,
-    Source("Sun et al. 2024 (arXiv 2407.04620)", "the linear inner model: mini-batches between linear attention and the delta rule"),
+    Source(
+        "Sun et al. 2024 (arXiv 2407.04620)", "the linear inner model: mini-batches between linear attention and the delta rule"
+    ),
     extra_settings=({"b": 8}, {"d": 30, "N": 9, "m": 1, "b": 2}, {"N": 3, "b": 7}),
 )
 def mini_batches_of_descent(setting: Batches) -> list[Check]:
@@ -123,12 +131,12 @@ class Moving(Regression):
     ),
 )
 def risk_with_momentum(setting: Moving) -> list[Check]:
-    """A linear memory with momentum is stochastic gradient descent with momentum; its risk follows a recursion in three numbers,
-    E |e|^2, E e.M and E |M|^2, and at the best momentum it is never above that of the best delta rule.
+    """A linear memory with momentum is stochastic gradient descent with momentum; its risk follows a recursion in three
+    numbers, E |e|^2, E e.M and E |M|^2, and at the best momentum it is never above that of the best delta rule.
 
-    A drawn prompt in every form beside the algorithm, and mean squared distances of the states from the tasks of simulated prompts
-    beside the recursion, at the setting's momentum, at the best one, and at the best step without any. A cross term of error
-    and step left out would make it fail.
+    A drawn prompt in every form beside the algorithm, and mean squared distances of the states from the tasks of simulated
+    prompts beside the recursion, at the setting's momentum, at the best one, and at the best step without any. A cross term
+    of error and step left out would make it fail.
     """
     task, keys = setting.task(), setting.moments
     best = theory.momentum.best(keys, setting.N, setting.s2)

@@ -43,12 +43,15 @@ class Bits(Seeded):
 @claim(
     "mixers.parity",
     Bits,
-    Source("Grazzi et al. 2024 (arXiv 2411.12537)", "parity needs negative eigenvalues; the best share without them is icl_lab's"),
+    Source(
+        "Grazzi et al. 2024 (arXiv 2411.12537)", "parity needs negative eigenvalues; the best share without them is icl_lab's"
+    ),
     extra_settings=({"N": 2}, {"N": 7}, {"N": 200, "seed": 1}),
 )
 def strength_two_counts_parity(setting: Bits) -> list[Check]:
-    """A delta rule that writes a 1 with strength 2 multiplies its state by -1 and so knows the parity of all bits; with strengths in
-    [0, 1], one for each bit, no threshold on the state is right more often than 1/2 + C(N-1, floor((N-1)/2)) / 2^N.
+    """A delta rule that writes a 1 with strength 2 multiplies its state by -1 and so knows the parity of all bits; with
+    strengths in [0, 1], one for each bit, no threshold on the state is right more often than 1/2 + C(N-1, floor((N-1)/2)) /
+    2^N.
 
     Random bits in every form; and without sampling, from the state after each number of ones, the best threshold for each
     pair of strengths on a grid. A sign that strengths up to 1 can turn would make it fail.
@@ -106,8 +109,8 @@ class Swaps(Seeded):
     extra_settings=({"n": 2, "N": 9}, {"n": 9, "N": 70}, {"n": 3, "N": 1}),
 )
 def reflections_are_permutations(setting: Swaps) -> list[Check]:
-    """A step of strength 2 along e_i - e_j swaps rows i and j of the state, so that a step a token follows a sequence of swaps, and
-    n - 1 steps a token one of any permutations of n items.
+    """A step of strength 2 along e_i - e_j swaps rows i and j of the state, so that a step a token follows a sequence of
+    swaps, and n - 1 steps a token one of any permutations of n items.
 
     Random swaps, and random permutations written as at most n - 1 swaps each, in every form, from the identity. A reflection
     that does not come out exactly, or factors in the other order, would make it fail.
