@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -42,7 +44,7 @@ TRAINED = 0.03
 """Of a step that Adam finds on fresh prompts, relative to the best one."""
 
 
-def strength(default: float, detail: str = "") -> object:
+def strength(default: float, detail: str = "") -> Any:
     """A write strength, in [0, 1]."""
     return restricted(number(default, meaning="write strength", detail=detail), "a number in [0, 1]", lambda x: 0 <= x <= 1)
 

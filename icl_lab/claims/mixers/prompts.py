@@ -50,14 +50,23 @@ class Pairs(Seeded):
         return np.asarray(jax.random.uniform(self.stream(name), shape))
 
 
-class Regression(Seeded):
+class Gaussian(Seeded):
     """Prompts of one task vector w ~ N(0, I), values w.k plus noise, and as many of them as are drawn."""
 
     d: int = integer(8, 1, "dimension", "of the keys")
     N: int = integer(24, 1, "context length")
     s2: float = number(0.25, 0.0, "variance of the label noise")
-    keys: str = choice("gaussian", ("gaussian", "sphere"), "law of the keys", ": N(0, I), or uniform on the unit sphere")
     samples: int = integer(40_000, 1_000, "number of draws", "of prompts")
+
+    def task(self) -> LinearRegression:
+        """The distribution of prompts."""
+        return LinearRegression(self.d, self.N, noise_std=np.sqrt(self.s2))
+
+
+class Regression(Gaussian):
+    """The same with keys of one of two laws."""
+
+    keys: str = choice("gaussian", ("gaussian", "sphere"), "law of the keys", ": N(0, I), or uniform on the unit sphere")
 
     @property
     def moments(self) -> theory.KeyMoments:
@@ -66,8 +75,9 @@ class Regression(Seeded):
 
     def task(self) -> LinearRegression:
         """The distribution of prompts; its queries have the law of the keys."""
-        covariates = Sphere(self.d) if self.keys == "sphere" else None
-        return LinearRegression(self.d, self.N, noise_std=np.sqrt(self.s2), covariates=covariates)
+        if self.keys == "gaussian":
+            return super().task()
+        return LinearRegression(self.d, self.N, noise_std=np.sqrt(self.s2), covariates=Sphere(self.d))
 
 
 class Drift(Seeded):
