@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from icl_lab.mixers import Gate, Mixer
 from icl_lab.tasks.prompt import Prompt
 
 
-def share(default: float, meaning: str) -> float:
+def share(default: float, meaning: str) -> Any:
     """A number in (0, 1]."""
     return restricted(number(default, meaning=meaning), "a number in (0, 1]", lambda value: 0 < value <= 1)
 

@@ -91,7 +91,7 @@ class Trained(Drift):
     )
     n: int = integer(60, 1, "context length of the training")
     steps: int = integer(700, 1, "number of updates", "of Adam, its rate falling to 0 by a cosine")
-    batch: int = integer(384, 2, "prompts of an update")
+    batch: int = integer(1024, 2, "prompts of an update")
 
     @property
     def moments(self) -> theory.KeyMoments:
@@ -133,7 +133,7 @@ SOLVED = 1e-8
     "mixers.retention.optimal",
     Trained,
     Source(LAB, "best weighting of arXiv 2504.04308 on a drifting task; filter and limit are the lab's", "extended"),
-    extra_settings=({"d": 2, "N": 80, "a": 0.9, "s2": 0.5, "n": 40}, {"d": 6, "N": 120, "a": 0.95, "s2": 0.0, "n": 60}),
+    extra_settings=({"d": 2, "N": 80, "a": 0.9, "s2": 0.5, "n": 40}, {"d": 6, "N": 120, "a": 0.95, "s2": 0.05, "n": 60}),
 )
 def retention_is_optimal_under_drift(setting: Trained) -> list[Check]:
     """On a task that drifts with correlation a the best of all weights of the examples are those of a Kalman filter, and for
