@@ -133,7 +133,10 @@ SOLVED = 1e-8
     "mixers.retention.optimal",
     Trained,
     Source(LAB, "best weighting of arXiv 2504.04308 on a drifting task; filter and limit are the lab's", "extended"),
-    extra_settings=({"d": 2, "N": 80, "a": 0.9, "s2": 0.5, "n": 40}, {"d": 6, "N": 120, "a": 0.95, "s2": 0.05, "n": 60}),
+    extra_settings=(
+        {"d": 2, "N": 80, "a": 0.9, "s2": 0.5, "n": 40, "batch": 2048},
+        {"d": 6, "N": 120, "a": 0.95, "s2": 0.05, "n": 60},
+    ),
 )
 def retention_is_optimal_under_drift(setting: Trained) -> list[Check]:
     """On a task that drifts with correlation a the best of all weights of the examples are those of a Kalman filter, and for
