@@ -122,7 +122,7 @@ def a_pass_is_a_gauss_seidel_sweep(setting: Sweeps) -> list[Check]:
     if setting.d < setting.N:
         return checks
     left = np.linalg.norm(repeated[1:] - interpolant.T) / np.linalg.norm(interpolant)
-    return [*checks, check.at_most("distance_abs", left, _contraction(prompt.inputs) ** setting.sweeps, EXACT)]
+    return [*checks, check.at_most("distance_abs", left, _contraction(np.asarray(prompt.inputs)) ** setting.sweeps, EXACT)]
 
 
 @compiled.jit

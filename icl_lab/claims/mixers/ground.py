@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -179,7 +180,7 @@ def degree_three_is_needed(setting: Polynomials) -> list[Check]:
 
     fit, trial = (simulate(entries, setting.stream(name), samples) for name in ("fit", "trial"))
     columns = {degree: [_monomials(drawn[:, :-1], degree) for drawn in (fit, trial)] for degree in (1, 2, 3)}
-    answers, checks = trial[:, -1], []
+    answers, checks, explained = trial[:, -1], [], 0.0
     for degree, (fitted, tried) in columns.items():
         weights = np.linalg.lstsq(fitted, fit[:, -1], rcond=None)[0]
         explained = 1 - np.mean((answers - tried @ weights) ** 2) / np.mean(answers**2)
@@ -253,7 +254,7 @@ def output_scales_by_its_degree(setting: Scaled) -> list[Check]:
 
 
 @compiled.jit
-def _outputs(mixer: Mixer, tokens: list[Array], gates: dict[str, Array]) -> Float[Array, "N m"]:
+def _outputs(mixer: Mixer, tokens: list[Array], gates: Mapping[str, Array]) -> Float[Array, "N m"]:
     return mixer.outputs(*tokens, **gates)
 
 
