@@ -179,9 +179,8 @@ def ladder_of_a_drifting_task(setting: Drift) -> list[Check]:
         # Closed forms say how far apart; below them only that the next one is better.
         known = float(gaps[i]) if i < len(gaps) else 0.0
         if known >= 0 and (better != "mesa" or setting.d >= FEW):
-            checks.append(
-                check.at_least(f"{worse}_above_{better}_abs", gap, known, check.SIGMAS * float(spread), float(spread))
-            )
+            error = float(spread)
+            checks.append(check.at_least(f"{worse}_above_{better}_abs", gap, known, check.SIGMAS * error, error))
     return checks
 
 

@@ -79,16 +79,16 @@ def risk_of_linear_attention(setting: Regression) -> list[Check]:
 
 
 class Mean(Regression):
-    """Tasks w ~ N(mu (1, .., 1), I)."""
+    """Tasks w ~ N(w0 (1, .., 1), I)."""
 
     d: int = integer(5, 1, "dimension", "of the keys")
     N: int = integer(10, 1, "context length")
     s2: float = number(0.0, 0.0, "variance of the label noise")
-    mu: float = number(1.2, meaning="mean of an entry of the task")
+    w0: float = number(1.2, meaning="mean of an entry of the task")
 
     def with_mean(self, prompt: Prompt) -> Prompt:
         """A prompt of a task of mean zero, with the mean added to its task."""
-        mean = self.mu * jnp.ones(self.d)
+        mean = self.w0 * jnp.ones(self.d)
         return dataclasses.replace(
             prompt,
             labels=prompt.labels + (prompt.inputs @ mean)[:, None],
@@ -101,21 +101,21 @@ class Mean(Regression):
     "mixers.initial-state",
     Mean,
     Source(LAB, "arXiv 2402.14951 has that one layer cannot step from a learned mean; the risks are the lab's", "extended"),
-    extra_settings=({"d": 3, "N": 20, "mu": -0.5, "s2": 0.4}, {"keys": "sphere", "d": 4, "s2": 0.1}),
+    extra_settings=({"d": 3, "N": 20, "w0": -0.5, "s2": 0.4}, {"keys": "sphere", "d": 4, "s2": 0.1}),
 )
 def a_learned_start_is_no_start_of_descent(setting: Mean) -> list[Check]:
     """Linear attention with a learned state S_0 is no gradient step from S_0, of which it lacks eta K^T K S_0. On tasks of mean
-    mu its best start is (1 - eta N c) mu, c the second moment of a key's entry: better than none, worse than a step from mu.
+    w0 its best start is (1 - eta N c) w0, c the second moment of a key's entry: better than none, worse than a step from w0.
 
     The difference at random S_0, exactly; over drawn prompts the three risks, and the slopes of the mixer's risk in scale and
-    start, which vanish at the optimum. A start of mu itself, or a mixer that corrects its state, would make it fail.
+    start, which vanish at the optimum. A start of w0 itself, or a mixer that corrects its state, would make it fail.
     """
     d, N, moments = setting.d, setting.N, setting.moments
-    task, square = setting.task(), d * setting.mu**2
+    task, square = setting.task(), d * setting.w0**2
     best = theory.linear_attention.tuned_start(moments, N, setting.s2, square)
     no_start = theory.linear_attention.best_scale(moments, N, setting.s2, square)
     descent = theory.linear_attention.best_scale(moments, N, setting.s2)
-    mean = setting.mu * np.ones((d, 1))
+    mean = setting.w0 * np.ones((d, 1))
 
     def statistic(key):
         prompt = setting.with_mean(task.sample(key))

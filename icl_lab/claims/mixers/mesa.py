@@ -21,7 +21,7 @@ MESA = "von Oswald et al. 2023 (arXiv 2309.05858)"
 class Ridge(Pairs):
     """Pairs, and the penalty of their regression."""
 
-    lam: float = number(0.5, positive=True, meaning="ridge penalty")
+    L: float = number(0.5, positive=True, meaning="ridge penalty")
     gamma: float = restricted(
         number(0.8, meaning="forgetting", detail=", what is left of the older pairs at each"),
         "a number in (0, 1]",
@@ -29,7 +29,7 @@ class Ridge(Pairs):
     )
 
 
-KINDS = ({"d": 20, "N": 7, "m": 1, "lam": 0.05}, {"d": 1, "gamma": 0.3}, {"N": 70, "d": 3, "gamma": 1.0})
+KINDS = ({"d": 20, "N": 7, "m": 1, "L": 0.05}, {"d": 1, "gamma": 0.3}, {"N": 70, "d": 3, "gamma": 1.0})
 
 
 @claim("mixers.mesa.ridge", Ridge, Source(MESA, "the mesa layer, with gates"), extra_settings=KINDS)
@@ -41,7 +41,7 @@ def mesa_is_weighted_ridge_regression(setting: Ridge) -> list[Check]:
     updates an inverse by one pair at a time. A penalty that fades, or a weight on the wrong pair, would make it fail.
     """
     prompt = setting.prompt()
-    penalty = setting.lam * (0.5 + setting.uniforms("penalty", setting.d))
+    penalty = setting.L * (0.5 + setting.uniforms("penalty", setting.d))
     strength, kept = setting.uniforms("strengths", setting.N), setting.gamma ** setting.uniforms("decays", setting.N)
     mesa, matrix = mixers.named("mesa", penalty=penalty, scale=1.0), np.diag(penalty)
     ridge = estimators.discounted_ridge_weights(prompt, matrix, kept[:, None], strength)
@@ -65,7 +65,7 @@ def mesa_keeps_its_penalty(setting: Ridge) -> list[Check]:
     Random pairs: mesa beside the textbook's recursion at the faded penalty, and the difference of the two at the same
     one beside that of ridge regression and recursion. Equal answers at the same penalty would make it fail.
     """
-    prompt, lam, gamma = setting.prompt(), setting.lam, setting.gamma
+    prompt, lam, gamma = setting.prompt(), setting.L, setting.gamma
     textbook = np.asarray(estimators.recursive_least_squares(prompt, lam, gamma))
     ridge = np.asarray(estimators.discounted_ridge(prompt, lam, gamma))
 
@@ -85,7 +85,7 @@ def mesa_keeps_its_penalty(setting: Ridge) -> list[Check]:
     "mixers.mesa.cg",
     Ridge,
     Source(MESA, f"{LAB}; conjugate gradients from zero", "extended"),
-    extra_settings=({"d": 9, "N": 5, "m": 1, "lam": 0.1}, {"d": 2, "N": 60}, {"d": 4, "lam": 20.0}),
+    extra_settings=({"d": 9, "N": 5, "m": 1, "L": 0.1}, {"d": 2, "N": 60}, {"d": 4, "L": 20.0}),
 )
 def steps_of_conjugate_gradients(setting: Ridge) -> list[Check]:
     """With j steps of conjugate gradients from zero the mesa layer is |q|^2 / q^T H q times linear attention for j = 1, and
@@ -94,7 +94,7 @@ def steps_of_conjugate_gradients(setting: Ridge) -> list[Check]:
     Random pairs, each number of steps; the error, in the norm of the keys' Gram matrix, is read off a prompt whose values are
     its keys. A step that does not minimise over its Krylov space, or d steps that are not enough, would make it fail.
     """
-    prompt, d, lam = setting.prompt(), setting.d, setting.lam
+    prompt, d, lam = setting.prompt(), setting.d, setting.L
     gates = {"write_strength": 1.0, "log_decay": 0.0}
     keys, query = np.asarray(prompt.inputs), np.asarray(prompt.query)
     H = keys.T @ keys + lam * np.eye(d)
@@ -106,7 +106,7 @@ def steps_of_conjugate_gradients(setting: Ridge) -> list[Check]:
 
     step = estimators.weighted_gradient_step(prompt, np.full(setting.N, length))
     target = np.linalg.solve(H, query)
-    # The values K make K^T K x of the solution x, which is q less lam x at the exact one.
+    # The values K make K^T K x of the solution x, which is q less L x at the exact one.
     errors = []
     for steps in range(1, d + 1):
         missed = answer(steps, keys) - (query - lam * target)
@@ -186,7 +186,7 @@ def preconditioned_delta_rule_is_ridge_regression(setting: Ridge) -> list[Check]
     Random pairs, in every form, beside the textbook's recursion after each pair, normal equations after the last, and mesa.
     A step along the inverse before the pair would make it fail.
     """
-    prompt, lam = setting.prompt(), setting.lam
+    prompt, lam = setting.prompt(), setting.L
     rule = mixers.named("preconditioned_delta", penalty=lam, scale=1.0)
     pairs = prompt.query[None], prompt.inputs, prompt.labels
     gates = {"write_strength": 1.0, "log_decay": 0.0}

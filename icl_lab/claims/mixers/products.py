@@ -98,7 +98,7 @@ def _best_threshold(states: Float[np.ndarray, "C"], shares: Float[np.ndarray, "C
 class Swaps(Seeded):
     """Transpositions of some items, one after the other."""
 
-    n: int = integer(5, 2, "number of items")
+    items: int = integer(5, 2, "number of items")
     N: int = integer(40, 1, "context length", ", in tokens")
 
 
@@ -106,7 +106,7 @@ class Swaps(Seeded):
     "mixers.swaps",
     Swaps,
     Source("Siems et al. 2025 (arXiv 2502.10297)", "products of Householder steps are permutations"),
-    extra_settings=({"n": 2, "N": 9}, {"n": 9, "N": 70}, {"n": 3, "N": 1}),
+    extra_settings=({"items": 2, "N": 9}, {"items": 9, "N": 70}, {"items": 3, "N": 1}),
 )
 def reflections_are_permutations(setting: Swaps) -> list[Check]:
     """A step of strength 2 along e_i - e_j swaps rows i and j of the state, so that a step a token follows a sequence of
@@ -115,7 +115,7 @@ def reflections_are_permutations(setting: Swaps) -> list[Check]:
     Random swaps, and random permutations written as at most n - 1 swaps each, in every form, from the identity. A reflection
     that does not come out exactly, or factors in the other order, would make it fail.
     """
-    n, N = setting.n, setting.N
+    n, N = setting.items, setting.N
     generator = np.random.default_rng(setting.seed)
     pairs = np.array([generator.choice(n, 2, replace=False) for _ in range(N)])
     keys = np.eye(n)[pairs[:, 0]] - np.eye(n)[pairs[:, 1]]

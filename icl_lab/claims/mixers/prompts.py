@@ -143,7 +143,7 @@ def wide_steps(prompt: Prompt, steps: Float[Array, "N"], largest: float) -> tupl
     return dataclasses.replace(prompt, inputs=size * prompt.inputs, query=size * prompt.query), steps / size**2
 
 
-def mean_and_error(draws: Float[np.ndarray, "S P"]) -> tuple[Float[np.ndarray, "P"], Float[np.ndarray, "P"]]:
+def mean_and_error(draws: Float[np.ndarray, "S *P"]) -> tuple[Any, Any]:
     """Means over the first axis, and their standard errors."""
     return np.mean(draws, axis=0), np.std(draws, axis=0, ddof=1) / np.sqrt(len(draws))
 

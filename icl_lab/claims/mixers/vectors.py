@@ -68,7 +68,7 @@ class Channels(Gaussian):
     """RWKV-4 with channels that differ little in their keys and gates."""
 
     kappa: float = number(0.05, positive=True, meaning="slope of the keys of the channels")
-    r: float = number(0.05, positive=True, meaning="slope of the gates of the channels")
+    rho: float = number(0.05, positive=True, meaning="slope of the gates of the channels")
 
 
 @claim(
@@ -112,7 +112,7 @@ def rwkv4_without_its_gate(setting: Channels) -> list[Check]:
     "mixers.rwkv4.regress",
     Channels,
     Source(LAB, "a construction for RWKV-4, arXiv 2305.13048", "extended"),
-    extra_settings=({"d": 3, "N": 40, "s2": 1.0}, {"d": 5, "N": 12, "s2": 0.0, "kappa": 0.02, "r": 0.02}),
+    extra_settings=({"d": 3, "N": 40, "s2": 1.0}, {"d": 5, "N": 12, "s2": 0.0, "kappa": 0.02, "rho": 0.02}),
 )
 def rwkv4_regresses(setting: Channels) -> list[Check]:
     """Four groups of d channels of RWKV-4, with keys kappa x_c and -kappa x_c and gates r q_c and -r q_c, are one gradient step
@@ -123,7 +123,7 @@ def rwkv4_regresses(setting: Channels) -> list[Check]:
     """
     task, mixer, d, N = setting.task(), mixers.named("rwkv4"), setting.d, setting.N
     moments = theory.KeyMoments.gaussian(d)
-    scale = theory.linear_attention.best_scale(moments, N - 1, setting.s2) * N / (setting.kappa * setting.r)
+    scale = theory.linear_attention.best_scale(moments, N - 1, setting.s2) * N / (setting.kappa * setting.rho)
     signs = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 
     def statistic(key):
@@ -131,7 +131,7 @@ def rwkv4_regresses(setting: Channels) -> list[Check]:
         groups = [
             jnp.sum(
                 mixer.read(
-                    gate * setting.r * prompt.query,
+                    gate * setting.rho * prompt.query,
                     side * setting.kappa * prompt.inputs,
                     jnp.broadcast_to(prompt.labels, prompt.inputs.shape),
                     log_decay=0.0,
