@@ -1,6 +1,5 @@
 """Claims about mixers without a correction: they hold away from the defaults, and planted errors are caught."""
 
-import jax
 import pytest
 
 from icl_lab import estimators, mixers
@@ -12,18 +11,6 @@ from icl_lab.theory.mixers import linear_attention, retention
 from tests.claims.claim_runs import failed_checks, run_claim
 
 pytestmark = pytest.mark.claims
-
-
-@pytest.fixture(autouse=True)
-def _compiled_anew(request):
-    """A program that was compiled before an error is planted does not know of it, nor may others keep one that does."""
-    planted = "monkeypatch" in request.fixturenames
-    if planted:
-        jax.clear_caches()
-    yield
-    if planted:
-        jax.clear_caches()
-
 
 SMALL = {"d": 3, "N": 7, "seed": 3}
 DRAWN = SMALL | {"samples": 4_000}

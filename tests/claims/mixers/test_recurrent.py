@@ -1,6 +1,5 @@
 """Claims about delta rules, mesa and products of steps: they hold away from the defaults, and planted errors are caught."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,18 +12,6 @@ from icl_lab.theory.mixers import delta_rule, gated_delta, kalman, momentum
 from tests.claims.claim_runs import assert_holds, failed
 
 pytestmark = pytest.mark.claims
-
-
-@pytest.fixture(autouse=True)
-def _compiled_anew(request):
-    """A program that was compiled before an error is planted does not know of it, nor may others keep one that does."""
-    planted = "monkeypatch" in request.fixturenames
-    if planted:
-        jax.clear_caches()
-    yield
-    if planted:
-        jax.clear_caches()
-
 
 SMALL = {
     "mixers.deltanet.sgd": {"d": 3, "N": 5, "m": 2, "seed": 2},
