@@ -35,6 +35,7 @@ def decay(
     positive = values > 0
     axes.plot(shown[positive], values[positive], marker=".", markersize=3)
     axes.set(xscale="log", yscale="log", xlabel=time_unit, ylabel=quantity)
+    axes.minorticks_off()
     return axes
 
 
@@ -124,5 +125,6 @@ def invariant_drift(
     for name, values in drifts.items():
         axes.plot(np.asarray(times)[later], np.maximum(np.asarray(values)[later], 1e-18), marker=".", markersize=3, label=name)
     axes.set(xscale="log", yscale="log", xlabel=time_unit, ylabel="change since the start")
+    axes.minorticks_off()
     axes.legend()
     return axes

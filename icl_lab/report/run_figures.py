@@ -1,45 +1,57 @@
-"""The figures of a run folder. Matplotlib is imported when they are drawn, not when the package is."""
+"""The figures of a run folder, from plain arrays. Matplotlib is imported when they are drawn, not when the package is."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
-from icl_lab import analysis
-from icl_lab.core.progress import phase
-from icl_lab.models import Learner
 from icl_lab.report.console import LABELS
-from icl_lab.theory import Optimum
-from icl_lab.training import TrainingResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@phase("figures")
-def draw_training(folder: Path, training: TrainingResult, model: Learner, optimum: Optimum | None, context_length: int) -> None:
-    """Draw the figures of training that have a meaning for a run, each with its numbers beside it.
+@dataclasses.dataclass(frozen=True)
+class TrainingCurves:
+    """What the figures of a training show, at S times.
 
-    Args:
-      folder: where they go; made here.
-      training: the path and its limit.
-      model: what was trained.
-      optimum: the closed form that applies, if one does.
-      context_length: N of training.
+    Attributes:
+      clock: what times count.
+      times, losses, gradient_norms: (S,), along training.
+      gaps: (S,), losses above the closed form's, NaN where that is rounding; None without a closed form.
+      distances: (S,), relative, of the weights from the closed form; None without one.
+      drifts: (S,) of each quantity that gradient flow conserves, by its name.
+      matrices: those of the limit and of the closed form, by their name; none without a closed form.
     """
+
+    clock: str
+    times: Float[np.ndarray, "S"]
+    losses: Float[np.ndarray, "S"]
+    gradient_norms: Float[np.ndarray, "S"]
+    gaps: Float[np.ndarray, "S"] | None
+    distances: Float[np.ndarray, "S"] | None
+    drifts: Mapping[str, Float[np.ndarray, "S"]]
+    matrices: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def draw_training(folder: Path, curves: TrainingCurves) -> None:
+    """Draw the figures of training that have a meaning for a run, each with its numbers beside it, into `folder`."""
     from icl_lab.report import house_style
 
     folder.mkdir(exist_ok=True)
     with house_style():
-        _invariants(training, model, folder / "invariants.png")
-        _training(training, None if optimum is None else (model, optimum, context_length), folder / "training.png")
-        if optimum is not None:
-            _weights(training, model, optimum, context_length, folder / "weights.png")
+        if curves.drifts:
+            _invariants(curves, folder / "invariants.png")
+        _training(curves, folder / "training.png")
+        if curves.matrices:
+            _weights(curves, folder / "weights.png")
 
 
-@phase("figures")
 def draw_risks(folder: Path, curve: dict[str, Any], context_length: int) -> None:
     """Draw the `risk_curve` of the metrics of a run, with its numbers beside it, into `folder`."""
     from icl_lab.report import house_style
@@ -61,32 +73,19 @@ def _panels(width: float, height: float, rows: int = 1, columns: int = 1, right:
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw={**space, "wspace": 0.35, "hspace": 0.25})
 
 
-def _clock(training: TrainingResult) -> str:
-    return "step" if training.method == "optax" else "flow time t"
-
-
-def _training(training: TrainingResult, closed_form: tuple[Learner, Optimum, int] | None, path: Path) -> None:
+def _training(curves: TrainingCurves, path: Path) -> None:
     from icl_lab import report
 
-    trajectory, clock = training.trajectory, _clock(training)
     figure, ((left, right),) = _panels(9.0, 4.0, columns=2)
-    numbers = {"time": trajectory.times, "loss": trajectory.losses, "gradient_norm": trajectory.gradient_norms}
-    if closed_form is None:
-        report.decay(left, trajectory.times, trajectory.losses, "half loss", clock)
-        report.decay(right, trajectory.times, trajectory.gradient_norms, "norm of the gradient", clock)
+    numbers = {"time": curves.times, "loss": curves.losses, "gradient_norm": curves.gradient_norms}
+    if curves.gaps is None or curves.distances is None:
+        report.decay(left, curves.times, curves.losses, "half loss", curves.clock)
+        report.decay(right, curves.times, curves.gradient_norms, "norm of the gradient", curves.clock)
         caption = "The loss and the norm of its gradient along training."
     else:
-        model, optimum, context_length = closed_form
-        # Below rounding of the loss its distance to the minimum is noise.
-        gap = trajectory.losses - 0.5 * optimum.risk
-        gap = np.where(gap > 1e-15 * trajectory.losses[0], gap, np.nan)
-        path_of_weights = [trajectory.at(index) for index in range(len(trajectory.times))]
-        learned = [analysis.effective_preconditioner(weights, model, context_length) for weights in path_of_weights]
-        expected = np.linalg.norm(optimum.preconditioner)
-        distances = np.array([np.linalg.norm(one - optimum.preconditioner) / expected for one in learned])
-        report.decay(left, trajectory.times, gap, "half loss above the closed form's", clock)
-        report.decay(right, trajectory.times, distances, "relative weight distance", clock)
-        numbers |= {"loss_above_closed_form": gap, "weight_distance": distances}
+        report.decay(left, curves.times, curves.gaps, "half loss above the closed form's", curves.clock)
+        report.decay(right, curves.times, curves.distances, "relative weight distance", curves.clock)
+        numbers |= {"loss_above_closed_form": curves.gaps, "weight_distance": curves.distances}
         caption = (
             "The loss falls to the minimum that theory names, and the weights (gauge-invariant product) to the closed "
             "form: after a plateau near the start both fall exponentially, so the curves bend down ever more steeply."
@@ -115,34 +114,30 @@ def _risk_curve(curve: dict[str, Any], context_length: int, path: Path) -> None:
     report.save(figure, path, caption, numbers)
 
 
-def _invariants(training: TrainingResult, model: Learner, path: Path) -> None:
+def _invariants(curves: TrainingCurves, path: Path) -> None:
     from icl_lab import report
 
-    trajectory = training.trajectory
-    drifts = analysis.drift(trajectory.weights, model)
-    drifts = {name: np.real(values) for name, values in drifts.items()}
-    if not drifts:
-        return
     figure, ((axes,),) = _panels(6.4, 4.6)
-    report.invariant_drift(axes, trajectory.times, drifts, _clock(training))
+    report.invariant_drift(axes, curves.times, curves.drifts, curves.clock)
     caption = (
         "Quantities that gradient flow conserves exactly: the drift is the integrator's error and should stay near its "
         "tolerance. Discrete training has no such conservation law, and its drift shows the size of its steps."
     )
-    report.save(figure, path, caption, {"time": trajectory.times, **drifts})
+    report.save(figure, path, caption, {"time": curves.times, **curves.drifts})
 
 
-def _weights(training: TrainingResult, model: Learner, optimum: Optimum, context_length: int, path: Path) -> None:
+def _weights(curves: TrainingCurves, path: Path) -> None:
     from icl_lab import report
 
-    comparison = analysis.compare(training.limit, optimum, model, context_length)
-    shown = [row for row in comparison.rows if row.name in ("preconditioner", "w_pv", "w_kq")]
+    shown = curves.matrices
     figure, rows = _panels(9.0, 2.5 * len(shown) + 1.5, len(shown), 3, right=0.8)
-    for axes, row in zip(rows, shown, strict=True):
-        report.heat_maps(list(axes), np.asarray(row.measured), np.asarray(row.expected), row.name)
+    for axes, (name, (learned, expected)) in zip(rows, shown.items(), strict=True):
+        report.heat_maps(list(axes), learned, expected, name)
     caption = (
         "Learned matrices beside the closed form in the balanced gauge. The first two columns should look the same; "
         "the third has a colour scale of its own, which says how small the difference is."
     )
-    numbers = {f"{row.name}_{kind}": getattr(row, kind) for row in shown for kind in ("measured", "expected")}
+    numbers = {}
+    for name, (learned, expected) in shown.items():
+        numbers |= {f"{name}_measured": learned, f"{name}_expected": expected}
     report.save(figure, path, caption, numbers)
