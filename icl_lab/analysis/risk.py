@@ -63,7 +63,7 @@ class Risks(eqx.Module):
         return "\n".join(lines)
 
 
-def sampled_risks(task: Task, predictors: Mapping[str, Predictor], key: Key, prompts: int = 16384, chunk: int = 1024) -> Risks:
+def sampled_risks(task: Task, predictors: Mapping[str, Predictor], key: Key, prompts: int = 8192, chunk: int = 1024) -> Risks:
     """Risks of predictors on fresh prompts of a task, all on the same prompts.
 
     Args:
@@ -134,7 +134,7 @@ def risk_against_length(
     lengths: Sequence[int],
     predictors: Mapping[str, Predictor],
     key: Key,
-    prompts: int = 16384,
+    prompts: int = 8192,
     chunk: int = 1024,
 ) -> RiskCurve:
     """Risks on prompts of several context lengths.

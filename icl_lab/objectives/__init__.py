@@ -43,7 +43,7 @@ EXACT: tuple[Callable[[Task, eqx.Module], Objective | None], ...] = (
 """The exact losses of one layer; the first that is known for a task and a model is taken."""
 
 
-def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: int = 20_000, layers: int = 1) -> Objective:
+def population(task: Task, model: eqx.Module, key: Key | None = None, prompts: int = 10_000, layers: int = 1) -> Objective:
     """The best available loss of a model on a task: exact if known, else from sampled moments, else on streamed prompts.
 
     Args:

@@ -74,7 +74,7 @@ class SampledLoss(MomentLoss):
         task: Task,
         model: eqx.Module,
         key: Key,
-        prompts: int = 20_000,
+        prompts: int = 10_000,
         groups: int = 10,
         memory_limit: int = MEMORY_LIMIT,
         progress: bool = False,
@@ -192,7 +192,7 @@ class SampledLoss(MomentLoss):
             risks = np.asarray(_risks(self.bare, self.groups, jax.tree.map(jnp.asarray, weights)))
         return float(np.std(risks, ddof=1) / np.sqrt(len(risks)))
 
-    def held_out(self, weights: Weights, prompts: int = 20_000) -> HeldOut:
+    def held_out(self, weights: Weights, prompts: int = 10_000) -> HeldOut:
         """The risk of weights on fresh prompts.
 
         Args:

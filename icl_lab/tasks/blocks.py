@@ -33,12 +33,12 @@ PROMPTS = 128
 """Prompts of a block whose inputs share something, and task vectors of a block."""
 
 
-SHORTEST = 16
+SHORTEST = 32
 """The smallest number that `padded` gives."""
 
 
 def padded(length: int) -> int:
-    """The number of examples that stands for all up to it in compiled programs: two an octave, 16, 24, 32, 48, .."""
+    """The number of examples that stands for all up to it in compiled programs: two an octave, 32, 48, 64, 96, .."""
     octave = 2 ** int(np.log2(max(length - 1, 1)))
     return max(3 * octave // 2 if length <= 3 * octave // 2 else 2 * octave, SHORTEST)
 

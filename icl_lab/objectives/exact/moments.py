@@ -10,6 +10,7 @@ and so do their moments.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TypeGuard
 
@@ -17,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Float, Inexact, Int
 
 from icl_lab.core import compiled
@@ -26,12 +28,20 @@ from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.models.linear_attention import LinearSelfAttention
 from icl_lab.objectives.objective import LARGEST_SPREAD, Loss, Objective, second_moment_spread
 from icl_lab.objectives.structured import Entries, StructuredLoss, in_subspace
+from icl_lab.tasks.blocks import drawn_apart, prompts_in_blocks
 from icl_lab.tasks.prompt import Task
 from icl_lab.tasks.regression.linear import LinearRegression, is_plain
 
 
-@compiled.jit
 def _example_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8 T D"]:
+    if drawn_apart(task):
+        # By the programs that draw all other prompts.
+        return jax.vmap(model.tokens)(next(prompts_in_blocks(task, jax.random.key(0), iter([8]))))
+    return _drawn_tokens(task, model)
+
+
+@compiled.jit
+def _drawn_tokens(task: Task, model: LinearSelfAttention) -> Inexact[Array, "8 T D"]:
     return jax.vmap(model.tokens)(task.sample_batch(jax.random.key(0), 8))
 
 
@@ -141,8 +151,25 @@ class Moments(eqx.Module):
     def risk(self, theta: Inexact[Array, "k F"]) -> Float[Array, ""]:
         """sum_o E|y_o - theta_o phi|^2."""
         linear = jnp.sum(theta * self.cross.T.astype(theta.dtype))
-        square = jnp.sum(jnp.conj(theta) * (theta @ self.gram.astype(theta.dtype)))
-        return self.variance - 2 * jnp.real(linear) + jnp.real(square)
+        return self.variance - 2 * jnp.real(linear) + _square(self.gram.astype(theta.dtype), theta)
+
+
+@jax.custom_jvp
+def _square(gram: Inexact[Array, "F F"], theta: Inexact[Array, "k F"]) -> Float[Array, ""]:
+    """sum_o theta_o^* G theta_o of a Hermitian G, whose gradient takes one product with G and not two."""
+    return jnp.real(jnp.sum(jnp.conj(theta) * (theta @ gram)))
+
+
+@functools.partial(_square.defjvp, symbolic_zeros=True)
+def _square_tangent(primals, tangents):
+    (gram, theta), (gram_tangent, theta_tangent) = primals, tangents
+    image = theta @ gram
+    tangent = jnp.zeros((), jnp.real(image).dtype)
+    if not isinstance(theta_tangent, SymbolicZero):
+        tangent = tangent + 2 * jnp.real(jnp.sum(jnp.conj(image) * theta_tangent))
+    if not isinstance(gram_tangent, SymbolicZero):
+        tangent = tangent + _square(gram_tangent, theta)
+    return jnp.real(jnp.sum(jnp.conj(theta) * image)), tangent
 
 
 class MomentPolynomial(Loss):

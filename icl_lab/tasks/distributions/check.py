@@ -33,7 +33,11 @@ CUT = 64
 PAIRS = 200
 """Pairs of coordinates whose products are compared."""
 QUICK = 20_000
-"""Draws of `check_once`: at most a second, most of it to compile."""
+"""Prompts of `check_once`: at most a second, most of it to compile."""
+QUICK_INPUTS = 50_000
+"""Inputs of `check_once`, where the other inputs of a prompt are drawn with the two that are looked at."""
+FEWEST = 1000
+"""Prompts below which moments say nothing."""
 
 _checked: set[object] = set()
 
@@ -108,7 +112,7 @@ def check_distribution(law: CovariateDistribution, key: Key | None = None, sampl
       Traceback (most recent call last):
       icl_lab.core.errors.InvalidValueError: `IndependentCoordinates` declares E x_1^4 = 4, and 100000 draws ...
     """
-    check_count(samples, "samples", 1000, "Moments of few draws say nothing.")
+    check_count(samples, "samples", FEWEST, "Moments of few draws say nothing.")
     return _report(law, jax.random.key(0) if key is None else key, samples, 2)
 
 
@@ -151,7 +155,8 @@ def check_once(law: CovariateDistribution, count: int) -> None:
         return
     numbers = tuple((np.shape(leaf), np.asarray(leaf).tobytes()) for leaf in leaves)
     if (structure, numbers) not in _checked:
-        _report(law, jax.random.key(0), QUICK, count)
+        samples = min(QUICK, max(FEWEST, QUICK_INPUTS // count)) if law.shared_covariance else QUICK
+        _report(law, jax.random.key(0), samples, count)
         _checked.add((structure, numbers))
 
 
