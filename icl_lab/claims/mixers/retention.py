@@ -91,17 +91,15 @@ class Trained(Drift):
     )
     n: int = integer(60, 1, "context length of the training")
     steps: int = integer(700, 1, "number of updates", "of Adam, its rate falling to 0 by a cosine")
-    batch: int = integer(1024, 2, "prompts of an update")
+    batch: int = integer(512, 2, "prompts of an update of the head")
 
     @property
     def moments(self) -> theory.KeyMoments:
         """What the closed forms depend on."""
         return theory.KeyMoments.gaussian(self.d)
 
-    def adam(self, model: eqx.Module, start: Any, rate: float) -> Any:
-        """The weights that Adam leaves, on fresh prompts of n examples."""
-        task = self.task().with_context_length(self.n)
-        loss = objectives.StreamedLoss.build(task, model, self.stream("fixed"), batch=self.batch)
+    def adam(self, loss: objectives.Objective, start: Any, rate: float) -> Any:
+        """The weights that Adam leaves; on fresh prompts, where the loss is of prompts."""
         optimiser = optax.adam(optax.cosine_decay_schedule(rate, self.steps))
         return training.descend(loss, start, optimiser, self.steps, key=self.stream("fresh")).limit
 
@@ -124,7 +122,7 @@ class Head(eqx.Module):
 
 TRAINED_TOLERANCE = 0.03
 """Of two numbers that Adam leaves after some hundred thousand prompts."""
-LEAST_COSINE = 0.999
+LEAST_COSINE = 0.99999
 SOLVED = 1e-8
 """Of the solution of linear equations with a condition number of some hundred."""
 
@@ -134,7 +132,7 @@ SOLVED = 1e-8
     Trained,
     Source(LAB, "best weighting of arXiv 2504.04308 on a drifting task; filter and limit are the lab's", "extended"),
     extra_settings=(
-        {"d": 2, "N": 80, "a": 0.9, "s2": 0.5, "n": 40, "batch": 2048},
+        {"d": 2, "N": 80, "a": 0.9, "s2": 0.5, "n": 40, "batch": 1024},
         {"d": 6, "N": 120, "a": 0.95, "s2": 0.05, "n": 60},
     ),
 )
@@ -142,8 +140,8 @@ def retention_is_optimal_under_drift(setting: Trained) -> list[Check]:
     """On a task that drifts with correlation a the best of all weights of the examples are those of a Kalman filter, and for
     long contexts geometric, lam = a (1 - g), eta = a g, g = P / (P + d+1+s2): a retention head, better than any window.
 
-    The minimum of the exact loss over all weights, its values at heads and windows, and Adam from small random weights over the
-    two numbers of a head and over free weights. A filter with another penalty than d + 1 + s2, or a window as good, would make
+    The minimum of the exact loss over all weights, its values at heads and windows, and Adam from small random weights: over the
+    two numbers of a head on prompts, over free weights on the exact loss. A filter with another penalty than d + 1 + s2, or a window as good, would make
     it fail.
     """
     moments, N, s2, a, d = setting.moments, setting.N, setting.s2, setting.a, setting.d
@@ -159,9 +157,12 @@ def retention_is_optimal_under_drift(setting: Trained) -> list[Check]:
     no_decay = np.full(N, scales[-1])
     finite = theory.retention.head_risk(moments, N, s2, a, head.decay, head.scale)
 
+    short_task = setting.task().with_context_length(setting.n)
+    streamed = objectives.StreamedLoss.build(short_task, Head(), setting.stream("fixed"), batch=setting.batch)
     logit, scale = 0.1 * setting.normals("start of the head", 2)
-    trained = setting.adam(Head(), HeadWeights(np.asarray(logit), np.asarray(scale / d)), 0.02)
-    lags = setting.adam(MODEL, StepWeights(setting.normals("start of the lags", setting.n) / (100 * d)), 0.003).lags
+    trained = setting.adam(streamed, HeadWeights(np.asarray(logit), np.asarray(scale / d)), 0.02)
+    start = StepWeights(setting.normals("start of the lags", setting.n) / (100 * d))
+    lags = setting.adam(loss_of(short_task.correlated()), start, 0.01).lags
 
     def trained_risk(numbers):
         return theory.retention.head_risk(moments, setting.n, s2, a, numbers[0], numbers[1])
