@@ -52,9 +52,9 @@ def build_weights(trainer: Group, model_group: Group, task: Task, model: models.
     scale = float(trainer["init_scale"])
     keys = [jax.random.fold_in(stream(key, "init"), layer) for layer in range(layers)]
     if mixed:
-        mixer = _mixer(model_group)
+        layer = _mixer_layer(model_group)
         sizes = {name: model_group[name] for name in ("heads", "key_width", "value_width", "gates", "data_dependent")}
-        layered = tuple(models.MixerWeights.init(k, width, mixer, scale, **sizes) for k in keys)
+        layered = tuple(models.MixerWeights.init(k, width, layer, scale, **sizes) for k in keys)
     else:
         separate = choose({"merged": False, "separate": True}, model_group, "model", "parametrisation")
         layered = tuple(build(k, task.dim, width, scale, heads, separate) for k in keys)
@@ -145,8 +145,9 @@ def _zhang_random_start(key: Key, dim: int, width: int, scale: float, heads: int
     return models.initializers.balanced(start) if separate else start
 
 
-def _mixer(group: Group) -> mixers.Mixer:
-    return mixers.named(group["mixer"], **group["parameters"])
+def _mixer_layer(group: Group) -> models.MixerLayer:
+    own = {name: group[name] for name in ("query_in_sum", "writes", "convolution", "unit_keys", "output_norm")}
+    return models.MixerLayer(mixers.named(group["mixer"], **group["parameters"]), **own)
 
 
 def _linear_attention(group: Group, of_learner: Group) -> models.Learner:
@@ -160,7 +161,7 @@ def _softmax_attention(group: Group, of_learner: Group) -> models.Learner:
 
 
 def _mixer_model(group: Group, of_learner: Group) -> models.Learner:
-    return models.Layered(models.MixerLayer(_mixer(group), query_in_sum=group["query_in_sum"]), **of_learner)
+    return models.Layered(_mixer_layer(group), **of_learner)
 
 
 _ARCHITECTURES = {

@@ -19,7 +19,7 @@ LARGEST_SIZE = 2**14
 """Matrices of this size are held whole, two gigabytes each in float64."""
 _SIZES = {
     "task": {"dim": 1, "order": 1, "degree": 0, "width": 1, "value_dim": 1, "states": 2},
-    "model": {"layers": 1, "loops": 1, "heads": 1, "key_width": 1, "value_width": 1},
+    "model": {"layers": 1, "loops": 1, "heads": 1, "key_width": 1, "value_width": 1, "writes": 1, "convolution": 0},
 }
 
 

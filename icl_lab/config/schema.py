@@ -245,6 +245,10 @@ class MixerModel(Learner):
     heads: int
     key_width: Optional[int]  # noqa: UP045
     value_width: Optional[int]  # noqa: UP045
+    writes: int
+    convolution: int
+    unit_keys: bool
+    output_norm: bool
 
 
 @dataclass

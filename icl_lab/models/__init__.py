@@ -8,6 +8,7 @@ from icl_lab.core import lazy
 from icl_lab.models import constructions as constructions
 from icl_lab.models import initializers as initializers
 from icl_lab.models.attention import SelfAttention as SelfAttention
+from icl_lab.models.gates import GateMap as GateMap
 from icl_lab.models.layer import Layer as Layer
 from icl_lab.models.learner import Layered as Layered
 from icl_lab.models.learner import Learner as Learner
@@ -15,7 +16,6 @@ from icl_lab.models.linear_attention import LinearLayer as LinearLayer
 from icl_lab.models.linear_attention import LinearSelfAttention as LinearSelfAttention
 from icl_lab.models.mapped_layer import MappedLayer as MappedLayer
 from icl_lab.models.mapped_layer import MappedWeights as MappedWeights
-from icl_lab.models.mixer_layer import GateMap as GateMap
 from icl_lab.models.mixer_layer import MixerLayer as MixerLayer
 from icl_lab.models.mixer_layer import MixerWeights as MixerWeights
 from icl_lab.models.softmax_attention import SoftmaxLayer as SoftmaxLayer

@@ -5,50 +5,32 @@ r"""A trainable layer round any token mixer: projections to queries, keys and va
 The tokens before the query are a causal sequence: token j is written before it is read, so its update knows of the tokens up
 to and including j. The query token, the last one, reads after all of them; it is written too only with `query_in_sum`.
 
-A gate is constant or linear in the token before it is brought into its range by a monotone map:
-
-    range             value at raw x
-    [a, b]            a + (b - a) sigmoid(x)
-    (-inf, b]         b - softplus(-x)         of a log decay (b = 0): the share that is kept is sigmoid(x)
-    [a, inf)          a + softplus(x)
-    (-inf, inf)       x
+A token may write several pairs of key and value, one after the other, as the products of steps of DeltaProduct do. Off unless
+asked for, as in language models: a short causal convolution of the queries, keys and values along the tokens, each channel by
+itself, with a SiLU behind it; queries and keys of length 1; outputs of mean square 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Inexact
+from jaxtyping import Inexact
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key, Weights
 from icl_lab.mixers.base import Gate, Mixer
+from icl_lab.models.gates import GateMap, default_start, in_range, raw_value
 from icl_lab.models.initializers import check_gaussian, normal
 from icl_lab.models.layer import Layer, check_class
 from icl_lab.tasks.prompt import check_count
 
-FIRST_LOG_DECAY = -0.02
-"""Log decay at the start of training unless another is asked for, below its largest value: 98 % is kept at each token."""
-FIRST_UNBOUNDED = 0.01
-"""Where a gate without any bound starts: not at 0, where the gradient of a product of two of them vanishes."""
-
-
-class GateMap(eqx.Module):
-    """One gate of all heads before it is brought into range: bias + slope e_j.
-
-    Attributes:
-      bias: (H,), or (H, K) of a gate per key channel.
-      slope: (H, D) or (H, K, D); None if the gate is the same at every token.
-    """
-
-    bias: Inexact[Array, "H *K"]
-    slope: Inexact[Array, "H *K D"] | None = None
+SMALLEST_SQUARE = 1e-12
+"""Added to a squared length before its root is taken, which has no gradient at 0."""
 
 
 class MixerWeights(eqx.Module):
@@ -56,23 +38,26 @@ class MixerWeights(eqx.Module):
 
     Attributes:
       w_q: (H, K, D), token to query.
-      w_k: (H, K, D), token to key.
-      w_v: (H, V, D), token to value.
+      w_k: (H, K, D), token to key; (H, n, K, D) if a token writes n > 1 pairs.
+      w_v: (H, V, D), token to value; (H, n, V, D) likewise.
       w_o: (H, D, V), output to what is added to the token.
       gates: the mixer's gates by name.
+      taps: of the short convolution behind w_q, w_k and w_v, by their names: their shape with the C taps, that of the token
+        itself last, in place of D. Empty without a convolution.
     """
 
     w_q: Inexact[Array, "H K D"]
-    w_k: Inexact[Array, "H K D"]
-    w_v: Inexact[Array, "H V D"]
+    w_k: Inexact[Array, "H *n K D"]
+    w_v: Inexact[Array, "H *n V D"]
     w_o: Inexact[Array, "H D V"]
     gates: dict[str, GateMap]
+    taps: dict[str, Inexact[Array, "H *n_K C"]] = eqx.field(default_factory=dict)
 
     @staticmethod
     def init(
         key: Key,
         width: int,
-        mixer: Mixer,
+        layer: MixerLayer,
         scale: float,
         *,
         heads: int = 1,
@@ -81,12 +66,13 @@ class MixerWeights(eqx.Module):
         gates: Mapping[str, float] | None = None,
         data_dependent: bool = False,
     ) -> MixerWeights:
-        """Projections with independent N(0, scale^2) entries, and gates that start at the same value for every token.
+        """Projections with independent N(0, scale^2) entries, gates that start at the same value for every token, and
+        convolutions that start at the token itself.
 
         Args:
           key: random key.
           width: D, width of a token.
-          mixer: the mixer, which says what its gates are.
+          layer: the layer, which says what its gates are and how many pairs a token writes.
           scale: standard deviation of an entry, > 0.
           heads: H >= 1.
           key_width: K; None means D.
@@ -101,22 +87,23 @@ class MixerWeights(eqx.Module):
         key_width, value_width = key_width or width, value_width or width
         check_count(key_width, "key_width", 1, "It is the width of a key.")
         check_count(value_width, "value_width", 1, "It is the width of a value.")
-        known = {gate.name: gate for gate in mixer.description.gates}
+        known = layer.gates
         starts = {name: default_start(gate) for name, gate in known.items()} | dict(gates or {})
-        mixer.check_gates(**starts)
-        shapes = {
-            "w_q": (heads, key_width, width),
-            "w_k": (heads, key_width, width),
-            "w_v": (heads, value_width, width),
-            "w_o": (heads, width, value_width),
-        }
+        layer.mixer.check_gates(**starts)
+        shapes = layer.shapes(heads, width, key_width, value_width)
         maps = {}
         for name, gate in known.items():
-            lead = (heads, key_width) if gate.per_channel else (heads,)
+            lead = layer.gate_shape(gate, heads, key_width)
             slope = scale * normal(stream(key, name), (*lead, width)) if data_dependent else None
             maps[name] = GateMap(np.full(lead, raw_value(starts[name], gate)), slope)
         projections = {name: scale * normal(stream(key, name), shape) for name, shape in shapes.items()}
-        return MixerWeights(**projections, gates=maps)
+        first = np.eye(1, layer.convolution, layer.convolution - 1)[0]
+        taps = {name: np.broadcast_to(first, (*shapes[name][:-1], len(first))) for name in CONVOLVED if len(first)}
+        return MixerWeights(**projections, gates=maps, taps=taps)
+
+
+CONVOLVED = ("w_q", "w_k", "w_v")
+"""The projections that a short convolution follows."""
 
 
 class MixerLayer(Layer):
@@ -125,36 +112,73 @@ class MixerLayer(Layer):
     Attributes:
       mixer: any mixer, with its own parameters.
       query_in_sum: whether the query token is written before it is read.
+      writes: n >= 1, pairs of key and value that a token writes.
+      convolution: C, taps of the short convolution; 0 for none.
+      unit_keys: whether queries and keys are divided by their lengths.
+      output_norm: whether outputs are divided by the root of their mean square.
+
+    Raises:
+      InvalidValueError: fewer than one write or a negative number of taps.
     """
 
     mixer: Mixer
     query_in_sum: bool = eqx.field(static=True, kw_only=True, default=False)
+    writes: int = eqx.field(static=True, kw_only=True, default=1)
+    convolution: int = eqx.field(static=True, kw_only=True, default=0)
+    unit_keys: bool = eqx.field(static=True, kw_only=True, default=False)
+    output_norm: bool = eqx.field(static=True, kw_only=True, default=False)
+
+    def __check_init__(self):
+        check_count(self.writes, "writes", 1, "It is the number of pairs that a token writes.")
+        check_count(self.convolution, "convolution", 0, "It is the number of taps, 0 for none.")
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """What the mixer takes besides queries, keys and values, by name."""
+        return {gate.name: gate for gate in self.mixer.description.gates}
+
+    def shapes(self, heads: int, width: int, key_width: int, value_width: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the projections."""
+        several = (self.writes,) if self.writes > 1 else ()
+        return {
+            "w_q": (heads, key_width, width),
+            "w_k": (heads, *several, key_width, width),
+            "w_v": (heads, *several, value_width, width),
+            "w_o": (heads, width, value_width),
+        }
+
+    def gate_shape(self, gate: Gate, heads: int, key_width: int) -> tuple[int, ...]:
+        """The shape of the bias of a gate."""
+        return (heads, *((self.writes,) if self.writes > 1 else ()), *((key_width,) if gate.per_channel else ()))
 
     def prepared(self, weights: Weights, width: int, place: str) -> MixerWeights:
         """The weights as they are, after a check of every shape."""
         check_class(weights, MixerWeights, place)
-        gates = {gate.name: gate for gate in self.mixer.description.gates}
-        if weights.gates.keys() != gates.keys():
+        if weights.gates.keys() != self.gates.keys():
             raise InvalidValueError(
-                f"`gates` of {place} must be {sorted(gates)}, those of {self.mixer.name}; got {sorted(weights.gates)}."
+                f"`gates` of {place} must be {sorted(self.gates)}, those of {self.mixer.name}; got {sorted(weights.gates)}."
             )
-        (heads, key_width), value_width = weights.w_k.shape[:2], weights.w_v.shape[1]
-        shapes = {
-            "w_q": (weights.w_q, (heads, key_width, width)),
-            "w_k": (weights.w_k, (heads, key_width, width)),
-            "w_v": (weights.w_v, (heads, value_width, width)),
-            "w_o": (weights.w_o, (heads, width, value_width)),
-        }
+        convolved = CONVOLVED if self.convolution else ()
+        if set(weights.taps) != set(convolved):
+            raise InvalidValueError(
+                f"`taps` of {place} must be of {list(convolved)}, as its convolution has {self.convolution} tap(s); got "
+                f"{sorted(weights.taps)}."
+            )
+        heads, key_width, value_width = len(weights.w_k), weights.w_k.shape[-2], weights.w_v.shape[-2]
+        projections = self.shapes(heads, width, key_width, value_width)
+        shapes = {name: (getattr(weights, name), shape) for name, shape in projections.items()}
+        for name, taps in weights.taps.items():
+            shapes[f"taps.{name}"] = taps, (*projections[name][:-1], self.convolution)
         for name, own in weights.gates.items():
-            lead = (heads, key_width) if gates[name].per_channel else (heads,)
+            lead = self.gate_shape(self.gates[name], heads, key_width)
             shapes[f"gates.{name}.bias"] = own.bias, lead
             if own.slope is not None:
                 shapes[f"gates.{name}.slope"] = own.slope, (*lead, width)
         for name, (matrix, expected) in shapes.items():
             if matrix.shape != expected:
                 raise InvalidValueError(
-                    f"`{name}` of {place} must be {expected}, because the tokens are {width} wide and the keys say {heads} "
-                    f"head(s) of width {key_width}; got shape {tuple(matrix.shape)}."
+                    f"`{name}` of {place} must be {expected}, because the tokens are {width} wide, the keys say {heads} "
+                    f"head(s) of width {key_width} and a token writes {self.writes} pair(s); got shape {tuple(matrix.shape)}."
                 )
         return weights
 
@@ -163,85 +187,56 @@ class MixerLayer(Layer):
         written = self._written(tokens)
 
         def head(own: MixerWeights) -> Array:
-            keys, values, gates = written @ own.w_k.T, written @ own.w_v.T, self._gates(own, written)
-            queries = tokens @ own.w_q.T
+            queries = self._projected(own, "w_q", tokens)
+            keys, values, gates = self._pairs(own, written)
             outputs = self.mixer.outputs(queries[: written.shape[0]], keys, values, **gates)
             if not self.query_in_sum:
                 outputs = jnp.concatenate([outputs, self.mixer.read(queries[-1], keys, values, **gates)[None]])
-            return outputs @ own.w_o.T
+            return self._normalised(outputs) @ own.w_o.T
 
         return jnp.sum(jax.vmap(head)(weights), axis=0)
 
     def query_update(self, weights: MixerWeights, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "D"]:
         """What the query token reads, projected back and summed over heads."""
-        written = self._written(tokens)
+        written, near = self._written(tokens), tokens[-max(self.convolution, 1) :]
 
         def head(own: MixerWeights) -> Array:
-            keys, values, gates = written @ own.w_k.T, written @ own.w_v.T, self._gates(own, written)
-            return own.w_o @ self.mixer.read(own.w_q @ tokens[-1], keys, values, **gates)
+            keys, values, gates = self._pairs(own, written)
+            query = self._projected(own, "w_q", near)[-1]
+            return own.w_o @ self._normalised(self.mixer.read(query, keys, values, **gates))
 
         return jnp.sum(jax.vmap(head)(weights), axis=0)
 
     def _written(self, tokens: Array) -> Array:
         return tokens if self.query_in_sum else tokens[:-1]
 
-    def _gates(self, own: MixerWeights, tokens: Array) -> dict[str, Any]:
-        """The gates of one head at some tokens, in their ranges; one number, or (K,), for all tokens if they are constant."""
-        values = {}
-        for gate in self.mixer.description.gates:
-            bias, slope = own.gates[gate.name].bias, own.gates[gate.name].slope
-            raw = bias
+    def _projected(self, own: MixerWeights, name: str, tokens: Inexact[Array, "T D"]) -> Inexact[Array, "nT K"]:
+        """Queries, keys or values of one head, those of a token one after the other."""
+        rows = jnp.moveaxis(getattr(own, name) @ tokens.T, -1, 0)
+        if self.convolution:
+            before = jnp.concatenate([jnp.zeros((self.convolution - 1, *rows.shape[1:]), rows.dtype), rows])
+            shifted = jnp.stack([before[c : c + len(rows)] for c in range(self.convolution)], axis=-1)
+            rows = jax.nn.silu(jnp.einsum("t...c,...c->t...", shifted, own.taps[name]))
+        if self.unit_keys and name != "w_v":
+            rows = rows / jnp.sqrt(jnp.sum(jnp.abs(rows) ** 2, axis=-1, keepdims=True) + SMALLEST_SQUARE)
+        return rows.reshape(-1, rows.shape[-1])
+
+    def _pairs(self, own: MixerWeights, written: Inexact[Array, "T D"]) -> tuple[Array, Array, dict[str, Array]]:
+        """Keys, values and gates of one head; a gate is one number, or (K,), for all tokens where it is constant."""
+        gates = {}
+        for name, gate in self.gates.items():
+            raw, slope = own.gates[name].bias, own.gates[name].slope
             if slope is not None:
-                linear = tokens @ slope.T
-                raw = linear + jnp.broadcast_to(bias, linear.shape)
-            values[gate.name] = in_range(jnp.real(raw), gate)
-        return values
+                linear = jnp.moveaxis(slope @ written.T, -1, 0)
+                raw = linear + jnp.broadcast_to(raw, linear.shape)
+            elif self.writes > 1:
+                raw = jnp.broadcast_to(raw, (len(written), *raw.shape))
+            if raw.ndim > gate.per_channel:
+                raw = raw.reshape(-1, *raw.shape[raw.ndim - gate.per_channel :])
+            gates[name] = in_range(jnp.real(raw), gate)
+        return self._projected(own, "w_k", written), self._projected(own, "w_v", written), gates
 
-
-def in_range(raw: Float[Array, "*any"], gate: Gate) -> Float[Array, "*any"]:
-    """The value of a gate from any real number, by the map of the module."""
-    if np.isinf(gate.lowest) and np.isinf(gate.highest):
-        return raw
-    if np.isinf(gate.lowest):
-        return gate.highest - jax.nn.softplus(-raw)
-    if np.isinf(gate.highest):
-        return gate.lowest + jax.nn.softplus(raw)
-    return gate.lowest + (gate.highest - gate.lowest) * jax.nn.sigmoid(raw)
-
-
-def raw_value(value: float, gate: Gate) -> float:
-    """The real number at which a gate has a value: the inverse of `in_range`.
-
-    Raises:
-      InvalidValueError: a value at an end of the range, which no real number reaches.
-    """
-    if not gate.lowest < value < gate.highest:
-        raise InvalidValueError(
-            f"`{gate.name}` of a layer that is trained must start strictly between {gate.lowest:g} and {gate.highest:g}, as "
-            f"its ends are reached by no finite weights; got {value!r}."
-        )
-    if np.isinf(gate.lowest) and np.isinf(gate.highest):
-        return value
-    if np.isinf(gate.lowest):
-        return -_inverse_softplus(gate.highest - value)
-    if np.isinf(gate.highest):
-        return _inverse_softplus(value - gate.lowest)
-    share = (value - gate.lowest) / (gate.highest - gate.lowest)
-    return float(np.log(share) - np.log1p(-share))
-
-
-def _inverse_softplus(value: float) -> float:
-    # log(e^v - 1), of which e^v would overflow.
-    return float(value + np.log(-np.expm1(-value)))
-
-
-def default_start(gate: Gate) -> float:
-    """Where a gate starts unless another value is asked for.
-
-    It is the middle of a range, `FIRST_LOG_DECAY` below its end, 1 above its start, and `FIRST_UNBOUNDED` if it has neither.
-    """
-    if np.isinf(gate.lowest) and np.isinf(gate.highest):
-        return FIRST_UNBOUNDED
-    if np.isinf(gate.lowest):
-        return gate.highest + FIRST_LOG_DECAY
-    return gate.lowest + 1.0 if np.isinf(gate.highest) else (gate.lowest + gate.highest) / 2
+    def _normalised(self, outputs: Inexact[Array, "*T V"]) -> Inexact[Array, "*T V"]:
+        if not self.output_norm:
+            return outputs
+        return outputs / jnp.sqrt(jnp.mean(jnp.abs(outputs) ** 2, axis=-1, keepdims=True) + SMALLEST_SQUARE)

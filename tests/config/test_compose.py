@@ -14,7 +14,7 @@ from icl_lab.config import build, paths, schema
 from icl_lab.config.compose import checked, register
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import Decoder
-from icl_lab.models.mixer_layer import in_range
+from icl_lab.models.gates import in_range
 from icl_lab.runs.hydra.launch import one_sentence
 from icl_lab.training.covariate_shift import Training
 from icl_lab.training.prefixes import Curriculum

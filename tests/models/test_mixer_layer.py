@@ -10,7 +10,7 @@ import pytest
 from icl_lab import mixers
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.models import GateMap, Layered, LearnerModule, LinearSelfAttention, LSAWeights, MixerLayer, MixerWeights
-from icl_lab.models.mixer_layer import in_range, raw_value
+from icl_lab.models.gates import in_range, raw_value
 from tests.models.attention_reference import random_prompt, shapes_in
 
 N, DIM, LABELS = 4, 3, 2
@@ -21,7 +21,8 @@ every_mixer = pytest.mark.parametrize("name", mixers.MIXERS)
 def draw(name, data_dependent=True, heads=2, seed=0, width=WIDTH, **sizes):
     mixer = mixers.named(name)
     sizes = {"key_width": 4, "value_width": 4 if mixer.description.channelwise else 3} | sizes
-    return MixerWeights.init(jax.random.key(seed), width, mixer, 0.4, heads=heads, data_dependent=data_dependent, **sizes)
+    layer = MixerLayer(mixer)
+    return MixerWeights.init(jax.random.key(seed), width, layer, 0.4, heads=heads, data_dependent=data_dependent, **sizes)
 
 
 def written_out(mixer, weights, tokens, query_in_sum):
@@ -98,7 +99,7 @@ def test_the_answer_to_a_query_costs_no_more_than_a_read_of_every_pair():
 
 def test_gates_start_where_they_are_asked_to_and_stay_in_their_ranges():
     mixer = mixers.named("kda", negative_eigenvalues=True)
-    weights = MixerWeights.init(jax.random.key(0), WIDTH, mixer, 0.1, heads=2, gates={"write_strength": 1.7})
+    weights = MixerWeights.init(jax.random.key(0), WIDTH, MixerLayer(mixer), 0.1, heads=2, gates={"write_strength": 1.7})
     strength, decay = mixer.description.gates
     (weight,) = mixers.named("longhorn").description.gates
     np.testing.assert_allclose(in_range(weights.gates["write_strength"].bias, strength), [1.7, 1.7], rtol=1e-14)
@@ -184,4 +185,75 @@ def test_weights_that_do_not_fit_are_named():
 def test_starts_that_do_not_exist_are_refused(arguments, words):
     scale = arguments.pop("scale", 0.1)
     with pytest.raises(InvalidValueError, match=words):
-        MixerWeights.init(jax.random.key(0), WIDTH, mixers.named("deltanet"), scale, **arguments)
+        MixerWeights.init(jax.random.key(0), WIDTH, MixerLayer(mixers.named("deltanet")), scale, **arguments)
+
+
+def _written_out_with_options(layer, weights, tokens):
+    """What a layer of one head with all options adds to every token, a token, a write and a tap at a time."""
+    taps = layer.convolution
+
+    def projected(name, t):
+        matrix, kernel = getattr(weights, name)[0], weights.taps[name][0]
+        total = 0.0
+        for c in range(taps):
+            if t - (taps - 1 - c) >= 0:
+                total = total + kernel[..., c] * (matrix @ tokens[t - (taps - 1 - c)])
+        rows = total / (1 + np.exp(-total))
+        return rows if name == "w_v" else rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+    update = np.zeros_like(tokens)
+    for t in range(len(tokens)):
+        state = np.zeros((weights.w_k.shape[-2], weights.w_v.shape[-2]))
+        for i in range(min(t + 1, len(tokens) - (not layer.query_in_sum))):
+            keys, values = projected("w_k", i), projected("w_v", i)
+            gate = weights.gates["write_strength"]
+            strengths = 1 / (1 + np.exp(-gate.bias[0] - (0.0 if gate.slope is None else gate.slope[0] @ tokens[i])))
+            for key, value, strength in zip(keys, values, strengths, strict=True):
+                state = state + strength * np.outer(key, value - key @ state)
+        read = layer.mixer.scale * projected("w_q", t) @ state
+        update[t] = weights.w_o[0] @ (read / np.sqrt(np.mean(read**2)))
+    return update
+
+
+@pytest.mark.parametrize(("data_dependent", "query_in_sum"), [(False, True), (True, False)])
+def test_several_writes_convolution_and_norms_are_what_they_say(rng, data_dependent, query_in_sum):
+    layer = MixerLayer(
+        mixers.named("deltanet", scale=0.7),
+        query_in_sum=query_in_sum, writes=3, convolution=2, unit_keys=True, output_norm=True,
+    )  # fmt: skip
+    sizes = {"key_width": 4, "value_width": 3, "data_dependent": data_dependent}
+    weights = MixerWeights.init(jax.random.key(0), WIDTH, layer, 0.4, **sizes)
+    noise = {name: taps + 0.3 * rng.normal(size=taps.shape) for name, taps in weights.taps.items()}
+    weights = dataclasses.replace(weights, taps=noise)
+    model, prompt = Layered(layer), random_prompt(rng, N, DIM, LABELS)
+    tokens = np.asarray(model.tokens(prompt))
+    expected = tokens + _written_out_with_options(layer, weights, tokens)
+    # The squares of lengths have 1e-12 added to them.
+    np.testing.assert_allclose(model.apply(weights, tokens), expected, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(model(weights, prompt), expected[-1, DIM:], rtol=1e-8, atol=1e-9)
+
+
+@every_mixer
+def test_every_mixer_writes_several_pairs_and_stands_behind_a_convolution(rng, name):
+    mixer = mixers.named(name)
+    layer = MixerLayer(mixer, writes=2, convolution=3, unit_keys=True, output_norm=True)
+    sizes = {"heads": 2, "key_width": 4, "value_width": 4 if mixer.description.channelwise else 3, "data_dependent": True}
+    weights, prompt = MixerWeights.init(jax.random.key(0), WIDTH, layer, 0.4, **sizes), random_prompt(rng, N, DIM, LABELS)
+    model = Layered(layer)
+    whole = model.apply(weights, model.tokens(prompt))[-1, DIM:]
+    np.testing.assert_allclose(model(weights, prompt), whole, rtol=1e-10, atol=1e-12)
+    gradient = jax.jit(jax.grad(lambda w: jnp.sum(model(w, prompt))))(weights)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+    assert all(np.any(taps != 0) for taps in gradient.taps.values())
+
+
+def test_a_convolution_starts_at_the_token_itself():
+    layer = MixerLayer(mixers.named("linear"), convolution=3)
+    weights = MixerWeights.init(jax.random.key(0), WIDTH, layer, 0.4)
+    np.testing.assert_array_equal(weights.taps["w_k"], np.broadcast_to([0.0, 0.0, 1.0], (1, WIDTH, 3)))
+
+
+@pytest.mark.parametrize(("option", "message"), [({"writes": 0}, "`writes`"), ({"convolution": -1}, "`convolution`")])
+def test_sizes_of_options_are_checked(option, message):
+    with pytest.raises(InvalidValueError, match=message):
+        MixerLayer(mixers.named("linear"), **option)

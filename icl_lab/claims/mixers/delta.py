@@ -33,7 +33,7 @@ from icl_lab.claims.simulation import simulate, simulated_risk
 from icl_lab.core import compiled, precision
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
-from icl_lab.models.mixer_layer import in_range, raw_value
+from icl_lab.models.gates import in_range, raw_value
 from icl_lab.tasks.prompt import Prompt
 from icl_lab.tasks.recall.associative import AssociativeRecall
 

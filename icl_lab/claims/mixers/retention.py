@@ -16,7 +16,7 @@ from icl_lab import estimators, mixers, objectives, theory, training
 from icl_lab.claims import check
 from icl_lab.claims.check import Check
 from icl_lab.claims.claim import Source
-from icl_lab.claims.li2025.settings import MODEL, gated_lags, loss_of
+from icl_lab.claims.li2025.settings import gated_lags, loss_of
 from icl_lab.claims.mixers.prompts import EXACT, LAB, Drift, Pairs, in_every_form
 from icl_lab.claims.registry import claim
 from icl_lab.claims.setting import integer, number, restricted
@@ -140,9 +140,9 @@ def retention_is_optimal_under_drift(setting: Trained) -> list[Check]:
     """On a task that drifts with correlation a the best of all weights of the examples are those of a Kalman filter, and for
     long contexts geometric, lam = a (1 - g), eta = a g, g = P / (P + d+1+s2): a retention head, better than any window.
 
-    The minimum of the exact loss over all weights, its values at heads and windows, and Adam from small random weights: over the
-    two numbers of a head on prompts, over free weights on the exact loss. A filter with another penalty than d + 1 + s2, or a window as good, would make
-    it fail.
+    The minimum of the exact loss over all weights, its values at heads and windows, and Adam from small random weights: over
+    the two numbers of a head on prompts, over free weights on the exact loss. A filter with another penalty than d + 1 + s2, or
+    a window as good, would make it fail.
     """
     moments, N, s2, a, d = setting.moments, setting.N, setting.s2, setting.a, setting.d
     loss = loss_of(setting.task().correlated())

@@ -12,13 +12,15 @@ is not written.
 
 from __future__ import annotations
 
+import equinox as eqx
 import numpy as np
 
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.mixers.base import Mixer
 from icl_lab.mixers.delta import DeltaNet, Longhorn
+from icl_lab.models.gates import GateMap, default_start, raw_value
 from icl_lab.models.learner import Layered
-from icl_lab.models.mixer_layer import GateMap, MixerLayer, MixerWeights, default_start, raw_value
+from icl_lab.models.mixer_layer import MixerLayer, MixerWeights
 from icl_lab.tasks.prompt import check_count
 
 
@@ -69,10 +71,11 @@ def _mixer(model: Layered, kind: type[Mixer], step_size: float) -> Mixer:
     if not (np.isfinite(step_size) and step_size > 0):
         raise InvalidValueError(f"`step_size` must be a finite number > 0, as a write strength is; got {step_size!r}.")
     layer = model.layers
-    if not isinstance(layer, MixerLayer) or not isinstance(layer.mixer, kind) or layer.query_in_sum:
+    plain = isinstance(layer, MixerLayer) and eqx.tree_equal(layer, MixerLayer(layer.mixer))
+    if not isinstance(layer, MixerLayer) or not isinstance(layer.mixer, kind) or not plain:
         raise UnsupportedProblemError(
-            f"One layer of the delta rule `{kind.name}` takes the pass, with query_in_sum=False; got {layer}. The query would "
-            "be written with the label zero, and another rule or a decay changes the step."
+            f"One layer of the delta rule `{kind.name}` takes the pass, with query_in_sum=False and no option; got {layer}. The query "
+            "would be written with the label zero, and another rule or a decay changes the step."
         )
     if model.embedding != "merged" or model.layer_norm:
         raise UnsupportedProblemError(
