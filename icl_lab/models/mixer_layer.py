@@ -13,6 +13,7 @@ itself, with a SiLU behind it; queries and keys of length 1; outputs of mean squ
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -221,7 +222,7 @@ class MixerLayer(Layer):
             rows = rows / jnp.sqrt(jnp.sum(jnp.abs(rows) ** 2, axis=-1, keepdims=True) + SMALLEST_SQUARE)
         return rows.reshape(-1, rows.shape[-1])
 
-    def _pairs(self, own: MixerWeights, written: Inexact[Array, "T D"]) -> tuple[Array, Array, dict[str, Array]]:
+    def _pairs(self, own: MixerWeights, written: Inexact[Array, "T D"]) -> tuple[Array, Array, dict[str, Any]]:
         """Keys, values and gates of one head; a gate is one number, or (K,), for all tokens where it is constant."""
         gates = {}
         for name, gate in self.gates.items():

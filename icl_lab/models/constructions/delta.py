@@ -74,8 +74,8 @@ def _mixer(model: Layered, kind: type[Mixer], step_size: float) -> Mixer:
     plain = isinstance(layer, MixerLayer) and eqx.tree_equal(layer, MixerLayer(layer.mixer))
     if not isinstance(layer, MixerLayer) or not isinstance(layer.mixer, kind) or not plain:
         raise UnsupportedProblemError(
-            f"One layer of the delta rule `{kind.name}` takes the pass, with query_in_sum=False and no option; got {layer}. The query "
-            "would be written with the label zero, and another rule or a decay changes the step."
+            f"One layer of the delta rule `{kind.name}` takes the pass, with query_in_sum=False and no option; got {layer}. "
+            "The query would be written with the label zero, and another rule or a decay changes the step."
         )
     if model.embedding != "merged" or model.layer_norm:
         raise UnsupportedProblemError(
