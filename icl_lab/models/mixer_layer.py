@@ -99,7 +99,9 @@ class MixerWeights(eqx.Module):
             maps[name] = GateMap(np.full(lead, raw_value(starts[name], gate)), slope)
         projections = {name: scale * normal(stream(key, name), shape) for name, shape in shapes.items()}
         first = np.eye(1, layer.convolution, layer.convolution - 1)[0]
-        taps = {name: np.broadcast_to(first, (*shapes[name][:-1], len(first))) for name in CONVOLVED if len(first)}
+        taps: dict[str, Array] = {
+            name: np.broadcast_to(first, (*shapes[name][:-1], len(first))) for name in CONVOLVED if len(first)
+        }
         return MixerWeights(**projections, gates=maps, taps=taps)
 
 
