@@ -84,6 +84,8 @@ def stop() -> None:
 
 def serve() -> None:
     """The painter's side: call what comes in until there is no more, and say of each call how it ended."""
+    with contextlib.suppress(ImportError):  # said by the call that needs it
+        from icl_lab.report import house_style, run_figures  # noqa: F401  # while there is nothing to draw yet
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
     while True:
         try:
