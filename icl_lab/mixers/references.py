@@ -83,6 +83,7 @@ CASES: dict[str, Callable[[Head], Call]] = {
         {"log_decay": x["gk"], "probe": x["a"], "feedback": x["b"]},
     ),
     "softmax": lambda x: (named("softmax"), (x["q"], x["k"], x["v"]), {}),
+    "forgetting": lambda x: (named("forgetting"), (x["q"], x["k"], x["v"]), {"log_decay": x["g"]}),
 }
 """How each case is computed: from one head's inputs."""
 

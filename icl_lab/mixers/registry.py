@@ -17,7 +17,7 @@ from icl_lab.mixers.dplr import DPLR
 from icl_lab.mixers.linear import GLA, HGRN2, RWKV6, LinearAttention, Retention, SimpleGLA
 from icl_lab.mixers.mamba import Mamba
 from icl_lab.mixers.mesa import Mesa, PreconditionedDelta
-from icl_lab.mixers.softmax import SoftmaxAttention
+from icl_lab.mixers.softmax import ForgettingAttention, SoftmaxAttention
 from icl_lab.mixers.vector_state import HGRN, RWKV4
 from icl_lab.tasks.prompt import Prompt
 
@@ -28,7 +28,7 @@ MIXERS: dict[str, type[Mixer]] = {
         *(DeltaNet, GatedDeltaNet, KDA, Longhorn, MomentumDelta, TTT, DPLR),
         *(Mesa, PreconditionedDelta),
         *(HGRN, RWKV4),
-        SoftmaxAttention,
+        *(SoftmaxAttention, ForgettingAttention),
     )
 }
 """Every mixer of the package by its name; all parameters have defaults."""

@@ -12,6 +12,7 @@ ALL = {name: mixers.named(name) for name in mixers.MIXERS} | {
     "mesa, 3 steps": mixers.named("mesa", steps=3, penalty=np.linspace(0.5, 2.0, K)),
     "hgrn2, other parameters": mixers.named("hgrn2", lower_bound=0.3),
     "rwkv6, other parameters": mixers.named("rwkv6", bonus=np.linspace(-1.0, 2.0, K)),
+    "softmax, key norm": mixers.named("softmax", key_norm=True, scale=0.7),
     "ttt, other parameters": mixers.named("ttt", batch=5, normalised_step=True),
 }
 """Every mixer at its defaults, and some at other parameters."""
