@@ -12,7 +12,7 @@ from icl_lab.mixers import base, delta, dplr, linear, matrix_state, mesa, softma
 FILE = Path(__file__).parent.parent / "references" / "mixers_seed11.npz"
 COMPUTED = (
     *("linear", "retention", "scalar_decay", "gla", "hgrn2", "rwkv6"),
-    *("deltanet", "gated_deltanet", "kda", "dplr", "mesa", "hgrn", "softmax"),
+    *("deltanet", "gated_deltanet", "kda", "dplr", "mesa", "hgrn", "softmax", "forgetting"),
 )
 LATER = {"linear_normalized_exp", "parallax", "softmax_window8", "taylor2_normalized"}
 
