@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from icl_lab.theory.mixers import momentum as momentum
     from icl_lab.theory.mixers import retention as retention
     from icl_lab.theory.mixers.key_moments import KeyMoments as KeyMoments
+    from icl_lab.theory.mixers.problem import MixerProblem as MixerProblem
     from icl_lab.theory.regression import bayes as bayes
     from icl_lab.theory.regression import covariate_shift as covariate_shift
     from icl_lab.theory.regression import exact_loss as exact_loss
@@ -84,6 +85,7 @@ __getattr__ = lazy.names(
         "momentum": "mixers.momentum",
         "retention": "mixers.retention",
         "KeyMoments": "mixers.key_moments",
+        "MixerProblem": "mixers.problem",
         "bayes": "regression.bayes",
         "covariate_shift": "regression.covariate_shift",
         "exact_loss": "regression.exact_loss",

@@ -1,11 +1,7 @@
-r"""`KeyMoments`: what the risk of a mixer on linear regression depends on, as far as keys go.
+"""`KeyMoments`: what the risk of a mixer on linear regression depends on, as far as keys go.
 
-Setting of the folder: keys k_i are independent, and independent of the task; the query is N(0, I), tasks w are N(0, I) and
-values w.k_i plus noise of variance s2. A mixer answers q.S for a state S (d,), and its risk is
-
-.. math:: E\,(q \cdot S - q \cdot w)^2 = E\,\lVert S - w \rVert^2 .
-
-Where S is a polynomial of at most first order in each k_i k_i^T, two moments of a rotation-invariant law of keys are enough.
+Where its state is a polynomial of at most first order in each k_i k_i^T, two moments of a rotation-invariant law of keys are
+enough.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Claims about mixers without a correction: they hold away from the defaults, and planted errors are caught."""
 
+import dataclasses
+
 import pytest
 
 from icl_lab import estimators, mixers
@@ -64,7 +66,11 @@ def test_the_claim_holds_at_its_defaults(id):
 
 def test_a_scale_without_its_noise_is_caught(monkeypatch):
     right = linear_attention.best_scale
-    monkeypatch.setattr(linear_attention, "best_scale", lambda keys, n, s2, *mean: right(keys, n, 0.0, *mean))
+
+    def silent(problem, *mean):
+        return right(dataclasses.replace(problem, noise_variance=0.0), *mean)
+
+    monkeypatch.setattr(linear_attention, "best_scale", silent)
     assert {"scale", "risk"} & failed_checks(run("mixers.linear.risk", s2=3.0))
 
 
@@ -112,7 +118,11 @@ def test_a_fixed_step_whose_query_is_not_written_is_caught(monkeypatch):
 
 def test_a_regression_of_vectors_that_is_not_centred_is_caught(monkeypatch):
     right = linear_attention.minimum_risk
-    monkeypatch.setattr(linear_attention, "minimum_risk", lambda keys, n, s2: right(keys, n + 3, s2))
+
+    def uncentred(problem):
+        return right(dataclasses.replace(problem, context_length=problem.context_length + 3))
+
+    monkeypatch.setattr(linear_attention, "minimum_risk", uncentred)
     assert "risk" in failed_checks(run("mixers.rwkv4.regress", samples=40_000))
 
 
