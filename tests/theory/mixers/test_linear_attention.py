@@ -27,9 +27,8 @@ def test_known_numbers():
     assert linear_attention.best_scale(sphere) == pytest.approx(1 / (23 / 8 + 1), rel=1e-14)
     shares = [linear_attention.minimum_risk(problem_of("sphere", 8, n, 0.0)) / 8 for n in (4, 8, 16, 32, 64)]
     np.testing.assert_allclose(shares, [0.636, 0.467, 0.304, 0.179, 0.099], atol=5e-4)
-    assert linear_attention.minimum_risk(problem_of("gaussian", 8, 23, 0.25)) == pytest.approx(
-        2.2946, abs=5e-5
-    )  # centred, n = 24
+    centred = problem_of("gaussian", 8, 23, 0.25)  # of n = 24
+    assert linear_attention.minimum_risk(centred) == pytest.approx(2.2946, abs=5e-5)
 
 
 def test_known_numbers_of_starts():
