@@ -21,6 +21,7 @@ from jaxtyping import Float, Inexact
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
+from icl_lab.estimators.derived import prediction_of
 from icl_lab.estimators.examples import examples, predict
 from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt, check_count
@@ -198,22 +199,6 @@ def gd_plus_plus_weights(
     return jax.lax.scan(layer, (inputs, labels, identity, start), (sizes, gammas))[0][3]
 
 
-@estimator
-def gd_plus_plus(
-    prompt: Prompt,
-    step_sizes: Float[Array, "layers"],
-    curvatures: Float[Array, "layers"],
-    initial: Inexact[Array, "k d"] | None = None,
-) -> Inexact[Array, "k"]:
-    """The prediction of GD++ for one prompt: minus the label slot of the query after the last layer.
-
-    Args:
-      prompt: one prompt with N examples.
-      step_sizes: (layers,), eta of each layer, for the *mean* gradient.
-      curvatures: (layers,), gamma of each layer, for the *unnormalised* Gram matrix.
-      initial: W_0 (k, d), the same in every layer; zeros by default.
-
-    Returns:
-      (k,). The algorithm, its errors and source are those of `gd_plus_plus_weights`.
-    """
-    return predict(gd_plus_plus_weights(prompt, step_sizes, curvatures, initial), prompt)
+gd_plus_plus = prediction_of(
+    gd_plus_plus_weights, "The prediction (k,) of GD++: minus the label slot of the query after the last layer."
+)
