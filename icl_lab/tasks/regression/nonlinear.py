@@ -26,7 +26,7 @@ from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, covariates_for, normals
-from icl_lab.tasks.prompt import Prompt, Task, as_float64, check_count, check_nonnegative, check_prompt_fits, regression_prompt
+from icl_lab.tasks.prompt import Prompt, RegressionTask, as_float64, check_count, check_prompt_fits, regression_prompt
 from icl_lab.tasks.regression.links import Link
 
 DIRECTIONS = ("sphere", "gaussian", "axis")
@@ -213,7 +213,7 @@ class Linear(Response):
         return ResponseMoments(float(dim), float(dim * (dim + 2)), float(dim))
 
 
-class NonlinearRegression(Task):
+class NonlinearRegression(RegressionTask):
     """y_i = f(x_i) + ε_i, f drawn once per prompt from `response`; the target is the noiseless f(x_q).
 
     Args:
@@ -233,8 +233,6 @@ class NonlinearRegression(Task):
     context_length: int = eqx.field(static=True)
     response: Response
     covariates: CovariateDistribution
-    noise_std: Float[Array, ""]
-    label_dim: int = eqx.field(static=True, default=1)
 
     def __init__(
         self,
@@ -251,10 +249,6 @@ class NonlinearRegression(Task):
         self.response = response
         self.covariates = covariates_for(dim, covariance, covariates)
         self.noise_std = as_float64(noise_std)
-
-    def __check_init__(self):
-        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
-        check_nonnegative(self.noise_std, "noise_std")
 
     def with_context_length(self, length: int) -> NonlinearRegression:
         return NonlinearRegression(self.dim, length, self.response, noise_std=self.noise_std, covariates=self.covariates)

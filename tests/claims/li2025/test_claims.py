@@ -13,8 +13,8 @@ from tests.claims.claim_runs import failed_checks, runs_of, with_slow
 pytestmark = pytest.mark.claims
 
 SMALL = {"d": 2, "N": 3, "seed": 3}
-IDS = ("wpgd", "preconditioner", "permuted", "noise", "equal", "groups", "one-task", "uncorrelated", "length")
-SETTINGS = {f"li2025.{name}": SMALL for name in (*IDS, "trained")}
+IDS = ("wpgd", "preconditioner", "permuted", "noise", "equal", "groups", "one-task", "uncorrelated", "length", "trained")
+SETTINGS = {f"li2025.{name}": SMALL for name in IDS}
 SETTINGS["li2025.wpgd"] = SETTINGS["li2025.equal"] = SMALL | {"samples": 40_000}
 
 run = runs_of(SETTINGS)
