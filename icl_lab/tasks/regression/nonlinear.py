@@ -79,7 +79,22 @@ class Response(eqx.Module):
         )
 
 
-class SingleIndex(Response):
+class DirectedResponse(Response):
+    """A family of functions of random directions from one of the `DIRECTIONS`, which its field `direction` names."""
+
+    direction: eqx.AbstractVar[str]
+
+    def __check_init__(self):
+        if self.direction not in DIRECTIONS:
+            raise InvalidValueError(f"`direction` must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}.")
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """False for the coordinate axes only."""
+        return self.direction != "axis"
+
+
+class SingleIndex(DirectedResponse):
     """f(x) = s g(u.x): a link g, a random direction u, and s = 1 or (random_sign) a fair random sign.
 
     `direction` names the distribution of u, one of `DIRECTIONS`. The latent is (u (d,), s ()).
@@ -88,14 +103,6 @@ class SingleIndex(Response):
     link: Link
     direction: str = eqx.field(static=True, default="sphere")
     random_sign: bool = eqx.field(static=True, default=False)
-
-    def __check_init__(self):
-        _check_direction(self.direction)
-
-    @property
-    def rotation_invariant(self) -> bool:
-        """False for the coordinate axes only."""
-        return self.direction != "axis"
 
     @property
     def odd_symmetric(self) -> bool:
@@ -117,21 +124,13 @@ class SingleIndex(Response):
         return ResponseMoments(second, with_square + (dim - 1) * second, correlation)
 
 
-class RandomCosine(Response):
+class RandomCosine(DirectedResponse):
     """f(x) = cos(w.x + φ), φ uniform on [0, 2π): random Fourier features.
 
     `direction` names the distribution of w, one of `DIRECTIONS`. The latent is (w (d,), φ ()).
     """
 
     direction: str = eqx.field(static=True, default="gaussian")
-
-    def __check_init__(self):
-        _check_direction(self.direction)
-
-    @property
-    def rotation_invariant(self) -> bool:
-        """False for the coordinate axes only."""
-        return self.direction != "axis"
 
     @property
     def odd_symmetric(self) -> bool:
@@ -153,7 +152,21 @@ class RandomCosine(Response):
         return ResponseMoments(0.5, dim / 2, damped / 2)
 
 
-class ReLUNetwork(Response):
+class SymmetricResponse(Response):
+    """A family of functions of Gaussian directions, which have no preferred axis, in which f is as likely as -f."""
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """By the Gaussian directions."""
+        return True
+
+    @property
+    def odd_symmetric(self) -> bool:
+        """f and -f have the same distribution."""
+        return True
+
+
+class ReLUNetwork(SymmetricResponse):
     """f(x) = sum_k a_k max(w_k.x, 0), k = 1 .. width, w_k ~ N(0, I), a_k fair signs.
 
     The latent is (w (K, d), a (K,)).
@@ -163,16 +176,6 @@ class ReLUNetwork(Response):
 
     def __check_init__(self):
         check_count(self.width, "width", 1, "A network has at least one hidden unit.")
-
-    @property
-    def rotation_invariant(self) -> bool:
-        """Gaussian directions have no preferred axis."""
-        return True
-
-    @property
-    def odd_symmetric(self) -> bool:
-        """By the signs."""
-        return True
 
     def sample(self, key: Key, dim: int) -> PyTree:
         """(w, a)."""
@@ -188,18 +191,8 @@ class ReLUNetwork(Response):
         return ResponseMoments(self.width * dim / 2, self.width * dim * (dim + 2) / 2, self.width * dim / 4)
 
 
-class Linear(Response):
+class Linear(SymmetricResponse):
     """f(x) = w.x, w ~ N(0, I): the linear task as a member of this family. The latent is w (d,)."""
-
-    @property
-    def rotation_invariant(self) -> bool:
-        """Gaussian directions have no preferred axis."""
-        return True
-
-    @property
-    def odd_symmetric(self) -> bool:
-        """By the symmetry of w."""
-        return True
 
     def sample(self, key: Key, dim: int) -> PyTree:
         """w."""
@@ -279,11 +272,6 @@ class NonlinearRegression(RegressionTask):
         latent = self.response.sample(stream(key, "task"), self.dim)
         responses = jax.vmap(self.response, in_axes=(None, 0))(latent, inputs)
         return regression_prompt(key, inputs, responses[:, None], self.noise_std, latent)
-
-
-def _check_direction(direction: str) -> None:
-    if direction not in DIRECTIONS:
-        raise InvalidValueError(f"`direction` must be one of {', '.join(DIRECTIONS)}; got {direction!r}.")
 
 
 def _sample_direction(key: Key, direction: str, dim: int) -> Float[Array, "d"]:

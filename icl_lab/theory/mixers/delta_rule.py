@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import scipy.optimize
 
-from icl_lab.theory.mixers.key_moments import KeyMoments
-from icl_lab.theory.mixers.problem import MixerProblem
+from icl_lab.theory.mixers.problem import KeyMoments, MixerProblem
 
 
 def contraction(keys: KeyMoments, step: float) -> float:

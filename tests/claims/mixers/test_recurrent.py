@@ -11,7 +11,7 @@ from icl_lab.core.errors import IclLabError
 from icl_lab.mixers import delta as delta_mixers
 from icl_lab.mixers import mesa as mesa_mixers
 from icl_lab.theory.mixers import delta_rule, gated_delta, kalman, momentum
-from icl_lab.theory.mixers.key_moments import KeyMoments
+from icl_lab.theory.mixers.problem import KeyMoments
 from tests.claims.claim_runs import assert_holds, failed
 
 pytestmark = pytest.mark.claims

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from icl_lab.theory.mixers import delta_rule, linear_attention, momentum
-from icl_lab.theory.mixers.key_moments import KeyMoments
-from icl_lab.theory.mixers.problem import MixerProblem
+from icl_lab.theory.mixers.problem import KeyMoments, MixerProblem
 from tests.theory.mixers import simulation
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.mixers import delta_rule, gated_delta, kalman, retention
-from icl_lab.theory.mixers.key_moments import KeyMoments
-from icl_lab.theory.mixers.problem import MixerProblem
+from icl_lab.theory.mixers.problem import KeyMoments, MixerProblem
 from tests.theory.mixers import simulation
 
 LADDER, CORRELATION = MixerProblem(KeyMoments.gaussian(4), 200, 0.1), 0.97

@@ -6,8 +6,7 @@ import scipy.optimize
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.mixers import linear_attention
-from icl_lab.theory.mixers.key_moments import KeyMoments
-from icl_lab.theory.mixers.problem import MixerProblem
+from icl_lab.theory.mixers.problem import KeyMoments, MixerProblem
 from icl_lab.theory.regression import mahankali2023
 from tests.theory.mixers import simulation
 

@@ -10,8 +10,7 @@ import scipy.optimize
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.descent import li2025
 from icl_lab.theory.mixers import linear_attention, retention
-from icl_lab.theory.mixers.key_moments import KeyMoments
-from icl_lab.theory.mixers.problem import MixerProblem
+from icl_lab.theory.mixers.problem import KeyMoments, MixerProblem
 from tests.theory.mixers import simulation
 
 DRIFT = MixerProblem(KeyMoments.gaussian(4), 200, 0.1), 0.97
