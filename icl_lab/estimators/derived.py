@@ -7,6 +7,7 @@ prediction W x_q. The three take the same arguments and refuse the same ones, so
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
@@ -27,7 +28,7 @@ def end_of(
 
     Args:
       path: a function of a prompt and parameters, called `NAME_path`, that returns matrices (N, k, d).
-      summary: a sentence on what is returned; the arguments, errors and source in its documentation are those of `path`.
+      summary: a sentence on what is returned; the rest of its documentation is that of `path`.
     """
 
     def weights(prompt: Prompt, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Inexact[Array, "k d"]:
@@ -43,7 +44,7 @@ def prediction_of(
 
     Args:
       weights: a function of a prompt and parameters, called `NAME_weights`, that returns a matrix (k, d).
-      summary: a sentence on what is returned; the arguments, errors and source in its documentation are those of `weights`.
+      summary: a sentence on what is returned; the rest of its documentation is that of `weights`.
     """
 
     def prediction(prompt: Prompt, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Inexact[Array, "k"]:
@@ -58,7 +59,6 @@ def _introduced(function: Callable, name: str, summary: str, source: Callable) -
     function.__name__ = function.__qualname__ = name
     function.__module__ = source.__module__
     vars(function)["__signature__"] = inspect.signature(source).replace(return_annotation=returned)
-    sections = inspect.cleandoc(source.__doc__ or "").split("\n\n")
-    kept = [section for section in sections if section.startswith(("Args:", "Raises:", "Source:"))]
-    function.__doc__ = "\n\n".join([summary, *kept])
+    _, heading, rest = inspect.cleandoc(source.__doc__ or "").partition("Args:")
+    function.__doc__ = f"{summary}\n\n{heading}" + re.sub(r"Returns:\n(  .*\n)+\n", "", rest)
     return function

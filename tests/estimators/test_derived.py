@@ -26,6 +26,11 @@ def scaled_sums_path(prompt: Prompt, scale: float = 1.0):
       (N, k, d).
 
     Source: none.
+
+    Examples:
+      They are sums:
+
+      >>> scaled_sums_path(prompt)
     """
     return scale * np.cumsum(prompt.labels[:, :, None] * prompt.inputs[:, None, :], axis=0)
 
@@ -45,8 +50,12 @@ def test_the_end_of_a_path_and_its_prediction(prompt, monkeypatch):
     np.testing.assert_allclose(predicted(prompt, scale=2.0), matrix @ prompt.query, rtol=1e-14)
     assert known == {"scaled_sums": predicted}
     assert (weights.__name__, predicted.__name__) == ("scaled_sums_weights", "scaled_sums")
-    arguments = "Args:\n  prompt: one prompt.\n  scale: c.\n\nSource: none."
-    assert (weights.__doc__, predicted.__doc__) == (f"The sum.\n\n{arguments}", f"The answer.\n\n{arguments}")
+    arguments, examples = (
+        "Args:\n  prompt: one prompt.\n  scale: c.",
+        "Examples:\n  They are sums:\n\n  >>> scaled_sums_path(prompt)",
+    )
+    rest = f"{arguments}\n\nSource: none.\n\n{examples}"
+    assert (weights.__doc__, predicted.__doc__) == (f"The sum.\n\n{rest}", f"The answer.\n\n{rest}")
 
 
 @pytest.mark.parametrize("name", sorted(estimators.ESTIMATORS))
@@ -59,6 +68,8 @@ def test_an_estimator_takes_the_arguments_of_its_matrix_and_is_found_where_it_is
     weights = getattr(estimators, f"{name}_weights", None)
     if weights is not None and name != "ridge":  # whose matrix has two ways to be found
         assert signature.parameters == inspect.signature(weights).parameters
+        assert "Args:\n" in predicted.__doc__
+        assert "Returns:" not in predicted.__doc__
 
 
 def test_a_wrong_argument_is_refused_by_all_three(prompt):

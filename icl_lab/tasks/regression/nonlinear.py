@@ -79,22 +79,7 @@ class Response(eqx.Module):
         )
 
 
-class DirectedResponse(Response):
-    """A family of functions of random directions from one of the `DIRECTIONS`, which its field `direction` names."""
-
-    direction: eqx.AbstractVar[str]
-
-    def __check_init__(self):
-        if self.direction not in DIRECTIONS:
-            raise InvalidValueError(f"`direction` must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}.")
-
-    @property
-    def rotation_invariant(self) -> bool:
-        """False for the coordinate axes only."""
-        return self.direction != "axis"
-
-
-class SingleIndex(DirectedResponse):
+class SingleIndex(Response):
     """f(x) = s g(u.x): a link g, a random direction u, and s = 1 or (random_sign) a fair random sign.
 
     `direction` names the distribution of u, one of `DIRECTIONS`. The latent is (u (d,), s ()).
@@ -103,6 +88,14 @@ class SingleIndex(DirectedResponse):
     link: Link
     direction: str = eqx.field(static=True, default="sphere")
     random_sign: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        _check_direction(self.direction)
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """False for the coordinate axes only."""
+        return self.direction != "axis"
 
     @property
     def odd_symmetric(self) -> bool:
@@ -124,13 +117,21 @@ class SingleIndex(DirectedResponse):
         return ResponseMoments(second, with_square + (dim - 1) * second, correlation)
 
 
-class RandomCosine(DirectedResponse):
+class RandomCosine(Response):
     """f(x) = cos(w.x + φ), φ uniform on [0, 2π): random Fourier features.
 
     `direction` names the distribution of w, one of `DIRECTIONS`. The latent is (w (d,), φ ()).
     """
 
     direction: str = eqx.field(static=True, default="gaussian")
+
+    def __check_init__(self):
+        _check_direction(self.direction)
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """False for the coordinate axes only."""
+        return self.direction != "axis"
 
     @property
     def odd_symmetric(self) -> bool:
@@ -272,6 +273,11 @@ class NonlinearRegression(RegressionTask):
         latent = self.response.sample(stream(key, "task"), self.dim)
         responses = jax.vmap(self.response, in_axes=(None, 0))(latent, inputs)
         return regression_prompt(key, inputs, responses[:, None], self.noise_std, latent)
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in DIRECTIONS:
+        raise InvalidValueError(f"`direction` must be one of {', '.join(DIRECTIONS)}; got {direction!r}.")
 
 
 def _sample_direction(key: Key, direction: str, dim: int) -> Float[Array, "d"]:
