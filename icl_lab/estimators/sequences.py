@@ -16,7 +16,8 @@ from jaxtyping import Float, Inexact
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
-from icl_lab.estimators.examples import examples, predict
+from icl_lab.estimators.derived import prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.estimators.names import estimator
 from icl_lab.tasks.prompt import Prompt
 
@@ -69,10 +70,9 @@ def yule_walker_weights(prompt: Prompt) -> Inexact[Array, "1 p"]:
     return cho_solve(cho_factor(toeplitz, lower=True), autocovariances[1:])[None, ::-1]
 
 
-@estimator
-def yule_walker(prompt: Prompt) -> Inexact[Array, "1"]:
-    """The next value (1,) of the prompt's scalar series, predicted with the coefficients of `yule_walker_weights`."""
-    return predict(yule_walker_weights(prompt), prompt)
+yule_walker = prediction_of(
+    yule_walker_weights, "The next value (1,) of the prompt's scalar series, by the Yule-Walker equations."
+)
 
 
 def dirichlet_posterior_weights(prompt: Prompt, concentration: float | Float[Array, ""]) -> Inexact[Array, "S S"]:
@@ -111,15 +111,9 @@ def dirichlet_posterior_weights(prompt: Prompt, concentration: float | Float[Arr
     return counts / jnp.sum(counts, axis=0, keepdims=True)
 
 
-@estimator
-def dirichlet_posterior(prompt: Prompt, concentration: float | Float[Array, ""]) -> Inexact[Array, "S"]:
-    """The probabilities (S,) of a Markov chain's next state: the posterior mean, under Dirichlet priors, given a prompt.
-
-    Args:
-      prompt: the prompt of a chain of S states: inputs and labels (N, S) and query (S,), all one-hot.
-      concentration: c > 0, of the symmetric prior; 1 is the uniform one.
-    """
-    return predict(dirichlet_posterior_weights(prompt, concentration), prompt)
+dirichlet_posterior = prediction_of(
+    dirichlet_posterior_weights, "The posterior mean (S,) of the probabilities of a chain's next state."
+)
 
 
 def _check_lag_windows(inputs: np.ndarray, labels: np.ndarray, query: np.ndarray) -> None:

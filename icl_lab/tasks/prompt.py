@@ -111,6 +111,25 @@ class Task(eqx.Module):
         return jax.vmap(self.sample)(jax.random.split(key, count))
 
 
+class RegressionTask(Task):
+    """A distribution of prompts of labelled inputs, whose labels are one number each, with independent Gaussian noise.
+
+    Attributes:
+      noise_std: standard deviation of the label noise.
+      label_dim: 1.
+
+    Raises:
+      InvalidValueError: no example, or negative noise.
+    """
+
+    noise_std: Float[Array, ""]
+    label_dim: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
+        check_nonnegative(self.noise_std, "noise_std")
+
+
 def check_finite(prompt: Prompt) -> None:
     """Raise `NonFiniteError` if a prompt (or a batch of prompts) holds a NaN or an infinity; says where."""
     for name in ("inputs", "labels", "query", "target"):

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from icl_lab.theory.mixers import linear_attention as linear_attention
     from icl_lab.theory.mixers import momentum as momentum
     from icl_lab.theory.mixers import retention as retention
-    from icl_lab.theory.mixers.key_moments import KeyMoments as KeyMoments
+    from icl_lab.theory.mixers.problem import KeyMoments as KeyMoments
+    from icl_lab.theory.mixers.problem import MixerProblem as MixerProblem
     from icl_lab.theory.regression import bayes as bayes
     from icl_lab.theory.regression import covariate_shift as covariate_shift
     from icl_lab.theory.regression import exact_loss as exact_loss
@@ -83,7 +84,8 @@ __getattr__ = lazy.names(
         "linear_attention": "mixers.linear_attention",
         "momentum": "mixers.momentum",
         "retention": "mixers.retention",
-        "KeyMoments": "mixers.key_moments",
+        "KeyMoments": "mixers.problem",
+        "MixerProblem": "mixers.problem",
         "bayes": "regression.bayes",
         "covariate_shift": "regression.covariate_shift",
         "exact_loss": "regression.exact_loss",

@@ -1,5 +1,7 @@
 """One claim at chosen settings, and which of its checks fail."""
 
+import pytest
+
 from icl_lab.claims import verify
 
 
@@ -8,6 +10,20 @@ def run_claim(id, settings):
     (entry,) = verify.run([id], settings)
     assert "reason" not in entry, entry.get("reason")
     return entry
+
+
+def runs_of(settings):
+    """A function that runs a claim at its own of these settings, some of them changed: (id, **changes) -> entry."""
+
+    def run(id, **changes):
+        return run_claim(id, settings[id] | changes)
+
+    return run
+
+
+def with_slow(ids, slow):
+    """The ids of a parametrised test, those among `slow` marked so."""
+    return [pytest.param(id, marks=pytest.mark.slow) if id in slow else id for id in ids]
 
 
 def failed_checks(entry):

@@ -6,7 +6,7 @@ import pytest
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.regression import stability, timecourse, zhangsaxe2025
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed_checks, run_claim, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -33,7 +33,7 @@ def failed(id):
     return failed_checks(run_claim(id, SETTINGS[id]))
 
 
-@pytest.mark.parametrize("id", [pytest.param(id, marks=pytest.mark.slow) if id in HEAVY else id for id in SETTINGS])
+@pytest.mark.parametrize("id", with_slow(SETTINGS, HEAVY))
 def test_the_claim_holds(id):
     assert not failed(id)
 

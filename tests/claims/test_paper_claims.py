@@ -9,7 +9,7 @@ from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.objectives import RegressionLoss
 from icl_lab.theory.descent import vonoswald2022
 from icl_lab.theory.regression import exact_loss, mahankali2023, zhang2023
-from tests.claims.claim_runs import assert_holds, failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, run_claim, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -43,7 +43,7 @@ def test_the_listing_says_what_each_parameter_accepts():
 
 
 # Theorem 1 is Theorem 2 at the identity, by the same code, but compiles anew.
-QUICK = [pytest.param(id, marks=pytest.mark.slow) if id == "mahankali2023.thm1" else id for id in SETTINGS]
+QUICK = with_slow(SETTINGS, {"mahankali2023.thm1"})
 
 
 @pytest.mark.parametrize("id", QUICK)

@@ -8,15 +8,7 @@ from icl_lab import estimators
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.models import LSAWeights, SoftmaxSelfAttention
 from icl_lab.tasks.prompt import Prompt
-
-
-def random_prompt(seed, n=7, d=3, k=2, complex_data=False):
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_data else 0.0)
-
-    return Prompt(draw(n, d), draw(n, k), draw(d), draw(k))
+from tests.prompts import random_prompt
 
 
 def by_hand(prompt, bandwidth, kernel):

@@ -139,43 +139,45 @@ def test_momentum_and_mini_batches_lie_between_mixers_that_there_are(complex_dat
 
 
 PLANTED = {
-    "the new step is not added whole": (
-        momentum_error,
-        (descent, "_moving_token", "Moving(state.matrix + step, step)", "Moving(state.matrix + state.step, step)"),
-    ),
-    "error taken after the old step": (
-        momentum_error,
-        (descent, "_moving_token", "key @ state.matrix", "key @ (state.matrix + state.step)"),
-    ),
-    "the step before a block is forgotten": (momentum_error, (descent, "_moving_block", "multiples[0] * state.step", "0")),
-    "the step before a block is taken once too often": (
-        momentum_error,
-        (descent, "_moving_block", "jnp.zeros_like(left[:1])", "left[:1]"),
-    ),
-    "read: the step does not move the state": (
-        momentum_error,
-        (descent.MomentumDelta, "answer", "rows.matrix + rows.step", "rows.matrix"),
-    ),
-    "every error at the newest state, token by token": (
-        batched_error,
-        (descent, "_batched_token", "jnp.where(begins, matrix, before)", "matrix"),
-    ),
-    "a batch sees itself, in blocks": (
-        batched_error,
-        (descent, "_batched_block", "batch[:, None] > batch[None, :]", "batch[:, None] >= batch[None, :]"),
-    ),
-    "the batch that goes on sees the newest state": (
-        batched_error,
-        (descent, "_batched_block", "(batch == 0)[:, None]", "(batch < 0)[:, None]"),
-    ),
-    "read: batches one token late": (batched_error, (descent.TTT, "_begins", "% self.batch == 0", "% self.batch == 1")),
+    momentum_error: {
+        "the new step is not added whole": (
+            descent,
+            "_moving_token",
+            "Moving(state.matrix + step, step)",
+            "Moving(state.matrix + state.step, step)",
+        ),
+        "error taken after the old step": (descent, "_moving_token", "key @ state.matrix", "key @ (state.matrix + state.step)"),
+        "the step before a block is forgotten": (descent, "_moving_block", "multiples[0] * state.step", "0"),
+        "the step before a block is taken once too often": (descent, "_moving_block", "jnp.zeros_like(left[:1])", "left[:1]"),
+        "read: the step does not move the state": (descent.MomentumDelta, "answer", "rows.matrix + rows.step", "rows.matrix"),
+    },
+    batched_error: {
+        "every error at the newest state, token by token": (
+            descent,
+            "_batched_token",
+            "jnp.where(begins, matrix, before)",
+            "matrix",
+        ),
+        "a batch sees itself, in blocks": (
+            descent,
+            "_batched_block",
+            "batch[:, None] > batch[None, :]",
+            "batch[:, None] >= batch[None, :]",
+        ),
+        "the batch that goes on sees the newest state": (
+            descent,
+            "_batched_block",
+            "(batch == 0)[:, None]",
+            "(batch < 0)[:, None]",
+        ),
+        "read: batches one token late": (descent.TTT, "_begins", "% self.batch == 0", "% self.batch == 1"),
+    },
 }
 
 
-@pytest.mark.parametrize("mistake", PLANTED)
-def test_a_planted_error_is_seen(monkeypatch, mistake):
-    measure, change = PLANTED[mistake]
-    plant(monkeypatch, *change)
+@pytest.mark.parametrize(("measure", "mistake"), [(measure, mistake) for measure in PLANTED for mistake in PLANTED[measure]])
+def test_a_planted_error_is_seen(monkeypatch, measure, mistake):
+    plant(monkeypatch, *PLANTED[measure][mistake])
     assert not measure() <= 1e-3
 
 

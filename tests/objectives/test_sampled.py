@@ -21,6 +21,7 @@ from icl_lab.tasks import (
     Sphere,
     StudentT,
 )
+from tests.objectives.structured_form import check_structured_form, start_in_subspace
 
 
 def random_weights(rng, width, scale=0.3):
@@ -182,16 +183,7 @@ def test_lengths_share_a_program_and_have_their_own_distribution(rng, key):
 def test_twins_of_opposite_labels_leave_the_subspace_invariant(rng, key):
     task = LinearRegression(dim=3, context_length=5, covariates=Sphere(3), noise_std=0.3)
     loss = objectives.SampledLoss.build(task, LinearSelfAttention(readout_sign=-1.0), key, prompts=4_000)
-    start = zhang(3, 0.4)
-    start = LSAWeights(start.w_pv, start.w_kq + np.pad(rng.normal(size=(3, 3)), ((0, 1), (0, 1))))
-    structured, point, embed = loss.coordinates(start)
-    assert isinstance(structured, objectives.StructuredLoss)
-    assert float(structured(point)) == pytest.approx(0.5 * loss.risk(start), rel=1e-12)
-    gradient = jax.grad(structured)(jax.tree.map(jnp.asarray, point))
-    full = jax.grad(loss)(jax.tree.map(jnp.asarray, start))
-    moved = embed(gradient)
-    np.testing.assert_allclose(moved.w_kq[:3, :3], full.w_kq[:3, :3], atol=1e-12)
-    np.testing.assert_allclose(moved.w_pv[-1, -1], full.w_pv[-1, -1], atol=1e-12)
+    full = check_structured_form(loss, start_in_subspace(rng, 3), 3, rounding=1e-12)
     np.testing.assert_allclose(full.w_kq[3, :3], 0, atol=0)
 
 

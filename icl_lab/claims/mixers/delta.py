@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -214,9 +215,10 @@ def risk_of_the_delta_rule(setting: Stepping) -> list[Check]:
     rule and of linear attention at its best scale. A moment of the keys left out, or noise that is not carried on, would
     make it fail.
     """
-    task, keys = setting.task(), setting.moments
+    task = setting.task()
     lengths = np.array(sorted({1, (setting.N + 5) // 6, (setting.N + 1) // 2, setting.N}))
-    scales = np.array([theory.linear_attention.best_scale(keys, int(n), setting.s2) for n in lengths])
+    problems = [dataclasses.replace(setting.problem, context_length=int(n)) for n in lengths]
+    scales = np.array([theory.linear_attention.best_scale(problem) for problem in problems])
 
     def statistic(one):
         prompt = task.sample(one)
@@ -232,8 +234,8 @@ def risk_of_the_delta_rule(setting: Stepping) -> list[Check]:
         return jnp.sum((jnp.stack([delta, linear]) - prompt.latent[None, None, :]) ** 2, axis=2)
 
     mean, error = mean_and_error(simulate(statistic, setting.stream("prompts"), setting.samples))
-    expected = [theory.delta_rule.risk(keys, int(n), setting.s2, setting.beta) for n in lengths]
-    plain = [theory.linear_attention.minimum_risk(keys, int(n), setting.s2) for n in lengths]
+    expected = [theory.delta_rule.risk(problem, setting.beta) for problem in problems]
+    plain = [theory.linear_attention.minimum_risk(problem) for problem in problems]
     return [
         *(check.sampled(f"risk_n={n}", mean[0, i], expected[i], error[0, i]) for i, n in enumerate(lengths)),
         *(check.sampled(f"linear_n={n}", mean[1, i], plain[i], error[1, i]) for i, n in enumerate(lengths)),
@@ -273,7 +275,7 @@ def training_finds_the_best_step(setting: Trained) -> list[Check]:
     prefers to the minimiser, at 3 per cent of it, would make it fail.
     """
     task, gate = setting.task(), DELTA_RULE.description.gates[0]
-    best, minimum = theory.delta_rule.best_step(setting.moments, setting.N, setting.s2)
+    best, minimum = theory.delta_rule.best_step(setting.problem)
     loss = objectives.StreamedLoss.build(task, OneStep(), setting.stream("fixed"), setting.batch)
     start = {"logit": np.array(raw_value(setting.beta, gate))}
     adam = optax.adam(optax.cosine_decay_schedule(0.03, setting.steps))

@@ -138,9 +138,9 @@ def risk_with_momentum(setting: Moving) -> list[Check]:
     prompts beside the recursion, at the setting's momentum, at the best one, and at the best step without any. A cross term
     of error and step left out would make it fail.
     """
-    task, keys = setting.task(), setting.moments
-    best = theory.momentum.best(keys, setting.N, setting.s2)
-    step, plain = theory.delta_rule.best_step(keys, setting.N, setting.s2)
+    task, problem = setting.task(), setting.problem
+    best = theory.momentum.best(problem)
+    step, plain = theory.delta_rule.best_step(problem)
     given = {"momentum": setting.mu, "step": setting.beta}
     predictors = [
         *(
@@ -162,7 +162,7 @@ def risk_with_momentum(setting: Moving) -> list[Check]:
     moving = mixers.named("momentum_delta", scale=1.0)
     return [
         *in_every_form(moving, pairs, path, write_strength=setting.beta, log_momentum=np.log(setting.mu)),
-        check.sampled("risk", mean[0], theory.momentum.risk(keys, setting.N, setting.s2, setting.mu, setting.beta), error[0]),
+        check.sampled("risk", mean[0], theory.momentum.risk(problem, setting.mu, setting.beta), error[0]),
         check.sampled("risk_at_the_best", mean[1], best.risk, error[1]),
         check.sampled("risk_of_the_best_delta_rule", mean[2], plain, error[2]),
         check.at_most("gain_abs", difference - check.SIGMAS * noise, 0.0, standard_error=float(noise)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -191,18 +192,17 @@ def setting_keys(setting: Drift, i: int) -> np.ndarray:
 
 def _closed_forms(setting: Drift) -> tuple[dict[str, float], list[Callable[[Prompt], Array]]]:
     """Risks by name, worst first, and the mixers that have them."""
-    d, N, s2, a = setting.d, setting.N, setting.s2, setting.a
-    keys = theory.KeyMoments.gaussian(d)
-    scales, risks = theory.retention.window_risks(keys, N, s2, a)
+    N, a, problem = setting.N, setting.a, setting.problem
+    scales, risks = theory.retention.window_risks(problem, a)
     width = int(np.argmin(risks)) + 1
-    head = theory.retention.best_head(keys, s2, a)
-    delta = theory.gated_delta.best_gates(keys, N, s2, a, "deltanet", ahead=1)
-    gated = theory.gated_delta.best_gates(keys, N, s2, a, "gated_deltanet", ahead=1, readout=a)
+    head = theory.retention.best_head(problem, a)
+    delta = theory.gated_delta.best_gates(problem, a, "deltanet", ahead=1)
+    gated = theory.gated_delta.best_gates(problem, a, "gated_deltanet", ahead=1, readout=a)
     linear = mixers.named("linear", scale=float(scales[width - 1]))
     expected = {
         "no_decay": float(risks[-1]),
         "window": float(risks[width - 1]),
-        "retention": theory.retention.head_risk(keys, N, s2, a, head.decay, head.scale),
+        "retention": theory.retention.head_risk(problem, a, head.decay, head.scale),
         "deltanet": delta.risk,
         "gated_deltanet": gated.risk,
     }
@@ -263,11 +263,8 @@ def channels_that_drift_apart(setting: Halves) -> list[Check]:
     DeltaNet and of KDA in the stationary state. A sum over channels left out, or a risk that a decay for each channel
     leaves as it is, would make it fail.
     """
-    keys, task = theory.KeyMoments.gaussian(setting.d), setting.task()
-    gates = [
-        theory.gated_delta.best_gates(keys, math.inf, setting.s2, setting.correlations, kind)
-        for kind in ("gated_deltanet", "kda")
-    ]
+    task, endless = setting.task(), dataclasses.replace(setting.problem, context_length=math.inf)
+    gates = [theory.gated_delta.best_gates(endless, setting.correlations, kind) for kind in ("gated_deltanet", "kda")]
     kda = mixers.named("kda", scale=1.0)
 
     def statistic(one):
@@ -284,9 +281,7 @@ def channels_that_drift_apart(setting: Halves) -> list[Check]:
     draws = simulate(statistic, setting.stream("prompts"), setting.samples)
     mean, error = mean_and_error(draws)
     ratio, noise = ratio_with_error(draws[:, 1], draws[:, 0])
-    expected = [
-        theory.gated_delta.risk(keys, setting.N, setting.s2, setting.correlations, best.decays, best.step) for best in gates
-    ]
+    expected = [theory.gated_delta.risk(setting.problem, setting.correlations, best.decays, best.step) for best in gates]
     return [
         check.sampled("gated_deltanet", mean[0], expected[0], error[0]),
         check.sampled("kda", mean[1], expected[1], error[1]),

@@ -160,7 +160,7 @@ def fixed_step(setting: FixedStep) -> list[Check]:
     Weights read off the mixer, whose last token is the query with the value zero; best scale and risk of its matrix over drawn
     prompts; the limit by the closed forms. Equal weights, or a query that is not written, would make it fail.
     """
-    task, N, moments = setting.task(), setting.N, setting.moments
+    task, N, problem = setting.task(), setting.N, setting.problem
     mixer, step = mixers.named("mamba", rate=1.0, scale=1.0), np.log(2) / N
     ones, unit = np.ones((N + 1, 1)), np.eye(N + 1)[:, :N]
     weights = np.asarray(mixer.read(ones[0], ones, unit, step=step))
@@ -173,15 +173,12 @@ def fixed_step(setting: FixedStep) -> list[Check]:
         return jnp.stack([state @ prompt.latent, state @ state])
 
     products, squares = simulate(statistic, setting.stream("prompts"), setting.samples).T
-    expected = theory.retention.fixed_step_risk(moments, N, setting.s2)
+    expected = theory.retention.fixed_step_risk(problem)
     fitted, _ = ratio_with_error(products, squares)
     # The risk at the fitted scale is d - (E S.w)^2 / E |S|^2, which moves with the scale to second order only.
     risk, error = mean_and_error(setting.d - 2 * fitted * products + fitted**2 * squares)
-    long = 2**20
-    both = (
-        theory.retention.fixed_step_risk(moments, long, setting.s2),
-        theory.linear_attention.minimum_risk(moments, long, setting.s2),
-    )
+    long = dataclasses.replace(problem, context_length=2**20)
+    both = theory.retention.fixed_step_risk(long), theory.linear_attention.minimum_risk(long)
     return [
         check.exact("weights", weights, theory.retention.fixed_step_weights(N), EXACT),
         check.sampled("risk", risk, expected, error),

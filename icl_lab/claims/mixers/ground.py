@@ -189,9 +189,9 @@ def degree_three_is_needed(setting: Polynomials) -> list[Check]:
             checks.append(check.exact(f"explained_by_degree_{degree}_abs", explained, 0.0, FIT_NOISE))
     inputs, labels, query = np.split(trial[:, :-1], [setting.N * setting.d, setting.N * (setting.d + 1)], axis=1)
     products = np.einsum("snd,sn,sd->s", inputs.reshape(len(trial), setting.N, setting.d), labels, query)
-    left = answers - theory.linear_attention.best_scale(setting.moments, setting.N, setting.s2) * products
-    share = theory.linear_attention.minimum_risk(setting.moments, setting.N, setting.s2) / setting.d
-    variance = setting.d * setting.moments.second
+    left = answers - theory.linear_attention.best_scale(setting.problem) * products
+    share = theory.linear_attention.minimum_risk(setting.problem) / setting.d
+    variance = setting.d * setting.problem.keys.second
     mean, error = mean_and_error(left**2)
     return [
         *checks,

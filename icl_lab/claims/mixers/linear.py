@@ -60,7 +60,7 @@ def risk_of_linear_attention(setting: Regression) -> list[Check]:
     risk of keys of another law, would make it fail.
     """
     task, d = setting.task(), setting.d
-    scale = theory.linear_attention.best_scale(setting.moments, setting.N, setting.s2)
+    scale = theory.linear_attention.best_scale(setting.problem)
     plain, best = (mixers.predictor("linear", scale=one) for one in (1.0, scale))
 
     def statistic(key):
@@ -73,8 +73,8 @@ def risk_of_linear_attention(setting: Regression) -> list[Check]:
     risk, risk_error = mean_and_error(risks)
     return [
         check.sampled("scale", fitted, scale, error),
-        check.sampled("risk", risk, theory.linear_attention.minimum_risk(setting.moments, setting.N, setting.s2), risk_error),
-        check.exact("trivial", theory.linear_attention.risk(setting.moments, setting.N, setting.s2, 0.0), d, EXACT),
+        check.sampled("risk", risk, theory.linear_attention.minimum_risk(setting.problem), risk_error),
+        check.exact("trivial", theory.linear_attention.risk(setting.problem, 0.0), d, EXACT),
     ]
 
 
@@ -110,11 +110,11 @@ def a_learned_start_is_no_start_of_descent(setting: Mean) -> list[Check]:
     The difference at random S_0, exactly; over drawn prompts the three risks, and the slopes of the mixer's risk in scale and
     start, which vanish at the optimum. A start of w0 itself, or a mixer that corrects its state, would make it fail.
     """
-    d, N, moments = setting.d, setting.N, setting.moments
+    d, N, problem = setting.d, setting.N, setting.problem
     task, square = setting.task(), d * setting.w0**2
-    best = theory.linear_attention.tuned_start(moments, N, setting.s2, square)
-    no_start = theory.linear_attention.best_scale(moments, N, setting.s2, square)
-    descent = theory.linear_attention.best_scale(moments, N, setting.s2)
+    best = theory.linear_attention.tuned_start(problem, square)
+    no_start = theory.linear_attention.best_scale(problem, square)
+    descent = theory.linear_attention.best_scale(problem)
     mean = setting.w0 * np.ones((d, 1))
 
     def statistic(key):
@@ -137,12 +137,8 @@ def a_learned_start_is_no_start_of_descent(setting: Mean) -> list[Check]:
     return [
         check.exact("difference", matrix_of(started(best.scale, start), prompt) - step, lacking, EXACT),
         check.sampled("risk_of_the_best_start", means[0], best.risk, found[0]),
-        check.sampled(
-            "risk_without_start", means[1], theory.linear_attention.minimum_risk(moments, N, setting.s2, square), found[1]
-        ),
-        check.sampled(
-            "risk_of_descent_from_the_mean", means[2], theory.linear_attention.minimum_risk(moments, N, setting.s2), found[2]
-        ),
+        check.sampled("risk_without_start", means[1], theory.linear_attention.minimum_risk(problem, square), found[1]),
+        check.sampled("risk_of_descent_from_the_mean", means[2], theory.linear_attention.minimum_risk(problem), found[2]),
         check.sampled("slopes_abs", means[3:], np.zeros(2), found[3:]),
         check.at_least("a_start_helps", means[1], means[0]),
         check.at_least("descent_is_better", means[0], means[2]),

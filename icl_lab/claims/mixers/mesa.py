@@ -146,8 +146,9 @@ def mesa_below_delta_below_linear(setting: Table) -> list[Check]:
     checks, keys = [], theory.KeyMoments.gaussian(setting.d)
     for n in sorted({max(1, setting.N >> halvings) for halvings in range(6)}):
         task = Table(d=setting.d, N=n, s2=setting.s2).task()
-        step, delta = theory.delta_rule.best_step(keys, n, setting.s2)
-        scale = theory.linear_attention.best_scale(keys, n, setting.s2)
+        problem = theory.MixerProblem(keys, n, setting.s2)
+        step, delta = theory.delta_rule.best_step(problem)
+        scale = theory.linear_attention.best_scale(problem)
         three = {
             "mesa": mixers.predictor("mesa", scale=1.0, penalty=setting.s2, write_strength=1.0, log_decay=0.0),
             "delta": mixers.predictor("deltanet", scale=1.0, write_strength=step),
@@ -156,7 +157,7 @@ def mesa_below_delta_below_linear(setting: Table) -> list[Check]:
         expected = [
             theory.bayes.isotropic_risk(setting.d, n, setting.s2),
             delta,
-            theory.linear_attention.minimum_risk(keys, n, setting.s2),
+            theory.linear_attention.minimum_risk(problem),
         ]
 
         def statistic(one, task=task, three=three):

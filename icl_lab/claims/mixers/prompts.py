@@ -69,9 +69,10 @@ class Regression(Gaussian):
     keys: str = choice("gaussian", ("gaussian", "sphere"), "law of the keys", ": N(0, I), or uniform on the unit sphere")
 
     @property
-    def moments(self) -> theory.KeyMoments:
+    def problem(self) -> theory.MixerProblem:
         """What the closed forms depend on."""
-        return theory.KeyMoments.sphere(self.d) if self.keys == "sphere" else theory.KeyMoments.gaussian(self.d)
+        keys = theory.KeyMoments.sphere(self.d) if self.keys == "sphere" else theory.KeyMoments.gaussian(self.d)
+        return theory.MixerProblem(keys, self.N, self.s2)
 
     def task(self) -> LinearRegression:
         """The distribution of prompts; its queries have the law of the keys."""
@@ -92,6 +93,11 @@ class Drift(Seeded):
     def task(self) -> DriftingRegression:
         """The distribution of prompts; a persistence above 1 is refused."""
         return DriftingRegression(self.d, self.N, self.a, np.sqrt(self.s2))
+
+    @property
+    def problem(self) -> theory.MixerProblem:
+        """What the closed forms depend on, beside the drift."""
+        return theory.MixerProblem(theory.KeyMoments.gaussian(self.d), self.N, self.s2)
 
     def validate(self) -> None:
         super().validate()

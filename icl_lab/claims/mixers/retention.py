@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -93,11 +94,6 @@ class Trained(Drift):
     steps: int = integer(700, 1, "number of updates", "of Adam, its rate falling to 0 by a cosine")
     batch: int = integer(512, 2, "prompts of an update of the head")
 
-    @property
-    def moments(self) -> theory.KeyMoments:
-        """What the closed forms depend on."""
-        return theory.KeyMoments.gaussian(self.d)
-
     def adam(self, loss: objectives.Objective, start: Any, rate: float) -> Any:
         """The weights that Adam leaves; on fresh prompts, where the loss is of prompts."""
         optimiser = optax.adam(optax.cosine_decay_schedule(rate, self.steps))
@@ -144,18 +140,19 @@ def retention_is_optimal_under_drift(setting: Trained) -> list[Check]:
     the two numbers of a head on prompts, over free weights on the exact loss. A filter with another penalty than d + 1 + s2, or
     a window as good, would make it fail.
     """
-    moments, N, s2, a, d = setting.moments, setting.N, setting.s2, setting.a, setting.d
+    problem, N, a, d = setting.problem, setting.N, setting.a, setting.d
+    training_problem = dataclasses.replace(problem, context_length=setting.n)
     loss = loss_of(setting.task().correlated())
     slope, curvature = (at(lambda lags: loss(StepWeights(lags)))(jnp.zeros(N)) for at in (jax.grad, jax.hessian))
     found = np.linalg.solve(np.asarray(curvature), -np.asarray(slope))
-    best, minimum = theory.retention.best_weights(moments, N, s2, a)
-    head = theory.retention.best_head(moments, s2, a)
+    best, minimum = theory.retention.best_weights(problem, a)
+    head = theory.retention.best_head(problem, a)
     geometric = np.asarray(gated_lags(np.asarray(np.log(head.decay)), np.asarray(head.scale), N))
-    scales, windows = theory.retention.window_risks(moments, N, s2, a)
+    scales, windows = theory.retention.window_risks(problem, a)
     width = int(np.argmin(windows)) + 1
     in_window = np.where(np.arange(N) >= N - width, scales[width - 1], 0.0)
     no_decay = np.full(N, scales[-1])
-    finite = theory.retention.head_risk(moments, N, s2, a, head.decay, head.scale)
+    finite = theory.retention.head_risk(problem, a, head.decay, head.scale)
 
     short_task = setting.task().with_context_length(setting.n)
     streamed = objectives.StreamedLoss.build(short_task, Head(), setting.stream("fixed"), batch=setting.batch)
@@ -165,11 +162,11 @@ def retention_is_optimal_under_drift(setting: Trained) -> list[Check]:
     lags = setting.adam(loss_of(short_task.correlated()), start, 0.01).lags
 
     def trained_risk(numbers):
-        return theory.retention.head_risk(moments, setting.n, s2, a, numbers[0], numbers[1])
+        return theory.retention.head_risk(training_problem, a, numbers[0], numbers[1])
 
     bounds = [(1e-3, 1 - 1e-9), (1e-9, 1.0)]
     end = scipy.optimize.minimize(trained_risk, [head.decay, head.scale], bounds=bounds, method="L-BFGS-B", tol=1e-14)
-    short, _ = theory.retention.best_weights(moments, setting.n, s2, a)
+    short, _ = theory.retention.best_weights(training_problem, a)
     return [
         check.exact("weights", found, best, SOLVED),
         check.exact("risk", loss.risk(StepWeights(found)), minimum, SOLVED),

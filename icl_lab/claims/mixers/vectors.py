@@ -122,8 +122,8 @@ def rwkv4_regresses(setting: Channels) -> list[Check]:
     the draws. A regression on examples that are not centred, or a group that is enough, would make it fail.
     """
     task, mixer, d, N = setting.task(), mixers.named("rwkv4"), setting.d, setting.N
-    moments = theory.KeyMoments.gaussian(d)
-    scale = theory.linear_attention.best_scale(moments, N - 1, setting.s2) * N / (setting.kappa * setting.rho)
+    centred = theory.MixerProblem(theory.KeyMoments.gaussian(d), N - 1, setting.s2)
+    scale = theory.linear_attention.best_scale(centred) * N / (setting.kappa * setting.rho)
     signs = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 
     def statistic(key):
@@ -145,7 +145,7 @@ def rwkv4_regresses(setting: Channels) -> list[Check]:
 
     draws = simulate(statistic, setting.stream("prompts"), setting.samples)
     mean, error = mean_and_error(draws)
-    expected = theory.linear_attention.minimum_risk(moments, N - 1, setting.s2)
+    expected = theory.linear_attention.minimum_risk(centred)
     return [
         check.sampled("risk", mean[0], expected, error[0]),
         check.at_least("one_group_alone", mean[3] - mean[1] ** 2 / mean[2], 0.9 * mean[3]),

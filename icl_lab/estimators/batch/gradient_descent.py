@@ -21,8 +21,8 @@ from jaxtyping import Float, Inexact
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
@@ -103,33 +103,6 @@ def gradient_descent_weights(
       NonFiniteError: a NaN or an infinity in the prompt.
 
     Source: von Oswald et al., arXiv 2212.07677, Section 2, with a mean in place of their sum.
-    """
-    inputs, labels, _ = examples(prompt)
-    sizes = sizes_of_steps(step_size, steps, inputs.dtype)
-
-    def step(weights, size):
-        return weights - size * mean_gradient(weights, inputs, labels), None
-
-    return jax.lax.scan(step, starting_weights(initial, inputs, labels), sizes)[0]
-
-
-@estimator
-def gradient_descent(
-    prompt: Prompt,
-    step_size: float | Float[Array, "*steps"],
-    steps: int | None = None,
-    initial: Inexact[Array, "k d"] | None = None,
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q after some steps of gradient descent on the examples of one prompt.
-
-    Args:
-      prompt: one prompt with N examples.
-      step_size: eta, one number for all steps or one for each, (steps,); multiplies the *mean* gradient.
-      steps: number of steps >= 0; by default the number of step sizes, which is 1 for a scalar.
-      initial: W_0 (k, d); zeros by default.
-
-    Returns:
-      (k,). Errors and source are those of `gradient_descent_weights`, which returns W.
 
     Examples:
       >>> import numpy as np
@@ -142,7 +115,18 @@ def gradient_descent(
       >>> print(estimators.gradient_descent(prompt, step_size=0.1, steps=10).round(2))
       [9.98]
     """
-    return predict(gradient_descent_weights(prompt, step_size, steps, initial), prompt)
+    inputs, labels, _ = examples(prompt)
+    sizes = sizes_of_steps(step_size, steps, inputs.dtype)
+
+    def step(weights, size):
+        return weights - size * mean_gradient(weights, inputs, labels), None
+
+    return jax.lax.scan(step, starting_weights(initial, inputs, labels), sizes)[0]
+
+
+gradient_descent = prediction_of(
+    gradient_descent_weights, "The prediction W x_q (k,) after some steps of gradient descent on the examples of one prompt."
+)
 
 
 def gd_plus_plus_weights(
@@ -198,22 +182,6 @@ def gd_plus_plus_weights(
     return jax.lax.scan(layer, (inputs, labels, identity, start), (sizes, gammas))[0][3]
 
 
-@estimator
-def gd_plus_plus(
-    prompt: Prompt,
-    step_sizes: Float[Array, "layers"],
-    curvatures: Float[Array, "layers"],
-    initial: Inexact[Array, "k d"] | None = None,
-) -> Inexact[Array, "k"]:
-    """The prediction of GD++ for one prompt: minus the label slot of the query after the last layer.
-
-    Args:
-      prompt: one prompt with N examples.
-      step_sizes: (layers,), eta of each layer, for the *mean* gradient.
-      curvatures: (layers,), gamma of each layer, for the *unnormalised* Gram matrix.
-      initial: W_0 (k, d), the same in every layer; zeros by default.
-
-    Returns:
-      (k,). The algorithm, its errors and source are those of `gd_plus_plus_weights`.
-    """
-    return predict(gd_plus_plus_weights(prompt, step_sizes, curvatures, initial), prompt)
+gd_plus_plus = prediction_of(
+    gd_plus_plus_weights, "The prediction (k,) of GD++: minus the label slot of the query after the last layer."
+)

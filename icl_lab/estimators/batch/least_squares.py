@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Inexact
 
 from icl_lab.core.typing import Array
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.tasks.prompt import Prompt
 
 
@@ -26,23 +26,6 @@ def ols_weights(prompt: Prompt) -> Inexact[Array, "k d"]:
 
     Raises:
       NonFiniteError: a NaN or an infinity in the prompt.
-    """
-    inputs, labels, _ = examples(prompt)
-    return jnp.linalg.lstsq(inputs, labels)[0].T
-
-
-@estimator
-def ols(prompt: Prompt) -> Inexact[Array, "k"]:
-    """The prediction W x_q of ordinary least squares on the examples of one prompt, of minimum norm where N < d.
-
-    Args:
-      prompt: one prompt with N examples.
-
-    Returns:
-      (k,).
-
-    Raises:
-      NonFiniteError: a NaN or an infinity in the prompt.
 
     Examples:
       Labels without noise are fitted exactly:
@@ -53,4 +36,8 @@ def ols(prompt: Prompt) -> Inexact[Array, "k"]:
       >>> bool(abs(estimators.ols(prompt) - prompt.target) < 1e-4)
       True
     """
-    return predict(ols_weights(prompt), prompt)
+    inputs, labels, _ = examples(prompt)
+    return jnp.linalg.lstsq(inputs, labels)[0].T
+
+
+ols = prediction_of(ols_weights, "The prediction W x_q (k,) of ordinary least squares, of minimum norm where N < d.")

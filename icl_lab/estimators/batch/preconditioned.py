@@ -16,8 +16,8 @@ from jaxtyping import Float, Inexact
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.estimators.batch.gradient_descent import check_finite_values, mean_gradient, starting_weights
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
@@ -70,19 +70,6 @@ def preconditioned_gradient_descent_weights(
     return jax.lax.scan(lambda weights, _: step(weights, matrices), start, length=steps)[0]
 
 
-@estimator
-def preconditioned_gradient_descent(
-    prompt: Prompt,
-    preconditioner: Float[Array, "*steps d d"],
-    steps: int | None = None,
-    initial: Inexact[Array, "k d"] | None = None,
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) after some steps of preconditioned gradient descent on the examples of a prompt.
-
-    Args:
-      prompt: one prompt with N examples.
-      preconditioner: P, (d, d) for all steps or (steps, d, d), one for each; multiplies the *mean* gradient.
-      steps: number of steps >= 0; by default the number of preconditioners, which is 1 for a single matrix.
-      initial: W_0 (k, d); zeros by default.
-    """
-    return predict(preconditioned_gradient_descent_weights(prompt, preconditioner, steps, initial), prompt)
+preconditioned_gradient_descent = prediction_of(
+    preconditioned_gradient_descent_weights, "The prediction W x_q (k,) after some preconditioned steps."
+)

@@ -17,8 +17,8 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.estimators.batch.gradient_descent import check_finite_values
 from icl_lab.estimators.batch.ridge import Penalty, check_penalty, penalty_matrix
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.estimators.online.each import Decay, check_between, left_of_each, number_of_each
 from icl_lab.tasks.prompt import Prompt
 
@@ -52,15 +52,9 @@ def weighted_gradient_step_weights(
     return labels.T @ ((weights[:, None] if weights.ndim == 1 else weights) * inputs.conj())
 
 
-@estimator
-def weighted_gradient_step(prompt: Prompt, example_weights: Inexact[Array, "N"] | Inexact[Array, "N d"]) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) after one gradient step from zero on a loss that weighs each example.
-
-    Args:
-      prompt: one prompt with N examples.
-      example_weights: c, (N,) one for each example, oldest first; or (N, d) for one a coordinate of each input.
-    """
-    return predict(weighted_gradient_step_weights(prompt, example_weights), prompt)
+weighted_gradient_step = prediction_of(
+    weighted_gradient_step_weights, "The prediction W x_q (k,) after one step on a loss that weighs each example."
+)
 
 
 def discounted_gradient_step_weights(
@@ -90,16 +84,9 @@ def discounted_gradient_step_weights(
     return weighted_gradient_step_weights(prompt, faded)
 
 
-@estimator
-def discounted_gradient_step(prompt: Prompt, step_size: float | Float[Array, "*N"], decay: Decay) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) after one gradient step from zero in which examples fade with age.
-
-    Args:
-      prompt: one prompt with N examples.
-      step_size: eta, one number for all examples or one for each, (N,).
-      decay: alpha in [0, 1], what is left of the older examples when one is read: a number, (d,), (N, 1) or (N, d).
-    """
-    return predict(discounted_gradient_step_weights(prompt, step_size, decay), prompt)
+discounted_gradient_step = prediction_of(
+    discounted_gradient_step_weights, "The prediction W x_q (k,) after one step in which examples fade with age."
+)
 
 
 def discounted_ridge_weights(
@@ -137,16 +124,6 @@ def discounted_ridge_weights(
     return cho_solve(cho_factor(normal), adjoint @ labels).T
 
 
-@estimator
-def discounted_ridge(
-    prompt: Prompt, penalty: Penalty, decay: Decay, strength: float | Float[Array, "*N"] = 1.0
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) of ridge regression in which examples fade and the penalty does not.
-
-    Args:
-      prompt: one prompt with N examples.
-      penalty: Lambda, a number lambda > 0 (for lambda I) or a positive definite matrix (d, d).
-      decay: gamma in [0, 1], what is left of the older examples when one is read: a number, or (N, 1).
-      strength: beta >= 0, with which an example counts when it is read: a number, or (N,).
-    """
-    return predict(discounted_ridge_weights(prompt, penalty, decay, strength), prompt)
+discounted_ridge = prediction_of(
+    discounted_ridge_weights, "The prediction W x_q (k,) of ridge regression in which examples fade and the penalty does not."
+)

@@ -19,8 +19,8 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Inexact
 
 from icl_lab.core.typing import Array
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.tasks.prompt import Prompt, check_count
 
 
@@ -57,12 +57,4 @@ def gauss_seidel_weights(prompt: Prompt, sweeps: int = 1) -> Inexact[Array, "k d
     return coefficients.T @ inputs.conj()
 
 
-@estimator
-def gauss_seidel(prompt: Prompt, sweeps: int = 1) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) after some forward Gauss-Seidel sweeps from zero over the examples of a prompt.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      sweeps: L >= 0, how often the prompt is read.
-    """
-    return predict(gauss_seidel_weights(prompt, sweeps), prompt)
+gauss_seidel = prediction_of(gauss_seidel_weights, "The prediction W x_q (k,) after some forward sweeps from zero.")

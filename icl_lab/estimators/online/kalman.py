@@ -21,8 +21,8 @@ from jaxtyping import Float, Inexact
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.estimators.online.each import check_between
 from icl_lab.tasks.prompt import Prompt
 
@@ -73,15 +73,6 @@ def kalman_weights(
     return jax.lax.scan(update, start, (inputs, labels))[0][0]
 
 
-@estimator
-def kalman(
-    prompt: Prompt, correlation: float | Float[Array, "*d"], noise_variance: float | Float[Array, ""]
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) of the Kalman filter, the Bayes predictor of a task vector that drifts.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      correlation: a in [-1, 1], of a task with the one before: a number, or (d,) for one a coordinate.
-      noise_variance: s2 > 0, of a label.
-    """
-    return predict(kalman_weights(prompt, correlation, noise_variance), prompt)
+kalman = prediction_of(
+    kalman_weights, "The prediction W x_q (k,) of the Kalman filter, the Bayes predictor of a task that drifts."
+)

@@ -13,8 +13,8 @@ from jaxtyping import Float, Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.estimators.batch.gradient_descent import starting_weights
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.estimators.online.each import number_of_each
 from icl_lab.tasks.prompt import Prompt, check_count
 
@@ -55,16 +55,4 @@ def minibatch_sgd_weights(
     return jax.lax.scan(step, start, (blocks(inputs), blocks(labels), blocks(sizes[:, None])))[0]
 
 
-@estimator
-def minibatch_sgd(
-    prompt: Prompt, step_size: float | Float[Array, "*N"], batch: int, initial: Inexact[Array, "k d"] | None = None
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) after one pass of gradient descent over blocks of consecutive examples.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      step_size: eta, one number for all examples or one for each, (N,); acts on the *sum* over a block.
-      batch: b >= 1, the examples of a block; the last block holds what is left.
-      initial: W_0 (k, d); zeros by default.
-    """
-    return predict(minibatch_sgd_weights(prompt, step_size, batch, initial), prompt)
+minibatch_sgd = prediction_of(minibatch_sgd_weights, "The prediction W x_q (k,) after one pass over blocks of examples.")

@@ -13,8 +13,8 @@ from jaxtyping import Float, Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.estimators.batch.gradient_descent import starting_weights
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import end_of, prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.estimators.online.each import check_between, number_of_each
 from icl_lab.tasks.prompt import Prompt
 
@@ -56,36 +56,5 @@ def momentum_sgd_path(
     return jax.lax.scan(step, (start, jnp.zeros_like(start)), (inputs, labels, sizes, shares))[1]
 
 
-def momentum_sgd_weights(
-    prompt: Prompt,
-    step_size: float | Float[Array, "*N"],
-    momentum: float | Float[Array, "*N"],
-    initial: Inexact[Array, "k d"] | None = None,
-) -> Inexact[Array, "k d"]:
-    """The matrix W (k, d) after one pass of stochastic gradient descent with momentum: the end of the path.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      step_size: eta, one number for all examples or one for each, (N,).
-      momentum: mu in [0, 1], the share of the last step that is taken again: one number or (N,).
-      initial: W_0 (k, d); zeros by default.
-    """
-    return momentum_sgd_path(prompt, step_size, momentum, initial)[-1]
-
-
-@estimator
-def momentum_sgd(
-    prompt: Prompt,
-    step_size: float | Float[Array, "*N"],
-    momentum: float | Float[Array, "*N"],
-    initial: Inexact[Array, "k d"] | None = None,
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) after one pass of stochastic gradient descent with momentum over the examples of a prompt.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      step_size: eta, one number for all examples or one for each, (N,).
-      momentum: mu in [0, 1], the share of the last step that is taken again: one number or (N,).
-      initial: W_0 (k, d); zeros by default.
-    """
-    return predict(momentum_sgd_weights(prompt, step_size, momentum, initial), prompt)
+momentum_sgd_weights = end_of(momentum_sgd_path, "The matrix W (k, d) after one pass with momentum.")
+momentum_sgd = prediction_of(momentum_sgd_weights, "The prediction W x_q (k,) after one pass with momentum.")

@@ -20,8 +20,8 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.estimators.batch.ridge import Penalty, check_penalty, penalty_matrix
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import end_of, prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.tasks.prompt import Prompt
 
 
@@ -70,28 +70,5 @@ def recursive_least_squares_path(
     return jax.lax.scan(update, (start, inverse), (inputs, labels))[1]
 
 
-def recursive_least_squares_weights(
-    prompt: Prompt, penalty: Penalty, forgetting: float | Float[Array, ""] = 1.0
-) -> Inexact[Array, "k d"]:
-    """The matrix W (k, d) of recursive least squares after all examples: the end of the path.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      penalty: Lambda, a number lambda > 0 (for lambda I) or a positive definite matrix (d, d).
-      forgetting: f in (0, 1], by which an example, and the penalty, count less with every later one.
-    """
-    return recursive_least_squares_path(prompt, penalty, forgetting)[-1]
-
-
-@estimator
-def recursive_least_squares(
-    prompt: Prompt, penalty: Penalty, forgetting: float | Float[Array, ""] = 1.0
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) of recursive least squares; without forgetting, that of ridge regression up to rounding.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      penalty: Lambda, a number lambda > 0 (for lambda I) or a positive definite matrix (d, d).
-      forgetting: f in (0, 1], by which an example, and the penalty, count less with every later one.
-    """
-    return predict(recursive_least_squares_weights(prompt, penalty, forgetting), prompt)
+recursive_least_squares_weights = end_of(recursive_least_squares_path, "The matrix W (k, d) after all examples.")
+recursive_least_squares = prediction_of(recursive_least_squares_weights, "The prediction W x_q (k,) after all examples.")

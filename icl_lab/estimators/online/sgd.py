@@ -28,8 +28,8 @@ from jaxtyping import Float, Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.estimators.batch.gradient_descent import starting_weights
-from icl_lab.estimators.examples import examples, predict
-from icl_lab.estimators.names import estimator
+from icl_lab.estimators.derived import end_of, prediction_of
+from icl_lab.estimators.examples import examples
 from icl_lab.estimators.online.each import Decay, check_between, decay_of_each, number_of_each
 from icl_lab.tasks.prompt import Prompt
 
@@ -75,43 +75,8 @@ def online_sgd_path(
     return _path(step, starting_weights(initial, inputs, labels), inputs, labels, sizes, decays)
 
 
-def online_sgd_weights(
-    prompt: Prompt,
-    step_size: float | Float[Array, "*N"],
-    normalised: bool = False,
-    initial: Inexact[Array, "k d"] | None = None,
-    decay: Decay = 1.0,
-) -> Inexact[Array, "k d"]:
-    """The matrix W (k, d) after one pass of stochastic gradient descent over the examples of a prompt.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      step_size: eta, one number for all examples or one for each, (N,).
-      normalised: whether the step is eta / |x_t|^2.
-      initial: W_0 (k, d); zeros by default.
-      decay: alpha in [0, 1], multiplies the weights before each step: a number, (d,), (N, 1) or (N, d).
-    """
-    return online_sgd_path(prompt, step_size, normalised, initial, decay)[-1]
-
-
-@estimator
-def online_sgd(
-    prompt: Prompt,
-    step_size: float | Float[Array, "*N"],
-    normalised: bool = False,
-    initial: Inexact[Array, "k d"] | None = None,
-    decay: Decay = 1.0,
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) after one pass of stochastic gradient descent over the examples of a prompt.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      step_size: eta, one number for all examples or one for each, (N,).
-      normalised: whether the step is eta / |x_t|^2.
-      initial: W_0 (k, d); zeros by default.
-      decay: alpha in [0, 1], multiplies the weights before each step: a number, (d,), (N, 1) or (N, d).
-    """
-    return predict(online_sgd_weights(prompt, step_size, normalised, initial, decay), prompt)
+online_sgd_weights = end_of(online_sgd_path, "The matrix W (k, d) after one pass of stochastic gradient descent.")
+online_sgd = prediction_of(online_sgd_weights, "The prediction W x_q (k,) after one pass of stochastic gradient descent.")
 
 
 def implicit_online_sgd_path(
@@ -145,31 +110,8 @@ def implicit_online_sgd_path(
     return _path(step, starting_weights(initial, inputs, labels), inputs, labels, sizes)
 
 
-def implicit_online_sgd_weights(
-    prompt: Prompt, step_size: float | Float[Array, "*N"], initial: Inexact[Array, "k d"] | None = None
-) -> Inexact[Array, "k d"]:
-    """The matrix W (k, d) after one pass of implicit stochastic gradient descent over the examples of a prompt.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      step_size: eta >= 0, one number for all examples or one for each, (N,).
-      initial: W_0 (k, d); zeros by default.
-    """
-    return implicit_online_sgd_path(prompt, step_size, initial)[-1]
-
-
-@estimator
-def implicit_online_sgd(
-    prompt: Prompt, step_size: float | Float[Array, "*N"], initial: Inexact[Array, "k d"] | None = None
-) -> Inexact[Array, "k"]:
-    """The prediction W x_q (k,) after one pass of implicit stochastic gradient descent over the examples of a prompt.
-
-    Args:
-      prompt: one prompt with N examples, taken in order.
-      step_size: eta >= 0, one number for all examples or one for each, (N,).
-      initial: W_0 (k, d); zeros by default.
-    """
-    return predict(implicit_online_sgd_weights(prompt, step_size, initial), prompt)
+implicit_online_sgd_weights = end_of(implicit_online_sgd_path, "The matrix W (k, d) after one pass of implicit steps.")
+implicit_online_sgd = prediction_of(implicit_online_sgd_weights, "The prediction W x_q (k,) after one pass of implicit steps.")
 
 
 def _path(step: Callable, start: Inexact[Array, "k d"], *each: Array) -> Inexact[Array, "N k d"]:

@@ -51,7 +51,7 @@ class CovariateDistribution(eqx.Module):
         law says otherwise, it is true but for independent coordinates.
 
     Raises:
-      InvalidValueError: a subclass that says neither.
+      InvalidValueError: a dimension below 1, or a subclass that says neither.
     """
 
     dim: eqx.AbstractVar[int]
@@ -64,6 +64,7 @@ class CovariateDistribution(eqx.Module):
             cls.shared_covariance = not cls.independent
 
     def __check_init__(self):
+        check_count(self.dim, "dim", 1, "An input has at least one coordinate.")
         law, base = type(self), CovariateDistribution
         if self.independent and law.moments is base.moments:
             raise InvalidValueError(f"`{law.__name__}` has independent coordinates, so it must have a method `moments`.")
@@ -165,7 +166,6 @@ class Sphere(CovariateDistribution):
     radius: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
 
     def __check_init__(self):
-        check_count(self.dim, "dim", 1, "An input has at least one coordinate.")
         check_positive(self.radius, "radius", "it is the length of every input")
 
     @property

@@ -18,7 +18,7 @@ from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import NORMAL_MOMENTS, CovariateDistribution, check_order, check_positive
-from icl_lab.tasks.prompt import as_default_float, as_float64, check_count
+from icl_lab.tasks.prompt import as_default_float, as_float64
 
 
 class Uniform(CovariateDistribution):
@@ -32,7 +32,6 @@ class Uniform(CovariateDistribution):
     half_width: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
 
     def __check_init__(self):
-        check_count(self.dim, "dim", 1, "An input has at least one coordinate.")
         check_positive(self.half_width, "half_width", "it is half the length of the interval")
 
     def sample(self, key: Key, count: int) -> Float[Array, "count d"]:
@@ -76,7 +75,6 @@ class StudentT(CovariateDistribution):
     scale: Float[Array, "*d"] = eqx.field(converter=as_float64, default=1.0)
 
     def __check_init__(self):
-        check_count(self.dim, "dim", 1, "An input has at least one coordinate.")
         check_positive(self.degrees_of_freedom, "degrees_of_freedom", "it is a number of degrees of freedom")
         if not is_traced(self.degrees_of_freedom) and not self.degrees_of_freedom > 2:
             raise InvalidValueError(
@@ -140,7 +138,6 @@ class TwoSizes(CovariateDistribution):
     variance: Float[Array, "*d"] = eqx.field(converter=as_float64, default=1.0)
 
     def __check_init__(self):
-        check_count(self.dim, "dim", 1, "An input has at least one coordinate.")
         _check_each(self.kurtosis, self.dim, "kurtosis", 1.0, "E x^4 >= (E x^2)^2", attained=True)
         _check_each(self.variance, self.dim, "variance", 0.0, "it is a variance")
 
@@ -197,7 +194,6 @@ class IndependentCoordinates(CovariateDistribution):
     variance: Float[Array, "*d"] = eqx.field(converter=as_float64, default=1.0)
 
     def __check_init__(self):
-        check_count(self.dim, "dim", 1, "An input has at least one coordinate.")
         _check_each(self.kurtosis, self.dim, "kurtosis", 1.0, "E z^4 >= (E z^2)^2", attained=True)
         _check_each(self.variance, self.dim, "variance", 0.0, "it is a variance")
 

@@ -28,7 +28,7 @@ from icl_lab.tasks.distributions.covariates import (
     normals,
     rotation_invariant_fourth_moment,
 )
-from icl_lab.tasks.prompt import as_default_float, as_float64, check_count
+from icl_lab.tasks.prompt import as_default_float, as_float64
 
 _LARGEST_SUPPORT = 2**20
 """Spectra that `support` enumerates at most; d = 20 eigenvalues of two values each."""
@@ -120,7 +120,6 @@ class ExponentialDiagonal(CovariateDistribution):
     scale: Float[Array, ""] = eqx.field(converter=as_float64, default=1.0)
 
     def __check_init__(self):
-        check_count(self.dim, "dim", 1, "An input has at least one coordinate.")
         check_positive(self.scale, "scale", "it is the mean of every eigenvalue")
 
     def sample(self, key: Key, count: int) -> Float[Array, "count d"]:

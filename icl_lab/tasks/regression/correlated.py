@@ -15,21 +15,13 @@ from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import Gaussian, normals
 from icl_lab.tasks.distributions.spectra import apply_root, as_covariance, covariance_root
-from icl_lab.tasks.prompt import (
-    Prompt,
-    Task,
-    as_float64,
-    check_count,
-    check_nonnegative,
-    check_prompt_fits,
-    regression_prompt,
-)
+from icl_lab.tasks.prompt import Prompt, RegressionTask, as_float64, check_prompt_fits, regression_prompt
 
 ROUNDING = 1e-12
 """By how much the diagonal of a matrix of correlations may miss 1."""
 
 
-class CorrelatedRegression(Task):
+class CorrelatedRegression(RegressionTask):
     """y_i = w_i.x_i + ε_i, x_i ~ N(0, I), ε_i ~ N(0, noise_std^2), with task vectors w_1 .. w_N, w_q that are jointly Gaussian.
 
     Each w_i is N(0, I), coordinates are independent, and E w_i w_j^T = C_ij I. The target is the noiseless w_q.x_q. With all
@@ -66,8 +58,6 @@ class CorrelatedRegression(Task):
     covariates: Gaussian
     correlations: Float[Array, "M M"]
     task_root: Array | None
-    noise_std: Float[Array, ""]
-    label_dim: int = eqx.field(static=True, default=1)
 
     def __init__(self, dim: int, correlations: Float[Array, "M M"], noise_std: Any = 0.0):
         self.dim, self.label_dim = dim, 1
@@ -79,8 +69,6 @@ class CorrelatedRegression(Task):
         self.noise_std = as_float64(noise_std)
 
     def __check_init__(self):
-        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
-        check_nonnegative(self.noise_std, "noise_std")
         if not is_traced(self.correlations) and np.max(np.abs(np.diagonal(self.correlations) - 1)) > ROUNDING:
             raise InvalidValueError(
                 "`correlations` must have ones on the diagonal, since a task vector's entries have variance 1; "

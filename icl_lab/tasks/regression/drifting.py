@@ -17,18 +17,17 @@ from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import normals
 from icl_lab.tasks.prompt import (
     Prompt,
-    Task,
+    RegressionTask,
     as_default_float,
     as_float64,
     check_count,
-    check_nonnegative,
     check_prompt_fits,
     regression_prompt,
 )
 from icl_lab.tasks.regression.correlated import CorrelatedRegression
 
 
-class DriftingRegression(Task):
+class DriftingRegression(RegressionTask):
     r"""y_t = w_t.x_t + ε_t with a stationary Ornstein-Uhlenbeck task vector; the target is the noiseless w_{N+1}.x_q.
 
     .. math:: w_1 \sim N(0, I), \qquad w_t = a\, w_{t-1} + \sqrt{1 - a^2}\; e_t, \qquad e_t \sim N(0, I),
@@ -63,8 +62,6 @@ class DriftingRegression(Task):
     dim: int = eqx.field(static=True)
     context_length: int = eqx.field(static=True)
     persistence: Float[Array, "d"]
-    noise_std: Float[Array, ""]
-    label_dim: int = eqx.field(static=True, default=1)
     nested = False
 
     def __init__(self, dim: int, context_length: int, persistence: Any, noise_std: Any = 0.0):
@@ -74,8 +71,6 @@ class DriftingRegression(Task):
         self.noise_std = as_float64(noise_std)
 
     def __check_init__(self):
-        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
-        check_nonnegative(self.noise_std, "noise_std")
         # Written so that NaN is refused.
         if not is_traced(self.persistence) and not np.all(np.abs(np.asarray(self.persistence)) <= 1):
             raise InvalidValueError(

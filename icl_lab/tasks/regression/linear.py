@@ -14,19 +14,10 @@ from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import CovariateDistribution, covariates_for, normals
 from icl_lab.tasks.distributions.spectra import apply_root, as_covariance, covariance_root
-from icl_lab.tasks.prompt import (
-    Prompt,
-    Task,
-    add_noise,
-    as_float64,
-    check_count,
-    check_nonnegative,
-    check_prompt_fits,
-    regression_prompt,
-)
+from icl_lab.tasks.prompt import Prompt, RegressionTask, Task, add_noise, as_float64, check_prompt_fits, regression_prompt
 
 
-class LinearRegression(Task):
+class LinearRegression(RegressionTask):
     """y_i = w.x_i + ε_i, w ~ N(0, Ω) drawn once per prompt, ε_i ~ N(0, noise_std^2); the target is the noiseless w.x_q.
 
     Args:
@@ -65,8 +56,6 @@ class LinearRegression(Task):
     covariates: CovariateDistribution
     task_covariance: Float[Array, "d d"]
     task_root: Array | None
-    noise_std: Float[Array, ""]
-    label_dim: int = eqx.field(static=True, default=1)
 
     def __init__(
         self,
@@ -85,10 +74,6 @@ class LinearRegression(Task):
         check_covariance(self.task_covariance, "task_covariance", allow_singular=True)
         self.task_root = covariance_root(self.task_covariance)
         self.noise_std = as_float64(noise_std)
-
-    def __check_init__(self):
-        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
-        check_nonnegative(self.noise_std, "noise_std")
 
     def with_context_length(self, length: int) -> LinearRegression:
         return LinearRegression(

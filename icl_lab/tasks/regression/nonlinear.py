@@ -26,7 +26,7 @@ from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.covariates import CovariateDistribution, Gaussian, covariates_for, normals
-from icl_lab.tasks.prompt import Prompt, Task, as_float64, check_count, check_nonnegative, check_prompt_fits, regression_prompt
+from icl_lab.tasks.prompt import Prompt, RegressionTask, as_float64, check_count, check_prompt_fits, regression_prompt
 from icl_lab.tasks.regression.links import Link
 
 DIRECTIONS = ("sphere", "gaussian", "axis")
@@ -153,7 +153,21 @@ class RandomCosine(Response):
         return ResponseMoments(0.5, dim / 2, damped / 2)
 
 
-class ReLUNetwork(Response):
+class SymmetricResponse(Response):
+    """A family of functions of Gaussian directions, which have no preferred axis, in which f is as likely as -f."""
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """By the Gaussian directions."""
+        return True
+
+    @property
+    def odd_symmetric(self) -> bool:
+        """f and -f have the same distribution."""
+        return True
+
+
+class ReLUNetwork(SymmetricResponse):
     """f(x) = sum_k a_k max(w_k.x, 0), k = 1 .. width, w_k ~ N(0, I), a_k fair signs.
 
     The latent is (w (K, d), a (K,)).
@@ -163,16 +177,6 @@ class ReLUNetwork(Response):
 
     def __check_init__(self):
         check_count(self.width, "width", 1, "A network has at least one hidden unit.")
-
-    @property
-    def rotation_invariant(self) -> bool:
-        """Gaussian directions have no preferred axis."""
-        return True
-
-    @property
-    def odd_symmetric(self) -> bool:
-        """By the signs."""
-        return True
 
     def sample(self, key: Key, dim: int) -> PyTree:
         """(w, a)."""
@@ -188,18 +192,8 @@ class ReLUNetwork(Response):
         return ResponseMoments(self.width * dim / 2, self.width * dim * (dim + 2) / 2, self.width * dim / 4)
 
 
-class Linear(Response):
+class Linear(SymmetricResponse):
     """f(x) = w.x, w ~ N(0, I): the linear task as a member of this family. The latent is w (d,)."""
-
-    @property
-    def rotation_invariant(self) -> bool:
-        """Gaussian directions have no preferred axis."""
-        return True
-
-    @property
-    def odd_symmetric(self) -> bool:
-        """By the symmetry of w."""
-        return True
 
     def sample(self, key: Key, dim: int) -> PyTree:
         """w."""
@@ -213,7 +207,7 @@ class Linear(Response):
         return ResponseMoments(float(dim), float(dim * (dim + 2)), float(dim))
 
 
-class NonlinearRegression(Task):
+class NonlinearRegression(RegressionTask):
     """y_i = f(x_i) + ε_i, f drawn once per prompt from `response`; the target is the noiseless f(x_q).
 
     Args:
@@ -233,8 +227,6 @@ class NonlinearRegression(Task):
     context_length: int = eqx.field(static=True)
     response: Response
     covariates: CovariateDistribution
-    noise_std: Float[Array, ""]
-    label_dim: int = eqx.field(static=True, default=1)
 
     def __init__(
         self,
@@ -251,10 +243,6 @@ class NonlinearRegression(Task):
         self.response = response
         self.covariates = covariates_for(dim, covariance, covariates)
         self.noise_std = as_float64(noise_std)
-
-    def __check_init__(self):
-        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
-        check_nonnegative(self.noise_std, "noise_std")
 
     def with_context_length(self, length: int) -> NonlinearRegression:
         return NonlinearRegression(self.dim, length, self.response, noise_std=self.noise_std, covariates=self.covariates)

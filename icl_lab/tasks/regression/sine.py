@@ -22,7 +22,7 @@ from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.prng import stream
 from icl_lab.core.typing import Array, Key
 from icl_lab.tasks.distributions.independent import Uniform
-from icl_lab.tasks.prompt import Prompt, Task, as_default_float, as_float64, check_count, check_nonnegative, regression_prompt
+from icl_lab.tasks.prompt import Prompt, RegressionTask, as_default_float, as_float64, regression_prompt
 
 
 class SineDistribution(NamedTuple):
@@ -45,7 +45,7 @@ DISTRIBUTIONS = {
 }
 
 
-class SineRegression(Task):
+class SineRegression(RegressionTask):
     """y_i = a sin(x_i + rho) + ε_i, x ~ U(-half_width, half_width), ε_i ~ N(0, noise_std^2); the target is noiseless.
 
     The latent is (a, rho). A wave is linear in (sin x, cos x), with coefficients a (cos rho, sin rho).
@@ -70,9 +70,7 @@ class SineRegression(Task):
     covariates: Uniform
     amplitude: Float[Array, "2"]
     phase: Float[Array, "2"]
-    noise_std: Float[Array, ""]
     dim: int = eqx.field(static=True, default=1)
-    label_dim: int = eqx.field(static=True, default=1)
 
     def __init__(
         self,
@@ -92,10 +90,6 @@ class SineRegression(Task):
         self.amplitude = _interval(DISTRIBUTIONS[distribution].amplitude if amplitude is None else amplitude, "amplitude")
         self.phase = _interval(DISTRIBUTIONS[distribution].phase if phase is None else phase, "phase")
         self.noise_std = as_float64(noise_std)
-
-    def __check_init__(self):
-        check_count(self.context_length, "context_length", 1, "A prompt shows at least one example.")
-        check_nonnegative(self.noise_std, "noise_std")
 
     def with_context_length(self, length: int) -> SineRegression:
         return SineRegression(length, self.covariates.half_width, self.distribution, self.amplitude, self.phase, self.noise_std)

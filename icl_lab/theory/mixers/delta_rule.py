@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import scipy.optimize
 
-from icl_lab.theory.mixers.key_moments import KeyMoments
+from icl_lab.theory.mixers.problem import KeyMoments, MixerProblem
 
 
 def contraction(keys: KeyMoments, step: float) -> float:
@@ -25,38 +25,34 @@ def contraction(keys: KeyMoments, step: float) -> float:
     return 1 - 2 * step * keys.second + step**2 * keys.fourth
 
 
-def risk(keys: KeyMoments, context_length: int, noise_variance: float, step: float) -> float:
+def risk(problem: MixerProblem, step: float) -> float:
     """E |S - w|^2 after n examples, d rho^n + beta^2 s2 c d (1 + rho + .. + rho^(n-1)).
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 0.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length and noise.
       step: beta, the write strength.
 
     Source: derived for the lab.
     """
-    rho = contraction(keys, step)
-    left = rho**context_length
-    steps = context_length if rho == 1 else (1 - left) / (1 - rho)
-    return keys.dim * left + step**2 * noise_variance * keys.second * keys.dim * steps
+    keys, rho = problem.keys, contraction(problem.keys, step)
+    left = rho**problem.context_length
+    steps = problem.context_length if rho == 1 else (1 - left) / (1 - rho)
+    return keys.dim * left + step**2 * problem.noise_variance * keys.second * keys.dim * steps
 
 
-def best_step(keys: KeyMoments, context_length: int, noise_variance: float) -> tuple[float, float]:
+def best_step(problem: MixerProblem) -> tuple[float, float]:
     """The step of lowest risk between 0 and c / m, where rho is smallest, and the risk.
 
     A larger step contracts no better and adds more noise. It is good to the square root of rounding, the risk to rounding.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
 
     Source: derived for the lab.
     """
     found = scipy.optimize.minimize_scalar(
-        lambda step: risk(keys, context_length, noise_variance, step),
-        bounds=(0.0, keys.second / keys.fourth),
+        lambda step: risk(problem, step),
+        bounds=(0.0, problem.keys.second / problem.keys.fourth),
         method="bounded",
         options={"xatol": 1e-10},
     )

@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
-from icl_lab.theory.mixers.key_moments import KeyMoments
+from icl_lab.theory.mixers.problem import MixerProblem
 
 Channels = float | Float[Array, "d"]
 """One number for all channels, or one for each, (d,)."""
@@ -45,14 +45,12 @@ class Gates(NamedTuple):
 
 
 def moments(
-    keys: KeyMoments, context_length: int | float, noise_variance: float, correlation: Channels, decay: Channels, step: float
+    problem: MixerProblem, correlation: Channels, decay: Channels, step: float
 ) -> tuple[Float[Array, "d"], Float[Array, "d"]]:
     """X = E w_n S_n and Y = E S_n^2 of each channel, from S_0 = 0.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 0, `math.inf` for the stationary state.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length, `math.inf` for the stationary state, and noise.
       correlation: a in [-1, 1], of a coordinate of the task with that before.
       decay: alpha in [0, 1].
       step: beta, the write strength.
@@ -62,7 +60,7 @@ def moments(
 
     Source: derived for the lab.
     """
-    dim, c, kappa = keys.dim, keys.second, keys.cross
+    dim, c, kappa = problem.keys.dim, problem.keys.second, problem.keys.cross
     a, alpha = np.broadcast_to(correlation, dim), np.broadcast_to(decay, dim)
     identity, mixing = np.eye(dim), kappa * step**2 * (2 * np.eye(dim) + np.ones((dim, dim)))
     crossed, squared = np.diag(alpha * a), np.diag(alpha**2)
@@ -70,10 +68,10 @@ def moments(
     linear[:dim, :dim] = (1 - step * c) * crossed
     linear[dim:, :dim] = (2 * step * c * identity - 2 * mixing) @ crossed
     linear[dim:, dim:] = ((1 - 2 * step * c) * identity + mixing) @ squared
-    fresh = np.append(np.full(dim, step * c), np.sum(mixing, axis=1) + step**2 * noise_variance * c)
-    if not math.isinf(context_length):
+    fresh = np.append(np.full(dim, step * c), np.sum(mixing, axis=1) + step**2 * problem.noise_variance * c)
+    if not math.isinf(problem.context_length):
         affine = np.block([[linear, fresh[:, None]], [np.zeros((1, 2 * dim)), np.ones((1, 1))]])
-        state = np.linalg.matrix_power(affine, int(context_length))[:-1, -1]
+        state = np.linalg.matrix_power(affine, int(problem.context_length))[:-1, -1]
     elif np.max(np.abs(np.linalg.eigvals(linear))) < 1:
         state = np.linalg.solve(np.eye(2 * dim) - linear, fresh)
     else:
@@ -82,21 +80,12 @@ def moments(
 
 
 def risk(
-    keys: KeyMoments,
-    context_length: int | float,
-    noise_variance: float,
-    correlation: Channels,
-    decay: Channels,
-    step: float,
-    ahead: int = 0,
-    readout: Channels = 1.0,
+    problem: MixerProblem, correlation: Channels, decay: Channels, step: float, ahead: int = 0, readout: Channels = 1.0
 ) -> float:
     """E |readout S_n - w_{n + ahead}|^2, the sum of 1 - 2 readout a^ahead X + readout^2 Y over channels.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 0, `math.inf` for the stationary state.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length, `math.inf` for the stationary state, and noise.
       correlation: a in [-1, 1], of a coordinate of the task with that before.
       decay: alpha in [0, 1].
       step: beta, the write strength.
@@ -109,28 +98,18 @@ def risk(
 
     Source: derived for the lab.
     """
-    x, y = moments(keys, context_length, noise_variance, correlation, decay, step)
+    x, y = moments(problem, correlation, decay, step)
     if not np.all(np.isfinite(y)):
         return math.inf
-    read = np.broadcast_to(readout, keys.dim)
-    return float(np.sum(1 - 2 * read * np.broadcast_to(correlation, keys.dim) ** ahead * x + read**2 * y))
+    read, a = np.broadcast_to(readout, len(x)), np.broadcast_to(correlation, len(x))
+    return float(np.sum(1 - 2 * read * a**ahead * x + read**2 * y))
 
 
-def best_gates(
-    keys: KeyMoments,
-    context_length: int | float,
-    noise_variance: float,
-    correlation: Channels,
-    kind: str,
-    ahead: int = 0,
-    readout: Channels = 1.0,
-) -> Gates:
+def best_gates(problem: MixerProblem, correlation: Channels, kind: str, ahead: int = 0, readout: Channels = 1.0) -> Gates:
     """The constant gates of lowest risk of a delta rule.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1, `math.inf` for the stationary state.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1, `math.inf` for the stationary state, and noise.
       correlation: a in [-1, 1], of a coordinate of the task with that before.
       kind: "deltanet" without a decay, "gated_deltanet" with one for all channels, "kda" with one for each; channels of equal
         drift have equal decays.
@@ -145,6 +124,7 @@ def best_gates(
 
     Source: derived for the lab.
     """
+    keys = problem.keys
     drifts = np.broadcast_to(correlation, keys.dim)
     groups = {
         "deltanet": None,
@@ -163,7 +143,7 @@ def best_gates(
         return np.ones(keys.dim) if group is None else inside[1:][group], float(widest * inside[0])
 
     def value(point: Float[Array, "p"]) -> float:
-        return risk(keys, context_length, noise_variance, correlation, *gates(point), ahead, readout)
+        return risk(problem, correlation, *gates(point), ahead, readout)
 
     start = scipy.special.logit(np.append(0.25, np.full(0 if group is None else group.max() + 1, 0.95)))
     options = {"xatol": 1e-9, "fatol": 1e-13, "maxiter": 4000, "maxfev": 4000}

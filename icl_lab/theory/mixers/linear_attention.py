@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from icl_lab.theory.mixers.key_moments import KeyMoments
+from icl_lab.theory.mixers.problem import MixerProblem
 
 
 class TunedStart(NamedTuple):
@@ -25,87 +25,71 @@ class TunedStart(NamedTuple):
     risk: float
 
 
-def gram_square(keys: KeyMoments, context_length: int) -> float:
+def gram_square(problem: MixerProblem) -> float:
     """E A^2 = this number times I, A = sum_i k_i k_i^T; n (n + d + 1) for Gaussian keys."""
-    return context_length * (keys.fourth + (context_length - 1) * keys.second**2)
+    keys, n = problem.keys, problem.context_length
+    return n * (keys.fourth + (n - 1) * keys.second**2)
 
 
-def risk(
-    keys: KeyMoments,
-    context_length: int,
-    noise_variance: float,
-    scale: float,
-    share: float = 0.0,
-    mean_square: float = 0.0,
-) -> float:
+def risk(problem: MixerProblem, scale: float, share: float = 0.0, mean_square: float = 0.0) -> float:
     """E |S - w|^2 for tasks N(mu, I), at any scale and any start along mu.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
       scale: eta.
       share: S_0 = share mu.
       mean_square: |mu|^2.
 
     Source: derived for the lab.
     """
-    pulled = 1 - 2 * scale * context_length * keys.second + scale**2 * gram_square(keys, context_length)
-    start = share**2 + 2 * share * (scale * context_length * keys.second - 1)
-    noise = scale**2 * noise_variance * context_length * keys.second * keys.dim
-    return start * mean_square + pulled * (mean_square + keys.dim) + noise
+    dim, first = problem.keys.dim, problem.context_length * problem.keys.second
+    pulled = 1 - 2 * scale * first + scale**2 * gram_square(problem)
+    start = share**2 + 2 * share * (scale * first - 1)
+    return start * mean_square + pulled * (mean_square + dim) + scale**2 * problem.noise_variance * first * dim
 
 
-def best_scale(keys: KeyMoments, context_length: int, noise_variance: float, mean_square: float = 0.0) -> float:
+def best_scale(problem: MixerProblem, mean_square: float = 0.0) -> float:
     """The best eta from the start zero; 1 / (n + d + 1 + s2) for Gaussian keys and tasks of mean zero.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
       mean_square: |mu|^2, of the mean of the tasks.
 
     Source: for Gaussian keys arXiv 2307.03576, Theorem 1; other keys and means derived for the lab.
     """
-    first = context_length * keys.second
-    noise = noise_variance * first * keys.dim / (mean_square + keys.dim)
-    return first / (gram_square(keys, context_length) + noise)
+    dim, first = problem.keys.dim, problem.context_length * problem.keys.second
+    return first / (gram_square(problem) + problem.noise_variance * first * dim / (mean_square + dim))
 
 
-def minimum_risk(keys: KeyMoments, context_length: int, noise_variance: float, mean_square: float = 0.0) -> float:
+def minimum_risk(problem: MixerProblem, mean_square: float = 0.0) -> float:
     """The risk at the best scale from the start zero, (|mu|^2 + d)(1 - n c eta).
 
     It is d (d + 1 + s2) / (n + d + 1 + s2) for Gaussian keys and tasks of mean zero, and for a gradient step that starts at the
     mean. Centred Gaussian keys, with centred values, are as good as one example less.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
       mean_square: |mu|^2, of the mean of the tasks.
 
     Source: for Gaussian keys arXiv 2307.03576, Theorem 1; other keys and means derived for the lab.
     """
-    scale = best_scale(keys, context_length, noise_variance, mean_square)
-    return (mean_square + keys.dim) * (1 - context_length * keys.second * scale)
+    first = problem.context_length * problem.keys.second
+    return (mean_square + problem.keys.dim) * (1 - first * best_scale(problem, mean_square))
 
 
-def tuned_start(keys: KeyMoments, context_length: int, noise_variance: float, mean_square: float) -> TunedStart:
+def tuned_start(problem: MixerProblem, mean_square: float) -> TunedStart:
     """The best scale and start together, for tasks N(mu, I).
 
     For Gaussian keys without noise eta = d / (|mu|^2 (d + 1) + d (n + d + 1)). The share of the mean is 1 - n c eta: the step
     from zero supplies the rest of it.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
       mean_square: |mu|^2.
 
     Source: derived for the lab; that one layer cannot step from a learned mean is arXiv 2402.14951.
     """
-    first, square = context_length * keys.second, gram_square(keys, context_length)
-    curvature = mean_square * (square - first**2) + keys.dim * (square + noise_variance * first)
-    scale = keys.dim * first / curvature
+    dim, first, square = problem.keys.dim, problem.context_length * problem.keys.second, gram_square(problem)
+    scale = dim * first / (mean_square * (square - first**2) + dim * (square + problem.noise_variance * first))
     share = 1 - first * scale
-    return TunedStart(scale, share, keys.dim * share)
+    return TunedStart(scale, share, dim * share)

@@ -19,7 +19,7 @@ import scipy.special
 from jaxtyping import Float
 
 from icl_lab.core.typing import Array
-from icl_lab.theory.mixers.key_moments import KeyMoments
+from icl_lab.theory.mixers.problem import MixerProblem
 
 
 class Momentum(NamedTuple):
@@ -36,18 +36,17 @@ class Momentum(NamedTuple):
     risk: float
 
 
-def risk(keys: KeyMoments, context_length: int, noise_variance: float, momentum: float, step: float) -> float:
+def risk(problem: MixerProblem, momentum: float, step: float) -> float:
     """E |S - w|^2 after n examples, by a power of the recursion's matrix.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 0.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length and noise.
       momentum: mu in [0, 1), the share of the last step that is taken again; 0 is the delta rule.
       step: beta, the write strength.
 
     Source: derived for the lab, for the memory of arXiv 2501.00663 with a linear memory and without forgetting.
     """
+    keys = problem.keys
     pull = step * keys.second
     # Rows give A', B', C' from A, B, C, 1.
     kept = np.array([pull, momentum, 0.0, 0.0])
@@ -56,20 +55,18 @@ def risk(keys: KeyMoments, context_length: int, noise_variance: float, momentum:
             step**2 * keys.fourth,
             2 * momentum * pull,
             momentum**2,
-            step**2 * noise_variance * keys.second * keys.dim,
+            step**2 * problem.noise_variance * keys.second * keys.dim,
         ]
     )
     matrix = np.stack([np.eye(4)[0] - 2 * kept + moved, kept - moved, moved, np.eye(4)[3]])
-    return float((np.linalg.matrix_power(matrix, context_length) @ np.array([keys.dim, 0.0, 0.0, 1.0]))[0])
+    return float((np.linalg.matrix_power(matrix, int(problem.context_length)) @ np.array([keys.dim, 0.0, 0.0, 1.0]))[0])
 
 
-def best(keys: KeyMoments, context_length: int, noise_variance: float) -> Momentum:
+def best(problem: MixerProblem) -> Momentum:
     """The momentum and step of lowest risk.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
 
     Returns:
       Both good to the square root of rounding, and the risk, found by the simplex method of Nelder and Mead.
@@ -77,10 +74,10 @@ def best(keys: KeyMoments, context_length: int, noise_variance: float) -> Moment
     Source: derived for the lab.
     """
     # A logit for each keeps the search inside: momentum below 1 and steps below 2 c / m.
-    widest = np.array([1.0, 2 * keys.second / keys.fourth])
+    widest = np.array([1.0, 2 * problem.keys.second / problem.keys.fourth])
 
     def value(point: Float[Array, "2"]) -> float:
-        return risk(keys, context_length, noise_variance, *(float(gate) for gate in widest * scipy.special.expit(point)))
+        return risk(problem, *(float(gate) for gate in widest * scipy.special.expit(point)))
 
     options = {"xatol": 1e-9, "fatol": 1e-13, "maxiter": 4000}
     found = scipy.optimize.minimize(value, scipy.special.logit(np.array([0.1, 0.25])), method="Nelder-Mead", options=options)

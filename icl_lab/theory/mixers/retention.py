@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
-from icl_lab.theory.mixers.key_moments import KeyMoments
+from icl_lab.theory.mixers.problem import MixerProblem
 
 
 class Retention(NamedTuple):
@@ -41,25 +41,21 @@ class Retention(NamedTuple):
     risk: float
 
 
-def reading_variance(keys: KeyMoments, noise_variance: float) -> float:
+def reading_variance(problem: MixerProblem) -> float:
     """s, the variance that the reading k_i v_i / c of one coordinate of the task adds to it; d + 1 + s2 for Gaussian keys.
 
     Args:
-      keys: moments of the keys.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys and noise; its length plays no part.
     """
-    return (keys.fourth + noise_variance * keys.second) / keys.second**2 - 1
+    keys = problem.keys
+    return (keys.fourth + problem.noise_variance * keys.second) / keys.second**2 - 1
 
 
-def best_weights(
-    keys: KeyMoments, context_length: int, noise_variance: float, correlation: float
-) -> tuple[Float[Array, "n"], float]:
+def best_weights(problem: MixerProblem, correlation: float) -> tuple[Float[Array, "n"], float]:
     """The best weights of n examples, by the filter, and their risk d P_{n+1}.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
       correlation: a in (0, 1], of a task with the one before.
 
     Returns:
@@ -68,9 +64,9 @@ def best_weights(
     Source: for Gaussian keys the best weighting of arXiv 2504.04308 by linear equations; the filter is derived for the lab.
     """
     _check_correlation(correlation)
-    noise, unknown = reading_variance(keys, noise_variance), 1.0
-    gains = np.empty(context_length)
-    for i in range(context_length):
+    keys, noise, unknown = problem.keys, reading_variance(problem), 1.0
+    gains = np.empty(int(problem.context_length))
+    for i in range(len(gains)):
         gains[i] = unknown / (unknown + noise)
         unknown = correlation**2 * unknown * (1 - gains[i]) + 1 - correlation**2
     # What the later examples leave of each, one step of the drift after the last.
@@ -78,37 +74,32 @@ def best_weights(
     return correlation * gains * left / keys.second, keys.dim * unknown
 
 
-def best_head(keys: KeyMoments, noise_variance: float, correlation: float) -> Retention:
+def best_head(problem: MixerProblem, correlation: float) -> Retention:
     """The retention head that no weighting beats on an endless context: lambda = a (1 - g), eta = a g / c, g = P / (P + s).
 
     P is the positive root of P^2 + (1 - a^2)(s - 1) P = (1 - a^2) s.
 
     Args:
-      keys: moments of the keys.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys and noise; its length plays no part.
       correlation: a in (0, 1), of a task with the one before. At 1 the best decay is none, and the scale falls with n.
 
     Source: the steady state of the filter of `best_weights`; derived for the lab.
     """
     _check_correlation(correlation)
-    noise, fresh = reading_variance(keys, noise_variance), 1 - correlation**2
+    noise, fresh = reading_variance(problem), 1 - correlation**2
     half = fresh * (noise - 1) / 2
     # The root of the quadratic without cancellation, whatever the sign of `half`.
     root = math.hypot(half, math.sqrt(fresh * noise))
     unknown = fresh * noise / (root + half) if half > 0 else root - half
     gain = unknown / (unknown + noise)
-    return Retention(correlation * (1 - gain), correlation * gain / keys.second, keys.dim * unknown)
+    return Retention(correlation * (1 - gain), correlation * gain / problem.keys.second, problem.keys.dim * unknown)
 
 
-def head_risk(
-    keys: KeyMoments, context_length: int | float, noise_variance: float, correlation: float, decay: float, scale: float
-) -> float:
+def head_risk(problem: MixerProblem, correlation: float, decay: float, scale: float) -> float:
     """E |S - w_{n+1}|^2 of any retention head, x_i = scale decay^(n - i).
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1; `math.inf` if decay < 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1, `math.inf` if decay < 1, and noise.
       correlation: a in (0, 1], of a task with the one before.
       decay: lambda in [0, 1].
       scale: eta.
@@ -116,7 +107,8 @@ def head_risk(
     Source: the quadratic of `best_weights` at geometric weights; derived for the lab.
     """
     _check_correlation(correlation)
-    unit, a, n = scale * keys.second, correlation, context_length
+    keys, a, n = problem.keys, correlation, problem.context_length
+    unit = scale * keys.second
     squares, ratio = _geometric_sum(decay**2, n), a * decay
     # sum_{i<j} of lambda^i lambda^j a^(j-i) over ages: for each younger one, the geometric sum of what is older.
     if math.isinf(n):
@@ -124,31 +116,28 @@ def head_risk(
     else:
         ages = np.arange(int(n))
         pairs = np.sum(decay ** (2.0 * ages) * (_geometric_sum(ratio, n - ages) - 1))
-    variance = (1 + reading_variance(keys, noise_variance)) * squares + 2 * pairs
+    variance = (1 + reading_variance(problem)) * squares + 2 * pairs
     return float(keys.dim * (1 - 2 * unit * a * _geometric_sum(ratio, n) + unit**2 * variance))
 
 
-def window_risks(
-    keys: KeyMoments, longest: int, noise_variance: float, correlation: float
-) -> tuple[Float[Array, "longest"], Float[Array, "longest"]]:
-    """The best scale of equal weights on the last w examples, and the risk, for w = 1 .. longest; the last is no decay.
+def window_risks(problem: MixerProblem, correlation: float) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """The best scale of equal weights on the last w examples, and the risk, for w = 1 .. n; the last is no decay.
 
     Args:
-      keys: moments of the keys.
-      longest: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
       correlation: a in (0, 1], of a task with the one before.
 
     Returns:
-      Scales and risks (longest,).
+      Scales and risks (n,).
 
     Source: derived for the lab.
     """
     _check_correlation(correlation)
-    widths, powers = np.arange(1, longest + 1), correlation ** np.arange(1, longest + 1)
+    keys, widths = problem.keys, np.arange(1, problem.context_length + 1)
+    powers = correlation**widths
     signal = np.cumsum(powers)
     # sum_ij a^|i-j| of a window grows by 1 + 2 (a + .. + a^(w-1)) with its width w.
-    square = np.cumsum(1 + 2 * (signal - powers)) + reading_variance(keys, noise_variance) * widths
+    square = np.cumsum(1 + 2 * (signal - powers)) + reading_variance(problem) * widths
     return signal / square / keys.second, keys.dim * (1 - signal**2 / square)
 
 
@@ -166,20 +155,18 @@ def fixed_step_weights(context_length: int) -> Float[Array, "n"]:
     return (1 - left) * left ** np.arange(context_length, 0, -1.0)
 
 
-def fixed_step_risk(keys: KeyMoments, context_length: int, noise_variance: float) -> float:
+def fixed_step_risk(problem: MixerProblem) -> float:
     """The risk of `fixed_step_weights` at their best scale, on a task that does not drift: d s / (n_e + s).
 
     They are worth n_e = (sum x)^2 / sum x^2 = (1 + al) / (3 (1 - al)) equal examples, which is n / (1.5 ln 2) for large n.
 
     Args:
-      keys: moments of the keys.
-      context_length: n >= 1.
-      noise_variance: s2 >= 0, of a value.
+      problem: keys, length n >= 1 and noise.
 
     Source: derived for the lab, in the setting of arXiv 2510.00399.
     """
-    left, noise = 0.5 ** (1 / context_length), reading_variance(keys, noise_variance)
-    return keys.dim * noise / ((1 + left) / (3 * (1 - left)) + noise)
+    left, noise = 0.5 ** (1 / problem.context_length), reading_variance(problem)
+    return problem.keys.dim * noise / ((1 + left) / (3 * (1 - left)) + noise)
 
 
 def _geometric_sum(base: float, count: int | float | Array) -> Any:

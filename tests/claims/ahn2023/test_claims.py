@@ -9,7 +9,7 @@ from icl_lab.claims import registry
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.descent import ahn2023, descent_steps
 from icl_lab.theory.regression import lsa
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed_checks, runs_of
 
 pytestmark = pytest.mark.claims
 
@@ -27,9 +27,7 @@ SETTINGS = {
     "ahn2023.dist": {"N": 3, "L": 1, "starts": 2, "seed": 3},
 }
 
-
-def run(id, **more):
-    return run_claim(id, SETTINGS[id] | more)
+run = runs_of(SETTINGS)
 
 
 @pytest.mark.parametrize("id", SETTINGS)

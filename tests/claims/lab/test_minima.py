@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from icl_lab.theory.regression import exact_loss, lsa, minima
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed_checks, runs_of
 
 pytestmark = pytest.mark.claims
 
@@ -16,9 +16,7 @@ SETTINGS = {
     "lab.spurious-minima": {"d": 2, "N": 3, "s2": 0.0, "starts": 2},
 }
 
-
-def run(id, **more):
-    return run_claim(id, SETTINGS[id] | more)
+run = runs_of(SETTINGS)
 
 
 def measured(entry, name):

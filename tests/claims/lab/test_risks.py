@@ -8,7 +8,7 @@ import pytest
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.regression import bayes, lsa, nonlinear
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed_checks, runs_of, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -21,12 +21,10 @@ SETTINGS = {
     "lab.one-over-N": {"d": 2, "N": 7, "samples": 20_000, "seed": 2},
 }
 
-
-def run(id, **more):
-    return run_claim(id, SETTINGS[id] | more)
+run = runs_of(SETTINGS)
 
 
-@pytest.mark.parametrize("id", [pytest.param(id, marks=pytest.mark.slow) if id == "lab.one-over-N" else id for id in SETTINGS])
+@pytest.mark.parametrize("id", with_slow(SETTINGS, {"lab.one-over-N"}))
 def test_the_claim_holds(id):
     assert not failed_checks(run(id))
 

@@ -7,7 +7,7 @@ from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.theory.descent import vonoswald2022
 from icl_lab.theory.dynamics import rotations, vonoswald2023
 from icl_lab.theory.series import autoregressive, random_autoregressive
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed_checks, run_claim, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -40,7 +40,7 @@ def test_the_registry_holds_these_claims():
     assert set(FAST | SLOW) <= set(registry.all_claims())
 
 
-@pytest.mark.parametrize("id", [*FAST, *(pytest.param(id, marks=pytest.mark.slow) for id in SLOW)])
+@pytest.mark.parametrize("id", with_slow(FAST | SLOW, SLOW))
 def test_the_claim_holds(id):
     entry = run(id)
     assert entry["passed"], failed_checks(entry)

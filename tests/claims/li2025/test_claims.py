@@ -8,28 +8,21 @@ import pytest
 from icl_lab.claims import registry
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.theory.descent import li2025
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed_checks, runs_of, with_slow
 
 pytestmark = pytest.mark.claims
 
 SMALL = {"d": 2, "N": 3, "seed": 3}
-IDS = ("wpgd", "preconditioner", "permuted", "noise", "equal", "groups", "one-task", "uncorrelated", "length")
+IDS = ("wpgd", "preconditioner", "permuted", "noise", "equal", "groups", "one-task", "uncorrelated", "length", "trained")
 SETTINGS = {f"li2025.{name}": SMALL for name in IDS}
 SETTINGS["li2025.wpgd"] = SETTINGS["li2025.equal"] = SMALL | {"samples": 40_000}
 
-
-def run(id, **more):
-    return run_claim(id, SETTINGS[id] | more)
+run = runs_of(SETTINGS)
 
 
-@pytest.mark.parametrize("id", SETTINGS)
+@pytest.mark.parametrize("id", with_slow(SETTINGS, {"li2025.trained"}))
 def test_the_claim_holds(id):
     assert not failed_checks(run(id))
-
-
-@pytest.mark.slow
-def test_training_finds_the_best_weights():
-    assert not failed_checks(run_claim("li2025.trained", SMALL))
 
 
 def test_a_penalty_without_its_one_is_caught(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from icl_lab.objectives import RegressionLoss
 from icl_lab.theory.regression import bayes, exact_loss, lsa, mahankali2023, minima
 from icl_lab.theory.regression.problem import Problem
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed_checks, runs_of
 
 pytestmark = pytest.mark.claims
 
@@ -21,9 +21,7 @@ SETTINGS = {
     "mahankali2023.bayes-gap": {"d": 2, "N": 4, "s2": 0.3, "samples": 20_000},
 }
 
-
-def run(id, **more):
-    return run_claim(id, SETTINGS[id] | more)
+run = runs_of(SETTINGS)
 
 
 @pytest.mark.parametrize("id", [pytest.param(id, marks=pytest.mark.slow) if "gauge" in id else id for id in SETTINGS])

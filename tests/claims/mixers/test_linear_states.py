@@ -1,5 +1,7 @@
 """Claims about mixers without a correction: they hold away from the defaults, and planted errors are caught."""
 
+import dataclasses
+
 import pytest
 
 from icl_lab import estimators, mixers
@@ -8,7 +10,7 @@ from icl_lab.claims.mixers import ground
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.mixers.linear import LinearAttention, Retention
 from icl_lab.theory.mixers import linear_attention, retention
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import failed_checks, run_claim, runs_of, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -33,38 +35,32 @@ SETTINGS = {
     "mixers.hgrn.construct": SMALL | {"eps": 1e-4},
     "mixers.rwkv4.query-free": DRAWN,
     "mixers.rwkv4.regress": DRAWN | {"s2": 0.6},
+    "mixers.forms": {"N": 7, "d": 3, "m": 2, "chunk": 3},
+    "mixers.retention.optimal": {"d": 2, "N": 60, "a": 0.85, "s2": 0.3, "n": 20, "steps": 400, "seed": 3},
 }
-DRIFT = {"d": 2, "N": 60, "a": 0.85, "s2": 0.3, "n": 20, "steps": 400, "seed": 3}
+SLOW = {"mixers.forms", "mixers.retention.optimal"}
+
+run = runs_of(SETTINGS)
 
 
-def run(id, **more):
-    return run_claim(id, SETTINGS[id] | more)
-
-
-@pytest.mark.parametrize("id", SETTINGS)
+@pytest.mark.parametrize("id", with_slow(SETTINGS, SLOW))
 def test_the_claim_holds(id):
     assert not failed_checks(run(id))
 
 
 @pytest.mark.slow
-def test_forms_agree():
-    assert not failed_checks(run_claim("mixers.forms", {"N": 7, "d": 3, "m": 2, "chunk": 3}))
-
-
-@pytest.mark.slow
-def test_retention_is_optimal_under_drift():
-    assert not failed_checks(run_claim("mixers.retention.optimal", DRIFT))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("id", [*SETTINGS, "mixers.forms", "mixers.retention.optimal"])
+@pytest.mark.parametrize("id", SETTINGS)
 def test_the_claim_holds_at_its_defaults(id):
     assert not failed_checks(run_claim(id, {}))
 
 
 def test_a_scale_without_its_noise_is_caught(monkeypatch):
     right = linear_attention.best_scale
-    monkeypatch.setattr(linear_attention, "best_scale", lambda keys, n, s2, *mean: right(keys, n, 0.0, *mean))
+
+    def silent(problem, *mean):
+        return right(dataclasses.replace(problem, noise_variance=0.0), *mean)
+
+    monkeypatch.setattr(linear_attention, "best_scale", silent)
     assert {"scale", "risk"} & failed_checks(run("mixers.linear.risk", s2=3.0))
 
 
@@ -112,7 +108,11 @@ def test_a_fixed_step_whose_query_is_not_written_is_caught(monkeypatch):
 
 def test_a_regression_of_vectors_that_is_not_centred_is_caught(monkeypatch):
     right = linear_attention.minimum_risk
-    monkeypatch.setattr(linear_attention, "minimum_risk", lambda keys, n, s2: right(keys, n + 3, s2))
+
+    def uncentred(problem):
+        return right(dataclasses.replace(problem, context_length=problem.context_length + 3))
+
+    monkeypatch.setattr(linear_attention, "minimum_risk", uncentred)
     assert "risk" in failed_checks(run("mixers.rwkv4.regress", samples=40_000))
 
 

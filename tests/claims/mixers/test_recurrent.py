@@ -1,5 +1,7 @@
 """Claims about delta rules, mesa and products of steps: they hold away from the defaults, and planted errors are caught."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from icl_lab.core.errors import IclLabError
 from icl_lab.mixers import delta as delta_mixers
 from icl_lab.mixers import mesa as mesa_mixers
 from icl_lab.theory.mixers import delta_rule, gated_delta, kalman, momentum
+from icl_lab.theory.mixers.problem import KeyMoments
 from tests.claims.claim_runs import assert_holds, failed
 
 pytestmark = pytest.mark.claims
@@ -73,7 +76,7 @@ def test_an_explicit_step_for_the_implicit_one_is_caught(monkeypatch):
 
 
 def test_a_momentum_without_its_cross_term_is_caught(monkeypatch):
-    monkeypatch.setattr(momentum, "risk", lambda keys, n, noise, share, step: delta_rule.risk(keys, n, noise, step))
+    monkeypatch.setattr(momentum, "risk", lambda problem, share, step: delta_rule.risk(problem, step))
     assert "risk" in failing("mixers.titans")
 
 
@@ -87,10 +90,11 @@ def test_a_gain_of_the_variance_before_is_caught(monkeypatch):
 def test_channels_that_do_not_disturb_each_other_are_caught(monkeypatch):
     right = gated_delta.moments
 
-    def alone(keys, n, noise, correlation, decay, step):
+    def alone(problem, correlation, decay, step):
+        one, d = dataclasses.replace(problem, keys=KeyMoments.gaussian(1)), problem.keys.dim
         each = [
-            right(type(keys).gaussian(1), n, noise, float(a), float(left), step)
-            for a, left in zip(np.broadcast_to(correlation, keys.dim), np.broadcast_to(decay, keys.dim), strict=True)
+            right(one, float(a), float(left), step)
+            for a, left in zip(np.broadcast_to(correlation, d), np.broadcast_to(decay, d), strict=True)
         ]
         return tuple(np.concatenate(parts) for parts in zip(*each, strict=True))
 
@@ -100,7 +104,7 @@ def test_channels_that_do_not_disturb_each_other_are_caught(monkeypatch):
 
 def test_another_risk_of_the_best_gates_is_caught(monkeypatch):
     right = gated_delta.best_gates
-    monkeypatch.setattr(gated_delta, "best_gates", lambda *problem, **more: right(*problem, **more)._replace(risk=0.1))
+    monkeypatch.setattr(gated_delta, "best_gates", lambda *drift, **more: right(*drift, **more)._replace(risk=0.1))
     assert {"deltanet", "gated_deltanet"} <= failing("mixers.drift-ladder")
 
 

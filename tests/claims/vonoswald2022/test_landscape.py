@@ -5,7 +5,7 @@ import pytest
 
 from icl_lab.theory.descent import vonoswald2022
 from icl_lab.theory.regression import minima
-from tests.claims.claim_runs import failed
+from tests.claims.claim_runs import failed, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -21,7 +21,7 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("id", [*SETTINGS, *(pytest.param(id, marks=pytest.mark.slow) for id in SLOW)])
+@pytest.mark.parametrize("id", with_slow(SETTINGS | SLOW, SLOW))
 def test_the_claim_holds(id):
     assert failed(id, (SETTINGS | SLOW)[id]) == set()
 

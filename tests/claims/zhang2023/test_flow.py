@@ -6,7 +6,7 @@ import pytest
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError
 from icl_lab.theory.regression import structured, zhang2023
-from tests.claims.claim_runs import assert_holds, failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, runs_of, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -24,11 +24,9 @@ SETTINGS = {
     "zhang2023.lem5.4": START,
 }
 # Gradient flow of every entry compiles for long.
-QUICK = [pytest.param(id, marks=pytest.mark.slow) if id == "zhang2023.lemA.3" else id for id in SETTINGS]
+QUICK = with_slow(SETTINGS, {"zhang2023.lemA.3"})
 
-
-def run(id, **overrides):
-    return run_claim(id, SETTINGS[id] | overrides)
+run = runs_of(SETTINGS)
 
 
 def measured(entry):
@@ -37,8 +35,7 @@ def measured(entry):
 
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
-    entry = run(id)
-    assert entry["passed"], failed_checks(entry)
+    assert_holds(id, SETTINGS[id])
 
 
 def test_defaults_are_the_reference_configuration():

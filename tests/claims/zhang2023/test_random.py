@@ -6,7 +6,7 @@ import pytest
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.theory.regression import random_covariance
-from tests.claims.claim_runs import assert_holds, failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, runs_of
 
 pytestmark = pytest.mark.claims
 
@@ -28,15 +28,12 @@ SETTINGS = {
     "lab.rotated-covariance": DISTRIBUTION | {"s2": 0.2, "Om": [1.5, 0.4], "samples": 40_000},
 }
 
-
-def run(id, **overrides):
-    return run_claim(id, SETTINGS[id] | overrides)
+run = runs_of(SETTINGS)
 
 
 @pytest.mark.parametrize("id", SETTINGS)
 def test_the_claim_holds(id):
-    entry = run(id)
-    assert entry["passed"], failed_checks(entry)
+    assert_holds(id, SETTINGS[id])
 
 
 def test_gamma_without_the_eigenvalue_itself_is_caught(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError, NotPositiveDefiniteError
 from icl_lab.theory.regression import bayes, lsa, transfer, zhang2023
-from tests.claims.claim_runs import assert_holds, failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, runs_of, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -25,17 +25,14 @@ SETTINGS = {
 }
 # The planted errors below name every check of these that fails, so that the others are seen to pass.
 SLOW = {f"zhang2023.{name}" for name in ("asymptotics", "cor4.3", "vs-ols", "shift-query", "shift-covariate")}
-QUICK = [pytest.param(id, marks=pytest.mark.slow) if id in SLOW else id for id in SETTINGS]
+QUICK = with_slow(SETTINGS, SLOW)
 
-
-def run(id, **overrides):
-    return run_claim(id, SETTINGS[id] | overrides)
+run = runs_of(SETTINGS)
 
 
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
-    entry = run(id)
-    assert entry["passed"], failed_checks(entry)
+    assert_holds(id, SETTINGS[id])
 
 
 def test_every_label_is_run_unless_one_is_asked_for():

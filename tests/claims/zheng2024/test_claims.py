@@ -7,7 +7,7 @@ from icl_lab.claims import registry, verify
 from icl_lab.claims.zheng2024 import loss as zheng2024_loss
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.theory.dynamics import all_ones, diagonal_loss, phases, recovery, zheng2024
-from tests.claims.claim_runs import assert_holds, failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, runs_of, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -31,9 +31,7 @@ SETTINGS = {
     "zheng2024.sims": {"d": 3, "T": 30, "distribution": "constant"},
 }
 
-
-def run(id, **changes):
-    return run_claim(id, SETTINGS[id] | changes)
+run = runs_of(SETTINGS)
 
 
 def test_every_claim_of_the_paper_is_tested():
@@ -42,13 +40,12 @@ def test_every_claim_of_the_paper_is_tested():
 
 # These flows differ from those of the other claims in the type of their weights only, and compile for seconds.
 SLOW = {"zheng2024.masked", "zheng2024.random-init"}
-QUICK = [pytest.param(id, marks=pytest.mark.slow) if id in SLOW else id for id in SETTINGS]
+QUICK = with_slow(SETTINGS, SLOW)
 
 
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
-    entry = run(id)
-    assert entry["passed"], failed_checks(entry)
+    assert_holds(id, SETTINGS[id])
 
 
 @pytest.mark.parametrize("distribution", ["constant", "skew"])

@@ -9,7 +9,7 @@ from icl_lab.claims import verify
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import constructions
 from icl_lab.theory.series import bartlett, isserlis, zhou2025
-from tests.claims.claim_runs import assert_holds, failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, runs_of, with_slow
 
 pytestmark = pytest.mark.claims
 
@@ -26,9 +26,7 @@ SETTINGS = {
     "zhou2025.no-gap-rademacher": {"rho": [0.5, -0.3], "N": 9, "sigma": 0.2, "samples": 200},
 }
 
-
-def run(id, **overrides):
-    return run_claim(id, SETTINGS[id] | overrides)
+run = runs_of(SETTINGS)
 
 
 def checks(entry):
@@ -36,13 +34,12 @@ def checks(entry):
 
 
 # It trains what trained-weights trains, at four lengths.
-QUICK = [pytest.param(id, marks=pytest.mark.slow) if id == "zhou2025.consistency" else id for id in SETTINGS]
+QUICK = with_slow(SETTINGS, {"zhou2025.consistency"})
 
 
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
-    entry = run(id)
-    assert entry["passed"], failed_checks(entry)
+    assert_holds(id, SETTINGS[id])
 
 
 def test_one_start_in_the_time_reversed_filter_is_reported_as_such():

@@ -9,7 +9,7 @@ from icl_lab.claims.zhou2025 import published as zhou2025_published
 from icl_lab.core.errors import AssumptionError, InvalidValueError
 from icl_lab.models import constructions
 from icl_lab.theory.series import autoregressive, rollout, softmax_series
-from tests.claims.claim_runs import failed_checks, run_claim
+from tests.claims.claim_runs import assert_holds, failed_checks, runs_of
 
 pytestmark = pytest.mark.claims
 
@@ -27,9 +27,7 @@ SETTINGS = {
 }
 QUICK = [id for id in SETTINGS if id != "zhou2025.undertrained"]
 
-
-def run(id, **overrides):
-    return run_claim(id, SETTINGS[id] | overrides)
+run = runs_of(SETTINGS)
 
 
 def numbers(entry, name):
@@ -39,8 +37,7 @@ def numbers(entry, name):
 
 @pytest.mark.parametrize("id", QUICK)
 def test_the_claim_holds(id):
-    entry = run(id)
-    assert entry["passed"], failed_checks(entry)
+    assert_holds(id, SETTINGS[id])
 
 
 @pytest.mark.slow

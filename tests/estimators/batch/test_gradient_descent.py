@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from icl_lab import estimators
 from icl_lab.core.errors import InvalidValueError, NonFiniteError
 from icl_lab.tasks.prompt import Prompt
+from tests.prompts import normals
 
 EPS = np.finfo(np.float64).eps
 SEEDS = st.integers(0, 2**31 - 1)
@@ -19,10 +20,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 def make_prompt(seed=0, *, n=7, d=4, k=1, complex_data=False, noise=0.3):
     """A prompt with anisotropic inputs and labels that no matrix fits exactly."""
     rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_data else 0.0)
-
+    draw = normals(rng, complex_data)
     mixing = np.triu(rng.normal(size=(d, d))) + 1.5 * np.eye(d)
     inputs, query, latent = draw(n, d) @ mixing, draw(d), draw(k, d)
     labels = inputs @ latent.T + noise * draw(n, k)

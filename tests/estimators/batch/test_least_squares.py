@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from icl_lab import estimators
 from icl_lab.core.errors import InvalidValueError, NonFiniteError, NotPositiveDefiniteError
 from icl_lab.tasks.prompt import Prompt
+from tests.prompts import normals
 
 EPS = np.finfo(np.float64).eps
 SEEDS = st.integers(0, 2**31 - 1)
@@ -16,11 +17,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 def make_prompt(seed=0, *, n=9, d=4, k=1, complex_data=False, noise=0.3):
     """A prompt with inputs of bounded condition number, so that rounding stays small for every seed."""
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return rng.normal(size=shape) + (1j * rng.normal(size=shape) if complex_data else 0.0)
-
+    draw = normals(np.random.default_rng(seed), complex_data)
     left, _, right = np.linalg.svd(draw(n, d), full_matrices=False)
     inputs = (left * np.linspace(1.0, 5.0, min(n, d))[None, :]) @ right
     latent, query = draw(k, d), draw(d)

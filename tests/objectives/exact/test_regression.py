@@ -12,8 +12,8 @@ import pytest
 from icl_lab import objectives
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.models import LinearSelfAttention, LSAWeights, SeparateWeights, SoftmaxSelfAttention
-from icl_lab.models.initializers import zhang
 from icl_lab.tasks import FiniteDiagonal, LinearRegression, Uniform
+from tests.objectives.structured_form import check_structured_form, start_in_subspace
 
 
 def random_weights(rng, dim, heads=None):
@@ -146,18 +146,7 @@ def test_structured_form_is_the_same_function_and_an_isometry(rng):
     om = np.array([[0.9, -0.2], [-0.2, 1.4]])
     task = LinearRegression(dim=2, context_length=6, covariance=lam, task_covariance=om, noise_std=0.3)
     loss = objectives.population(task, LinearSelfAttention(readout_sign=-1.0))
-    start = zhang(2, 0.4)
-    start = LSAWeights(start.w_pv, start.w_kq + np.pad(rng.normal(size=(2, 2)), ((0, 1), (0, 1))))
-    structured, point, embed = loss.coordinates(start)
-    assert isinstance(structured, objectives.StructuredLoss)
-    back = embed(point)
-    np.testing.assert_allclose(back.w_kq, start.w_kq, atol=1e-14)
-    assert float(structured(point)) == pytest.approx(0.5 * loss.risk(start), rel=1e-13)
-    gradient = jax.grad(structured)(jax.tree.map(jnp.asarray, point))
-    full = jax.grad(loss)(jax.tree.map(jnp.asarray, start))
-    moved = embed(gradient)
-    np.testing.assert_allclose(moved.w_kq[:2, :2], full.w_kq[:2, :2], atol=1e-13)
-    np.testing.assert_allclose(moved.w_pv[-1, -1], full.w_pv[-1, -1], atol=1e-13)
+    check_structured_form(loss, start_in_subspace(rng, 2), 2, rounding=1e-13)
 
 
 def test_weights_outside_the_subspace_have_no_structured_form(rng):
