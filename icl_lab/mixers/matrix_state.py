@@ -8,8 +8,9 @@ the delta rule.
 
 Inside a block the written rows u_t = v_t - S_{t-1}^T r_t solve a unit lower triangular system, (I + M) U = V - R S, with M_{ij}
 the product of r_i and w_j under the decay between them (the UT transform of arXiv 2406.06484, Section 3; with decays arXiv
-2412.06464). Decays are exponentials of sums of g over the tokens between, so nothing overflows, and no sum over many tokens is
-subtracted from another.
+2412.06464). All of it but the products with S is worked out for many blocks at once, and the recurrence between blocks is left
+with three products of matrices. Decays are exponentials of sums of g over the tokens between, so nothing overflows, and no sum
+over many tokens is subtracted from another.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
 from icl_lab.mixers.forms import in_form, state_before, sums_to_end
+
+SUBSTITUTED = 8
+"""Rows of a triangular matrix that are substituted one after the other."""
 
 
 class Updates(NamedTuple):
@@ -51,50 +54,140 @@ def advance(state: Inexact[Array, "K V"], token: Updates) -> Inexact[Array, "K V
     return state + token.writes[:, None] * missing[None, :]
 
 
-def advance_block(
-    state: Inexact[Array, "K V"], queries: Inexact[Array, "C K"], block: Updates
-) -> tuple[Inexact[Array, "K V"], Inexact[Array, "C V"]]:
-    """The state after a block of C tokens, and their outputs, by products of matrices."""
-    dtype = state.dtype
-    between = None if block.log_decay is None else decays_between(block.log_decay).astype(dtype)
-    before, after = (None, None) if between is None else (between[:-1], between[1:])
+class Block(NamedTuple):
+    """A block of C tokens, as far as it does not depend on the state S before it: everything is linear in S.
 
-    def carried(rows, left):
-        """What rows (C, K) read of the state before the block, of which a decay has left something."""
-        return (rows if left is None else rows * along_keys(left[:, 0], rows)) @ state
+    What the tokens write is `own - probes S`, their outputs are `outputs + readers S`, and the state after them is what they
+    leave of S and `writes^T` times what they write.
 
-    def products(rows, left):
-        """(C, C): row i times what is left of write j."""
-        if left is None or left.ndim == 2:
-            plain = rows @ block.writes.T
-            return plain if left is None else plain * left[:, 1:]
-        return jnp.sum(rows[:, None, :] * block.writes[None, :, :] * left[:, 1:], axis=2)
+    Attributes:
+      own: (C, V), what they write to an empty state.
+      outputs: (C, V), what they put out from an empty state.
+      readers: (C, K), the queries, less what the answers of the tokens before cancel.
+      writes: (C, K), where each writes, decayed to the end of the block.
+      left: (K,) or (1,), what is left of S; None is all.
+      probes: (C, K), the probes, less the same; None is no correction.
+    """
 
-    written = block.values
-    if block.probes is not None:
-        written = written_rows(products(block.probes, before), written - carried(block.probes, before))
-    outputs = carried(queries, after) + jnp.tril(products(queries, after)) @ written
-    if between is None:
-        return state + block.writes.T @ written, outputs
-    kept, writes = state * along_keys(between[-1, 0], state), block.writes * along_keys(between[-1, 1:], block.writes)
-    return kept + writes.T @ written, outputs
+    own: Array
+    outputs: Array
+    readers: Array
+    writes: Array
+    left: Array | None
+    probes: Array | None
 
 
-def written_rows(products: Inexact[Array, "C C"], missing: Inexact[Array, "C V"]) -> Inexact[Array, "C V"]:
-    """U with u_i = missing_i - sum_{j < i} products_{ij} u_j: what tokens write when they see what those before them wrote."""
-    system = jnp.tril(products, -1) + jnp.eye(products.shape[0], dtype=products.dtype)
-    return solve_triangular(system, missing, lower=True, unit_diagonal=True)
+def block_of(queries: Inexact[Array, "C K"], updates: Updates) -> Block:
+    """The work on C tokens that needs no state, by products of matrices."""
+    values, probes, writes, left = updates.values, updates.probes, updates.writes, None
+    if updates.log_decay is None:
+        read = jnp.tril(queries @ writes.T)
+        probed = None if probes is None else jnp.tril(probes @ writes.T, -1)
+    else:
+        log_decay = updates.log_decay.reshape(len(writes), -1)
+        read, probed, since, until = products_under_decay(queries, probes, writes, log_decay)
+        queries, writes, left = decayed(queries, since), decayed(writes, until), jnp.exp(since[-1])
+        probes = None if probes is None else decayed(probes, one_later(since))
+    if probed is None:
+        return Block(values, read @ values, queries, writes, left, None)
+    solved = inverse(probed) @ jnp.concatenate([values, probes], axis=1)
+    answers = read @ solved
+    width = values.shape[1]
+    return Block(solved[:, :width], answers[:, :width], queries - answers[:, width:], writes, left, solved[:, width:])
 
 
-def decays_between(log_decay: Float[Array, "C *K"]) -> Float[Array, "C+1 C+1 *K"]:
-    """Entry (i, j): what is left after i tokens of what was there after j <= i tokens, exp(g_{j+1} + .. + g_i); else 0."""
-    count = log_decay.shape[0] + 1
-    column = (slice(None), slice(None), *(None,) * (log_decay.ndim - 1))
-    after, visible = jnp.tri(count, k=-1, dtype=bool)[column], jnp.tri(count, dtype=bool)[column]
-    steps = jnp.concatenate([jnp.zeros_like(log_decay[:1]), log_decay])[:, None]
-    shape = (count, count, *log_decay.shape[1:])
-    summed = jnp.cumsum(jnp.where(jnp.broadcast_to(after, shape), jnp.broadcast_to(steps, shape), 0.0), axis=0)
-    return jnp.exp(jnp.where(jnp.broadcast_to(visible, shape), summed, -jnp.inf))
+def advance_block(state: Inexact[Array, "K V"], block: Block) -> tuple[Inexact[Array, "K V"], Inexact[Array, "C V"]]:
+    """The state after a block of C tokens, and their outputs."""
+    written = block.own if block.probes is None else block.own - block.probes @ state
+    kept = state if block.left is None else state * along_keys(block.left, state)
+    return kept + block.writes.T @ written, block.outputs + block.readers @ state
+
+
+def products_under_decay(
+    queries: Inexact[Array, "C K"],
+    probes: Inexact[Array, "C K"] | None,
+    writes: Inexact[Array, "C K"],
+    log_decay: Float[Array, "C D"],
+) -> tuple[Inexact[Array, "C C"], Inexact[Array, "C C"] | None, Float[Array, "C D"], Float[Array, "C D"]]:
+    """Rows times what is left of the writes before them, by halves: K-wide products with the decays between are never formed.
+
+    A token of the later half and one of the earlier half have the boundary between them: the decay to it and the decay from it
+    are at most 1, and each goes to its factor. No exponent is positive, and no sum over many tokens is subtracted from another.
+
+    Args:
+      queries: (C, K), read after their own token was written.
+      probes: (C, K), read before their own token decays the state; or None.
+      writes: (C, K).
+      log_decay: (C, K), or (C, 1) for all channels alike.
+
+    Returns:
+      Products of queries (C, C), lower triangular; of probes, strictly lower triangular; the log decays since before the first
+      token, that of token i included; and those until after the last token, that of token i not.
+    """
+    count = len(writes)
+    if count == 1:
+        own = jnp.sum(queries * writes, axis=1, keepdims=True)
+        return own, None if probes is None else jnp.zeros_like(own), log_decay, jnp.zeros_like(log_decay)
+    (_, later), (earlier, _) = queries, writes = halves(queries), halves(writes)
+    probes = None if probes is None else halves(probes)
+    read, probed, since, until = jax.vmap(products_under_decay)(queries, probes, writes, halves(log_decay))
+    reaching = decayed(earlier, until[0]).T
+    read = joined(read, decayed(later, since[1]) @ reaching)[:count, :count]
+    if probes is not None:
+        probed = joined(probed, decayed(probes[1], one_later(since[1])) @ reaching)[:count, :count]
+    since, until = (
+        jnp.concatenate([since[0], since[0, -1:] + since[1]]),
+        jnp.concatenate([until[0] + since[1, -1:], until[1]]),
+    )
+    return read, probed, since[:count], until[:count]
+
+
+@jax.custom_jvp
+def inverse(products: Inexact[Array, "C C"]) -> Inexact[Array, "C C"]:
+    """The inverse of the unit lower triangular matrix that has `products` below its diagonal, by halves.
+
+    It takes what tokens are to write to what they do write, when each sees what those before it wrote. Of two halves of the
+    tokens, both inverses are worked out at once.
+    """
+    count = len(products)
+    if count <= SUBSTITUTED:
+        rows = list(jnp.eye(count, dtype=products.dtype))
+        for i in range(count):
+            for j in range(i):
+                rows[i] -= products[i, j] * rows[j]
+        return jnp.stack(rows)
+    filled = jnp.pad(products, (0, count % 2))
+    half = len(filled) // 2
+    first, last = both = jax.vmap(inverse)(jnp.stack([filled[:half, :half], filled[half:, half:]]))
+    return joined(both, -last @ (filled[half:, :half] @ first))[:count, :count]
+
+
+@inverse.defjvp
+def _inverse_tangent(primals, tangents):
+    """Known from the inverse itself: nothing inside is differentiated."""
+    solved = inverse(*primals)
+    return solved, -solved @ (jnp.tril(*tangents, -1) @ solved)
+
+
+def halves(rows: Array) -> Array:
+    """Rows as (2, half, ...); after an odd number of them comes one of zeros."""
+    filled = jnp.pad(rows, [(0, len(rows) % 2)] + [(0, 0)] * (rows.ndim - 1))
+    return filled.reshape(2, -1, *rows.shape[1:])
+
+
+def joined(diagonal: Inexact[Array, "2 H H"], below: Inexact[Array, "H H"]) -> Inexact[Array, "2*H 2*H"]:
+    """The lower triangular matrix of two on its diagonal and one below."""
+    return jnp.block([[diagonal[0], jnp.zeros_like(below)], [below, diagonal[1]]])
+
+
+def decayed(rows: Inexact[Array, "C K"], log_decay: Float[Array, "C D"]) -> Inexact[Array, "C K"]:
+    """Rows times the exponential of theirs, one number a row or one a channel."""
+    return rows * jnp.broadcast_to(jnp.exp(log_decay), rows.shape).astype(rows.dtype)
+
+
+def one_later(sums: Float[Array, "C D"]) -> Float[Array, "C D"]:
+    """Sums of which token i has that of the token before it, the first none."""
+    return jnp.concatenate([jnp.zeros_like(sums[:1]), sums[:-1]])
 
 
 def run(
@@ -117,7 +210,7 @@ def run(
         state = advance(state, row[1])
         return state, row[0] @ state
 
-    return in_form(token, lambda state, rows: advance_block(state, *rows), initial, (queries, updates), form, chunk)
+    return in_form(token, advance_block, initial, (queries, updates), form, chunk, lambda rows: block_of(*rows))
 
 
 def read_weights(query: Inexact[Array, "K"], updates: Updates) -> tuple[Inexact[Array, "N"], Inexact[Array, "K"]]:
