@@ -26,8 +26,8 @@ from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
 from icl_lab.mixers.forms import in_form, state_before, sums_to_end
 
-SUBSTITUTED = 8
-"""Rows of a triangular matrix that are substituted one after the other."""
+ONE_BY_ONE = 4
+"""Tokens that are no longer halved."""
 
 
 class Updates(NamedTuple):
@@ -84,8 +84,8 @@ def block_of(queries: Inexact[Array, "C K"], updates: Updates) -> Block:
         read = jnp.tril(queries @ writes.T)
         probed = None if probes is None else jnp.tril(probes @ writes.T, -1)
     else:
-        log_decay = updates.log_decay.reshape(len(writes), -1)
-        read, probed, since, until = products_under_decay(queries, probes, writes, log_decay)
+        rows = queries, probes, writes, updates.log_decay.reshape(len(writes), -1)
+        read, probed, since, until = jax.tree.map(lambda x: x[0], products_under_decay(*jax.tree.map(lambda x: x[None], rows)))
         queries, writes, left = decayed(queries, since), decayed(writes, until), jnp.exp(since[-1])
         probes = None if probes is None else decayed(probes, one_later(since))
     if probed is None:
@@ -104,62 +104,74 @@ def advance_block(state: Inexact[Array, "K V"], block: Block) -> tuple[Inexact[A
 
 
 def products_under_decay(
-    queries: Inexact[Array, "C K"],
-    probes: Inexact[Array, "C K"] | None,
-    writes: Inexact[Array, "C K"],
-    log_decay: Float[Array, "C D"],
-) -> tuple[Inexact[Array, "C C"], Inexact[Array, "C C"] | None, Float[Array, "C D"], Float[Array, "C D"]]:
-    """Rows times what is left of the writes before them, by halves: K-wide products with the decays between are never formed.
+    queries: Inexact[Array, "M C K"],
+    probes: Inexact[Array, "M C K"] | None,
+    writes: Inexact[Array, "M C K"],
+    log_decay: Float[Array, "M C D"],
+) -> tuple[Inexact[Array, "M C C"], Inexact[Array, "M C C"] | None, Float[Array, "M C D"], Float[Array, "M C D"]]:
+    """Rows times what is left of the writes before them, in M parts of C tokens, by halves of the parts.
 
-    A token of the later half and one of the earlier half have the boundary between them: the decay to it and the decay from it
-    are at most 1, and each goes to its factor. No exponent is positive, and no sum over many tokens is subtracted from another.
+    A token of a later half and one of the earlier half have a boundary between them: the decay to it and the decay from it are
+    at most 1, and each goes to its factor, so that no array has two axes of tokens and one of channels. (Parts are an axis
+    because one `jax.vmap` inside another for every halving would make more axes than XLA multiplies.)
 
     Args:
-      queries: (C, K), read after their own token was written.
-      probes: (C, K), read before their own token decays the state; or None.
-      writes: (C, K).
-      log_decay: (C, K), or (C, 1) for all channels alike.
+      queries: (M, C, K), read after their own token was written.
+      probes: (M, C, K), read before their own token decays the state; or None.
+      writes: (M, C, K).
+      log_decay: (M, C, K), or (M, C, 1) for all channels alike.
 
     Returns:
-      Products of queries (C, C), lower triangular; of probes, strictly lower triangular; the log decays since before the first
-      token, that of token i included; and those until after the last token, that of token i not.
+      Products of queries (M, C, C), lower triangular; of probes, strictly lower triangular; the log decays of each part up to
+      token i, its own included; and those from token i on, its own not.
     """
-    count = len(writes)
-    if count == 1:
-        own = jnp.sum(queries * writes, axis=1, keepdims=True)
-        return own, None if probes is None else jnp.zeros_like(own), log_decay, jnp.zeros_like(log_decay)
-    (_, later), (earlier, _) = queries, writes = halves(queries), halves(writes)
-    probes = None if probes is None else halves(probes)
-    read, probed, since, until = jax.vmap(products_under_decay)(queries, probes, writes, halves(log_decay))
-    reaching = decayed(earlier, until[0]).T
-    read = joined(read, decayed(later, since[1]) @ reaching)[:count, :count]
-    if probes is not None:
-        probed = joined(probed, decayed(probes[1], one_later(since[1])) @ reaching)[:count, :count]
-    since, until = (
-        jnp.concatenate([since[0], since[0, -1:] + since[1]]),
-        jnp.concatenate([until[0] + since[1, -1:], until[1]]),
+    parts, count, _ = writes.shape
+    if count <= ONE_BY_ONE:
+        return jax.vmap(_products_one_by_one)(queries, probes, writes, log_decay)
+    halved = jax.tree.map(_halves, (queries, probes, writes, log_decay))
+    read, probed, since, until = jax.tree.map(
+        lambda x: x.reshape(parts, 2, *x.shape[1:]).swapaxes(0, 1), products_under_decay(*halved)
     )
-    return read, probed, since[:count], until[:count]
+    (queries, probes, writes), half = jax.tree.map(lambda x: x.reshape(parts, 2, *x.shape[1:]), halved[:3]), since.shape[2]
+    reaching = decayed(writes[:, 0], until[0]).swapaxes(1, 2)
+    read = _joined(*read, decayed(queries[:, 1], since[1]) @ reaching)[:, :count, :count]
+    if probes is not None:
+        probed = _joined(*probed, decayed(probes[:, 1], one_later(since[1])) @ reaching)[:, :count, :count]
+    since, until = (
+        jnp.concatenate([since[0], since[0, :, half - 1 :] + since[1]], axis=1),
+        jnp.concatenate([until[0] + since[1, :, half - 1 :], until[1]], axis=1),
+    )
+    return read, probed, since[:, :count], until[:, :count]
+
+
+def _products_one_by_one(queries, probes, writes, log_decay):
+    """`products_under_decay` of one part of a few tokens: each write is carried from token to token."""
+    count, zero = len(writes), jnp.zeros((), writes.dtype)
+    read, probed = ([[zero] * count for _ in range(count)] for _ in range(2))
+    since = list(log_decay[:1])
+    for i in range(1, count):
+        since.append(since[-1] + log_decay[i])
+    until = []
+    for j in range(count):
+        passed = jnp.zeros_like(log_decay[j])
+        for i in range(j, count):
+            passed = passed if i == j else passed + log_decay[i]
+            left = decayed(writes[j], passed)
+            read[i][j] = jnp.sum(queries[i] * left)
+            if probes is not None and i + 1 < count:
+                probed[i + 1][j] = jnp.sum(probes[i + 1] * left)
+        until.append(passed)
+    found = (jnp.stack([jnp.stack(row) for row in rows]) for rows in (read, probed))
+    return next(found), None if probes is None else next(found), jnp.stack(since), jnp.stack(until)
 
 
 @jax.custom_jvp
 def inverse(products: Inexact[Array, "C C"]) -> Inexact[Array, "C C"]:
-    """The inverse of the unit lower triangular matrix that has `products` below its diagonal, by halves.
+    """The inverse of the unit lower triangular matrix that has `products` below its diagonal.
 
-    It takes what tokens are to write to what they do write, when each sees what those before it wrote. Of two halves of the
-    tokens, both inverses are worked out at once.
+    It takes what tokens are to write to what they do write, when each sees what those before it wrote.
     """
-    count = len(products)
-    if count <= SUBSTITUTED:
-        rows = list(jnp.eye(count, dtype=products.dtype))
-        for i in range(count):
-            for j in range(i):
-                rows[i] -= products[i, j] * rows[j]
-        return jnp.stack(rows)
-    filled = jnp.pad(products, (0, count % 2))
-    half = len(filled) // 2
-    first, last = both = jax.vmap(inverse)(jnp.stack([filled[:half, :half], filled[half:, half:]]))
-    return joined(both, -last @ (filled[half:, :half] @ first))[:count, :count]
+    return _inverses(products[None])[0]
 
 
 @inverse.defjvp
@@ -169,25 +181,45 @@ def _inverse_tangent(primals, tangents):
     return solved, -solved @ (jnp.tril(*tangents, -1) @ solved)
 
 
-def halves(rows: Array) -> Array:
-    """Rows as (2, half, ...); after an odd number of them comes one of zeros."""
-    filled = jnp.pad(rows, [(0, len(rows) % 2)] + [(0, 0)] * (rows.ndim - 1))
-    return filled.reshape(2, -1, *rows.shape[1:])
+def _inverses(products: Inexact[Array, "M C C"]) -> Inexact[Array, "M C C"]:
+    """`inverse` of M matrices, by halves: those of both halves of the tokens, and what the later ones see of the earlier."""
+    parts, count, _ = products.shape
+    if count <= ONE_BY_ONE:
+        rows = [jnp.broadcast_to(row, (parts, count)) for row in jnp.eye(count, dtype=products.dtype)]
+        for i in range(count):
+            for j in range(i):
+                rows[i] = rows[i] - products[:, i, j, None] * rows[j]
+        return jnp.stack(rows, axis=1)
+    filled = jnp.pad(products, ((0, 0), (0, count % 2), (0, count % 2)))
+    half = filled.shape[1] // 2
+    diagonal = jnp.stack([filled[:, :half, :half], filled[:, half:, half:]], axis=1)
+    both = _inverses(diagonal.reshape(-1, half, half)).reshape(diagonal.shape)
+    first, last = both[:, 0], both[:, 1]
+    return _joined(first, last, -last @ (filled[:, half:, :half] @ first))[:, :count, :count]
 
 
-def joined(diagonal: Inexact[Array, "2 H H"], below: Inexact[Array, "H H"]) -> Inexact[Array, "2*H 2*H"]:
-    """The lower triangular matrix of two on its diagonal and one below."""
-    return jnp.block([[diagonal[0], jnp.zeros_like(below)], [below, diagonal[1]]])
+def _halves(rows: Inexact[Array, "M C K"]) -> Inexact[Array, "2*M H K"]:
+    """Halves of parts as parts; after an odd number of tokens comes one of zeros."""
+    parts, count, width = rows.shape
+    return jnp.pad(rows, ((0, 0), (0, count % 2), (0, 0))).reshape(2 * parts, -1, width)
 
 
-def decayed(rows: Inexact[Array, "C K"], log_decay: Float[Array, "C D"]) -> Inexact[Array, "C K"]:
+def _joined(
+    first: Inexact[Array, "M H H"], last: Inexact[Array, "M H H"], below: Inexact[Array, "M H H"]
+) -> Inexact[Array, "M 2*H 2*H"]:
+    """Lower triangular matrices of two on the diagonal and one below."""
+    upper = jnp.concatenate([first, jnp.zeros_like(below)], axis=2)
+    return jnp.concatenate([upper, jnp.concatenate([below, last], axis=2)], axis=1)
+
+
+def decayed(rows: Inexact[Array, "*C K"], log_decay: Float[Array, "*C D"]) -> Inexact[Array, "*C K"]:
     """Rows times the exponential of theirs, one number a row or one a channel."""
     return rows * jnp.broadcast_to(jnp.exp(log_decay), rows.shape).astype(rows.dtype)
 
 
-def one_later(sums: Float[Array, "C D"]) -> Float[Array, "C D"]:
+def one_later(sums: Float[Array, "*M C D"]) -> Float[Array, "*M C D"]:
     """Sums of which token i has that of the token before it, the first none."""
-    return jnp.concatenate([jnp.zeros_like(sums[:1]), sums[:-1]])
+    return jnp.concatenate([jnp.zeros_like(sums[..., :1, :]), sums[..., :-1, :]], axis=-2)
 
 
 def run(
