@@ -27,7 +27,9 @@ from icl_lab.mixers.base import Mixer
 from icl_lab.mixers.forms import in_form, state_before, sums_to_end
 
 ONE_BY_ONE = 4
-"""Tokens that are no longer halved."""
+"""Tokens whose products are no longer taken by halves."""
+SUBSTITUTED = 8
+"""Tokens whose triangular system is no longer solved by halves."""
 
 
 class Updates(NamedTuple):
@@ -184,7 +186,7 @@ def _inverse_tangent(primals, tangents):
 def _inverses(products: Inexact[Array, "M C C"]) -> Inexact[Array, "M C C"]:
     """`inverse` of M matrices, by halves: those of both halves of the tokens, and what the later ones see of the earlier."""
     parts, count, _ = products.shape
-    if count <= ONE_BY_ONE:
+    if count <= SUBSTITUTED:
         rows = [jnp.broadcast_to(row, (parts, count)) for row in jnp.eye(count, dtype=products.dtype)]
         for i in range(count):
             for j in range(i):
