@@ -16,6 +16,7 @@ over many tokens is subtracted from another.
 from __future__ import annotations
 
 import abc
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +91,7 @@ def block_of(queries: Inexact[Array, "C K"], updates: Updates) -> Block:
         read, probed, since, until = jax.tree.map(lambda x: x[0], products_under_decay(*jax.tree.map(lambda x: x[None], rows)))
         queries, writes, left = decayed(queries, since), decayed(writes, until), jnp.exp(since[-1])
         probes = None if probes is None else decayed(probes, one_later(since))
-    if probed is None:
+    if probes is None or probed is None:
         return Block(values, read @ values, queries, writes, left, None)
     solved = inverse(probed) @ jnp.concatenate([values, probes], axis=1)
     answers = read @ solved
@@ -131,17 +132,16 @@ def products_under_decay(
     if count <= ONE_BY_ONE:
         return jax.vmap(_products_one_by_one)(queries, probes, writes, log_decay)
     halved = jax.tree.map(_halves, (queries, probes, writes, log_decay))
-    read, probed, since, until = jax.tree.map(
-        lambda x: x.reshape(parts, 2, *x.shape[1:]).swapaxes(0, 1), products_under_decay(*halved)
+    (read, probed, since, until), (queries, probes, writes, _) = jax.tree.map(
+        lambda x: x.reshape(parts, 2, *x.shape[1:]).swapaxes(0, 1), (products_under_decay(*halved), halved)
     )
-    (queries, probes, writes), half = jax.tree.map(lambda x: x.reshape(parts, 2, *x.shape[1:]), halved[:3]), since.shape[2]
-    reaching = decayed(writes[:, 0], until[0]).swapaxes(1, 2)
-    read = _joined(*read, decayed(queries[:, 1], since[1]) @ reaching)[:, :count, :count]
+    reaching = decayed(writes[0], until[0]).swapaxes(1, 2)
+    read = _joined(read, decayed(queries[1], since[1]) @ reaching)[:, :count, :count]
     if probes is not None:
-        probed = _joined(*probed, decayed(probes[:, 1], one_later(since[1])) @ reaching)[:, :count, :count]
+        probed = _joined(probed, decayed(probes[1], one_later(since[1])) @ reaching)[:, :count, :count]
     since, until = (
-        jnp.concatenate([since[0], since[0, :, half - 1 :] + since[1]], axis=1),
-        jnp.concatenate([until[0] + since[1, :, half - 1 :], until[1]], axis=1),
+        jnp.concatenate([since[0], since[0, :, -1:] + since[1]], axis=1),
+        jnp.concatenate([until[0] + since[1, :, -1:], until[1]], axis=1),
     )
     return read, probed, since[:, :count], until[:, :count]
 
@@ -150,9 +150,7 @@ def _products_one_by_one(queries, probes, writes, log_decay):
     """`products_under_decay` of one part of a few tokens: each write is carried from token to token."""
     count, zero = len(writes), jnp.zeros((), writes.dtype)
     read, probed = ([[zero] * count for _ in range(count)] for _ in range(2))
-    since = list(log_decay[:1])
-    for i in range(1, count):
-        since.append(since[-1] + log_decay[i])
+    since = list(itertools.accumulate(log_decay))
     until = []
     for j in range(count):
         passed = jnp.zeros_like(log_decay[j])
@@ -179,8 +177,8 @@ def inverse(products: Inexact[Array, "C C"]) -> Inexact[Array, "C C"]:
 @inverse.defjvp
 def _inverse_tangent(primals, tangents):
     """Known from the inverse itself: nothing inside is differentiated."""
-    solved = inverse(*primals)
-    return solved, -solved @ (jnp.tril(*tangents, -1) @ solved)
+    solved = inverse(primals[0])
+    return solved, -solved @ (jnp.tril(tangents[0], -1) @ solved)
 
 
 def _inverses(products: Inexact[Array, "M C C"]) -> Inexact[Array, "M C C"]:
@@ -194,10 +192,8 @@ def _inverses(products: Inexact[Array, "M C C"]) -> Inexact[Array, "M C C"]:
         return jnp.stack(rows, axis=1)
     filled = jnp.pad(products, ((0, 0), (0, count % 2), (0, count % 2)))
     half = filled.shape[1] // 2
-    diagonal = jnp.stack([filled[:, :half, :half], filled[:, half:, half:]], axis=1)
-    both = _inverses(diagonal.reshape(-1, half, half)).reshape(diagonal.shape)
-    first, last = both[:, 0], both[:, 1]
-    return _joined(first, last, -last @ (filled[:, half:, :half] @ first))[:, :count, :count]
+    both = _inverses(jnp.concatenate([filled[:, :half, :half], filled[:, half:, half:]])).reshape(2, parts, half, half)
+    return _joined(both, -both[1] @ (filled[:, half:, :half] @ both[0]))[:, :count, :count]
 
 
 def _halves(rows: Inexact[Array, "M C K"]) -> Inexact[Array, "2*M H K"]:
@@ -206,12 +202,10 @@ def _halves(rows: Inexact[Array, "M C K"]) -> Inexact[Array, "2*M H K"]:
     return jnp.pad(rows, ((0, 0), (0, count % 2), (0, 0))).reshape(2 * parts, -1, width)
 
 
-def _joined(
-    first: Inexact[Array, "M H H"], last: Inexact[Array, "M H H"], below: Inexact[Array, "M H H"]
-) -> Inexact[Array, "M 2*H 2*H"]:
+def _joined(diagonal: Inexact[Array, "2 M H H"], below: Inexact[Array, "M H H"]) -> Inexact[Array, "M 2*H 2*H"]:
     """Lower triangular matrices of two on the diagonal and one below."""
-    upper = jnp.concatenate([first, jnp.zeros_like(below)], axis=2)
-    return jnp.concatenate([upper, jnp.concatenate([below, last], axis=2)], axis=1)
+    upper = jnp.concatenate([diagonal[0], jnp.zeros_like(below)], axis=2)
+    return jnp.concatenate([upper, jnp.concatenate([below, diagonal[1]], axis=2)], axis=1)
 
 
 def decayed(rows: Inexact[Array, "*C K"], log_decay: Float[Array, "*C D"]) -> Inexact[Array, "*C K"]:
@@ -244,7 +238,10 @@ def run(
         state = advance(state, row[1])
         return state, row[0] @ state
 
-    return in_form(token, advance_block, initial, (queries, updates), form, chunk, lambda rows: block_of(*rows))
+    def prepare(rows: tuple[Array, Updates]) -> Block:
+        return block_of(rows[0], rows[1])
+
+    return in_form(token, advance_block, initial, (queries, updates), form, chunk, prepare)
 
 
 def read_weights(query: Inexact[Array, "K"], updates: Updates) -> tuple[Inexact[Array, "N"], Inexact[Array, "K"]]:

@@ -106,21 +106,24 @@ PLANTED = {
     ),
     "the halves of a block do not decay to their boundary": (
         "scalar_decay",
-        (matrix_state, "products_under_decay", "decayed(writes[:, 0], until[0])", "writes[:, 0]"),
+        (matrix_state, "products_under_decay", "decayed(writes[0], until[0])", "writes[0]"),
     ),
     "the later half of a block does not decay from its start": (
         "gla",
-        (matrix_state, "products_under_decay", "decayed(queries[:, 1], since[1])", "queries[:, 1]"),
+        (matrix_state, "products_under_decay", "decayed(queries[1], since[1])", "queries[1]"),
     ),
     "an error in a block is taken after its token's own decay once more": (
         "kda",
-        (matrix_state, "products_under_decay", "decayed(probes[:, 1], one_later(since[1]))", "decayed(probes[:, 1], since[1])"),
+        (matrix_state, "products_under_decay", "decayed(probes[1], one_later(since[1]))", "decayed(probes[1], since[1])"),
     ),
     "a token of a block does not see what the last one cancelled": (
         "deltanet",
         (matrix_state, "block_of", "queries - answers[:, width:]", "queries"),
     ),
-    "written rows of a block are mixed with the wrong sign": ("deltanet", (matrix_state, "_inverses", "-last @", "last @")),
+    "written rows of a block are mixed with the wrong sign": (
+        "deltanet",
+        (matrix_state, "_inverses", "-both[1] @", "both[1] @"),
+    ),
     "scale forgotten": ("linear", (base.Mixer, "_prepared", "queries * jnp.asarray(scale, dtype)", "queries")),
     "error taken at the key before": (
         "deltanet",
