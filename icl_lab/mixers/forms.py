@@ -48,7 +48,7 @@ def state_before(initial: Any, empty: State, meaning: str) -> State:
 
 def in_form(
     token: Callable[[State, Rows], tuple[State, Outputs]],
-    block: Callable[[State, Rows], tuple[State, Outputs]],
+    block: Callable[[State, Any], tuple[State, Outputs]],
     initial: State,
     rows: Rows,
     form: str,
