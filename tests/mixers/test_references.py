@@ -186,7 +186,7 @@ PLANTED = {
     ),
     "mesa: queries of a block are solved with the Gram matrix before it": (
         "mesa",
-        (mesa.SolvingMixer, "mix", "lambda x: advance_block(state.gram, x, grams)[1]", "lambda x: x @ state.gram"),
+        (mesa.SolvingMixer, "mix", "lambda x: advance_block(state.gram, block_of(x, grams))[1]", "lambda x: x @ state.gram"),
     ),
     "mesa: nothing is solved": ("mesa", (mesa.Mesa, "step", "solve(queries)", "queries")),
     "mesa: read without the write strengths": (
