@@ -69,7 +69,7 @@ def blocks(quick: bool) -> dict[str, Any]:
     """How many times as fast blocks of tokens are as one token after the other: outputs alone, and gradients.
 
     Forward, the loop is compiled to vector code whose state stays in the cache, and blocks take more operations a token,
-    about 6 K^2 + 10 C K + C^2 against 6 K^2; for gradients the loop keeps a state of every token, and blocks one of each group.
+    about 6 K^2 + 12 C K + C^2 against 6 K^2; for gradients the loop keeps a state of every token, and blocks one of each group.
     """
     length, widths = (1024, (32,)) if quick else (4096, (32, 64, 128))
     names = ("deltanet", "gated_deltanet", "kda", "gla")
