@@ -7,8 +7,10 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 2. if there is none, the simplest family within `close` that no richer one beats clearly;
 3. if there is none, "none of these".
 
-From simple to rich: zero, OLS, gradient descent, ridge, online SGD, implicit online SGD, kernel smoothers, GD++, preconditioned
-gradient descent.
+From simple to rich: zero, OLS, gradient descent, ridge; online SGD, implicit and normalised; a discounted gradient step, online
+SGD with decay and with momentum, discounted ridge; kernel smoothers, GD++, a gradient step with a weight for each example, and
+preconditioned gradient descent. Families that read the examples in their order are fitted only to a model whose answers change
+by more than `resolution` when every example takes the place of the next and the last one the first.
 A richer family beats a simpler one clearly if the prompts can tell them apart, the paired difference of their squared
 distances being more than `discrimination.SIGMAS` standard errors, and if its distance is smaller by more than the share
 `tolerance` of the simpler one's. Both numbers, and how the families next to the verdict fared, are printed with it.
@@ -28,10 +30,10 @@ from jaxtyping import Float
 
 from icl_lab.analysis.identify import discrimination as telling
 from icl_lab.analysis.identify import families
+from icl_lab.analysis.identify.candidate import Candidate
 from icl_lab.analysis.identify.discrimination import Count
-from icl_lab.analysis.identify.families import Candidate
 from icl_lab.analysis.identify.features import Answered, features
-from icl_lab.analysis.identify.observations import Observed, answers_of, observe, observe_rare
+from icl_lab.analysis.identify.observations import Observed, answers_of, observe, observe_rare, order_effect
 from icl_lab.analysis.sampling import Estimate, Predictor
 from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError
@@ -208,8 +210,8 @@ def identify(
         raise InvalidValueError(f"thresholds must be 0 < resolution <= close < 1; got {resolution!r} and {close!r}.")
     if not 0 <= tolerance < 1:
         raise InvalidValueError(f"`tolerance` must be a share of a distance, 0 <= tolerance < 1; got {tolerance!r}.")
-    # Eight equations an entry of a preconditioner.
-    needed = -(-8 * task.dim**2 // task.label_dim)
+    # Eight equations an entry of a preconditioner, and a weight of an example.
+    needed = -(-8 * max(task.dim**2, task.context_length) // task.label_dim)
     seen = observe_rare(predictor, task, stream(key, "fit"), needed)
     held = observe_rare(predictor, task, stream(key, "choose"), 0)
     fresh, truth, _ = observe(predictor, task, stream(key, "judge"), prompts)
@@ -219,7 +221,8 @@ def identify(
         zero = Ranked(Candidate("zero", "zero", {}), Estimate(0.0, 0.0), None, None)
         reason = f"its answers are zero to {resolution:g} of the labels on every prompt"
         return Identification("zero", reason, (zero,), zero.candidate, scale, len(norms), "nothing was fitted to such answers")
-    candidates = families.fitted(_decomposed(seen), _decomposed(held), steps, layers, resolution)
+    order_matters = order_effect(predictor, held) > resolution
+    candidates = families.fitted(_decomposed(seen), _decomposed(held), steps, layers, resolution, order_matters)
     responses = [answers_of(candidate.predictor, fresh) for candidate in candidates]
     squares = np.stack([np.sum(np.abs(response - truth) ** 2, axis=1)[:prompts] for response in responses])
     target = np.asarray(fresh.target)
