@@ -61,24 +61,18 @@ def fitted(seen: Answered, held: Answered, steps: int, layers: int, resolution: 
         squares = np.stack([held.weights * fit.squares for fit in fits])
         return fits[discrimination.simplest(squares, norms, resolution)].candidate
 
-    passes, faded, weighted = [], [], []
-    if order_matters:
-        passes = [ordered.online_descent, ordered.implicit_online_descent, ordered.normalised_online_descent]
-        faded = [ordered.discounted_descent, ordered.decayed_descent, ordered.momentum_descent, ordered.discounted_ridge]
-        weighted = [ordered.weighted_descent]
     softmax = [smoother(seen, held, kernel) for kernel in ("exponential", "opposite", "odd")]
     return [
         Candidate("zero", "zero", {}),
         Candidate("OLS", "ols", {}),
         nearest(descents(seen, held, steps)),
         ridge(seen, held).candidate,
-        *(family(seen, held).candidate for family in passes),
-        *(family(seen, held).candidate for family in faded),
+        *(family(seen, held).candidate for family in ordered.FAMILIES if order_matters),
         smoother(seen, held, "gaussian").candidate,
         nearest(softmax),
         # Every layer has two parameters more.
         simplest(layered_descents(seen, held, layers)),
-        *(family(seen) for family in weighted),
+        *([ordered.weighted_descent(seen)] if order_matters else []),
         preconditioned(seen),
     ]
 

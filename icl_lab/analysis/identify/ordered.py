@@ -91,6 +91,13 @@ def discounted_ridge(seen: Answered, held: Answered) -> Fit:
     return Fit(Candidate("discounted ridge", "discounted_ridge", parameters, words), squares)
 
 
+FAMILIES = (
+    *(online_descent, implicit_online_descent, normalised_online_descent),
+    *(discounted_descent, decayed_descent, momentum_descent, discounted_ridge),
+)
+"""Of one parameter and of two, from simple to rich."""
+
+
 def weighted_descent(seen: Answered) -> Candidate:
     """One gradient step that weighs each example by its age, its N weights by linear least squares."""
     weights = np.asarray(_example_weights(seen))
