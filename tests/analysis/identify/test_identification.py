@@ -363,7 +363,7 @@ def test_families_that_read_the_order_are_fitted_only_where_it_counts(key):
     ordered = {STEPS_OF_OWN, "online SGD", "implicit online SGD", FADING, DECAYED, MOVING, FADING_RIDGE, WEIGHTED}
     without = families(estimators.named("ridge", penalty=1.0))
     assert not without & ordered
-    # Its answers change by 2e-6 of their size when the examples are turned, where 1e-6 counts.
+    # Its answers change by 3e-6 of their size when the examples are turned, where 1e-6 counts.
     weights = 0.05 + 1e-7 * np.arange(LENGTH)
     assert families(estimators.named("weighted_gradient_step", example_weights=weights)) == without | ordered
 
