@@ -30,7 +30,7 @@ HEAVY = 0.25
 """Largest share of one prompt in the variance above which a standard error is doubted: the half of samples of infinite variance
 (tails of index 1.5) and one in ten of those whose error is right (squares of products of three normal numbers) exceed it."""
 HOPELESS = 0.5
-"""The share above which there is no standard error, if so many prompts of a normal law would not reach it."""
+"""The share above which a mean of many prompts has no standard error. Of few prompts, one may make up most without harm."""
 
 
 class Estimate(eqx.Module):
@@ -95,7 +95,7 @@ def _estimate(count: int, mean: Array, squares: Array, lowest: Array, highest: A
 
 def hopeless(count: int) -> float:
     """The largest share of one of so many prompts in the variance with which a mean has a standard error."""
-    return max(HOPELESS, 10 * math.log(count) / count)
+    return max(HOPELESS, 40 / math.sqrt(count))
 
 
 State = tuple[Any, Any, Any, Any]

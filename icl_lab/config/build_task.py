@@ -116,6 +116,7 @@ _TASKS: dict[str, Callable[[Group], Task]] = {
     ),
     "sphere": _regression_with(lambda group: tasks.Sphere(group["dim"], group["radius"])),
     "random_diagonal": _regression_with(lambda group: tasks.FiniteDiagonal(*_finite_support(group))),
+    "gaussian_mixture": _regression_with(lambda group: tasks.GaussianMixture(group["covariances"], group["probabilities"])),
     "exponential_diagonal": _regression_with(lambda group: tasks.ExponentialDiagonal(group["dim"], group["scale"])),
     "rotated_spectrum": _regression_with(lambda group: tasks.RotatedSpectrum(*_finite_support(group))),
     "nonlinear": _nonlinear_regression,

@@ -130,6 +130,15 @@ class FiniteSpectrumRegression(NoisyTask):
 
 
 @dataclass
+class GaussianMixtureRegression(NoisyTask):
+    """A covariance drawn for every prompt: covariances[j] with probability probabilities[j]."""
+
+    covariances: list[list[list[float]]]
+    probabilities: list[float]
+    task_covariance: Any
+
+
+@dataclass
 class ExponentialDiagonalRegression(Regression):
     """A diagonal covariance with independent exponential entries of mean `scale`, drawn for every prompt."""
 
@@ -321,6 +330,7 @@ SCHEMAS: dict[str, type] = {
     "schema/task/sphere_regression": SphereRegression,
     "schema/task/sine_regression": SineRegression,
     "schema/task/finite_spectrum_regression": FiniteSpectrumRegression,
+    "schema/task/gaussian_mixture_regression": GaussianMixtureRegression,
     "schema/task/exponential_diagonal_regression": ExponentialDiagonalRegression,
     "schema/task/nonlinear_regression": NonlinearRegression,
     "schema/task/autoregressive": Autoregressive,
@@ -350,6 +360,7 @@ KINDS: dict[str, dict[str, type]] = {
         "sine": SineRegression,
         "sphere": SphereRegression,
         "random_diagonal": FiniteSpectrumRegression,
+        "gaussian_mixture": GaussianMixtureRegression,
         "exponential_diagonal": ExponentialDiagonalRegression,
         "rotated_spectrum": FiniteSpectrumRegression,
         "nonlinear": NonlinearRegression,

@@ -83,7 +83,7 @@ def sources(
 
 
 def reads_grams(task: Task, model: LinearSelfAttention) -> TypeGuard[LinearRegression]:
-    """Whether prompts are drawn before, by programs of their own: those of users, where a layer reads them by Gram matrices."""
+    """Whether prompts are drawn before, by programs of their own: all but Gaussian ones that a layer reads by Gram matrices."""
     return drawn_apart(task) and model.embedding == "merged"
 
 
@@ -120,15 +120,9 @@ def _from_whole(
 
 
 def drawn_in_pieces(task: Task, model: LinearSelfAttention, features: Features) -> bool:
-    """Whether prompts are too long for the cache, of examples that are independent given the task vector."""
+    """Whether prompts are too long for the cache, of Gaussian examples, which are independent given the task vector."""
     long = task.context_length * len(features.queries) > PIECE_ELEMENTS
-    return (
-        long
-        and not reads_grams(task, model)
-        and reads_regression(task, model)
-        and not task.covariates.shared_covariance
-        and not model.causal
-    )
+    return long and not reads_grams(task, model) and reads_regression(task, model) and not model.causal
 
 
 def _from_pieces(task: LinearRegression, model: LinearSelfAttention, features: Features, keys: Key):

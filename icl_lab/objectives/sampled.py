@@ -4,9 +4,9 @@ The moments of `objectives.moments` are streamed: prompts are drawn in chunks in
 the moments plus one chunk whatever the number of prompts. Prompts fall into equal groups whose spread gives the standard
 error. The prompts of a chunk are laid over all devices.
 
-Prompts of `LinearRegression` are drawn at a length of a few sizes and cut by a mask, so that context lengths share a program.
-Those of a user's law are drawn apart, so that laws do.
-Each counts together with its twin of opposite labels, which is as likely: moments of an odd number of labels are zero.
+Prompts of Gaussian regression are drawn at a length of a few sizes and cut by a mask, so that context lengths share a program;
+those of any other law of the inputs are drawn apart, so that laws do. A prompt of the package's own regression counts
+together with its twin of opposite labels, which is as likely: moments of an odd number of labels are zero.
 
 Weights that were trained on sampled moments are fitted to that sample. `SampledLoss.held_out` is their risk on other prompts.
 """

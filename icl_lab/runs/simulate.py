@@ -317,13 +317,9 @@ def _preconditioner_distance(problem: Prepared, limit: Weights, matrix: np.ndarr
 
 
 def _exact_risk(task: Task, preconditioner: np.ndarray) -> dict[str, float]:
-    """Risk of a preconditioned step on regression of independent inputs, which needs no sampling; nothing for other tasks."""
-    if not isinstance(task, tasks.LinearRegression):
-        return {}
-    try:
-        return {"risk": theory.lsa.risk(theory.Problem.of(task), preconditioner), "standard_error": 0.0}
-    except UnsupportedProblemError:
-        return {}
+    """Risk of a preconditioned step on linear regression of known moments, which needs no sampling; nothing for other tasks."""
+    cases = comparison.problems(task)
+    return {"risk": comparison.step_risk(cases, preconditioner), "standard_error": 0.0} if cases else {}
 
 
 def _exact_risk_at(problem: Prepared, length: int) -> float:

@@ -281,6 +281,13 @@ def test_ragged_random_spectra_are_padded_and_mismatches_refused():
         build.build_task(ragged | {"probabilities": [[1.0], [1.0]]})
 
 
+def test_a_mixture_of_covariances_is_built_and_one_that_is_none_refused():
+    group = resolved("task=gaussian_mixture", "task.probabilities=[0.5,0.5]")["task"]
+    assert build.build_task(group).covariance.tolist() == [[2.0, 0.25], [0.25, 0.75]]
+    with pytest.raises(InvalidValueError, match="`covariances` must be matrices of one shape"):
+        build.build_task(group | {"covariances": [[[1.0, 0.5], [0.5]]]})
+
+
 def test_schema_has_a_value_for_every_key_and_yaml_no_other():
     config = composed()
     for group in schema.GROUPS:

@@ -20,6 +20,7 @@ CHECKOUT = Path(icl_lab.__file__).parents[1]
     [
         ("core", {"flow_against_sgd": {"sgd_over_flow_seconds"}}),
         ("flow", {"step_growth": {"exponent_eigenbases_25_to_200", "peak_mb"}, "whole_flow": {"exponent_seconds_per_step"}}),
+        ("mixers", {"growth": {"exponent_kda"}, "blocks": {"ratio_deltanet"}, "memory": {"largest_beside_mb"}}),
         ("moments", {"against_length": {"exponent_seconds_per_prompt"}, "against_prompts": {"exponent_seconds"}}),
         ("sharding", {"sharding": {"training_two_devices_over_one"}}),
         ("sweep", {"sweep": {"seconds_of_one_run"}}),

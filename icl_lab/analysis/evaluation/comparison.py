@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,14 @@ from icl_lab.core.typing import Array, Key
 from icl_lab.estimators.batch.ridge import Penalty
 from icl_lab.models import Learner, LinearSelfAttention
 from icl_lab.tasks.prompt import Task
+from icl_lab.tasks.regression.linear import is_plain
 from icl_lab.theory import Optimum
 
 CHUNK = 500
 MEANS = ("gradient_descent", "preconditioned_gradient_descent")
 """Estimators that divide by the number of examples; the others take sums over them."""
+LARGEST_MIXED = 32
+"""Dimensions up to which the best step of several covariances is found in closed form, by d^2 equations."""
 DEFAULT_PENALTY = 1.0
 """Ridge penalty where the task has no Bayes penalty (no noise, or no Gaussian task vector)."""
 
@@ -45,20 +50,48 @@ def closed_form(task: Task, model: Learner) -> Optimum | None:
     return None
 
 
+def problems(task: Task) -> list[tuple[theory.Problem, float]]:
+    """The closed-form problems that a prompt of a task may pose, with their probabilities; none where that is not known.
+
+    One for linear regression on inputs that are independent of each other, one for each covariance of a mixture of Gaussians.
+    """
+    if not is_plain(task):
+        return []
+    support = task.covariates.support_covariances()
+    if support is not None and task.dim <= LARGEST_MIXED:
+        noise, length = float(task.noise_std) ** 2, task.context_length
+        return [
+            (theory.Problem(np.asarray(covariance), np.asarray(task.task_covariance), noise, length), float(probability))
+            for covariance, probability in zip(*support, strict=True)
+        ]
+    try:
+        return [(theory.Problem.of(task), 1.0)]
+    except UnsupportedProblemError:
+        return []
+
+
+def step_risk(cases: Sequence[tuple[theory.Problem, float]], preconditioner: Float[np.ndarray, "d d"]) -> float:
+    """The exact risk of a preconditioned gradient step, averaged over the `problems` of a task."""
+    return float(sum(probability * theory.lsa.risk(problem, preconditioner) for problem, probability in cases))
+
+
 def best_linear_steps(task: Task, key: Key, prompts: int) -> tuple[float, Float[np.ndarray, "d d"]]:
     r"""The step size and the preconditioner with which one gradient step from zero does best on a task.
 
-    For Gaussian regression in closed form, else by least squares of the target on the answers of a step, over fresh
-    prompts.
+    For linear regression in closed form where `problems` has one, else by least squares of the target on the answers of a
+    step, over fresh prompts.
 
     Returns:
-      eta, for :math:`\hat y = \eta G^* x_q`, and P (d, d), for :math:`\hat y = G^* P x_q`, G = (1/N) sum_i x_i y_i^*.
+      eta, for :math:`\hat y = \eta G^* x_q`, and P (d, d), for :math:`\hat y = G^* P^\top x_q`, G = (1/N) sum_i x_i y_i^*.
     """
-    if isinstance(task, tasks.LinearRegression) and isinstance(task.covariates, tasks.Gaussian):
-        problem = theory.Problem.of(task)
-        signal = np.trace(problem.covariance @ problem.covariance @ problem.task_covariance)
-        step = signal / np.trace(problem.covariance @ theory.lsa.response_moment(problem))
-        return float(step), np.asarray(theory.lsa.optimal_preconditioner(problem))
+    if cases := problems(task):
+        ahead, still, back = (step_risk(cases, size * np.eye(task.dim)) for size in (1.0, 0.0, -1.0))
+        # The minimum of the parabola through them.
+        step = 0.5 * (back - ahead) / (ahead + back - 2 * still)
+        if len(cases) == 1:
+            return step, np.asarray(theory.lsa.optimal_preconditioner(cases[0][0]))
+        posed, probabilities = zip(*cases, strict=True)
+        return step, np.asarray(theory.random_covariance.optimal_preconditioner(posed, np.asarray(probabilities)))
     square, cross = (np.asarray(x) for x in _normal_equations(task, jax.random.split(key, (-(-prompts // CHUNK), CHUNK))))
     dim = task.dim
     identity = np.eye(dim).ravel()
@@ -116,12 +149,12 @@ def bayes_penalty(task: Task) -> float | Float[np.ndarray, "d d"]:
 
 @compiled.jit
 def _normal_equations(task: Task, keys: Key) -> tuple[Array, Array]:
-    """E[phi^* phi^T] and E[phi^* target] for the features phi of P in G^* P x_q, averaged over prompts and outputs."""
+    """E[phi^* phi^T] and E[phi^* target] for the features phi of P in G^* P^T x_q, averaged over prompts and outputs."""
 
     def one(key):
         prompt = task.sample(key)
         answer = prompt.labels.T @ prompt.inputs.conj() / prompt.inputs.shape[0]
-        phi = jnp.einsum("oi,j->oij", answer, prompt.query).reshape(answer.shape[0], -1)
+        phi = jnp.einsum("oi,j->oji", answer, prompt.query).reshape(answer.shape[0], -1)
         return phi.conj().T @ phi, phi.conj().T @ prompt.target
 
     sums = jax.lax.map(lambda keys: jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(one)(keys)), keys)

@@ -45,12 +45,12 @@ def ols(prompt: Prompt) -> Inexact[Array, "k"]:
       NonFiniteError: a NaN or an infinity in the prompt.
 
     Examples:
-      >>> import numpy as np
-      >>> from icl_lab import estimators
-      >>> from icl_lab.tasks import Prompt
-      >>> inputs = np.array([[1.0], [2.0], [3.0]])
-      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
-      >>> print(estimators.ols(prompt).round(3))
-      [10.]
+      Labels without noise are fitted exactly:
+
+      >>> import jax
+      >>> from icl_lab import estimators, tasks
+      >>> prompt = tasks.LinearRegression(dim=3, context_length=8).sample(jax.random.key(0))
+      >>> bool(abs(estimators.ols(prompt) - prompt.target) < 1e-4)
+      True
     """
     return predict(ols_weights(prompt), prompt)

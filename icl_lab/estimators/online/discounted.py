@@ -98,15 +98,6 @@ def discounted_gradient_step(prompt: Prompt, step_size: float | Float[Array, "*N
       prompt: one prompt with N examples.
       step_size: eta, one number for all examples or one for each, (N,).
       decay: alpha in [0, 1], what is left of the older examples when one is read: a number, (d,), (N, 1) or (N, d).
-
-    Examples:
-      >>> import numpy as np
-      >>> from icl_lab import estimators
-      >>> from icl_lab.tasks import Prompt
-      >>> inputs = np.array([[1.0], [2.0], [3.0]])
-      >>> prompt = Prompt(inputs, labels=2 * inputs, query=np.array([5.0]), target=np.array([10.0]), latent=np.array([2.0]))
-      >>> print(estimators.discounted_gradient_step(prompt, step_size=0.1, decay=0.5))  # 0.5 * (2 / 4 + 8 / 2 + 18)
-      [11.25]
     """
     return predict(discounted_gradient_step_weights(prompt, step_size, decay), prompt)
 

@@ -194,7 +194,13 @@ class GaussianMixture(CovariateDistribution):
     roots: Float[Array, "S d d"]
 
     def __init__(self, covariances: Any, probabilities: Any):
-        self.covariances, self.probabilities = as_float64(covariances), as_float64(probabilities)
+        try:
+            self.covariances, self.probabilities = as_float64(covariances), as_float64(probabilities)
+        except ValueError:
+            raise InvalidValueError(
+                "`covariances` must be matrices of one shape and `probabilities` numbers; got "
+                f"{covariances!r} and {probabilities!r}."
+            ) from None
         shape = np.shape(self.covariances)
         if len(shape) != 3 or shape[1] != shape[2] or 0 in shape or np.shape(self.probabilities) != shape[:1]:
             raise InvalidValueError(

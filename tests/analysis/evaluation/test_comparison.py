@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from icl_lab import models, tasks
+from icl_lab import analysis, estimators, models, objectives, tasks, training
 from icl_lab.analysis.evaluation import comparison
 
 ANISOTROPIC = [2.0, 1.0]
@@ -53,19 +53,47 @@ def test_best_step_on_isotropic_gaussian_inputs_is_the_one_worked_by_hand():
     np.testing.assert_allclose(preconditioner, 8 / 12.25 * np.eye(3), atol=1e-14)
 
 
-def test_best_step_by_sampling_agrees_with_the_one_worked_by_hand_on_the_sphere():
+def test_best_step_on_the_sphere_is_the_one_worked_by_hand():
     # |x|^2 = d always, so E|m|^2 = d^2 / N + (1 - 1/N) d for m = (1/N) sum_i y_i x_i, and E<m, w> = d:
     # eta = N / (N + d - 1), and by rotation invariance the best preconditioner is eta I.
-    dim, length = 3, 6
-    task = tasks.LinearRegression(dim, length, covariates=tasks.Sphere(dim, np.sqrt(dim)))
+    task = tasks.LinearRegression(3, 6, covariates=tasks.Sphere(3, np.sqrt(3)))
+    step, preconditioner = comparison.best_linear_steps(task, jax.random.key(0), 100)
+    assert step == pytest.approx(6 / 8, rel=1e-14)
+    np.testing.assert_allclose(preconditioner, 6 / 8 * np.eye(3), atol=1e-14)
+
+
+# Two covariances that do not commute, so that the best preconditioner is not symmetric.
+MIXED = tasks.GaussianMixture([[[1.0, 0.5], [0.5, 0.6]], [[2.5, 0.0], [0.0, 0.5]]], [0.7, 0.3])
+
+
+@pytest.mark.parametrize("law", [MIXED, tasks.TwoSizes(2, [1.5, 6.0], [1.0, 0.5])], ids=["mixture", "two sizes"])
+def test_closed_steps_are_those_of_sampled_prompts_and_their_risk_is_exact(law, monkeypatch):
+    task = tasks.LinearRegression(2, 6, covariates=law, task_covariance=[2.0, 1.0], noise_std=0.4)
+    step, preconditioner = comparison.best_linear_steps(task, jax.random.key(0), 100)
+    risk = comparison.step_risk(comparison.problems(task), preconditioner)
+    best = analysis.sampled_risks(
+        task,
+        {"best": estimators.named("preconditioned_gradient_descent", preconditioner=preconditioner)},
+        jax.random.key(1),
+        prompts=50_000,
+    )["best"]
+    assert abs(best.mean - risk) < 4 * best.standard_error
+    monkeypatch.setattr(comparison, "problems", lambda task: [])
     draws = [comparison.best_linear_steps(task, jax.random.key(seed), 4000) for seed in range(12)]
-    expected = length / (length + dim - 1)
-    for values, target in (([step for step, _ in draws], expected), ([p for _, p in draws], expected * np.eye(dim))):
+    for values, target in (([step for step, _ in draws], step), ([p for _, p in draws], preconditioner)):
         values = np.asarray(values)
         standard_error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
-        # Ten numbers in all; the spread of 12 draws is known to 20 %, so five of its standard errors.
+        # Five numbers in all; the spread of 12 draws is known to 20 %, so five of its standard errors.
         assert np.all(np.abs(values.mean(axis=0) - target) < 5 * standard_error)
-        assert np.all(standard_error < 0.02)
+        assert np.all(standard_error < 0.03)
+
+
+def test_the_best_step_of_a_mixture_is_where_the_trained_layer_ends():
+    task, model = tasks.LinearRegression(2, 6, covariates=MIXED), models.LinearSelfAttention()
+    path = training.gradient_flow(objectives.population(task, model), models.initializers.zhang(2, 0.1))
+    learned = analysis.effective_preconditioner(path.limit, model, 6)
+    _, preconditioner = comparison.best_linear_steps(task, jax.random.key(0), 100)
+    np.testing.assert_allclose(learned, preconditioner, rtol=0, atol=1e-7)
 
 
 def test_bayes_penalty_is_the_noise_variance_over_the_task_covariance():
