@@ -156,7 +156,7 @@ def _taken_back(
 
 def _left(logit: Array, data: Features) -> Inexact[Array, "N"]:
     """What a decay leaves of each example, 1 of the last."""
-    ages = jnp.arange(data.inputs.shape[1] - 1, -1, -1)
+    ages = jnp.arange(data.inputs.shape[1] - 1, -1, -1, dtype=logit.dtype)
     return jnp.exp(ages * jax.nn.log_sigmoid(logit)).astype(data.inputs.dtype)
 
 
@@ -168,7 +168,7 @@ def _discounted_descent(point: Array, unit: Any, data: Features) -> Array:
 def _discounted_ridge(point: Array, unit: Any, data: Features) -> Array:
     left, dim = _left(point[1], data), data.queries.shape[1]
     penalty = (unit * jnp.exp(jnp.clip(point[0], *_PENALTIES))).astype(left.dtype) * jnp.eye(dim, dtype=left.dtype)
-    gram = jnp.einsum("n,mni,mnj->mij", left, data.inputs, jnp.conj(data.inputs)) + penalty
+    gram = jnp.einsum("n,mni,mnj->mij", left, data.inputs, jnp.conj(data.inputs)) + penalty[None]
     solved = jax.vmap(lambda matrix, query: cho_solve(cho_factor(matrix), query))(gram, data.queries)
     return jnp.einsum("n,mnd,md,mnk->mk", left, jnp.conj(data.inputs), solved, data.labels)
 
