@@ -7,7 +7,7 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 2. if there is none, the simplest family within `close` that no richer one beats clearly;
 3. if there is none, "none of these".
 
-From simple to rich: zero, OLS, gradient descent, ridge; online SGD, implicit and normalised; a discounted gradient step, online
+From simple to rich: zero, OLS, gradient descent, ridge; online SGD, normalised and implicit; a discounted gradient step, online
 SGD with decay and with momentum, discounted ridge; kernel smoothers, GD++, a gradient step with a weight for each example, and
 preconditioned gradient descent. Families that read the examples in their order are fitted only to a model whose answers change
 by more than `resolution` when every example takes the place of the next and the last one the first.

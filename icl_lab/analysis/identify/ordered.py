@@ -6,9 +6,9 @@ and :math:`v = 0`, and from the last example to the first,
 
 .. math:: s = u + v, \qquad w_i = \eta_i\, x_i^* s, \qquad u \leftarrow \alpha\, (u - w_i\, x_i), \qquad v \leftarrow \mu\, s ,
 
-with a decay alpha of the matrix before each step and a share mu of the last step that is taken again; without the correction
-:math:`w_i x_i` the weights are those of a step in which examples fade. So a pass costs O(N d) a prompt and an iteration, and all
-of them are one program; weighted ridge regression costs O(N d^2 + d^3).
+with a decay alpha of the matrix before each step and a share mu of the last step that is taken again. Without the correction
+:math:`w_i x_i` the weights are those of a gradient step in which examples fade. So a pass costs O(N d) a prompt and an iteration,
+and all families but one share a program; ridge regression in which examples fade costs O(N d^2 + d^3).
 
 Decays and shares are fitted by their logit, so that they stay between 0 and 1. So is the step of implicit descent: with q the
 sigmoid of the logarithm of eta in units of :math:`1/r`, its step :math:`\eta / (1 + \eta\, |x_i|^2)` is
@@ -32,8 +32,8 @@ from icl_lab.core.typing import Array
 
 _LOGITS = np.array([-2.0, 0.0, 1.0, 2.0, 4.0])
 _STEPS_AND_LOGITS = np.stack(np.meshgrid(np.geomspace(1e-3, 3.0, 8), _LOGITS), -1).reshape(-1, 2)
-# As many points, so that all passes share a program: steps without a logit, and logarithms of implicit steps, which have a limit
-# and are closer to it than the resolution from the last one on.
+# As many points, so that all passes share a program: steps without a logit, and logarithms of implicit steps, which have a
+# limit and are closer to it than the resolution from the last one on.
 _STEPS = np.pad(np.geomspace(1e-4, 10.0, len(_STEPS_AND_LOGITS))[:, None], [(0, 0), (0, 1)])
 _IMPLICIT_STEPS = np.pad(np.linspace(np.log(1e-4), np.log(1e8), len(_STEPS_AND_LOGITS))[:, None], [(0, 0), (0, 1)])
 _PENALTIES = np.log([1e-10, 1e6])
