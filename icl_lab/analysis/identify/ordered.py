@@ -7,8 +7,8 @@ and :math:`v = 0`, and from the last example to the first,
 .. math:: s = u + v, \qquad w_i = \eta_i\, x_i^* s, \qquad u \leftarrow \alpha\, (u - w_i\, x_i), \qquad v \leftarrow \mu\, s ,
 
 with a decay alpha of the matrix before each step and a share mu of the last step that is taken again. Without the correction
-:math:`w_i x_i` the weights are those of a gradient step in which examples fade. So a pass costs O(N d) a prompt and an iteration,
-and all families but one share a program; ridge regression in which examples fade costs O(N d^2 + d^3).
+:math:`w_i x_i` the weights are those of a gradient step in which examples fade. So a pass costs O(N d) a prompt and an
+iteration, and all families but one share a program; ridge regression in which examples fade costs O(N d^2 + d^3).
 
 Decays and shares are fitted by their logit, so that they stay between 0 and 1. So is the step of implicit descent: with q the
 sigmoid of the logarithm of eta in units of :math:`1/r`, its step :math:`\eta / (1 + \eta\, |x_i|^2)` is
