@@ -24,12 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from icl_lab.analysis.identify.candidate import MANY, Candidate, Fit, fit, number
+from icl_lab.analysis.identify.candidate import Candidate, Fit, fit, number
 from icl_lab.analysis.identify.features import Answered, Features, eigenvalue, online_unit
 from icl_lab.analysis.identify.search import reals
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array
 
+# An exact family has converged by then; a share whose best value is 0 or 1 is never reached by its logit.
+_ITERATIONS = 25
 _LOGITS = np.array([-2.0, 0.0, 1.0, 2.0, 4.0])
 _STEPS_AND_LOGITS = np.stack(np.meshgrid(np.geomspace(1e-3, 3.0, 8), _LOGITS), -1).reshape(-1, 2)
 # As many points, so that all passes share a program: steps without a logit, and logarithms of implicit steps, which have a
@@ -53,7 +55,7 @@ class _Pass(NamedTuple):
 def online_descent(seen: Answered, held: Answered) -> Fit:
     """One pass of stochastic gradient descent at the best step size."""
     unit = online_unit(seen.data)
-    (size, _), squares = fit(_passed, _STEPS, (unit, _Pass()), seen, held, MANY)
+    (size, _), squares = fit(_passed, _STEPS, (unit, _Pass()), seen, held, _ITERATIONS)
     parameters = {"step_size": np.asarray(size * unit)}
     return Fit(Candidate("online SGD", "online_sgd", parameters, f"step {number(size * unit)}"), squares)
 
@@ -61,7 +63,7 @@ def online_descent(seen: Answered, held: Answered) -> Fit:
 def normalised_online_descent(seen: Answered, held: Answered) -> Fit:
     """The same with steps over the squared norm of their input."""
     extra = online_unit(seen.data), _Pass(normalised=np.asarray(True))
-    (size, _), squares = fit(_passed, _STEPS, extra, seen, held, MANY)
+    (size, _), squares = fit(_passed, _STEPS, extra, seen, held, _ITERATIONS)
     parameters = {"step_size": np.asarray(size), "normalised": True}
     return Fit(Candidate("normalised online SGD", "online_sgd", parameters, f"step {number(size)} / |x|²"), squares)
 
@@ -70,7 +72,7 @@ def implicit_online_descent(seen: Answered, held: Answered) -> Fit:
     """One pass of implicit stochastic gradient descent at the best step size."""
     unit, highest = online_unit(seen.data), _IMPLICIT_STEPS[-1, 0]
     extra = unit, _Pass(implicit=np.asarray(True))
-    (logarithm, _), squares = fit(_passed, _IMPLICIT_STEPS, extra, seen, held, MANY)
+    (logarithm, _), squares = fit(_passed, _IMPLICIT_STEPS, extra, seen, held, _ITERATIONS)
     size = unit * np.exp(min(logarithm, highest))
     end = "its step went to the upper end of what was tried, where it fits every example when it comes (Kaczmarz)"
     note = end if logarithm >= highest else ""
@@ -97,7 +99,7 @@ def momentum_descent(seen: Answered, held: Answered) -> Fit:
 def discounted_ridge(seen: Answered, held: Answered) -> Fit:
     """Ridge regression in which examples fade geometrically and the penalty does not, at the best penalty and decay."""
     unit = eigenvalue(seen.data)
-    (logarithm, logit), squares = fit(_discounted_ridge, _PENALTIES_AND_LOGITS, unit, seen, held, MANY)
+    (logarithm, logit), squares = fit(_discounted_ridge, _PENALTIES_AND_LOGITS, unit, seen, held, _ITERATIONS)
     penalty, decay = unit * np.exp(np.clip(logarithm, *_PENALTIES)), _share(logit)
     words = f"penalty {number(penalty)}, decay {number(decay)}"
     parameters = {"penalty": np.asarray(penalty), "decay": np.asarray(decay)}
@@ -125,7 +127,7 @@ def weighted_descent(seen: Answered) -> Candidate:
 
 def _with_share(kind: _Pass, family: str, estimator: str, name: str, seen: Answered, held: Answered) -> Fit:
     unit = online_unit(seen.data)
-    (size, logit), squares = fit(_passed, _STEPS_AND_LOGITS, (unit, kind), seen, held, MANY)
+    (size, logit), squares = fit(_passed, _STEPS_AND_LOGITS, (unit, kind), seen, held, _ITERATIONS)
     parameters = {"step_size": np.asarray(size * unit), name: np.asarray(_share(logit))}
     words = f"step {number(size * unit)}, {name} {number(_share(logit))}"
     return Fit(Candidate(family, estimator, parameters, words), squares)
