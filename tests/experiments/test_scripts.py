@@ -1,10 +1,12 @@
 """Every experiment runs as its docstring says and leaves figures with their numbers."""
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -116,3 +118,20 @@ def test_preconditioned_layers_have_their_figures(tmp_path):
     run("ahn2023.py", f"output={tmp_path}", *small)
     figures = {"losses", "distances", "matrices"}
     assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_map_of_mixers_has_every_mechanism_and_names_the_known_ones(tmp_path):
+    small = ("dim=2", "context_length=5", "prompts=256", "steps=2", "mechanisms=[linear,gated_deltanet,gla]")
+    printed = run("mixers.py", f"output={tmp_path}", *small)
+    assert "linear attention: gradient descent" in printed
+    assert "gated DeltaNet: online SGD with decay" in printed
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"map"}
+    with (tmp_path / "map.csv").open(encoding="utf-8") as file:
+        rows = {row["distance to"].strip("'"): row for row in csv.DictReader(file)}
+    assert float(rows["gradient descent"]["linear attention"]) < 1e-9
+    assert np.isnan(float(rows["online SGD"]["linear attention"]))
+    assert float(rows["online SGD with decay"]["gated DeltaNet"]) < 1e-9 < float(rows["online SGD"]["gated DeltaNet"])
+    # A rate for each channel is none of these.
+    assert min(float(row["GLA"]) for row in rows.values()) > 1e-3
