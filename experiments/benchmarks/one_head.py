@@ -1,0 +1,30 @@
+"""One head of a mixer on random tokens, as a program to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from icl_lab import mixers
+
+WIDTH = 32
+GATES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "log_decay": lambda rng, count: -0.1 * rng.random(count),
+    "write_strength": lambda rng, count: rng.random(count),
+}
+
+
+def program(name: str, form: str, length: int) -> Callable[[], object]:
+    """The outputs of one head of `length` random tokens, compiled."""
+    rng, mixer = np.random.default_rng(0), mixers.named(name)
+    queries, keys, values = rng.normal(size=(3, length, WIDTH)).astype(np.float32)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    gates = {}
+    for gate in mixer.description.gates:
+        drawn = GATES[gate.name](rng, length).astype(np.float32)
+        gates[gate.name] = np.repeat(drawn[:, None], WIDTH, axis=1) if gate.per_channel else drawn
+    compiled = eqx.filter_jit(lambda tokens, gates: mixer.outputs(*tokens, form=form, **gates))
+    return lambda: jax.block_until_ready(compiled((queries, keys, values), gates))
