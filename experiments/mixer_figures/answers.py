@@ -119,4 +119,3 @@ def curves(
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(lengths, labels=[str(n) for n in lengths])
     axes.minorticks_off()
-    axes.legend(fontsize="x-small", loc="lower left")

@@ -55,6 +55,7 @@ def lengths(config: DictConfig, folder: Path) -> None:
         axes.plot(sizes.lengths, bayes, color="0.6", linestyle="--", linewidth=1, label="Bayes", zorder=1)
         curves(axes, list(sizes.lengths), points, names, exact)
         axes.set(title=title, xlabel="examples n")
+        axes.legend(fontsize="x-small", loc="lower left")
     figure.axes[0].set_ylabel("risk / d")
     figure.axes[0].set_yticks([0.01, 0.1, 1.0], labels=["0.01", "0.1", "1"])
     numbers: dict[str, Any] = {"n": list(sizes.lengths), "Bayes": bayes}

@@ -42,7 +42,8 @@ def speed(config: DictConfig, folder: Path) -> None:
         figure,
         folder / "speed.png",
         f"Medians of {sizes.repeats} turns on this machine, keys and values of width {WIDTH}, float32; the powers are those "
-        "between the last two lengths. All forms are one function. Blocks cost time linear in the tokens, and few steps of a "
-        "loop; a matrix of all tokens costs their square.",
+        "between the last two lengths. All forms are one function. A matrix of all tokens costs the square of their number; "
+        "token after token or in blocks a state costs time linear in it, and softmax attention, which reads all of the past, "
+        "the square.",
         numbers,
     )
