@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from icl_lab import mixers
 from icl_lab.claims.simulation import mean_with_error
 from icl_lab.core import compiled
-from icl_lab.core.typing import Array
-from icl_lab.tasks.prompt import Prompt
+from icl_lab.core.typing import Array, Key
+from icl_lab.tasks.prompt import Prompt, Task
 
 GROUPS = {
     "one gradient step": {
@@ -65,15 +65,19 @@ def _removing(settings: Settings, prompt: Prompt) -> Array:
     return mixers.predictor("dplr", probe=-units, feedback=settings["removed"] * units, **rest)(prompt)
 
 
+@compiled.jit
+def drawn(task: Task, key: Key, count: int) -> Prompt:
+    """Some prompts, with a leading axis; one program serves all numbers in the task."""
+    return task.sample_batch(key, count)
+
+
 def last_examples(prompts: Prompt, count: int, length: int, name: str) -> Prompt:
     """The last `count` examples of prompts, and before them as many of zeros as make `length`, so that one program serves all.
 
     An example of zeros writes nothing, but into a mean it counts: there are none where the mechanism is one.
     """
     missing = 0 if name in COUNTING else length - count
-    filled = [
-        np.pad(np.asarray(rows)[:, -count:], [(0, 0), (missing, 0), (0, 0)]) for rows in (prompts.inputs, prompts.labels)
-    ]
+    filled = [np.pad(np.asarray(rows)[:, -count:], [(0, 0), (missing, 0), (0, 0)]) for rows in (prompts.inputs, prompts.labels)]
     return dataclasses.replace(prompts, inputs=filled[0], labels=filled[1])
 
 
@@ -90,7 +94,7 @@ def risk(name: str, settings: Settings, prompts: Prompt) -> tuple[float, float]:
 
 
 def tuned_risk(name: str, settings: Settings, prompts: Prompt) -> tuple[float, float]:
-    """The same at the best of several settings and scales of the answers, which one half of the prompts chooses for the other."""
+    """The same at the best of several settings and scales of the answers; one half of the prompts chooses, the other counts."""
     found, targets = np.asarray(answers(name, settings, prompts)), np.asarray(prompts.target)[None]
     half = found.shape[1] // 2
     products = np.sum(found[:, :half] * targets[:, :half], axis=(1, 2))

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from mixer_figures.answers import drawn
 from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab import estimators, mixers, tasks, theory
-from icl_lab.claims.mixers.prompts import distance, drawn, wide_steps
+from icl_lab.claims.mixers.prompts import distance, wide_steps
 from icl_lab.claims.simulation import mean_with_error
 from icl_lab.core import compiled
 from icl_lab.core.prng import stream
@@ -49,9 +50,9 @@ def ladder(config: DictConfig, folder: Path) -> None:
             right.plot([exact[shown]] * 2, [i - 0.36, i + 0.36], color=colour, linewidth=2.2)
         right.errorbar(values[shown], i, xerr=2 * errors[shown], fmt="o", **style)
         text = f"{values[shown]:.3f}" + (f"  ({exact[shown]:.3f})" if known else "")
-        right.text(values[shown] + 0.03, i, text, va="center", fontsize="small", color="0.2")
+        right.text(values[shown] + 2 * errors[shown] + 0.02, i, text, va="center", fontsize="small", color="0.2")
         numbers |= {name: values, f"{name} error": errors, f"{name} exact": exact}
-    left.set(xscale="log", yscale="log", xlabel="drift of the task at an example, 1 - a", ylabel="risk / d")
+    left.set(xscale="log", yscale="log", xlabel="drift of the task at each example, 1 - a", ylabel="risk / d")
     left.set_xticks(speeds, labels=[f"{speed:.3g}" for speed in speeds])
     left.set_yticks([0.05, 0.1, 0.2, 0.5, 1.0], labels=["0.05", "0.1", "0.2", "0.5", "1"])
     left.minorticks_off()
@@ -64,9 +65,9 @@ def ladder(config: DictConfig, folder: Path) -> None:
         figure,
         folder / "ladder.png",
         f"A task vector of correlation a from one example to the next (d = {sizes.dim}, {sizes.context_length} examples, noise "
-        f"{sizes.noise_variance:g}), asked for one step later; no answer at all has risk / d = 1. Lines: closed forms at the best "
-        "constant gates, that of the filter dashed. Points: simulated prompts with intervals of two standard errors, joined by "
-        "dots where there is no closed form. Every rung knows more of the drift: a window, a decay, a correction, both, a step "
+        f"{sizes.noise_variance:g}), asked for one step later; no answer at all has risk / d = 1. Lines: closed forms at the "
+        "best constant gates; dashed the posterior variance, over drawn inputs. Points: simulated prompts with intervals of two "
+        "standard errors, joined by dots where there is no closed form. Every rung knows more of the drift: a window, a decay, a correction, both, a step "
         "that follows the variance, ridge regression that forgets. Nothing is below the Kalman filter.",
         numbers,
     )

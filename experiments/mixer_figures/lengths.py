@@ -9,15 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from mixer_figures.answers import GROUPS, NAMES, Settings, curves, drawn, last_examples, risk, tuned_risk
 from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab import tasks, theory
-from icl_lab.claims.mixers.prompts import drawn
 from icl_lab.core.prng import stream
 from icl_lab.report.style import save
-
-from mixer_figures.answers import GROUPS, NAMES, Settings, curves, last_examples, risk, tuned_risk
 
 PANELS = {
     "one gradient step": GROUPS["one gradient step"],
@@ -65,11 +63,11 @@ def lengths(config: DictConfig, folder: Path) -> None:
     save(
         figure,
         folder / "lengths.png",
-        f"Linear regression (d = {d}, noise {s2:g}) at constant gates, the same for every example. Lines: closed forms; points: "
-        "simulated prompts with intervals of two standard errors, joined by dots where there is no closed form and gates are "
-        f"chosen on other prompts. Retention keeps {FADING:.3g} at an example, channels of KDA {UNEQUAL[0]:g} to {UNEQUAL[1]:g}, "
-        "GLA and RWKV-6 a share drawn from 0.9 to 1; the others are at their best. One step falls like 1/n, or to a floor where "
-        "it forgets; descent falls geometrically to what noise leaves; equations reach the Bayes risk (dashed).",
+        f"Linear regression (d = {d}, noise {s2:g}) at constant gates, the same for every example. Lines: closed forms; "
+        "points: simulated prompts with intervals of two standard errors, joined by dots where there is no closed form and gates "
+        f"are chosen on other prompts. Retention keeps {FADING:.3g} at an example, channels of KDA {UNEQUAL[0]:g} to "
+        f"{UNEQUAL[1]:g}, GLA and RWKV-6 a share drawn from 0.9 to 1; the others are at their best. One step falls like 1/n, or "
+        "to a floor where it forgets; descent falls geometrically to what noise leaves; equations reach the Bayes risk (dashed).",
         numbers,
     )
 
@@ -89,8 +87,12 @@ def solved(d: int, n: int, s2: float) -> dict[str, tuple[Settings, float]]:
     momentum = theory.momentum.best(keys, n, s2)
     bayes = theory.bayes.isotropic_risk(d, n, s2)
     mesa = {"scale": 1.0, "penalty": s2, "write_strength": 1.0, "log_decay": 0.0}
+    scale = theory.linear_attention.best_scale(keys, n, s2)
     return {
-        "linear": ({"scale": theory.linear_attention.best_scale(keys, n, s2)}, theory.linear_attention.minimum_risk(keys, n, s2)),
+        "linear": (
+            {"scale": theory.linear_attention.best_scale(keys, n, s2)},
+            theory.linear_attention.minimum_risk(keys, n, s2),
+        ),
         "retention": (
             {"scale": fading, "log_decay": math.log(FADING)},
             theory.retention.head_risk(keys, n, s2, 1.0, FADING, fading),

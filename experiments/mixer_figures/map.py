@@ -17,13 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from mixer_figures.answers import GROUPS, NAMES, Settings, predictor
 from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab import analysis, tasks
 from icl_lab.analysis.identify.identification import CLOSE, NONE, RESOLUTION, Identification
 from icl_lab.report.style import save
-from mixer_figures.answers import GROUPS, NAMES, Settings, predictor
 
 FAMILIES = {
     "steps on all examples": {
@@ -70,8 +70,8 @@ def map_of_algorithms(config: DictConfig, folder: Path) -> None:
         folder / "map.png",
         "Rows: mechanisms at generic gates. Columns: algorithms, each fitted to the answers of the mechanism. Numbers: how far "
         f"the answers are apart on fresh prompts, relative to their size; = is the same function, within {RESOLUTION:g}. "
-        f"Framed: the simplest algorithm within {CLOSE:g} that no richer one beats; with a dashed frame the nearest one, where "
-        "none is as close. Hatched: not fitted, as the algorithm depends on the order of the examples and the mechanism does not.",
+        f"Framed: the simplest algorithm within {CLOSE:g} that no richer one beats; with a dashed frame the nearest, where "
+        "none is as close. Hatched: not fitted, the algorithm depends on the order of the examples and the mechanism does not.",
         {"distance to": np.array(list(COLUMNS))} | {NAMES[name]: row for name, row in zip(names, table, strict=True)},
     )
 

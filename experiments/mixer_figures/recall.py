@@ -10,15 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from mixer_figures.answers import GROUPS, Settings, curves, drawn, last_examples, tuned_risk
 from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab import tasks
-from icl_lab.claims.mixers.prompts import drawn
 from icl_lab.core.prng import stream
 from icl_lab.report.style import save
-
-from mixer_figures.answers import GROUPS, Settings, curves, last_examples, tuned_risk
 
 PANELS = {
     "additive states": GROUPS["one gradient step"],
@@ -43,14 +41,14 @@ def recall(config: DictConfig, folder: Path) -> None:
         for name, errors in found.items():
             errors.append(tuned_risk(name, settings[name], last_examples(asked, n, longest, name)))
     points = {name: np.array(errors) / d for name, errors in found.items()}
-    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(11.5, 5.2), layout="constrained")
     for axes, (title, panel) in zip(figure.subplots(1, 3, sharey=True), PANELS.items(), strict=True):
         axes.axvline(d, color="0.6", linestyle="--", linewidth=1, zorder=1)
         if "linear" not in panel:
             axes.plot(sizes.pairs, points["linear"][:, 0], color="0.6", linewidth=1, label="linear attention", zorder=1)
         curves(axes, list(sizes.pairs), points, panel, {})
         axes.set(title=title, xlabel="pairs N", yscale="linear", ylim=(-0.04, 1.12))
-        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(0.0, 0.92))
+        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(0.0, -0.2), ncol=2)
     figure.axes[0].set_ylabel("error of the value, share of its size")
     numbers: dict[str, Any] = {"N": list(sizes.pairs)}
     for name, words in names.items():

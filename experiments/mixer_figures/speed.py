@@ -9,12 +9,12 @@ import numpy as np
 from benchmarks.common import medians_in_turns
 from benchmarks.one_head import WIDTH, program
 from matplotlib.figure import Figure
+from mixer_figures.answers import NAMES
 from omegaconf import DictConfig
 from rich.progress import track
 
 from icl_lab.mixers import FORMS
 from icl_lab.report.style import save
-from mixer_figures.answers import NAMES
 
 WORDS = {"recurrent": "token after token", "chunk": "blocks of 64", "parallel": "all tokens at once"}
 
@@ -27,7 +27,9 @@ def speed(config: DictConfig, folder: Path) -> None:
     seconds = dict(zip(cases, medians_in_turns(programs, sizes.repeats), strict=True))
     figure = Figure(figsize=(11.5, 3.9), layout="constrained")
     numbers: dict[str, Any] = {"T": list(sizes.lengths)}
-    for axes, name in zip(figure.subplots(1, len(sizes.mechanisms), sharey=True, squeeze=False)[0], sizes.mechanisms, strict=True):
+    for axes, name in zip(
+        figure.subplots(1, len(sizes.mechanisms), sharey=True, squeeze=False)[0], sizes.mechanisms, strict=True
+    ):
         for form in FORMS:
             taken = [seconds[name, form, int(T)] for T in sizes.lengths]
             power = np.polyfit(np.log(sizes.lengths[-2:]), np.log(taken[-2:]), 1)[0]
