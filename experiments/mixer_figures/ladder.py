@@ -66,9 +66,10 @@ def ladder(config: DictConfig, folder: Path) -> None:
         folder / "ladder.png",
         f"A task vector of correlation a from one example to the next (d = {sizes.dim}, {sizes.context_length} examples, noise "
         f"{sizes.noise_variance:g}), asked for one step later; no answer at all has risk / d = 1. Lines: closed forms at the "
-        "best constant gates; dashed the posterior variance, over drawn inputs. Points: simulated prompts with intervals of two "
-        "standard errors, joined by dots where there is no closed form. Every rung knows more of the drift: a window, a decay, a correction, both, a step "
-        "that follows the variance, ridge regression that forgets. Nothing is below the Kalman filter.",
+        "best constant gates; dashed the posterior variance, over drawn inputs. Points: simulated prompts with intervals of "
+        "two standard errors, joined by dots where there is no closed form. Every rung knows more of the drift: a window, a "
+        "decay, a correction, both, a step that follows the variance, ridge regression that forgets. Nothing is below the "
+        "Kalman filter.",
         numbers,
     )
 
@@ -78,8 +79,8 @@ def rungs(config: DictConfig, correlation: float) -> list[tuple[float, float, fl
     sizes, a, key = config.ladder, correlation, jax.random.key(config.seed)
     d, n, s2 = sizes.dim, sizes.context_length, sizes.noise_variance
     task, keys = tasks.DriftingRegression(d, n, a, np.sqrt(s2)), theory.KeyMoments.gaussian(d)
-    prompts, pilot = (drawn(task, stream(key, use), sizes[use]) for use in ("prompts", "pilot"))
-    contexts = [np.asarray(drawn(task, stream(key, "keys"), sizes.prompts).inputs)]
+    prompts, pilot = (drawn(task, stream(key, f"{use} at {a:g}"), sizes[use]) for use in ("prompts", "pilot"))
+    contexts = [np.asarray(drawn(task, stream(key, f"keys at {a:g}"), sizes.prompts).inputs)]
 
     scales, windows = theory.retention.window_risks(keys, n, s2, a)
     width = int(np.argmin(windows)) + 1

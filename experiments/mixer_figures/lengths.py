@@ -64,10 +64,10 @@ def lengths(config: DictConfig, folder: Path) -> None:
         figure,
         folder / "lengths.png",
         f"Linear regression (d = {d}, noise {s2:g}) at constant gates, the same for every example. Lines: closed forms; "
-        "points: simulated prompts with intervals of two standard errors, joined by dots where there is no closed form and gates "
-        f"are chosen on other prompts. Retention keeps {FADING:.3g} at an example, channels of KDA {UNEQUAL[0]:g} to "
-        f"{UNEQUAL[1]:g}, GLA and RWKV-6 a share drawn from 0.9 to 1; the others are at their best. One step falls like 1/n, or "
-        "to a floor where it forgets; descent falls geometrically to what noise leaves; equations reach the Bayes risk (dashed).",
+        "points: simulated prompts with intervals of two standard errors, joined by dots where there is no closed form and "
+        f"gates are chosen on other prompts. Retention keeps {FADING:.3g} at an example, channels of KDA {UNEQUAL[0]:g} to "
+        f"{UNEQUAL[1]:g}, GLA and RWKV-6 a share drawn from 0.9 to 1; the others are at their best. One step falls like 1/n, "
+        "or to a floor where it forgets; descent falls geometrically to what noise leaves; equations reach the Bayes risk.",
         numbers,
     )
 
@@ -90,7 +90,7 @@ def solved(d: int, n: int, s2: float) -> dict[str, tuple[Settings, float]]:
     scale = theory.linear_attention.best_scale(keys, n, s2)
     return {
         "linear": (
-            {"scale": theory.linear_attention.best_scale(keys, n, s2)},
+            {"scale": scale},
             theory.linear_attention.minimum_risk(keys, n, s2),
         ),
         "retention": (
