@@ -7,7 +7,7 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 2. if there is none, the simplest family within `close` that no richer one beats clearly;
 3. if there is none, "none of these".
 
-From simple to rich: zero, OLS, gradient descent, ridge; online SGD, implicit and normalised; a discounted gradient step, online
+From simple to rich: zero, OLS, gradient descent, ridge; online SGD, normalised and implicit; a discounted gradient step, online
 SGD with decay and with momentum, discounted ridge; kernel smoothers, GD++, a gradient step with a weight for each example, and
 preconditioned gradient descent. Families that read the examples in their order are fitted only to a model whose answers change
 by more than `resolution` when every example takes the place of the next and the last one the first.
@@ -28,8 +28,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab.analysis.identify import certainty, families
 from icl_lab.analysis.identify import discrimination as telling
-from icl_lab.analysis.identify import families
 from icl_lab.analysis.identify.candidate import Candidate
 from icl_lab.analysis.identify.discrimination import Count
 from icl_lab.analysis.identify.features import Answered, features
@@ -85,6 +85,8 @@ class Identification:
       scale: root mean square of the model's answers.
       prompts: number that the families were judged on.
       rule: one sentence, by which rule the verdict was found, with its numbers.
+      errors: relative standard error of each parameter of a family that is close to the model and does not equal it, by name;
+        see `certainty`.
     """
 
     verdict: str
@@ -94,6 +96,7 @@ class Identification:
     scale: Estimate
     prompts: int
     rule: str
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def distance(self, family: str) -> Estimate:
         """The relative distance of a family, by its name.
@@ -134,6 +137,7 @@ class Identification:
             "reason": self.reason,
             "rule": self.rule,
             "prompts": self.prompts,
+            "errors": {name: error if np.isfinite(error) else "inf" for name, error in self.errors.items()},
             "scale": {"mean": self.scale.mean, "standard_error": self.scale.standard_error},
             "families": [
                 {
@@ -173,7 +177,8 @@ def identify(
     only if it is closer by more than the share `tolerance` of the distance and by more than `discrimination.SIGMAS` standard
     errors of the paired difference of squared distances, on prompts that neither was fitted to: a simpler family stands where
     the prompts cannot tell it from the richer one, or where the difference is below the tolerance. Of the families within
-    `close` the simplest that stands is the answer, and if no family is within it, none is.
+    `close` the simplest that stands is the answer, and if no family is within it, none is. Of an answer that is close and not
+    within the resolution the reason also says how well its parameters are known, as relative standard errors.
 
     Args:
       predictor: function of one prompt that returns (k,), such as `equinox.Partial(model, weights)`.
@@ -227,7 +232,7 @@ def identify(
     squares = np.stack([np.sum(np.abs(response - truth) ** 2, axis=1)[:prompts] for response in responses])
     target = np.asarray(fresh.target)
     errors = np.stack([np.sum(np.abs(response - target) ** 2, axis=1)[:prompts] for response in responses])
-    return _judged(candidates, squares, errors, norms, scale, resolution, close, tolerance)
+    return _judged(candidates, squares, errors, norms, scale, resolution, close, tolerance, seen)
 
 
 def _decomposed(observed: Observed) -> Answered:
@@ -243,6 +248,7 @@ def _judged(
     resolution: float,
     close: float,
     tolerance: float,
+    seen: Observed,
 ) -> Identification:
     """The verdict on families from simple to rich, by squared distances to the model and squared errors on M prompts."""
     distances = [telling.relative_root(square, norms) for square in squares]
@@ -253,7 +259,7 @@ def _judged(
     reference = nearest if chosen is None else chosen
     shown = candidates[reference]
     name = shown.family + (f" ({shown.words})" if shown.words else "")
-    at = f"at relative distance {distances[reference].mean:.2g}"
+    at, known = f"at relative distance {distances[reference].mean:.2g}", {}
     if chosen is None:
         reason = f"the nearest, {name}, is {at} ± {distances[reference].standard_error:.1g}, above {close:g}"
     elif chosen in same:
@@ -261,7 +267,8 @@ def _judged(
         reason = f"{name} computes the same function, {at}, within the resolution {resolution:g}{others}"
     else:
         reason = f"{name} is the simplest family within {close:g} that no richer one beats clearly, {at}"
-        reason += f" ± {distances[reference].standard_error:.1g}"
+        known = certainty.standard_errors(shown, seen)
+        reason += f" ± {distances[reference].standard_error:.1g}" + (f"; its {certainty.said(known)}" if known else "")
     ranked = []
     for i in np.argsort([distance.mean for distance in distances]):
         if i == reference:
@@ -284,7 +291,7 @@ def _judged(
         rule = f"of the families within the resolution {resolution:g} the simplest is named"
     else:
         rule = telling.rule({candidates[i].family: squares[i] for i in near}, shown.family, tolerance)
-    return Identification(verdict, reason + note, tuple(ranked), identified, scale, squares.shape[1], rule)
+    return Identification(verdict, reason + note, tuple(ranked), identified, scale, squares.shape[1], rule, known)
 
 
 def _rms(values: np.ndarray) -> float:

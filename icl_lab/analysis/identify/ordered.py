@@ -6,59 +6,71 @@ and :math:`v = 0`, and from the last example to the first,
 
 .. math:: s = u + v, \qquad w_i = \eta_i\, x_i^* s, \qquad u \leftarrow \alpha\, (u - w_i\, x_i), \qquad v \leftarrow \mu\, s ,
 
-with a decay alpha of the matrix before each step and a share mu of the last step that is taken again. So a pass costs O(N d) a
-prompt and an iteration, like a weighted step; weighted ridge regression costs O(N d^2 + d^3).
+with a decay alpha of the matrix before each step and a share mu of the last step that is taken again. Without the correction
+:math:`w_i x_i` the weights are those of a gradient step in which examples fade. So a pass costs O(N d) a prompt and an
+iteration, and all families but one share a program; ridge regression in which examples fade costs O(N d^2 + d^3).
 
-Decays and shares are fitted by their logit, so that they stay between 0 and 1.
+Decays and shares are fitted by their logit, so that they stay between 0 and 1. So is the step of implicit descent: with q the
+sigmoid of the logarithm of eta in units of :math:`1/r`, its step :math:`\eta / (1 + \eta\, |x_i|^2)` is
+:math:`q / ((1 - q)\, r + q\, |x_i|^2)`, where an infinite eta is q = 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Float, Inexact
 
-from icl_lab.analysis.identify.candidate import FEW, MANY, Candidate, Fit, fit, number
+from icl_lab.analysis.identify.candidate import MANY, Candidate, Fit, fit, number
 from icl_lab.analysis.identify.features import Answered, Features, eigenvalue, online_unit
 from icl_lab.analysis.identify.search import reals
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array
 
-_STEPS = np.geomspace(1e-4, 10.0, 31)[:, None]
-# An implicit step has a limit, and is closer to it than the resolution from here on.
-_IMPLICIT_STEPS = np.geomspace(1e-4, 1e8, 49)[:, None]
 _LOGITS = np.array([-2.0, 0.0, 1.0, 2.0, 4.0])
-# Steps and penalties that go with a decay or a share, and the logits of that.
 _STEPS_AND_LOGITS = np.stack(np.meshgrid(np.geomspace(1e-3, 3.0, 8), _LOGITS), -1).reshape(-1, 2)
+# As many points, so that all passes share a program: steps without a logit, and logarithms of implicit steps, which have a
+# limit and are closer to it than the resolution from the last one on.
+_STEPS = np.pad(np.geomspace(1e-4, 10.0, len(_STEPS_AND_LOGITS))[:, None], [(0, 0), (0, 1)])
+_IMPLICIT_STEPS = np.pad(np.linspace(np.log(1e-4), np.log(1e8), len(_STEPS_AND_LOGITS))[:, None], [(0, 0), (0, 1)])
 _PENALTIES = np.log([1e-10, 1e6])
 _PENALTIES_AND_LOGITS = np.stack(np.meshgrid(np.log(np.geomspace(1e-6, 1e2, 9)), _LOGITS), -1).reshape(-1, 2)
+
+
+class _Pass(NamedTuple):
+    """What makes a pass over the examples one of a family, as arrays, so that all families share a program."""
+
+    corrected: Any = np.asarray(True)
+    normalised: Any = np.asarray(False)
+    implicit: Any = np.asarray(False)
+    decays: Any = np.asarray(False)
+    moves: Any = np.asarray(False)
 
 
 def online_descent(seen: Answered, held: Answered) -> Fit:
     """One pass of stochastic gradient descent at the best step size."""
     unit = online_unit(seen.data)
-    (size,), squares = fit(_online_descent, _STEPS, (unit, np.asarray(0.0)), seen, held, FEW)
+    (size, _), squares = fit(_passed, _STEPS, (unit, _Pass()), seen, held, MANY)
     parameters = {"step_size": np.asarray(size * unit)}
     return Fit(Candidate("online SGD", "online_sgd", parameters, f"step {number(size * unit)}"), squares)
 
 
 def normalised_online_descent(seen: Answered, held: Answered) -> Fit:
     """The same with steps over the squared norm of their input."""
-    (size,), squares = fit(_online_descent, _STEPS, (online_unit(seen.data), np.asarray(1.0)), seen, held, FEW)
+    extra = online_unit(seen.data), _Pass(normalised=np.asarray(True))
+    (size, _), squares = fit(_passed, _STEPS, extra, seen, held, MANY)
     parameters = {"step_size": np.asarray(size), "normalised": True}
     return Fit(Candidate("normalised online SGD", "online_sgd", parameters, f"step {number(size)} / |x|²"), squares)
 
 
 def implicit_online_descent(seen: Answered, held: Answered) -> Fit:
     """One pass of implicit stochastic gradient descent at the best step size."""
-    unit = online_unit(seen.data)
-    (logarithm,), squares = fit(_implicit_online_descent, np.log(_IMPLICIT_STEPS), unit, seen, held, FEW)
-    highest = np.log(_IMPLICIT_STEPS[-1, 0])
+    unit, highest = online_unit(seen.data), _IMPLICIT_STEPS[-1, 0]
+    extra = unit, _Pass(implicit=np.asarray(True))
+    (logarithm, _), squares = fit(_passed, _IMPLICIT_STEPS, extra, seen, held, MANY)
     size = unit * np.exp(min(logarithm, highest))
     end = "its step went to the upper end of what was tried, where it fits every example when it comes (Kaczmarz)"
     note = end if logarithm >= highest else ""
@@ -68,17 +80,18 @@ def implicit_online_descent(seen: Answered, held: Answered) -> Fit:
 
 def discounted_descent(seen: Answered, held: Answered) -> Fit:
     """One gradient step in which examples fade geometrically, at the best step size and decay."""
-    return _with_share(_discounted_descent, "discounted gradient step", "discounted_gradient_step", "decay", seen, held)
+    kind = _Pass(corrected=np.asarray(False), decays=np.asarray(True))
+    return _with_share(kind, "discounted gradient step", "discounted_gradient_step", "decay", seen, held)
 
 
 def decayed_descent(seen: Answered, held: Answered) -> Fit:
     """One pass of stochastic gradient descent with weight decay before each step, at the best step size and decay."""
-    return _with_share(_decayed_descent, "online SGD with decay", "online_sgd", "decay", seen, held)
+    return _with_share(_Pass(decays=np.asarray(True)), "online SGD with decay", "online_sgd", "decay", seen, held)
 
 
 def momentum_descent(seen: Answered, held: Answered) -> Fit:
     """One pass of stochastic gradient descent with momentum, at the best step size and momentum."""
-    return _with_share(_momentum_descent, "online SGD with momentum", "momentum_sgd", "momentum", seen, held)
+    return _with_share(_Pass(moves=np.asarray(True)), "online SGD with momentum", "momentum_sgd", "momentum", seen, held)
 
 
 def discounted_ridge(seen: Answered, held: Answered) -> Fit:
@@ -88,11 +101,16 @@ def discounted_ridge(seen: Answered, held: Answered) -> Fit:
     penalty, decay = unit * np.exp(np.clip(logarithm, *_PENALTIES)), _share(logit)
     words = f"penalty {number(penalty)}, decay {number(decay)}"
     parameters = {"penalty": np.asarray(penalty), "decay": np.asarray(decay)}
-    return Fit(Candidate("discounted ridge", "discounted_ridge", parameters, words), squares)
+    note = ""
+    if logarithm <= _PENALTIES[0]:
+        note = "its penalty went to the lower end of what was tried, where it is least squares in which examples fade"
+    elif logarithm >= _PENALTIES[1]:
+        note = "its penalty went to the upper end of what was tried, where it is a small gradient step in which examples fade"
+    return Fit(Candidate("discounted ridge", "discounted_ridge", parameters, words, note), squares)
 
 
 FAMILIES = (
-    *(online_descent, implicit_online_descent, normalised_online_descent),
+    *(online_descent, normalised_online_descent, implicit_online_descent),
     *(discounted_descent, decayed_descent, momentum_descent, discounted_ridge),
 )
 """Of one parameter and of two, from simple to rich."""
@@ -105,9 +123,9 @@ def weighted_descent(seen: Answered) -> Candidate:
     return Candidate("weighted gradient step", "weighted_gradient_step", {"example_weights": weights}, words)
 
 
-def _with_share(answer: Callable, family: str, estimator: str, name: str, seen: Answered, held: Answered) -> Fit:
+def _with_share(kind: _Pass, family: str, estimator: str, name: str, seen: Answered, held: Answered) -> Fit:
     unit = online_unit(seen.data)
-    (size, logit), squares = fit(answer, _STEPS_AND_LOGITS, unit, seen, held, MANY)
+    (size, logit), squares = fit(_passed, _STEPS_AND_LOGITS, (unit, kind), seen, held, MANY)
     parameters = {"step_size": np.asarray(size * unit), name: np.asarray(_share(logit))}
     words = f"step {number(size * unit)}, {name} {number(_share(logit))}"
     return Fit(Candidate(family, estimator, parameters, words), squares)
@@ -117,60 +135,45 @@ def _share(logit: float) -> float:
     return float(1 / (1 + np.exp(-logit)))
 
 
-def _online_descent(point: Array, extra: Any, data: Features) -> Array:
-    unit, normalised = extra
-    squares = jnp.sum(jnp.abs(data.inputs) ** 2, axis=2)
-    return _taken_back(point[0] * jnp.where(normalised > 0, 1 / jnp.where(squares > 0, squares, jnp.inf), unit), data)
-
-
-def _implicit_online_descent(point: Array, unit: Any, data: Features) -> Array:
-    size = unit * jnp.exp(point[0])
-    return _taken_back(size / (1 + size * jnp.sum(jnp.abs(data.inputs) ** 2, axis=2)), data)
-
-
-def _decayed_descent(point: Array, unit: Any, data: Features) -> Array:
-    return _taken_back(jnp.broadcast_to(point[0] * unit, data.inputs.shape[:2]), data, decay=jax.nn.sigmoid(point[1]))
-
-
-def _momentum_descent(point: Array, unit: Any, data: Features) -> Array:
-    return _taken_back(jnp.broadcast_to(point[0] * unit, data.inputs.shape[:2]), data, momentum=jax.nn.sigmoid(point[1]))
-
-
-def _taken_back(
-    sizes: Float[Array, "M N"], data: Features, decay: float | Array = 1.0, momentum: float | Array = 0.0
-) -> Inexact[Array, "M k"]:
+def _passed(point: Float[Array, "2"], extra: tuple[Array, _Pass], data: Features) -> Inexact[Array, "M k"]:
     """The query is taken back through the examples, the last one first: what is left of it meets the labels before."""
-    kept, again = (jnp.asarray(share, data.queries.dtype) for share in (decay, momentum))
+    unit, kind = extra
+    shares = jax.nn.sigmoid(point)
+    squares = jnp.sum(jnp.abs(data.inputs) ** 2, axis=2)
+    constant = jnp.where(kind.implicit, jax.nn.sigmoid(-point[0]), jnp.where(kind.normalised, 0.0, 1.0)) / unit
+    below = constant + jnp.where(kind.implicit, shares[0], jnp.where(kind.normalised, 1.0, 0.0)) * squares
+    # An input that is zero takes no step.
+    sizes = jnp.where(kind.implicit, shares[0], point[0]) / jnp.where(below > 0, below, jnp.inf)
+    dtype = data.queries.dtype
+    kept = jnp.where(kind.decays, shares[1], 1.0).astype(dtype)
+    again = jnp.where(kind.moves, shares[1], 0.0).astype(dtype)
 
     def back(state, example):
         query, move, answer = state
         inputs, labels, size = example
         read = query + move
-        weight = (size.astype(inputs.dtype) * jnp.sum(jnp.conj(inputs) * read, axis=1))[:, None]
-        return (kept * (query - weight * inputs), again * read, answer + weight * labels), None
+        weight = (size.astype(dtype) * jnp.sum(jnp.conj(inputs) * read, axis=1))[:, None]
+        left = query - jnp.where(kind.corrected, weight, 0.0) * inputs
+        return (kept * left, again * read, answer + weight * labels), None
 
     examples = jnp.swapaxes(data.inputs, 0, 1), jnp.swapaxes(data.labels, 0, 1), sizes.T
     start = data.queries, jnp.zeros_like(data.queries), jnp.zeros_like(data.labels[:, 0])
     return jax.lax.scan(back, start, examples, reverse=True)[0][2]
 
 
-def _left(logit: Array, data: Features) -> Inexact[Array, "N"]:
-    """What a decay leaves of each example, 1 of the last."""
-    ages = jnp.arange(data.inputs.shape[1] - 1, -1, -1)
-    return jnp.exp(ages * jax.nn.log_sigmoid(logit)).astype(data.inputs.dtype)
+def _discounted_ridge(point: Float[Array, "2"], unit: Array, data: Features) -> Inexact[Array, "M k"]:
+    dtype, dim = data.queries.dtype, data.queries.shape[1]
+    ages = jnp.arange(data.inputs.shape[1] - 1, -1, -1, dtype=point.dtype)
+    left = jnp.exp(ages * jax.nn.log_sigmoid(point[1])).astype(dtype)
+    penalty = (unit * jnp.exp(jnp.clip(point[0], *_PENALTIES))).astype(dtype) * jnp.eye(dim, dtype=dtype)
 
+    def answer(inputs, labels, query):
+        faded = left[:, None] * inputs
+        # A derivative costs one more solve with the same factors.
+        solved = jax.scipy.linalg.solve(faded.T @ jnp.conj(inputs) + penalty, query, assume_a="pos")
+        return (jnp.conj(faded) @ solved) @ labels
 
-def _discounted_descent(point: Array, unit: Any, data: Features) -> Array:
-    weights = (point[0] * unit).astype(data.inputs.dtype) * _left(point[1], data)
-    return jnp.einsum("n,mnd,md,mnk->mk", weights, jnp.conj(data.inputs), data.queries, data.labels)
-
-
-def _discounted_ridge(point: Array, unit: Any, data: Features) -> Array:
-    left, dim = _left(point[1], data), data.queries.shape[1]
-    penalty = (unit * jnp.exp(jnp.clip(point[0], *_PENALTIES))).astype(left.dtype) * jnp.eye(dim, dtype=left.dtype)
-    gram = jnp.einsum("n,mni,mnj->mij", left, data.inputs, jnp.conj(data.inputs)) + penalty
-    solved = jax.vmap(lambda matrix, query: cho_solve(cho_factor(matrix), query))(gram, data.queries)
-    return jnp.einsum("n,mnd,md,mnk->mk", left, jnp.conj(data.inputs), solved, data.labels)
+    return jax.vmap(answer)(data.inputs, data.labels, data.queries)
 
 
 @compiled.jit

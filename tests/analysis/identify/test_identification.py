@@ -194,6 +194,24 @@ def test_learners_are_known_on_every_kind_of_prompt(place):
     check(estimators.named("online_sgd", step_size=0.05), "online SGD", {"step_size": 0.05}, PLACES[place], 0)
 
 
+RECURRENT_PLACES = {
+    "two inputs, five examples": tasks.LinearRegression(2, 5, noise_std=0.3),
+    "fewer examples than inputs": tasks.LinearRegression(5, 3),
+    "spread inputs and noise": tasks.LinearRegression(3, 16, covariance=[3.0, 1.0, 0.2], noise_std=0.5),
+    "complex dynamics": PLACES["complex dynamics"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", RECURRENT_PLACES)
+def test_recurrent_learners_are_known_on_every_kind_of_prompt(place):
+    task = RECURRENT_PLACES[place]
+    for name in ("delta rule, normalised", "discounted", "gated delta rule", "momentum", "mesa", "delta rule", "longhorn"):
+        check(*LEARNERS[name], task, 0)
+    lags = np.where(np.arange(task.context_length) % 2, 0.2, -0.1)
+    check(estimators.named("weighted_gradient_step", example_weights=lags), WEIGHTED, {"example_weights": lags}, task, 0)
+
+
 @pytest.mark.slow
 def test_complex_dynamics_are_told_from_what_they_are_not(key):
     task = PLACES["complex dynamics"]
@@ -315,10 +333,14 @@ def test_explicit_and_implicit_steps_are_told_apart(key, step_size, least):
         assert found.distance(family).mean < 1e-12
 
 
-def test_steps_of_kaczmarz_are_the_limit_of_implicit_ones(key):
+def test_steps_of_kaczmarz_are_normalised_ones_and_the_limit_of_implicit_ones(key):
     found = analysis.identify(estimators.named("online_sgd", step_size=1.0, normalised=True), TASK, key, 1024)
-    assert found.verdict == "implicit online SGD"
-    assert "upper end" in found.reason
+    # Both compute it, and one of them with a step that is a number.
+    assert found.verdict == STEPS_OF_OWN
+    np.testing.assert_allclose(found.identified.parameters["step_size"], 1.0, rtol=1e-8)
+    implicit = next(row for row in found.ranked if row.candidate.family == "implicit online SGD")
+    assert implicit.distance.mean < 1e-6
+    assert "upper end" in implicit.candidate.note
 
 
 def nearly_online(name, noise, prompt):
