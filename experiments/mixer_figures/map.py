@@ -130,7 +130,7 @@ def draw(axes: Axes, table: Float[np.ndarray, "M F"], names: list[str], named: l
         spine.set_visible(False)
     image = axes.imshow(np.clip(table, NEAREST, 1), norm=LogNorm(NEAREST, 1), cmap=SHADES, aspect="auto")
     for (i, j), distance in np.ndenumerate(table):
-        text, colour = f"{distance:.2g}" if distance < 9.95 else ">10", "white" if distance < 0.07 else "0.1"
+        text, colour = f"{distance:.{1 if distance < NEAREST else 2}g}", "white" if distance < 0.07 else "0.1"
         if np.isnan(distance):
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="0.96", edgecolor="0.82", hatch="////", linewidth=0))
             continue
@@ -151,12 +151,14 @@ def draw(axes: Axes, table: Float[np.ndarray, "M F"], names: list[str], named: l
     for end in accumulate(map(len, grouped)):
         axes.axhline(end - 0.5, xmin=-0.22, color="0.35", linewidth=1, clip_on=False) if 0 < end < rows else None
     start = 0
-    for title, group in FAMILIES.items():
+    for kind, group in FAMILIES.items():
         middle, end = start + len(group) / 2 - 0.5, start + len(group)
-        axes.text(middle, rows - 0.3, title, ha="center", va="top", fontsize=11, fontweight="bold", color="0.25")
+        axes.text(middle, rows - 0.3, kind, ha="center", va="top", fontsize=11, fontweight="bold", color="0.25")
         if end < columns:
             axes.axvline(end - 0.5, color="0.35", linewidth=1)
         start = end
+    title = "Which algorithm does\na mechanism run?"
+    axes.annotate(title, (0, 1), (-178, 34), "axes fraction", "offset points", fontsize=13, fontweight="bold", color="0.25")
     axes.set_xticks(range(columns), labels=list(COLUMNS.values()), rotation=38, ha="left", rotation_mode="anchor")
     axes.tick_params(axis="x", top=False, labeltop=True, bottom=False, labelbottom=False, labelsize=11, pad=2)
     axes.tick_params(axis="y", left=False, labelsize=11)
