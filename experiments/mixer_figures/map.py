@@ -157,8 +157,10 @@ def draw(axes: Axes, table: Float[np.ndarray, "M F"], names: list[str], named: l
         if end < columns:
             axes.axvline(end - 0.5, color="0.35", linewidth=1)
         start = end
-    title = "Which algorithm does\na mechanism run?"
-    axes.annotate(title, (0, 1), (-178, 34), "axes fraction", "offset points", fontsize=13, fontweight="bold", color="0.25")
+    question = "Which algorithm does\na mechanism run?"
+    style = {"fontsize": 13, "fontweight": "bold", "color": "0.25"}
+    # Its place is above the names of the rows, which leave it enough.
+    axes.annotate(question, (0, 1), (-134, 36), "axes fraction", "offset points", **style).set_in_layout(False)
     axes.set_xticks(range(columns), labels=list(COLUMNS.values()), rotation=38, ha="left", rotation_mode="anchor")
     axes.tick_params(axis="x", top=False, labeltop=True, bottom=False, labelbottom=False, labelsize=11, pad=2)
     axes.tick_params(axis="y", left=False, labelsize=11)
