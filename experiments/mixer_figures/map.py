@@ -160,7 +160,7 @@ def draw(axes: Axes, table: Float[np.ndarray, "M F"], names: list[str], named: l
     question = "Which algorithm does\na mechanism run?"
     style = {"fontsize": 13, "fontweight": "bold", "color": "0.25"}
     # Its place is above the names of the rows, which leave it enough.
-    axes.annotate(question, (0, 1), (-134, 36), "axes fraction", "offset points", **style).set_in_layout(False)
+    axes.annotate(question, (0, 1), (-128, 36), "axes fraction", "offset points", **style).set_in_layout(False)
     axes.set_xticks(range(columns), labels=list(COLUMNS.values()), rotation=38, ha="left", rotation_mode="anchor")
     axes.tick_params(axis="x", top=False, labeltop=True, bottom=False, labelbottom=False, labelsize=11, pad=2)
     axes.tick_params(axis="y", left=False, labelsize=11)
