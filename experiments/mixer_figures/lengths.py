@@ -66,7 +66,7 @@ def lengths(config: DictConfig, folder: Path) -> None:
         f"Linear regression (d = {d}, noise {s2:g}) at constant gates, the same for every example. Lines: closed forms; "
         "points: simulated prompts with intervals of two standard errors, joined by dots where there is no closed form and "
         f"gates are chosen on other prompts. Retention keeps {FADING:.3g} at an example, channels of KDA {UNEQUAL[0]:g} to "
-        f"{UNEQUAL[1]:g}, the two GLA and RWKV-6 a share drawn from 0.9 to 1; others are at their best. One step falls like 1/n, "
+        f"{UNEQUAL[1]:g}, the two GLA and RWKV-6 a share drawn from 0.9 to 1; others are at their best. A step falls as 1/n, "
         "or to a floor where it forgets; descent falls geometrically to what noise leaves; equations reach the Bayes risk.",
         numbers,
     )
