@@ -9,44 +9,14 @@ have their turns in every round, so that all of them see the same load.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import common
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
 from matplotlib.figure import Figure
+from one_head import WIDTH, program
 
-from icl_lab import mixers
-
-WIDTH = 32
 CHUNKED = ("linear", "retention", "gla", "deltanet", "gated_deltanet", "kda", "mesa")
 SQUARE = {"softmax, parallel": ("softmax", "parallel"), "retention, parallel": ("retention", "parallel")}
-GATES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
-    "log_decay": lambda rng, count: -0.1 * rng.random(count),
-    "write_strength": lambda rng, count: rng.random(count),
-}
-
-
-def program(
-    name: str, form: str, length: int, width: int = WIDTH, dtype: type = np.float32, gradients: bool = False
-) -> Callable[[], object]:
-    """The outputs of one head of `length` random tokens, compiled; or the gradients of their squares in tokens and gates."""
-    rng, mixer = np.random.default_rng(0), mixers.named(name)
-    queries, keys, values = rng.normal(size=(3, length, width)).astype(dtype)
-    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
-    gates = {}
-    for gate in mixer.description.gates:
-        drawn = GATES[gate.name](rng, length).astype(dtype)
-        gates[gate.name] = np.repeat(drawn[:, None], width, axis=1) if gate.per_channel else drawn
-
-    def outputs(arrays):
-        return mixer.outputs(*arrays[0], form=form, **arrays[1])
-
-    compiled = eqx.filter_jit(jax.grad(lambda arrays: jnp.sum(outputs(arrays) ** 2)) if gradients else outputs)
-    return lambda: jax.block_until_ready(compiled(((queries, keys, values), gates)))
 
 
 def growth(quick: bool) -> dict[str, Any]:
