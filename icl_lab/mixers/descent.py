@@ -25,13 +25,13 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Inexact
+from jaxtyping import Bool, Float, Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Gate
 from icl_lab.mixers.delta import ExplicitStep
 from icl_lab.mixers.forms import in_form, state_before
-from icl_lab.mixers.matrix_state import decays_between, empty, written_rows
+from icl_lab.mixers.matrix_state import empty, inverse
 from icl_lab.tasks.prompt import check_count
 
 LOG_MOMENTUM = Gate("log_momentum", -math.inf, 0.0, "it is the logarithm of the share of the last step that is taken again")
@@ -106,13 +106,22 @@ def _moving_block(state: Moving, rows: tuple[Array, ...]) -> tuple[Moving, Array
         return rows @ state.matrix + reached[:, :1] * (rows @ state.step)
 
     missing = values - carried(keys, reached[:-1])
-    written = written_rows(keys @ writes.T * reached[:-1, 1:], missing)
+    written = inverse(keys @ writes.T * reached[:-1, 1:]) @ missing
     outputs = carried(queries, reached[1:]) + (queries @ writes.T * reached[1:, 1:]) @ written
 
     def added(multiples):
         return multiples[0] * state.step + (writes * multiples[1:, None]).T @ written
 
     return Moving(state.matrix + added(reached[-1]), added(left[-1])), outputs
+
+
+def decays_between(log_decay: Float[Array, "C"]) -> Float[Array, "C+1 C+1"]:
+    """Entry (i, j): what is left after i tokens of what was there after j <= i tokens, exp(g_{j+1} + .. + g_i); else 0."""
+    count = len(log_decay) + 1
+    steps = jnp.broadcast_to(jnp.pad(log_decay, (1, 0))[:, None], (count, count))
+    # Zeros up to token j: no sum over earlier tokens is subtracted.
+    summed = jnp.cumsum(jnp.tril(steps, -1), axis=0)
+    return jnp.exp(jnp.where(jnp.tri(count, dtype=bool), summed, -jnp.inf))
 
 
 class Batched(NamedTuple):
@@ -195,7 +204,7 @@ def _batched_block(state: tuple[Array, Array], rows: tuple[Array, ...]) -> tuple
     batch = jnp.cumsum(begins)
     seen = jnp.where((batch == 0)[:, None], keys @ before, keys @ matrix)
     earlier = batch[:, None] > batch[None, :]
-    written = written_rows(jnp.where(earlier, keys @ writes.T, 0), values - seen)
+    written = inverse(jnp.where(earlier, keys @ writes.T, 0)) @ (values - seen)
     outputs = queries @ matrix + jnp.tril(queries @ writes.T) @ written
     begun = matrix + jnp.where(earlier[-1][:, None], writes, 0).T @ written
     return (matrix + writes.T @ written, jnp.where(batch[-1] == 0, before, begun)), outputs

@@ -12,6 +12,9 @@ from jaxtyping import Float
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 
+TOGETHER = 512
+"""Tokens, at least one block, whose blocks are prepared at once: enough for two cores, and few enough for their caches."""
+
 Tree = TypeVar("Tree")
 State = TypeVar("State")
 Rows = TypeVar("Rows")
@@ -45,35 +48,47 @@ def state_before(initial: Any, empty: State, meaning: str) -> State:
 
 def in_form(
     token: Callable[[State, Rows], tuple[State, Outputs]],
-    block: Callable[[State, Rows], tuple[State, Outputs]],
+    block: Callable[[State, Any], tuple[State, Outputs]],
     initial: State,
     rows: Rows,
     form: str,
     chunk: int,
+    prepare: Callable[[Rows], Any] | None = None,
 ) -> tuple[Outputs, State]:
     """Outputs of all tokens and the last state, in the form "recurrent", "chunk" or "parallel".
 
     Args:
       token: (state, arrays of one token) -> state after it, output.
-      block: (state, arrays with a leading token axis) -> state after the last token, outputs of all.
+      block: (state, what is prepared of arrays with a leading token axis) -> state after the last token, outputs of all.
       initial: the state before the first token.
       rows: arrays (T, ...), T >= 1.
       form: one of `base.FORMS`.
       chunk: tokens in a block; a last block that is not full ends with tokens of zeros.
+      prepare: arrays with a leading token axis -> the work on a block that needs no state, done for several blocks at once;
+        None prepares nothing.
 
     Returns:
       Outputs (T, ...), state.
     """
+    prepared = prepare or (lambda rows: rows)
     if form == "parallel":
-        state, outputs = block(initial, rows)
+        state, outputs = block(initial, prepared(rows))
         return outputs, state
     if form == "recurrent":
         state, outputs = jax.lax.scan(token, initial, rows)
         return outputs, state
     count = jax.tree.leaves(rows)[0].shape[0]
-    # What a block computes inside is computed again for the gradient: kept, decays per channel are T x chunk x K numbers.
-    state, outputs = jax.lax.scan(jax.checkpoint(block), initial, in_blocks(rows, min(chunk, count)))
-    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], outputs), state
+    size = min(chunk, count)
+    blocks = -(-count // size)
+    groups = -(-blocks * size // TOGETHER) if prepare else blocks
+
+    def group(state, rows):
+        return jax.lax.scan(block, state, jax.vmap(prepared)(rows))
+
+    # What a group computes inside is computed again for the gradient, so that memory is that of one group.
+    grouped = in_blocks(in_blocks(rows, size), -(-blocks // groups))
+    state, outputs = jax.lax.scan(jax.checkpoint(group), initial, grouped)
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[3:])[:count], outputs), state
 
 
 def sums_to_end(numbers: Float[Array, "N *K"]) -> Float[Array, "N+1 *K"]:

@@ -8,23 +8,29 @@ the delta rule.
 
 Inside a block the written rows u_t = v_t - S_{t-1}^T r_t solve a unit lower triangular system, (I + M) U = V - R S, with M_{ij}
 the product of r_i and w_j under the decay between them (the UT transform of arXiv 2406.06484, Section 3; with decays arXiv
-2412.06464). Decays are exponentials of sums of g over the tokens between, so nothing overflows, and no sum over many tokens is
-subtracted from another.
+2412.06464). All of it but the products with S is worked out for many blocks at once, and the recurrence between blocks is left
+with three products of matrices. Decays are exponentials of sums of g over the tokens between, so nothing overflows, and no sum
+over many tokens is subtracted from another.
 """
 
 from __future__ import annotations
 
 import abc
+import itertools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
 from icl_lab.mixers.forms import in_form, state_before, sums_to_end
+
+ONE_BY_ONE = 4
+"""Tokens whose products are no longer taken by halves."""
+SUBSTITUTED = 8
+"""Tokens whose triangular system is no longer solved by halves."""
 
 
 class Updates(NamedTuple):
@@ -51,50 +57,165 @@ def advance(state: Inexact[Array, "K V"], token: Updates) -> Inexact[Array, "K V
     return state + token.writes[:, None] * missing[None, :]
 
 
-def advance_block(
-    state: Inexact[Array, "K V"], queries: Inexact[Array, "C K"], block: Updates
-) -> tuple[Inexact[Array, "K V"], Inexact[Array, "C V"]]:
-    """The state after a block of C tokens, and their outputs, by products of matrices."""
-    dtype = state.dtype
-    between = None if block.log_decay is None else decays_between(block.log_decay).astype(dtype)
-    before, after = (None, None) if between is None else (between[:-1], between[1:])
+class Block(NamedTuple):
+    """A block of C tokens, as far as it does not depend on the state S before it: everything is linear in S.
 
-    def carried(rows, left):
-        """What rows (C, K) read of the state before the block, of which a decay has left something."""
-        return (rows if left is None else rows * along_keys(left[:, 0], rows)) @ state
+    What the tokens write is `own - probes S`, their outputs are `outputs + readers S`, and the state after them is what they
+    leave of S and `writes^T` times what they write.
 
-    def products(rows, left):
-        """(C, C): row i times what is left of write j."""
-        if left is None or left.ndim == 2:
-            plain = rows @ block.writes.T
-            return plain if left is None else plain * left[:, 1:]
-        return jnp.sum(rows[:, None, :] * block.writes[None, :, :] * left[:, 1:], axis=2)
+    Attributes:
+      own: (C, V), what they write to an empty state.
+      outputs: (C, V), what they put out from an empty state.
+      readers: (C, K), the queries, less what the answers of the tokens before cancel.
+      writes: (C, K), where each writes, decayed to the end of the block.
+      left: (K,) or (1,), what is left of S; None is all.
+      probes: (C, K), the probes, less the same; None is no correction.
+    """
 
-    written = block.values
-    if block.probes is not None:
-        written = written_rows(products(block.probes, before), written - carried(block.probes, before))
-    outputs = carried(queries, after) + jnp.tril(products(queries, after)) @ written
-    if between is None:
-        return state + block.writes.T @ written, outputs
-    kept, writes = state * along_keys(between[-1, 0], state), block.writes * along_keys(between[-1, 1:], block.writes)
-    return kept + writes.T @ written, outputs
+    own: Array
+    outputs: Array
+    readers: Array
+    writes: Array
+    left: Array | None
+    probes: Array | None
 
 
-def written_rows(products: Inexact[Array, "C C"], missing: Inexact[Array, "C V"]) -> Inexact[Array, "C V"]:
-    """U with u_i = missing_i - sum_{j < i} products_{ij} u_j: what tokens write when they see what those before them wrote."""
-    system = jnp.tril(products, -1) + jnp.eye(products.shape[0], dtype=products.dtype)
-    return solve_triangular(system, missing, lower=True, unit_diagonal=True)
+def block_of(queries: Inexact[Array, "C K"], updates: Updates) -> Block:
+    """The work on C tokens that needs no state, by products of matrices."""
+    values, probes, writes, left = updates.values, updates.probes, updates.writes, None
+    if updates.log_decay is None:
+        read = jnp.tril(queries @ writes.T)
+        probed = None if probes is None else jnp.tril(probes @ writes.T, -1)
+    else:
+        rows = queries, probes, writes, updates.log_decay.reshape(len(writes), -1)
+        read, probed, since, until = jax.tree.map(lambda x: x[0], products_under_decay(*jax.tree.map(lambda x: x[None], rows)))
+        queries, writes, left = decayed(queries, since), decayed(writes, until), jnp.exp(since[-1])
+        probes = None if probes is None else decayed(probes, one_later(since))
+    if probes is None or probed is None:
+        return Block(values, read @ values, queries, writes, left, None)
+    solved = inverse(probed) @ jnp.concatenate([values, probes], axis=1)
+    answers = read @ solved
+    width = values.shape[1]
+    return Block(solved[:, :width], answers[:, :width], queries - answers[:, width:], writes, left, solved[:, width:])
 
 
-def decays_between(log_decay: Float[Array, "C *K"]) -> Float[Array, "C+1 C+1 *K"]:
-    """Entry (i, j): what is left after i tokens of what was there after j <= i tokens, exp(g_{j+1} + .. + g_i); else 0."""
-    count = log_decay.shape[0] + 1
-    column = (slice(None), slice(None), *(None,) * (log_decay.ndim - 1))
-    after, visible = jnp.tri(count, k=-1, dtype=bool)[column], jnp.tri(count, dtype=bool)[column]
-    steps = jnp.concatenate([jnp.zeros_like(log_decay[:1]), log_decay])[:, None]
-    shape = (count, count, *log_decay.shape[1:])
-    summed = jnp.cumsum(jnp.where(jnp.broadcast_to(after, shape), jnp.broadcast_to(steps, shape), 0.0), axis=0)
-    return jnp.exp(jnp.where(jnp.broadcast_to(visible, shape), summed, -jnp.inf))
+def advance_block(state: Inexact[Array, "K V"], block: Block) -> tuple[Inexact[Array, "K V"], Inexact[Array, "C V"]]:
+    """The state after a block of C tokens, and their outputs."""
+    written = block.own if block.probes is None else block.own - block.probes @ state
+    kept = state if block.left is None else state * along_keys(block.left, state)
+    return kept + block.writes.T @ written, block.outputs + block.readers @ state
+
+
+def products_under_decay(
+    queries: Inexact[Array, "M C K"],
+    probes: Inexact[Array, "M C K"] | None,
+    writes: Inexact[Array, "M C K"],
+    log_decay: Float[Array, "M C D"],
+) -> tuple[Inexact[Array, "M C C"], Inexact[Array, "M C C"] | None, Float[Array, "M C D"], Float[Array, "M C D"]]:
+    """Rows times what is left of the writes before them, in M parts of C tokens, by halves of the parts.
+
+    A token of a later half and one of the earlier half have a boundary between them: the decay to it and the decay from it are
+    at most 1, and each goes to its factor, so that no array has two axes of tokens and one of channels. (Parts are an axis
+    because one `jax.vmap` inside another for every halving would make more axes than XLA multiplies.)
+
+    Args:
+      queries: (M, C, K), read after their own token was written.
+      probes: (M, C, K), read before their own token decays the state; or None.
+      writes: (M, C, K).
+      log_decay: (M, C, K), or (M, C, 1) for all channels alike.
+
+    Returns:
+      Products of queries (M, C, C), lower triangular; of probes, strictly lower triangular; the log decays of each part up to
+      token i, its own included; and those from token i on, its own not.
+    """
+    parts, count, _ = writes.shape
+    if count <= ONE_BY_ONE:
+        return jax.vmap(_products_one_by_one)(queries, probes, writes, log_decay)
+    halved = jax.tree.map(_halves, (queries, probes, writes, log_decay))
+    (read, probed, since, until), (queries, probes, writes, _) = jax.tree.map(
+        lambda x: x.reshape(parts, 2, *x.shape[1:]).swapaxes(0, 1), (products_under_decay(*halved), halved)
+    )
+    reaching = decayed(writes[0], until[0]).swapaxes(1, 2)
+    read = _joined(read, decayed(queries[1], since[1]) @ reaching)[:, :count, :count]
+    if probes is not None:
+        probed = _joined(probed, decayed(probes[1], one_later(since[1])) @ reaching)[:, :count, :count]
+    since, until = (
+        jnp.concatenate([since[0], since[0, :, -1:] + since[1]], axis=1),
+        jnp.concatenate([until[0] + since[1, :, -1:], until[1]], axis=1),
+    )
+    return read, probed, since[:, :count], until[:, :count]
+
+
+def _products_one_by_one(queries, probes, writes, log_decay):
+    """`products_under_decay` of one part of a few tokens: each write is carried from token to token."""
+    count, zero = len(writes), jnp.zeros((), writes.dtype)
+    read, probed = ([[zero] * count for _ in range(count)] for _ in range(2))
+    since = list(itertools.accumulate(log_decay))
+    until = []
+    for j in range(count):
+        passed = jnp.zeros_like(log_decay[j])
+        for i in range(j, count):
+            passed = passed if i == j else passed + log_decay[i]
+            left = decayed(writes[j], passed)
+            read[i][j] = jnp.sum(queries[i] * left)
+            if probes is not None and i + 1 < count:
+                probed[i + 1][j] = jnp.sum(probes[i + 1] * left)
+        until.append(passed)
+    found = (jnp.stack([jnp.stack(row) for row in rows]) for rows in (read, probed))
+    return next(found), None if probes is None else next(found), jnp.stack(since), jnp.stack(until)
+
+
+@jax.custom_jvp
+def inverse(products: Inexact[Array, "C C"]) -> Inexact[Array, "C C"]:
+    """The inverse of the unit lower triangular matrix that has `products` below its diagonal.
+
+    It takes what tokens are to write to what they do write, when each sees what those before it wrote.
+    """
+    return _inverses(products[None])[0]
+
+
+@inverse.defjvp
+def _inverse_tangent(primals, tangents):
+    """Known from the inverse itself: nothing inside is differentiated."""
+    solved = inverse(primals[0])
+    return solved, -solved @ (jnp.tril(tangents[0], -1) @ solved)
+
+
+def _inverses(products: Inexact[Array, "M C C"]) -> Inexact[Array, "M C C"]:
+    """`inverse` of M matrices, by halves: those of both halves of the tokens, and what the later ones see of the earlier."""
+    parts, count, _ = products.shape
+    if count <= SUBSTITUTED:
+        rows = [jnp.broadcast_to(row, (parts, count)) for row in jnp.eye(count, dtype=products.dtype)]
+        for i in range(count):
+            for j in range(i):
+                rows[i] = rows[i] - products[:, i, j, None] * rows[j]
+        return jnp.stack(rows, axis=1)
+    filled = jnp.pad(products, ((0, 0), (0, count % 2), (0, count % 2)))
+    half = filled.shape[1] // 2
+    both = _inverses(jnp.concatenate([filled[:, :half, :half], filled[:, half:, half:]])).reshape(2, parts, half, half)
+    return _joined(both, -both[1] @ (filled[:, half:, :half] @ both[0]))[:, :count, :count]
+
+
+def _halves(rows: Inexact[Array, "M C K"]) -> Inexact[Array, "2*M H K"]:
+    """Halves of parts as parts; after an odd number of tokens comes one of zeros."""
+    parts, count, width = rows.shape
+    return jnp.pad(rows, ((0, 0), (0, count % 2), (0, 0))).reshape(2 * parts, -1, width)
+
+
+def _joined(diagonal: Inexact[Array, "2 M H H"], below: Inexact[Array, "M H H"]) -> Inexact[Array, "M 2*H 2*H"]:
+    """Lower triangular matrices of two on the diagonal and one below."""
+    upper = jnp.concatenate([diagonal[0], jnp.zeros_like(below)], axis=2)
+    return jnp.concatenate([upper, jnp.concatenate([below, diagonal[1]], axis=2)], axis=1)
+
+
+def decayed(rows: Inexact[Array, "*C K"], log_decay: Float[Array, "*C D"]) -> Inexact[Array, "*C K"]:
+    """Rows times the exponential of theirs, one number a row or one a channel."""
+    return rows * jnp.broadcast_to(jnp.exp(log_decay), rows.shape).astype(rows.dtype)
+
+
+def one_later(sums: Float[Array, "*M C D"]) -> Float[Array, "*M C D"]:
+    """Sums of which token i has that of the token before it, the first none."""
+    return jnp.concatenate([jnp.zeros_like(sums[..., :1, :]), sums[..., :-1, :]], axis=-2)
 
 
 def run(
@@ -117,7 +238,10 @@ def run(
         state = advance(state, row[1])
         return state, row[0] @ state
 
-    return in_form(token, lambda state, rows: advance_block(state, *rows), initial, (queries, updates), form, chunk)
+    def prepare(rows: tuple[Array, Updates]) -> Block:
+        return block_of(rows[0], rows[1])
+
+    return in_form(token, advance_block, initial, (queries, updates), form, chunk, prepare)
 
 
 def read_weights(query: Inexact[Array, "K"], updates: Updates) -> tuple[Inexact[Array, "N"], Inexact[Array, "K"]]:

@@ -35,7 +35,7 @@ from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Gate, Mixer
 from icl_lab.mixers.forms import in_form, state_before
 from icl_lab.mixers.linear import LOG_DECAY
-from icl_lab.mixers.matrix_state import Updates, advance, advance_block, read_weights
+from icl_lab.mixers.matrix_state import Updates, advance, advance_block, block_of, read_weights
 from icl_lab.mixers.parameters import ChannelParameter, check_parameter, per_channel
 from icl_lab.tasks.prompt import check_count
 
@@ -101,13 +101,13 @@ class SolvingMixer(Mixer):
         def block(state, rows):
             queries, grams, values = rows
             readers, updates = self.step(
-                lambda rows: self.solve(lambda x: advance_block(state.gram, x, grams)[1], rows),
+                lambda rows: self.solve(lambda x: advance_block(state.gram, block_of(x, grams))[1], rows),
                 queries,
                 grams.values,
                 grams._replace(values=values),
             )
-            matrix, outputs = advance_block(state.matrix, readers, updates)
-            return Solution(advance_block(state.gram, queries, grams)[0], matrix), outputs
+            matrix, outputs = advance_block(state.matrix, block_of(readers, updates))
+            return Solution(advance_block(state.gram, block_of(queries, grams))[0], matrix), outputs
 
         rows = queries, self.grams(keys, gates), values
         return in_form(token, block, _state(initial, keys, values), rows, form, chunk)

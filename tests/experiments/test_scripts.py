@@ -1,10 +1,12 @@
 """Every experiment runs as its docstring says and leaves figures with their numbers."""
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -116,3 +118,89 @@ def test_preconditioned_layers_have_their_figures(tmp_path):
     run("ahn2023.py", f"output={tmp_path}", *small)
     figures = {"losses", "distances", "matrices"}
     assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
+
+
+MIXERS = (
+    "ladder.context_length=60",
+    "ladder.correlations=[0.9,0.97]",
+    "ladder.prompts=2000",
+    "ladder.pilot=50",
+    "lengths.dim=3",
+    "lengths.lengths=[4,16]",
+    "lengths.prompts=4000",
+    "recall.dim=6",
+    "recall.pairs=[3,12]",
+    "recall.prompts=1000",
+    "speed.mechanisms=[deltanet]",
+    "speed.lengths=[64,256]",
+    "speed.repeats=1",
+    "map.dim=2",
+    "map.context_length=5",
+    "map.prompts=256",
+    "map.steps=2",
+    "map.mechanisms=[linear,deltanet,gated_deltanet,gla]",
+)
+
+
+def columns(path):
+    """The numbers of a figure by column, without the empty ends of short ones."""
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows if row[name]] for name in rows[0]}
+
+
+def numbers(path):
+    return {name: np.array(column, dtype=float) for name, column in columns(path).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_risks_of_mixers_are_their_closed_forms(tmp_path):
+    run("mixers.py", f"output={tmp_path}", "figures=[ladder,lengths,recall,speed]", *MIXERS)
+    figures = {"ladder", "lengths", "recall", "speed"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures == {path.stem for path in tmp_path.glob("*.csv")}
+    compared = 0
+    for figure in ("ladder", "lengths"):
+        found = numbers(tmp_path / f"{figure}.csv")
+        for name in [name for name in found if f"{name} exact" in found]:
+            known = np.isfinite(found[f"{name} exact"])
+            gaps, errors = found[name] - found[f"{name} exact"], found[f"{name} error"]
+            assert np.all(np.abs(gaps[known]) <= 4 * errors[known]), (figure, name, gaps / errors)
+            assert np.all(errors < 0.08 * found[name]), (figure, name)
+            compared += np.sum(known)
+    assert compared == 6 * 2 + 9 * 2
+    ladder = numbers(tmp_path / "ladder.csv")
+    for name in ("step of the variance", "mesa"):
+        assert np.all((ladder["Kalman filter"] < ladder[name]) & (ladder[name] < ladder["gated DeltaNet"])), name
+    # A blurred sum, and the least squares of more pairs than dimensions.
+    recall, d, n = numbers(tmp_path / "recall.csv"), 6, np.array([3, 12])
+    for name, expected in (("linear attention", (n - 1) / (n - 1 + d)), ("mesa", np.maximum(0, 1 - d / n))):
+        assert np.all(np.abs(recall[name] - expected) <= 5 * recall[f"{name} error"] + 1e-3), (name, recall[name])
+    assert np.all(recall["softmax attention"] < 0.02)
+    assert np.all(recall["HGRN (a vector)"] > 0.9)
+    times = numbers(tmp_path / "speed.csv")
+    assert all(np.all(times[f"DeltaNet, {form}"] > 0) for form in ("recurrent", "chunk", "parallel"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_map_of_mixers_has_every_mechanism_and_names_the_known_ones(tmp_path):
+    printed = run("mixers.py", f"output={tmp_path}", "figures=[map]", *MIXERS)
+    for words in (
+        "linear attention: gradient descent",
+        "DeltaNet: online SGD",
+        "gated DeltaNet: online SGD with decay",
+        "GLA: none of these",
+    ):
+        assert f"\n{words};" in f"\n{printed}"
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"map"}
+    table = columns(tmp_path / "map.csv")
+    families = [family.strip("'") for family in table.pop("distance to")]
+    near = {name: dict(zip(families, map(float, distances), strict=True)) for name, distances in table.items()}
+    assert near["linear attention"]["gradient descent"] < 1e-9
+    assert np.isnan(near["linear attention"]["online SGD"])
+    assert min(near["DeltaNet"], key=near["DeltaNet"].__getitem__) == "online SGD"
+    assert near["DeltaNet"]["online SGD"] < 1e-9 < 1e-3 < near["DeltaNet"]["gradient descent"]
+    assert near["gated DeltaNet"]["online SGD with decay"] < 1e-9 < 1e-3 < near["gated DeltaNet"]["online SGD"]
+    # A rate for each channel is none of these.
+    assert min(near["GLA"].values()) > 1e-3

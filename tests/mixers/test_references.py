@@ -74,9 +74,9 @@ PLANTED = {
         "linear",
         (
             matrix_state,
-            "advance_block",
-            "jnp.tril(products(queries, after))",
-            "jnp.tril(products(queries, after), -1)",
+            "block_of",
+            "jnp.tril(queries @ writes.T)",
+            "jnp.tril(queries @ writes.T, -1)",
         ),
     ),
     "read before the write, softmax": ("softmax", (softmax, "masked_logits", "<=", "<")),
@@ -91,15 +91,35 @@ PLANTED = {
     ),
     "decay after the read, in blocks": (
         "gla",
-        (matrix_state, "advance_block", "carried(queries, after)", "carried(queries, before)"),
+        (matrix_state, "block_of", "decayed(queries, since)", "decayed(queries, one_later(since))"),
     ),
     "the state between blocks does not decay": (
         "gla",
-        (matrix_state, "advance_block", "state * along_keys(between[-1, 0], state)", "state"),
+        (matrix_state, "advance_block", "state * along_keys(block.left, state)", "state"),
     ),
     "a block's writes do not decay to its end": (
         "scalar_decay",
-        (matrix_state, "advance_block", "block.writes * along_keys(between[-1, 1:], block.writes)", "block.writes"),
+        (matrix_state, "block_of", "decayed(writes, until)", "writes"),
+    ),
+    "the halves of a block do not decay to their boundary": (
+        "scalar_decay",
+        (matrix_state, "products_under_decay", "decayed(writes[0], until[0])", "writes[0]"),
+    ),
+    "the later half of a block does not decay from its start": (
+        "gla",
+        (matrix_state, "products_under_decay", "decayed(queries[1], since[1])", "queries[1]"),
+    ),
+    "an error in a block is taken after its token's own decay once more": (
+        "kda",
+        (matrix_state, "products_under_decay", "decayed(probes[1], one_later(since[1]))", "decayed(probes[1], since[1])"),
+    ),
+    "a token of a block does not see what the last one cancelled": (
+        "deltanet",
+        (matrix_state, "block_of", "queries - answers[:, width:]", "queries"),
+    ),
+    "written rows of a block are mixed with the wrong sign": (
+        "deltanet",
+        (matrix_state, "_inverses", "-both[1] @", "both[1] @"),
     ),
     "scale forgotten": ("linear", (base.Mixer, "_prepared", "queries * jnp.asarray(scale, dtype)", "queries")),
     "error taken at the key before": (
@@ -163,7 +183,7 @@ PLANTED = {
     ),
     "mesa: queries of a block are solved with the Gram matrix before it": (
         "mesa",
-        (mesa.SolvingMixer, "mix", "lambda x: advance_block(state.gram, x, grams)[1]", "lambda x: x @ state.gram"),
+        (mesa.SolvingMixer, "mix", "lambda x: advance_block(state.gram, block_of(x, grams))[1]", "lambda x: x @ state.gram"),
     ),
     "mesa: nothing is solved": ("mesa", (mesa.Mesa, "step", "solve(queries)", "queries")),
     "mesa: read without the write strengths": (

@@ -6,8 +6,8 @@ X = U s V^* of the inputs and Y the labels,
 .. math:: \hat y = \sum_j f(s_j^2)\; c_j, \qquad c_j = s_j\, (Y^\top \bar U)_j\, (V^\top x_q)_j ,
 
 and the filter f alone depends on the parameters. So a prompt is decomposed once, and a fit costs O(d) a prompt and an iteration
-whatever the length of the prompt. Online descent, which reads the examples in their order, costs O(N d). The fitted parameters
-are those of `estimators`, which answer on fresh prompts.
+whatever the length of the prompt. Families that read the examples in their order are in `ordered`. The fitted parameters are
+those of `estimators`, which answer on fresh prompts.
 
 Parameters of fits have no scale: step sizes are in units of N over the mean eigenvalue of X^* X, penalties in units of that
 eigenvalue, curvatures in units of its inverse, steps of one example in `online_unit`, exponents of kernels in units of their
@@ -16,68 +16,30 @@ spread over the examples.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Inexact
 
-from icl_lab import estimators
-from icl_lab.analysis.identify import discrimination
-from icl_lab.analysis.identify.features import Answered, Features, eigenvalue, online_unit
-from icl_lab.analysis.identify.search import least_squares, reals
-from icl_lab.analysis.sampling import Predictor
+from icl_lab.analysis.identify import discrimination, ordered
+from icl_lab.analysis.identify.candidate import FEW, MANY, Candidate, Fit, count, fit, number, numbers
+from icl_lab.analysis.identify.features import Answered, Features, eigenvalue
+from icl_lab.analysis.identify.search import reals
 from icl_lab.core import compiled
 from icl_lab.core.typing import Array
 
 PENALTIES = np.geomspace(1e-10, 1e4, 57)[:, None]
 """Ridge penalties from which fits start; one that ends outside is at the boundary."""
 _STEPS = np.geomspace(1e-4, 10.0, 31)[:, None]
-# An implicit step has a limit, and is closer to it than the resolution from here on.
-_IMPLICIT_STEPS = np.geomspace(1e-4, 1e8, 49)[:, None]
 _EXPONENTS = np.geomspace(1e-3, 100.0, 31)[:, None]
 # GD++: step size of the first layer, ratio of the last to it, curvature.
 _LAYERS = np.stack(np.meshgrid(np.geomspace(1e-3, 10.0, 13), [0.3, 1.0, 3.0], [0.0, 0.1, 0.2, 0.4, 0.7]), -1).reshape(-1, 3)
-# An exact family converges quadratically from the grid; of another one the last digits do not matter.
-_FEW, _MANY = 12, 50
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Candidate:
-    """One family with the parameters that bring it closest.
-
-    Attributes:
-      family: its name.
-      estimator: key of `estimators.ESTIMATORS`.
-      parameters: of that estimator, as float64 numpy.
-      words: the parameters for a table.
-      note: what to know about the fit, as a sentence, or nothing.
-    """
-
-    family: str
-    estimator: str
-    parameters: dict[str, Any]
-    words: str = ""
-    note: str = ""
-
-    @property
-    def predictor(self) -> Predictor:
-        """The estimator with its parameters filled in: prompt -> answer (k,)."""
-        return estimators.named(self.estimator, **self.parameters)
-
-
-class Fit(NamedTuple):
-    """A family at its best, and the squared distances (H,) of its answers from the model's on held-out prompts."""
-
-    candidate: Candidate
-    squares: Float[np.ndarray, "H"]
-
-
-def fitted(seen: Answered, held: Answered, steps: int, layers: int, resolution: float) -> list[Candidate]:
+def fitted(seen: Answered, held: Answered, steps: int, layers: int, resolution: float, order_matters: bool) -> list[Candidate]:
     """Every family at its best, from simple to rich; of those that come in sizes the size that fits best.
 
     Args:
@@ -86,6 +48,7 @@ def fitted(seen: Answered, held: Answered, steps: int, layers: int, resolution: 
       steps: most steps of gradient descent.
       layers: most layers of GD++.
       resolution: relative distance within which two functions are the same.
+      order_matters: whether to fit the families that read the examples in their order.
     """
     norms = held.weights * np.sum(np.abs(held.answers) ** 2, axis=1)
 
@@ -104,12 +67,12 @@ def fitted(seen: Answered, held: Answered, steps: int, layers: int, resolution: 
         Candidate("OLS", "ols", {}),
         nearest(descents(seen, held, steps)),
         ridge(seen, held).candidate,
-        online_descent(seen, held).candidate,
-        implicit_online_descent(seen, held).candidate,
+        *(family(seen, held).candidate for family in ordered.FAMILIES if order_matters),
         smoother(seen, held, "gaussian").candidate,
         nearest(softmax),
         # Every layer has two parameters more.
         simplest(layered_descents(seen, held, layers)),
+        *([ordered.weighted_descent(seen)] if order_matters else []),
         preconditioned(seen),
     ]
 
@@ -119,9 +82,9 @@ def descents(seen: Answered, held: Answered, most: int) -> list[Fit]:
     unit, length, found = eigenvalue(seen.data), seen.data.inputs.shape[1], []
     for steps in range(1, most + 1):
         taken = np.arange(most) < steps
-        point, squares = _fit(_descent, _STEPS, (unit, taken), seen, held, _FEW)
+        point, squares = fit(_descent, _STEPS, (unit, taken), seen, held, FEW)
         size = point[0] * length / unit
-        words = f"{_count(steps, 'step')} of {_number(size)}"
+        words = f"{count(steps, 'step')} of {number(size)}"
         note = f"{steps} steps are the most that were tried, and more may fit better" if steps == most else ""
         parameters = {"step_size": np.full(steps, size)}
         found.append(Fit(Candidate("gradient descent", "gradient_descent", parameters, words, note), squares))
@@ -136,9 +99,9 @@ def layered_descents(seen: Answered, held: Answered, most: int) -> list[Fit]:
         taken = np.arange(most) < layers
         sizes = _LAYERS[:, :1] * _LAYERS[:, 1:2] ** (ramp * (most - 1) / (layers - 1))
         starts = np.concatenate([sizes, np.broadcast_to(_LAYERS[:, 2:], (len(_LAYERS), most - 1))], axis=1)
-        point, squares = _fit(_layered_descent, starts, (unit, taken), seen, held, _MANY)
+        point, squares = fit(_layered_descent, starts, (unit, taken), seen, held, MANY)
         steps, bends = point[:layers] * length / unit, np.append(point[most : most + layers - 1], 0.0) / unit
-        words = f"{layers} layers, steps {_numbers(steps)}, curvatures {_numbers(bends[:-1])}"
+        words = f"{layers} layers, steps {numbers(steps)}, curvatures {numbers(bends[:-1])}"
         note = f"{layers} layers are the most that were tried, and more may fit better" if layers == most else ""
         parameters = {"step_sizes": steps, "curvatures": bends}
         found.append(Fit(Candidate("GD++", "gd_plus_plus", parameters, words, note), squares))
@@ -148,7 +111,7 @@ def layered_descents(seen: Answered, held: Answered, most: int) -> list[Fit]:
 def ridge(seen: Answered, held: Answered) -> Fit:
     """Ridge regression at the best penalty."""
     unit = eigenvalue(seen.data)
-    (logarithm,), squares = _fit(_ridge, np.log(PENALTIES), unit, seen, held, _FEW)
+    (logarithm,), squares = fit(_ridge, np.log(PENALTIES), unit, seen, held, FEW)
     low, high = np.log(PENALTIES[[0, -1], 0])
     note = ""
     if logarithm <= low:
@@ -156,28 +119,8 @@ def ridge(seen: Answered, held: Answered) -> Fit:
     elif logarithm >= high:
         note = "its penalty went to the upper end of what was tried, where ridge is a small step of gradient descent"
     penalty = unit * np.exp(np.clip(logarithm, low, high))
-    words = f"penalty {_number(penalty)}"
+    words = f"penalty {number(penalty)}"
     return Fit(Candidate("ridge", "ridge", {"penalty": np.asarray(penalty)}, words, note), squares)
-
-
-def online_descent(seen: Answered, held: Answered) -> Fit:
-    """One pass of stochastic gradient descent over the examples in their order, at the best step size."""
-    unit = online_unit(seen.data)
-    (size,), squares = _fit(_online_descent, _STEPS, unit, seen, held, _FEW)
-    parameters = {"step_size": np.asarray(size * unit)}
-    return Fit(Candidate("online SGD", "online_sgd", parameters, f"step {_number(size * unit)}"), squares)
-
-
-def implicit_online_descent(seen: Answered, held: Answered) -> Fit:
-    """One pass of implicit stochastic gradient descent over the examples in their order, at the best step size."""
-    unit = online_unit(seen.data)
-    (logarithm,), squares = _fit(_implicit_online_descent, np.log(_IMPLICIT_STEPS), unit, seen, held, _FEW)
-    highest = np.log(_IMPLICIT_STEPS[-1, 0])
-    size = unit * np.exp(min(logarithm, highest))
-    end = "its step went to the upper end of what was tried, where it fits every example when it comes (Kaczmarz)"
-    note = end if logarithm >= highest else ""
-    parameters = {"step_size": np.asarray(size)}
-    return Fit(Candidate("implicit online SGD", "implicit_online_sgd", parameters, f"step {_number(size)}", note), squares)
 
 
 def smoother(seen: Answered, held: Answered, kernel: str) -> Fit:
@@ -190,10 +133,10 @@ def smoother(seen: Answered, held: Answered, kernel: str) -> Fit:
     unit = np.asarray(spread if spread > 0 else 1.0)
     scales = np.asarray(_scales(_EXPONENTS[:, 0] / unit, against, seen))
     starts = np.concatenate([np.log(_EXPONENTS), scales[:, None]], axis=1)
-    (exponent, scale), squares = _fit(_smoother, starts, (unit, against), seen, held, _FEW)
+    (exponent, scale), squares = fit(_smoother, starts, (unit, against), seen, held, FEW)
     bandwidth = np.sqrt(unit / np.exp(exponent))
     parameters = {"bandwidth": np.asarray(bandwidth), "scale": np.asarray(scale)}
-    words = f"bandwidth {_number(bandwidth)}, scale {_number(scale)}"
+    words = f"bandwidth {number(bandwidth)}, scale {number(scale)}"
     name = f"kernel smoother, {kernel}"
     return Fit(Candidate(name, "kernel_smoother", {**parameters, "kernel": kernel}, words), squares)
 
@@ -202,7 +145,7 @@ def preconditioned(seen: Answered) -> Candidate:
     """One step of preconditioned gradient descent, its matrix by linear least squares: the answer is linear in it."""
     matrix = np.asarray(_preconditioner(seen))
     sizes = np.linalg.svd(matrix, compute_uv=False)
-    words = f"singular values {_number(sizes[0])} to {_number(sizes[-1])}"
+    words = f"singular values {number(sizes[0])} to {number(sizes[-1])}"
     return Candidate("preconditioned GD", "preconditioned_gradient_descent", {"preconditioner": matrix}, words)
 
 
@@ -232,29 +175,6 @@ def _layered_descent(point: Array, extra: Any, data: Features) -> Array:
 
 def _ridge(point: Array, unit: Any, data: Features) -> Array:
     return _filtered(1 / (data.values + unit * jnp.exp(point[0])), data)
-
-
-def _online_descent(point: Array, unit: Any, data: Features) -> Array:
-    return _taken_back(jnp.broadcast_to(point[0] * unit, data.inputs.shape[:2]), data)
-
-
-def _implicit_online_descent(point: Array, unit: Any, data: Features) -> Array:
-    size = unit * jnp.exp(point[0])
-    return _taken_back(size / (1 + size * jnp.sum(jnp.abs(data.inputs) ** 2, axis=2)), data)
-
-
-def _taken_back(sizes: Float[Array, "M N"], data: Features) -> Inexact[Array, "M k"]:
-    """The query is taken back through the examples, the last one first: what is left of it meets the labels before."""
-
-    def back(state, example):
-        query, answer = state
-        inputs, labels, size = example
-        weight = size.astype(inputs.dtype) * jnp.sum(jnp.conj(inputs) * query, axis=1)
-        return (query - weight[:, None] * inputs, answer + weight[:, None] * labels), None
-
-    examples = jnp.swapaxes(data.inputs, 0, 1), jnp.swapaxes(data.labels, 0, 1), sizes.T
-    start = data.queries, jnp.zeros_like(data.labels[:, 0])
-    return jax.lax.scan(back, start, examples, reverse=True)[0][1]
 
 
 def _filtered(values: Array, data: Features) -> Array:
@@ -292,28 +212,10 @@ def _scales(exponents: Array, against: Array, seen: Answered) -> Array:
 
 @compiled.jit
 def _preconditioner(seen: Answered) -> Array:
-    count, labels, dim = seen.data.moments.shape
+    prompts, labels, dim = seen.data.moments.shape
     roots = jnp.sqrt(seen.weights)[:, None]
     queries = roots.astype(seen.data.queries.dtype) * seen.data.queries
-    design = (queries[:, None, :, None] * seen.data.moments[:, :, None, :]).reshape(count * labels, dim * dim)
+    design = (queries[:, None, :, None] * seen.data.moments[:, :, None, :]).reshape(prompts * labels, dim * dim)
     return jnp.linalg.lstsq(reals(design), reals((roots.astype(seen.answers.dtype) * seen.answers).reshape(-1)))[0].reshape(
         dim, dim
     )
-
-
-def _fit(*arguments) -> tuple[np.ndarray, np.ndarray]:
-    """`least_squares` as numpy."""
-    point, squares = least_squares(*arguments)
-    return np.asarray(point), np.asarray(squares)
-
-
-def _number(value: float) -> str:
-    return f"{float(value):.5g}"
-
-
-def _numbers(values: np.ndarray) -> str:
-    return ", ".join(map(_number, values))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("s" if number > 1 else "")

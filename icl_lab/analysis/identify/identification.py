@@ -7,8 +7,10 @@ distance :math:`\sqrt{E\lVert f - m \rVert^2 / E\lVert m \rVert^2}` of its answe
 2. if there is none, the simplest family within `close` that no richer one beats clearly;
 3. if there is none, "none of these".
 
-From simple to rich: zero, OLS, gradient descent, ridge, online SGD, implicit online SGD, kernel smoothers, GD++, preconditioned
-gradient descent.
+From simple to rich: zero, OLS, gradient descent, ridge; online SGD, normalised and implicit; a discounted gradient step, online
+SGD with decay and with momentum, discounted ridge; kernel smoothers, GD++, a gradient step with a weight for each example, and
+preconditioned gradient descent. Families that read the examples in their order are fitted only to a model whose answers change
+by more than `resolution` when every example takes the place of the next and the last one the first.
 A richer family beats a simpler one clearly if the prompts can tell them apart, the paired difference of their squared
 distances being more than `discrimination.SIGMAS` standard errors, and if its distance is smaller by more than the share
 `tolerance` of the simpler one's. Both numbers, and how the families next to the verdict fared, are printed with it.
@@ -26,12 +28,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from icl_lab.analysis.identify import certainty, families
 from icl_lab.analysis.identify import discrimination as telling
-from icl_lab.analysis.identify import families
+from icl_lab.analysis.identify.candidate import Candidate
 from icl_lab.analysis.identify.discrimination import Count
-from icl_lab.analysis.identify.families import Candidate
 from icl_lab.analysis.identify.features import Answered, features
-from icl_lab.analysis.identify.observations import Observed, answers_of, observe, observe_rare
+from icl_lab.analysis.identify.observations import Observed, answers_of, observe, observe_rare, order_effect
 from icl_lab.analysis.sampling import Estimate, Predictor
 from icl_lab.core import precision
 from icl_lab.core.errors import InvalidValueError
@@ -83,6 +85,8 @@ class Identification:
       scale: root mean square of the model's answers.
       prompts: number that the families were judged on.
       rule: one sentence, by which rule the verdict was found, with its numbers.
+      errors: relative standard error of each parameter of a family that is close to the model and does not equal it, by name;
+        see `certainty`.
     """
 
     verdict: str
@@ -92,6 +96,7 @@ class Identification:
     scale: Estimate
     prompts: int
     rule: str
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def distance(self, family: str) -> Estimate:
         """The relative distance of a family, by its name.
@@ -132,6 +137,7 @@ class Identification:
             "reason": self.reason,
             "rule": self.rule,
             "prompts": self.prompts,
+            "errors": {name: error if np.isfinite(error) else "inf" for name, error in self.errors.items()},
             "scale": {"mean": self.scale.mean, "standard_error": self.scale.standard_error},
             "families": [
                 {
@@ -171,7 +177,8 @@ def identify(
     only if it is closer by more than the share `tolerance` of the distance and by more than `discrimination.SIGMAS` standard
     errors of the paired difference of squared distances, on prompts that neither was fitted to: a simpler family stands where
     the prompts cannot tell it from the richer one, or where the difference is below the tolerance. Of the families within
-    `close` the simplest that stands is the answer, and if no family is within it, none is.
+    `close` the simplest that stands is the answer, and if no family is within it, none is. Of an answer that is close and not
+    within the resolution the reason also says how well its parameters are known, as relative standard errors.
 
     Args:
       predictor: function of one prompt that returns (k,), such as `equinox.Partial(model, weights)`.
@@ -208,8 +215,8 @@ def identify(
         raise InvalidValueError(f"thresholds must be 0 < resolution <= close < 1; got {resolution!r} and {close!r}.")
     if not 0 <= tolerance < 1:
         raise InvalidValueError(f"`tolerance` must be a share of a distance, 0 <= tolerance < 1; got {tolerance!r}.")
-    # Eight equations an entry of a preconditioner.
-    needed = -(-8 * task.dim**2 // task.label_dim)
+    # Eight equations an entry of a preconditioner, and a weight of an example.
+    needed = -(-8 * max(task.dim**2, task.context_length) // task.label_dim)
     seen = observe_rare(predictor, task, stream(key, "fit"), needed)
     held = observe_rare(predictor, task, stream(key, "choose"), 0)
     fresh, truth, _ = observe(predictor, task, stream(key, "judge"), prompts)
@@ -219,12 +226,13 @@ def identify(
         zero = Ranked(Candidate("zero", "zero", {}), Estimate(0.0, 0.0), None, None)
         reason = f"its answers are zero to {resolution:g} of the labels on every prompt"
         return Identification("zero", reason, (zero,), zero.candidate, scale, len(norms), "nothing was fitted to such answers")
-    candidates = families.fitted(_decomposed(seen), _decomposed(held), steps, layers, resolution)
+    order_matters = order_effect(predictor, held) > resolution
+    candidates = families.fitted(_decomposed(seen), _decomposed(held), steps, layers, resolution, order_matters)
     responses = [answers_of(candidate.predictor, fresh) for candidate in candidates]
     squares = np.stack([np.sum(np.abs(response - truth) ** 2, axis=1)[:prompts] for response in responses])
     target = np.asarray(fresh.target)
     errors = np.stack([np.sum(np.abs(response - target) ** 2, axis=1)[:prompts] for response in responses])
-    return _judged(candidates, squares, errors, norms, scale, resolution, close, tolerance)
+    return _judged(candidates, squares, errors, norms, scale, resolution, close, tolerance, seen)
 
 
 def _decomposed(observed: Observed) -> Answered:
@@ -240,6 +248,7 @@ def _judged(
     resolution: float,
     close: float,
     tolerance: float,
+    seen: Observed,
 ) -> Identification:
     """The verdict on families from simple to rich, by squared distances to the model and squared errors on M prompts."""
     distances = [telling.relative_root(square, norms) for square in squares]
@@ -250,7 +259,7 @@ def _judged(
     reference = nearest if chosen is None else chosen
     shown = candidates[reference]
     name = shown.family + (f" ({shown.words})" if shown.words else "")
-    at = f"at relative distance {distances[reference].mean:.2g}"
+    at, known = f"at relative distance {distances[reference].mean:.2g}", {}
     if chosen is None:
         reason = f"the nearest, {name}, is {at} ± {distances[reference].standard_error:.1g}, above {close:g}"
     elif chosen in same:
@@ -258,7 +267,8 @@ def _judged(
         reason = f"{name} computes the same function, {at}, within the resolution {resolution:g}{others}"
     else:
         reason = f"{name} is the simplest family within {close:g} that no richer one beats clearly, {at}"
-        reason += f" ± {distances[reference].standard_error:.1g}"
+        known = certainty.standard_errors(shown, seen)
+        reason += f" ± {distances[reference].standard_error:.1g}" + (f"; its {certainty.said(known)}" if known else "")
     ranked = []
     for i in np.argsort([distance.mean for distance in distances]):
         if i == reference:
@@ -281,7 +291,7 @@ def _judged(
         rule = f"of the families within the resolution {resolution:g} the simplest is named"
     else:
         rule = telling.rule({candidates[i].family: squares[i] for i in near}, shown.family, tolerance)
-    return Identification(verdict, reason + note, tuple(ranked), identified, scale, squares.shape[1], rule)
+    return Identification(verdict, reason + note, tuple(ranked), identified, scale, squares.shape[1], rule, known)
 
 
 def _rms(values: np.ndarray) -> float:

@@ -81,6 +81,24 @@ def answers_of(predictor: Predictor, prompts: Prompt) -> Inexact[np.ndarray, "M 
     return np.concatenate([np.asarray(_answer_all(predictor, chunk)) for chunk in chunks])
 
 
+def order_effect(predictor: Predictor, observed: Observed) -> float:
+    """By how much, relatively, answers change when every example takes the place of the next and the last one the first.
+
+    A function that does not change then does not change by any number of such turns, so that no weights by age and no pass over
+    the examples come to anything but equal weights. Infinity where an answer is not finite.
+    """
+    turned = eqx.tree_at(
+        lambda p: (p.inputs, p.labels),
+        observed.prompts,
+        tuple(np.roll(x, 1, 1) for x in (observed.prompts.inputs, observed.prompts.labels)),
+    )
+    norm, change = (
+        float(np.sum(observed.weights * np.sum(np.abs(answers) ** 2, axis=1)))
+        for answers in (observed.answers, answers_of(predictor, turned) - observed.answers)
+    )
+    return float(np.sqrt(change / norm)) if np.isfinite(change) else np.inf
+
+
 def _observed(predictor: Predictor, prompts: Prompt, weights: Float[np.ndarray, "M"]) -> Observed:
     answers = answers_of(predictor, prompts)
     if answers.shape != prompts.labels.shape[::2]:

@@ -22,7 +22,69 @@ DELTA = Layered(MixerLayer(mixers.named("deltanet")))
 LONGHORN = Layered(MixerLayer(mixers.named("longhorn")))
 
 GD, SMOOTHER, OTHER = "gradient descent", "kernel smoother, ", "preconditioned GD"
-LEARNERS = {
+# Weights by age that no decay leaves: the newest three examples, and some of the rest against them.
+LAGS = np.where(np.arange(LENGTH) >= LENGTH - 3, 0.2, -0.01 * np.arange(LENGTH))
+FADING, DECAYED, MOVING = "discounted gradient step", "online SGD with decay", "online SGD with momentum"
+STEPS_OF_OWN, WEIGHTED, FADING_RIDGE = "normalised online SGD", "weighted gradient step", "discounted ridge"
+RECURRENT = {
+    "normalised": (estimators.named("online_sgd", step_size=0.6, normalised=True), STEPS_OF_OWN, {"step_size": 0.6}),
+    "delta rule, normalised": (
+        mixers.predictor("deltanet", write_strength=0.9, normalised_step=True, scale=1.0),
+        STEPS_OF_OWN,
+        {"step_size": 0.9},
+    ),
+    "discounted": (
+        estimators.named("discounted_gradient_step", step_size=0.1, decay=0.7),
+        FADING,
+        {"step_size": 0.1, "decay": 0.7},
+    ),
+    "retention": (
+        mixers.predictor("retention", log_decay=np.log(0.9), scale=0.05),
+        FADING,
+        {"step_size": 0.05, "decay": 0.9},
+    ),
+    # Matrices of the state W^T are read as s q^T S.
+    "retention of a RetNet": (mixers.predictor("retention"), FADING, {"step_size": DIM**-0.5, "decay": 1 - 2.0**-5}),
+    "mamba": (
+        mixers.predictor("mamba", step=0.1, rate=2.0, scale=1.0),
+        FADING,
+        {"step_size": (1 - np.exp(-0.2)) / 2, "decay": np.exp(-0.2)},
+    ),
+    "linear": (mixers.predictor("linear", scale=0.05), GD, {"step_size": [0.05 * LENGTH]}),
+    "decay": (estimators.named("online_sgd", step_size=0.1, decay=0.95), DECAYED, {"step_size": 0.1, "decay": 0.95}),
+    "gated delta rule": (
+        mixers.predictor("gated_deltanet", write_strength=0.05, log_decay=np.log(0.8), scale=1.0),
+        DECAYED,
+        {"step_size": 0.05, "decay": 0.8},
+    ),
+    "momentum": (
+        estimators.named("momentum_sgd", step_size=0.03, momentum=0.6),
+        MOVING,
+        {"step_size": 0.03, "momentum": 0.6},
+    ),
+    "delta rule with momentum": (
+        mixers.predictor("momentum_delta", write_strength=0.05, log_momentum=np.log(0.3), scale=1.0),
+        MOVING,
+        {"step_size": 0.05, "momentum": 0.3},
+    ),
+    "discounted ridge": (
+        estimators.named("discounted_ridge", penalty=0.5, decay=0.9),
+        FADING_RIDGE,
+        {"penalty": 0.5, "decay": 0.9},
+    ),
+    "mesa": (
+        mixers.predictor("mesa", write_strength=1.0, log_decay=np.log(0.7), penalty=0.2, scale=1.0),
+        FADING_RIDGE,
+        {"penalty": 0.2, "decay": 0.7},
+    ),
+    "mesa without decay": (
+        mixers.predictor("mesa", write_strength=0.5, log_decay=0.0, penalty=0.2, scale=1.0),
+        "ridge",
+        {"penalty": 0.4},
+    ),
+    "lags": (estimators.named("weighted_gradient_step", example_weights=LAGS), WEIGHTED, {"example_weights": LAGS}),
+}
+LEARNERS = RECURRENT | {
     "zero": (estimators.named("zero"), "zero", {}),
     "ols": (estimators.named("ols"), "OLS", {}),
     "one step": (estimators.named("gradient_descent", step_size=0.5), GD, {"step_size": [0.5]}),
@@ -130,6 +192,24 @@ def test_learners_are_known_on_every_kind_of_prompt(place):
     for name in ("ols", "one step", "ridge", "opposite"):
         check(*LEARNERS[name], PLACES[place], 0)
     check(estimators.named("online_sgd", step_size=0.05), "online SGD", {"step_size": 0.05}, PLACES[place], 0)
+
+
+RECURRENT_PLACES = {
+    "two inputs, five examples": tasks.LinearRegression(2, 5, noise_std=0.3),
+    "fewer examples than inputs": tasks.LinearRegression(5, 3),
+    "spread inputs and noise": tasks.LinearRegression(3, 16, covariance=[3.0, 1.0, 0.2], noise_std=0.5),
+    "complex dynamics": PLACES["complex dynamics"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", RECURRENT_PLACES)
+def test_recurrent_learners_are_known_on_every_kind_of_prompt(place):
+    task = RECURRENT_PLACES[place]
+    for name in ("delta rule, normalised", "discounted", "gated delta rule", "momentum", "mesa", "delta rule", "longhorn"):
+        check(*LEARNERS[name], task, 0)
+    lags = np.where(np.arange(task.context_length) % 2, 0.2, -0.1)
+    check(estimators.named("weighted_gradient_step", example_weights=lags), WEIGHTED, {"example_weights": lags}, task, 0)
 
 
 @pytest.mark.slow
@@ -253,10 +333,14 @@ def test_explicit_and_implicit_steps_are_told_apart(key, step_size, least):
         assert found.distance(family).mean < 1e-12
 
 
-def test_steps_of_kaczmarz_are_the_limit_of_implicit_ones(key):
+def test_steps_of_kaczmarz_are_normalised_ones_and_the_limit_of_implicit_ones(key):
     found = analysis.identify(estimators.named("online_sgd", step_size=1.0, normalised=True), TASK, key, 1024)
-    assert found.verdict == "implicit online SGD"
-    assert "upper end" in found.reason
+    # Both compute it, and one of them with a step that is a number.
+    assert found.verdict == STEPS_OF_OWN
+    np.testing.assert_allclose(found.identified.parameters["step_size"], 1.0, rtol=1e-8)
+    implicit = next(row for row in found.ranked if row.candidate.family == "implicit online SGD")
+    assert implicit.distance.mean < 1e-6
+    assert "upper end" in implicit.candidate.note
 
 
 def nearly_online(name, noise, prompt):
@@ -271,6 +355,39 @@ def test_of_explicit_and_implicit_steps_that_are_both_close_the_nearer_is_named(
         assert found.verdict == family
     # Neither contains the other, so that the second in the list need not halve the distance of the first.
     assert found.distance("online SGD").mean < min(CLOSE, 2 * found.distance("implicit online SGD").mean)
+
+
+def with_a_part(predictor, size, prompt):
+    """A predictor beside a part that no family has, some percent of it."""
+    return predictor(prompt) + size * jnp.sin(3 * prompt.query[0] + prompt.labels[0])
+
+
+FEW_OF_RECURRENT = ("delta rule, normalised", "retention", "gated delta rule", "delta rule with momentum", "mesa", "lags")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "gated delta rule" else pytest.mark.slow) for n in FEW_OF_RECURRENT]
+)
+def test_recurrent_learners_are_named_beside_a_part_that_no_family_has(name, key):
+    predictor, family, parameters = RECURRENT[name]
+    found = analysis.identify(eqx.Partial(with_a_part, predictor, np.asarray(0.01)), TASK, key, 1024)
+    assert found.verdict == family, found
+    assert 1e-3 < found.distance(family).mean < CLOSE
+    for parameter, expected in parameters.items():
+        scale = np.max(np.abs(expected))
+        np.testing.assert_allclose(found.identified.parameters[parameter], expected, rtol=0, atol=0.02 * scale)
+
+
+def test_families_that_read_the_order_are_fitted_only_where_it_counts(key):
+    def families(predictor):
+        return {row.candidate.family for row in analysis.identify(predictor, TASK, key, 1024, steps=2, layers=2).ranked}
+
+    ordered = {STEPS_OF_OWN, "online SGD", "implicit online SGD", FADING, DECAYED, MOVING, FADING_RIDGE, WEIGHTED}
+    without = families(estimators.named("ridge", penalty=1.0))
+    assert not without & ordered
+    # Its answers change by 3e-6 of their size when the examples are turned, where 1e-6 counts.
+    weights = 0.05 + 1e-7 * np.arange(LENGTH)
+    assert families(estimators.named("weighted_gradient_step", example_weights=weights)) == without | ordered
 
 
 def broken(prompt):
