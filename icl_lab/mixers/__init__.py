@@ -8,8 +8,8 @@ from icl_lab.mixers.base import FORMS as FORMS
 from icl_lab.mixers.base import Description as Description
 from icl_lab.mixers.base import Gate as Gate
 from icl_lab.mixers.base import Mixer as Mixer
-from icl_lab.mixers.linear import lightning_log_decay as lightning_log_decay
-from icl_lab.mixers.linear import retnet_log_decay as retnet_log_decay
+from icl_lab.mixers.recurrent.linear import lightning_log_decay as lightning_log_decay
+from icl_lab.mixers.recurrent.linear import retnet_log_decay as retnet_log_decay
 from icl_lab.mixers.references import compare_references as compare_references
 from icl_lab.mixers.registry import MIXERS as MIXERS
 from icl_lab.mixers.registry import Predictor as Predictor

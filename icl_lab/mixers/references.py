@@ -27,7 +27,7 @@ from icl_lab.core import compiled
 from icl_lab.core.precision import in_float64
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
-from icl_lab.mixers.linear import retnet_log_decay
+from icl_lab.mixers.recurrent.linear import retnet_log_decay
 from icl_lab.mixers.registry import named
 
 CHUNKS = (8, 16)

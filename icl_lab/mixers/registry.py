@@ -11,14 +11,14 @@ from jaxtyping import Inexact
 from icl_lab.core.errors import InvalidValueError
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Mixer
-from icl_lab.mixers.delta import KDA, DeltaNet, GatedDeltaNet, Longhorn
-from icl_lab.mixers.descent import TTT, MomentumDelta
-from icl_lab.mixers.dplr import DPLR
-from icl_lab.mixers.linear import GLA, HGRN2, RWKV6, LinearAttention, Retention, SimpleGLA
-from icl_lab.mixers.mamba import Mamba
-from icl_lab.mixers.mesa import Mesa, PreconditionedDelta
-from icl_lab.mixers.softmax import ForgettingAttention, SoftmaxAttention
-from icl_lab.mixers.vector_state import HGRN, RWKV4
+from icl_lab.mixers.maps.softmax import ForgettingAttention, SoftmaxAttention
+from icl_lab.mixers.recurrent.delta import KDA, DeltaNet, GatedDeltaNet, Longhorn
+from icl_lab.mixers.recurrent.descent import TTT, MomentumDelta
+from icl_lab.mixers.recurrent.dplr import DPLR
+from icl_lab.mixers.recurrent.linear import GLA, HGRN2, RWKV6, LinearAttention, Retention, SimpleGLA
+from icl_lab.mixers.recurrent.mamba import Mamba
+from icl_lab.mixers.recurrent.mesa import Mesa, PreconditionedDelta
+from icl_lab.mixers.recurrent.vector_state import HGRN, RWKV4
 from icl_lab.tasks.prompt import Prompt
 
 MIXERS: dict[str, type[Mixer]] = {

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from icl_lab import mixers
-from icl_lab.mixers import base, delta, dplr, linear, matrix_state, mesa, softmax, vector_state
+from icl_lab.mixers import base
+from icl_lab.mixers.maps import softmax
+from icl_lab.mixers.recurrent import delta, dplr, linear, matrix_state, mesa, vector_state
 
 FILE = Path(__file__).parent.parent / "references" / "mixers_seed11.npz"
 COMPUTED = (

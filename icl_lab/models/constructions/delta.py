@@ -17,7 +17,7 @@ import numpy as np
 
 from icl_lab.core.errors import InvalidValueError, UnsupportedProblemError
 from icl_lab.mixers.base import Mixer
-from icl_lab.mixers.delta import DeltaNet, Longhorn
+from icl_lab.mixers.recurrent.delta import DeltaNet, Longhorn
 from icl_lab.models.gates import GateMap, default_start, raw_value
 from icl_lab.models.learner import Layered
 from icl_lab.models.mixer_layer import MixerLayer, MixerWeights

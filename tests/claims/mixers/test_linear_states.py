@@ -8,7 +8,7 @@ from icl_lab import estimators, mixers
 from icl_lab.claims import registry
 from icl_lab.claims.mixers import ground
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.mixers.linear import LinearAttention, Retention
+from icl_lab.mixers.recurrent.linear import LinearAttention, Retention
 from icl_lab.theory.mixers import linear_attention, retention
 from tests.claims.claim_runs import failed_checks, run_claim, runs_of, with_slow
 

@@ -8,8 +8,8 @@ import pytest
 from icl_lab import estimators
 from icl_lab.claims import registry
 from icl_lab.core.errors import IclLabError
-from icl_lab.mixers import delta as delta_mixers
-from icl_lab.mixers import mesa as mesa_mixers
+from icl_lab.mixers.recurrent import delta as delta_mixers
+from icl_lab.mixers.recurrent import mesa as mesa_mixers
 from icl_lab.theory.mixers import delta_rule, gated_delta, kalman, momentum
 from icl_lab.theory.mixers.problem import KeyMoments
 from tests.claims.claim_runs import assert_holds, failed

@@ -32,8 +32,8 @@ from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Gate
 from icl_lab.mixers.forms import state_before
-from icl_lab.mixers.matrix_state import MatrixStateMixer, Updates, empty, matrix_size
 from icl_lab.mixers.parameters import ChannelParameter, check_parameter, per_channel
+from icl_lab.mixers.recurrent.matrix_state import MatrixStateMixer, Updates, empty, matrix_size
 
 LOG_DECAY = Gate("log_decay", -math.inf, 0.0, "it is the logarithm of the share of the state that is kept")
 CHANNEL_LOG_DECAY = Gate("log_decay", -math.inf, 0.0, LOG_DECAY.meaning, per_channel=True)

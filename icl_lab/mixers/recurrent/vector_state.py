@@ -31,8 +31,8 @@ from icl_lab.core.linalg import is_traced
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Mixer
 from icl_lab.mixers.forms import in_form, state_before, sums_to_end
-from icl_lab.mixers.linear import CHANNEL_LOG_DECAY
 from icl_lab.mixers.parameters import ChannelParameter, check_parameter, per_channel
+from icl_lab.mixers.recurrent.linear import CHANNEL_LOG_DECAY
 
 State = TypeVar("State")
 """What is kept, a tree of arrays (V,); with a leading token axis of many tokens."""

@@ -31,8 +31,8 @@ from jaxtyping import Float
 
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Gate
-from icl_lab.mixers.linear import CHANNEL_LOG_DECAY, LOG_DECAY
-from icl_lab.mixers.matrix_state import MatrixStateMixer, Updates, along_keys, matrix_size
+from icl_lab.mixers.recurrent.linear import CHANNEL_LOG_DECAY, LOG_DECAY
+from icl_lab.mixers.recurrent.matrix_state import MatrixStateMixer, Updates, along_keys, matrix_size
 
 
 class DeltaRule(MatrixStateMixer):

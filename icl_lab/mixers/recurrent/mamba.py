@@ -24,8 +24,8 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from icl_lab.mixers.base import Description, Gate
-from icl_lab.mixers.matrix_state import MatrixStateMixer, Updates, matrix_size
 from icl_lab.mixers.parameters import ChannelParameter, check_parameter, per_channel
+from icl_lab.mixers.recurrent.matrix_state import MatrixStateMixer, Updates, matrix_size
 
 
 class Mamba(MatrixStateMixer):

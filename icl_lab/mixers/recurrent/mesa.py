@@ -34,9 +34,9 @@ from jaxtyping import Inexact
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Gate, Mixer
 from icl_lab.mixers.forms import in_form, state_before
-from icl_lab.mixers.linear import LOG_DECAY
-from icl_lab.mixers.matrix_state import Updates, advance, advance_block, block_of, read_weights
 from icl_lab.mixers.parameters import ChannelParameter, check_parameter, per_channel
+from icl_lab.mixers.recurrent.linear import LOG_DECAY
+from icl_lab.mixers.recurrent.matrix_state import Updates, advance, advance_block, block_of, read_weights
 from icl_lab.tasks.prompt import check_count
 
 Operator = Callable[[Array], Array]

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Float, Inexact
 
 from icl_lab.core.typing import Array
-from icl_lab.mixers.attention_map import AttentionMap, cache_size, extended
 from icl_lab.mixers.base import Description, Mixer
 from icl_lab.mixers.forms import in_blocks, sums_to_end
-from icl_lab.mixers.linear import LOG_DECAY
+from icl_lab.mixers.maps.attention_map import AttentionMap, cache_size, extended
+from icl_lab.mixers.recurrent.linear import LOG_DECAY
 
 
 class SoftmaxAttention(Mixer):

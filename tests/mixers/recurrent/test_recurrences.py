@@ -6,7 +6,7 @@ import pytest
 
 from icl_lab import mixers
 from icl_lab.core.errors import InvalidValueError
-from icl_lab.mixers import descent
+from icl_lab.mixers.recurrent import descent
 from tests.mixers.sequences import K, draw, draw_prompt, error
 from tests.mixers.test_common import runs
 from tests.mixers.test_references import plant

@@ -29,9 +29,9 @@ from jaxtyping import Bool, Float, Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Gate
-from icl_lab.mixers.delta import ExplicitStep
 from icl_lab.mixers.forms import in_form, state_before
-from icl_lab.mixers.matrix_state import empty, inverse
+from icl_lab.mixers.recurrent.delta import ExplicitStep
+from icl_lab.mixers.recurrent.matrix_state import empty, inverse
 from icl_lab.tasks.prompt import check_count
 
 LOG_MOMENTUM = Gate("log_momentum", -math.inf, 0.0, "it is the logarithm of the share of the last step that is taken again")

@@ -17,8 +17,8 @@ from jaxtyping import Inexact
 
 from icl_lab.core.typing import Array
 from icl_lab.mixers.base import Description, Gate
-from icl_lab.mixers.linear import CHANNEL_LOG_DECAY
-from icl_lab.mixers.matrix_state import MatrixStateMixer, Updates, matrix_size
+from icl_lab.mixers.recurrent.linear import CHANNEL_LOG_DECAY
+from icl_lab.mixers.recurrent.matrix_state import MatrixStateMixer, Updates, matrix_size
 
 PROBE = Gate("probe", -math.inf, math.inf, "it is where the state is read before it decays", per_channel=True)
 FEEDBACK = Gate("feedback", -math.inf, math.inf, "along it the state at the probe is added", per_channel=True)

@@ -1,0 +1,1 @@
+"""Mixers that weigh every token they see."""
