@@ -156,6 +156,13 @@ LEARNERS = RECURRENT | {
 }
 
 
+TWINS = {
+    *("delta rule, normalised", "retention of a RetNet", "mamba", "delta rule with momentum", "mesa", "mesa without decay"),
+    *("weights of a delta rule", "weights of longhorn", "recursive", "ten steps", "weights of three steps"),
+}
+"""Learners that compute what another one does, by other means."""
+
+
 def check(predictor, family, parameters, task, seed):
     found = analysis.identify(predictor, task, jax.random.key(seed), 1024)
     assert found.verdict == family, found
@@ -169,7 +176,7 @@ def check(predictor, family, parameters, task, seed):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in LEARNERS])
 def test_known_learners_are_named_with_their_parameters(name, seed):
     check(*LEARNERS[name], TASK, seed)
 
