@@ -11,7 +11,10 @@ from icl_lab import mixers
 from icl_lab.core.errors import IclLabError, InvalidValueError, NonFiniteError
 from tests.mixers.sequences import ALL, K, constant_gates, draw, draw_prompt, error, value_width
 
-every_mixer = pytest.mark.parametrize("mixer", ALL.values(), ids=ALL)
+every_mixer = pytest.mark.parametrize(
+    "mixer",
+    [pytest.param(mixer, id=name, marks=() if name in mixers.MIXERS else pytest.mark.slow) for name, mixer in ALL.items()],
+)
 LENGTHS = (pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(16, marks=pytest.mark.slow), 33)
 CHUNKS = (1, 8, 16)
 

@@ -159,6 +159,7 @@ LEARNERS = RECURRENT | {
 TWINS = {
     *("delta rule, normalised", "retention of a RetNet", "mamba", "delta rule with momentum", "mesa", "mesa without decay"),
     *("weights of a delta rule", "weights of longhorn", "recursive", "ten steps", "weights of three steps"),
+    *("gated delta rule", "delta rule", "one step uphill", "ridge, small", "weights of gd++"),
 }
 """Learners that compute what another one does, by other means."""
 
