@@ -11,9 +11,14 @@ from icl_lab import mixers
 from icl_lab.core.errors import IclLabError, InvalidValueError, NonFiniteError
 from tests.mixers.sequences import ALL, K, constant_gates, draw, draw_prompt, error, value_width
 
+# Their steps are those of retention, gla, kda and deltanet, and claims run them in every form.
+TWINS = ("simple_gla", "hgrn2", "gated_deltanet", "longhorn")
 every_mixer = pytest.mark.parametrize(
     "mixer",
-    [pytest.param(mixer, id=name, marks=() if name in mixers.MIXERS else pytest.mark.slow) for name, mixer in ALL.items()],
+    [
+        pytest.param(mixer, id=name, marks=() if name in mixers.MIXERS and name not in TWINS else pytest.mark.slow)
+        for name, mixer in ALL.items()
+    ],
 )
 LENGTHS = (pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(16, marks=pytest.mark.slow), 33)
 CHUNKS = (1, 8, 16)
