@@ -140,19 +140,23 @@ class MixerLayer(Layer):
         """What the mixer takes besides queries, keys and values, by name."""
         return {gate.name: gate for gate in self.mixer.description.gates}
 
+    @property
+    def _several(self) -> tuple[int, ...]:
+        """The axis of the pairs of a token, if it writes more than one."""
+        return (self.writes,) if self.writes > 1 else ()
+
     def shapes(self, heads: int, width: int, key_width: int, value_width: int) -> dict[str, tuple[int, ...]]:
         """The shapes of the projections."""
-        several = (self.writes,) if self.writes > 1 else ()
         return {
             "w_q": (heads, key_width, width),
-            "w_k": (heads, *several, key_width, width),
-            "w_v": (heads, *several, value_width, width),
+            "w_k": (heads, *self._several, key_width, width),
+            "w_v": (heads, *self._several, value_width, width),
             "w_o": (heads, width, value_width),
         }
 
     def gate_shape(self, gate: Gate, heads: int, key_width: int) -> tuple[int, ...]:
         """The shape of the bias of a gate."""
-        return (heads, *((self.writes,) if self.writes > 1 else ()), *((key_width,) if gate.per_channel else ()))
+        return (heads, *self._several, *((key_width,) if gate.per_channel else ()))
 
     def prepared(self, weights: Weights, width: int, place: str) -> MixerWeights:
         """The weights as they are, after a check of every shape."""

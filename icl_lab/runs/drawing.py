@@ -39,7 +39,7 @@ class Drawing:
         """Begin with the figures of training."""
         if self.enabled:
             length = prepared.task.context_length
-            with contextlib.suppress(OSError):  # raised again by `finish`
+            with contextlib.suppress(Exception):  # raised again by `finish`, which says it and keeps the run
                 self._begin(run_figures.draw_training, training_curves(training, prepared.model, prepared.optimum, length))
 
     def finish(self, run: Simulation) -> str | None:
@@ -59,7 +59,7 @@ class Drawing:
             with phase("figures"):
                 for _ in range(self.begun):
                     problem = problem or painter.painter().wait()
-        except OSError as error:
+        except Exception as error:
             problem = in_words(error)
         if problem is None:
             return None

@@ -43,7 +43,8 @@ class Painter:
           arguments: whatever pickle takes.
         """
         assert self._process.stdin is not None
-        pickle.dump((function, arguments), self._process.stdin)
+        # Whole before the first byte is sent: what cannot be pickled leaves nothing in the pipe.
+        self._process.stdin.write(pickle.dumps((function, arguments)))
         self._process.stdin.flush()
 
     def wait(self) -> str | None:

@@ -233,7 +233,10 @@ def test_several_writes_convolution_and_norms_are_what_they_say(rng, data_depend
     np.testing.assert_allclose(model(weights, prompt), expected[-1, DIM:], rtol=1e-8, atol=1e-9)
 
 
-@every_mixer
+FEW = ("deltanet", "ttt", "mesa", "mamba", "hgrn", "softmax")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in mixers.MIXERS])
 def test_every_mixer_writes_several_pairs_and_stands_behind_a_convolution(rng, name):
     mixer = mixers.named(name)
     layer = MixerLayer(mixer, writes=2, convolution=3, unit_keys=True, output_norm=True)

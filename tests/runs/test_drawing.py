@@ -1,6 +1,7 @@
 """The process that draws the figures of a run: it begins after training, and leaves nothing behind of a run that failed."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -83,6 +84,27 @@ def test_a_figure_that_cannot_be_drawn_is_said_and_leaves_no_others(tmp_path, ca
     assert not (tmp_path / "figures").exists()
     with drawing(tmp_path / "figures", True) as figures:  # the next one is drawn
         assert figures.finish(RUN) is None
+
+
+def test_curves_that_cannot_be_computed_are_said_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ZeroDivisionError("no curves")
+
+    monkeypatch.setattr(module, "training_curves", fail)
+    with drawing(tmp_path / "figures", True) as figures:
+        figures.trained(PREPARED, TRAINING)
+        assert "no curves" in figures.finish(RUN)
+    assert "kept without its figures" in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()
+
+
+def test_what_pickle_refuses_leaves_nothing_in_the_pipe(tmp_path):
+    drawer = painter.Painter()
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        drawer.begin(os.mkdir, np.ones(100_000), lambda: None)
+    drawer.begin(os.mkdir, tmp_path / "c")
+    assert drawer.wait() is None
+    drawer.stop()
 
 
 def test_a_process_that_dies_is_said(tmp_path):

@@ -92,7 +92,7 @@ class Trained(Drift):
     )
     n: int = integer(60, 1, "context length of the training")
     steps: int = integer(700, 1, "number of updates", "of Adam, its rate falling to 0 by a cosine")
-    batch: int = integer(512, 2, "prompts of an update of the head")
+    batch: int = integer(512, 2, "prompts of an update")
 
     def adam(self, loss: objectives.Objective, start: Any, rate: float) -> Any:
         """The weights that Adam leaves; on fresh prompts, where the loss is of prompts."""
