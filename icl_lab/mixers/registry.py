@@ -32,6 +32,8 @@ MIXERS: dict[str, type[Mixer]] = {
     )
 }
 """Every mixer of the package by its name; all parameters have defaults."""
+KINDS = {bool: "true or false", str: "a name"}
+"""What a parameter must be whose default is no number."""
 
 
 class Predictor(eqx.Module):
@@ -71,10 +73,9 @@ def named(name: str, **parameters: Any) -> Mixer:
         raise InvalidValueError(f"`{name}` takes the parameters {sorted(fields(name))}; got {sorted(unknown)}.")
     for field in dataclasses.fields(MIXERS[name]):
         value = parameters.get(field.name, field.default)
-        if isinstance(field.default, bool) and not isinstance(value, bool):
-            raise InvalidValueError(f"`{field.name}` of {name} must be true or false; got {value!r}.")
-        if not isinstance(field.default, bool) and isinstance(value, str | bool | list | dict):
-            raise InvalidValueError(f"`{field.name}` of {name} must be a number; got {value!r}.")
+        kind = next((kind for kind in KINDS if isinstance(field.default, kind)), None)
+        if not isinstance(value, kind) if kind else isinstance(value, str | bool | list | dict):
+            raise InvalidValueError(f"`{field.name}` of {name} must be {KINDS.get(kind, 'a number')}; got {value!r}.")
     return MIXERS[name](**parameters)
 
 
