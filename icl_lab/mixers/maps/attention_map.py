@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Inexact, Int
@@ -37,7 +38,7 @@ class Cache(NamedTuple):
     gates: dict[str, Array]
 
 
-class Sight(NamedTuple):
+class Sight(eqx.Module):
     """What one query sees.
 
     Attributes:
