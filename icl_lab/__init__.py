@@ -28,7 +28,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from icl_lab.core import compiler
+
 __version__ = "0.1.0"
+
+compiler.settle()
 
 
 def enable_cache() -> Path | None:

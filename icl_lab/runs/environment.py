@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 
+from icl_lab.core import compiler
 from icl_lab.core.errors import DeviceError
 
 DROPPED = (
@@ -78,7 +79,7 @@ def settle() -> None:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
-    flags = os.environ.get("XLA_FLAGS", "")
+    flags = os.environ.get("XLA_FLAGS", "").replace(compiler.OWN_SUMS, "").strip()
     if flags and flags != os.environ.get(_CHECKED) and "jax" not in sys.modules:
         _check_flags(flags)
         os.environ[_CHECKED] = flags
