@@ -31,8 +31,8 @@ from tests.analysis.identify.learners import (
 )
 
 
-def check(predictor, family, parameters, task, seed):
-    found = analysis.identify(predictor, task, jax.random.key(seed), 1024)
+def check(predictor, family, parameters, task, seed, steps=3):
+    found = analysis.identify(predictor, task, jax.random.key(seed), 1024, steps=steps)
     assert found.verdict == family, found
     assert found.identified is not None
     assert parameters.keys() <= found.identified.parameters.keys()
@@ -46,7 +46,7 @@ def check(predictor, family, parameters, task, seed):
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in LEARNERS])
 def test_known_learners_are_named_with_their_parameters(name, seed):
-    check(*LEARNERS[name], TASK, seed)
+    check(*LEARNERS[name], TASK, seed, steps=10 if name in ("five steps", "ten steps") else 3)
 
 
 PLACES = {
