@@ -8,6 +8,7 @@ import pytest
 
 from icl_lab import mixers
 from icl_lab.core.errors import InvalidValueError
+from icl_lab.mixers.recurrent import descent
 from icl_lab.tasks.prompt import Prompt
 from tests.mixers.sequences import K, V, draw, draw_prompt, error
 from tests.mixers.test_common import runs
@@ -118,8 +119,8 @@ def test_linear_attention_from_a_state_is_no_gradient_step_from_it_and_the_delta
         parameters = {"scale": 1.0, "write_strength": 0.4} | gates
         before = {
             "deltanet": start,
-            "momentum_delta": mixers.descent.Moving(start, 0 * start),
-            "ttt": mixers.descent.Batched(start, start, np.zeros(())),
+            "momentum_delta": descent.Moving(start, 0 * start),
+            "ttt": descent.Batched(start, start, np.zeros(())),
         }[name]
         learned = mixers.predictor(name, **parameters)(rest)
         assert error(mixers.predictor(name, initial=before, **parameters)(prompt), query @ start + learned) <= 1e-12
