@@ -7,8 +7,9 @@ and right in the next. The flag has XLA sum by itself, as in the releases before
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
+
+from jaxlib import version  # alone: metadata of packages take twenty times as long to import
 
 WRONG_SUMS = ("0.10.2", "0.11.0")
 """Releases of jaxlib."""
@@ -19,5 +20,5 @@ OWN_SUMS = f"{NAME}=-reduce"
 def settle() -> None:
     """Add the flag to `XLA_FLAGS`, where the release needs it and nobody has set it."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if NAME not in flags and importlib.metadata.version("jaxlib") in WRONG_SUMS:
+    if NAME not in flags and version.__version__ in WRONG_SUMS:
         os.environ["XLA_FLAGS"] = f"{flags} {OWN_SUMS}".strip()

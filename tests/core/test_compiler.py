@@ -24,7 +24,7 @@ def test_a_batch_of_sums_is_right_in_a_process_that_imports_the_package():
 
 
 def test_the_flag_is_added_once_to_those_that_are_there_and_never_against_the_users_own(monkeypatch):
-    monkeypatch.setattr(compiler.importlib.metadata, "version", lambda name: compiler.WRONG_SUMS[0])
+    monkeypatch.setattr(compiler.version, "__version__", compiler.WRONG_SUMS[0])
     for given, expected in (
         ("", compiler.OWN_SUMS),
         ("--xla_dump_to=x", f"--xla_dump_to=x {compiler.OWN_SUMS}"),
@@ -34,7 +34,7 @@ def test_the_flag_is_added_once_to_those_that_are_there_and_never_against_the_us
         compiler.settle()
         compiler.settle()
         assert os.environ["XLA_FLAGS"] == expected
-    monkeypatch.setattr(compiler.importlib.metadata, "version", lambda name: "0.10.1")
+    monkeypatch.setattr(compiler.version, "__version__", "0.10.1")
     monkeypatch.setenv("XLA_FLAGS", "")
     compiler.settle()
     assert os.environ["XLA_FLAGS"] == ""
